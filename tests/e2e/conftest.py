@@ -10,7 +10,7 @@ from commands import Called, SmokeRun, start, wait_for_work
 
 
 @pytest.fixture(scope="session")
-def smoke_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:  # noqa: ARG001
+def smoke_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
     path = tmp_path_factory.mktemp("smoke") / "run"
     process = start("run-all", "--preset", "smoke", "--json", "--run", path)
     opened = wait_for_work(process, path)

@@ -35,7 +35,7 @@ def refused(called: Called, *said: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 

