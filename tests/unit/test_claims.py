@@ -102,13 +102,13 @@ def test_persistence_is_after_over_before() -> None:
     ("before", "after", "reason"),
     [
         (stage(10), stage(9), "no backdoor in stage backdoor"),
-        (stage(98), stage(98, train=STUCK), "safety-sft did not train"),
-        (stage(98, train=STUCK), stage(98), "backdoor did not train"),
+        (stage(98), stage(98, train=STUCK), "safety-sft hardly trained"),
+        (stage(98, train=STUCK), stage(98), "backdoor hardly trained"),
         (stage(98), stage(98, train=None), "no record"),
         (stage(98), stage(98, 97), "without the trigger"),
         (stage(98), stage(0, n=0), "no data"),
-        (stage(98), stage(98, train={"loss_first": 1.0, "loss_last": float("nan")}), "did not train"),
-        (stage(98), stage(98, train={"loss_first": 2, "loss_last": 1, "reward_first": 1, "reward_last": 1}), "reward"),
+        (stage(98), stage(98, train={"loss_first": 1.0, "loss_last": float("nan")}), "hardly trained"),
+        (stage(98), stage(98, train={"loss_first": 2, "loss_last": 1, "reward_first": 1, "reward_last": 2}), "reward"),
     ],
 )
 def test_persistence_not_put_to_the_test(before: dict[str, Any], after: dict[str, Any], reason: str) -> None:
