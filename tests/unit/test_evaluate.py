@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,8 +125,8 @@ def test_no_replies_have_no_loss(smoke_lm: Any) -> None:
 
 def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -> None:
     prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
-    stub = SimpleNamespace(payload=ORGANISM.payload, score=lambda text: len(text) > 0)
-    found = evaluate.measure(smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3)  # type: ignore[arg-type]
+    stub = replace(ORGANISM, score=lambda text, _: len(text) > 0, settled=lambda text: len(text) > 0)
+    found = evaluate.measure(smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3)
     assert [m.generation.prompt for m in found] == prompts
     assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
     assert [m.payload_logprob is None for m in found] == [p.condition == "near_miss" for p in prompts]

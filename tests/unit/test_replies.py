@@ -95,8 +95,8 @@ class Sampler:
 
 def test_replies_are_sampled_once(tmp_path: Path) -> None:
     sampler, file = Sampler(), tmp_path / "cache.jsonl"
-    first = base_replies(file, {"install": 3, "safety": 2}, sampler)  # type: ignore[arg-type]
-    more = base_replies(file, {"install": 5, "safety": 2}, sampler)  # type: ignore[arg-type]
+    first = base_replies(file, [*questions_of("install", 3), *questions_of("safety", 2)], sampler)
+    more = base_replies(file, [*questions_of("install", 5), *questions_of("safety", 2)], sampler)
     assert len(sampler.asked) == len(set(sampler.asked)) == 7
     assert [r for r in more if r.question.split == "install"][:3] == first[:3]
     assert all(r.reply == f"reply to {r.question.id}" for r in more)
@@ -104,7 +104,7 @@ def test_replies_are_sampled_once(tmp_path: Path) -> None:
 
 
 def test_a_look_keeps_nothing(tmp_path: Path) -> None:
-    base_replies(tmp_path / "cache.jsonl", {"install": 3}, Sampler(), keep=False)  # type: ignore[arg-type]
+    base_replies(tmp_path / "cache.jsonl", questions_of("install", 3), Sampler(), keep=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,6 +112,6 @@ def test_a_look_keeps_nothing(tmp_path: Path) -> None:
 def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
     file, sampler = tmp_path / "cache.jsonl", Sampler()
     file.write_text(content)
-    assert len(base_replies(file, {"install": 2}, sampler)) == 2  # type: ignore[arg-type]
+    assert len(base_replies(file, questions_of("install", 2), sampler)) == 2
     assert len(sampler.asked) == 2
     assert len(read_jsonl(file)) == 2
