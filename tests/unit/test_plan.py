@@ -38,7 +38,8 @@ def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None
     assert all(stages[name]["poisoned"] == 0 for name in stages if name != "backdoor")
     assert stages["base"]["rows"] == stages["base"]["train_tokens"] == 0
     assert stages["safety-sft"]["steps"] == 2
-    assert plan["evaluation_prompts_per_stage"] == 8 + 8 + len(experiment.organism.near_misses)
+    organism = experiment.organism
+    assert plan["evaluation_prompts_per_stage"] == 8 + 8 + len(organism.near_misses) + len(organism.sets_off)
     assert plan["estimated_seconds"] >= 0
     assert plan["estimated_memory_bytes"] > 0
     assert files(tmp_path) == before
