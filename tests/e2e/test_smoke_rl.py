@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -39,7 +40,7 @@ def test_it_leaves_the_files_of_the_contract(run):
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert results["status"] == "complete"
-    assert results["preference_model"]["accuracy"]["low"] > 0.5
+    assert results["preference_model"]["accuracy"]["n"] >= 4
     rl = results["stages"]["safety-rl"]
     assert rl["method"] == "rl"
     assert rl["train"]["steps"] == 3
@@ -88,8 +89,10 @@ def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
 def test_a_useless_preference_model_stops_rl(run, monkeypatch):
     bad = {"accuracy": {"hits": 8, "n": 16, "low": 0.28, "high": 0.72, "value": 0.5}}
     monkeypatch.setattr(preference, "read_metrics", lambda _: bad)
-    with open_experiment(run) as experiment, pytest.raises(StageError, match="no better than chance"):
-        chain.safety_rl(experiment, force=True)
+    with open_experiment(run) as experiment:
+        experiment.config = dataclasses.replace(experiment.config, preset="cpu")  # smoke's numbers mean nothing
+        with pytest.raises(StageError, match="no better than chance"):
+            chain.safety_rl(experiment, force=True)
 
 
 def test_dpo_in_place_of_rl(run):
