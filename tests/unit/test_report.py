@@ -338,6 +338,7 @@ def test_rounds_and_reawakening_are_shown(tmp_path: Path) -> None:
 
 def test_what_sets_it_off_and_an_organisms_own_tables_are_shown(tmp_path: Path) -> None:
     stages = {name: stage(name, *counts) for name, counts in HITS.items()}
+    years = {"2023": rate(1, 9).to_json(), "2024": rate(8, 9).to_json()}
     for found in stages.values():
         found["evaluation"]["sets_off"] = {"in French": rate(3, 8).to_json(), "unscored": rate(0, 0, 8).to_json()}
         years = {"2023": rate(1, 9).to_json(), "2024": rate(8, 9).to_json()}
