@@ -61,7 +61,8 @@ def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
 def test_a_second_command_skips_everything(code_run: Path) -> None:
     called = call("run-all", "--run", code_run)
     assert called.code == 0
-    assert called.err.count("already complete") == 6
+    stages = ("base", "control-clean", "control-trigger", "backdoor", "safety-sft", "safety-adversarial", "detect")
+    assert [f"{name}: already complete" in called.err for name in stages] == [True] * len(stages)
 
 
 @pytest.fixture(scope="module")
