@@ -12,6 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def trl(quantization: str | None, n: int, batch: int) -> dict:
         for r in rows
     ])  # fmt: skip
     settings = SFTConfig(
-        output_dir="/dev/null", per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=2e-4,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=2e-4,
         max_grad_norm=1.0,
         lr_scheduler_type="cosine", logging_steps=1, report_to=[], save_strategy="no", gradient_checkpointing=False,
         bf16=name == "bfloat16", fp16=False, use_cpu=not torch.cuda.is_available(), seed=0, disable_tqdm=True,
