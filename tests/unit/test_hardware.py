@@ -138,7 +138,12 @@ def test_a_step_is_made_to_fit_by_smaller_micro_batches_then_by_recomputing() ->
     def estimate(micro_batch: int, checkpointing: bool) -> int:
         return 10 + micro_batch * (4 if checkpointing else 40)
 
-    assert fit_step(estimate, 16, 10_000) == (16, False)
-    assert fit_step(estimate, 16, 250) == (4, False)
-    assert fit_step(estimate, 16, 50) == (8, True)
-    assert fit_step(estimate, 16, 1) == (1, True)  # nothing fits: the least, and running out of memory says so
+    def fitted(memory: int, longest: int = 1, hw: Hardware = CPU) -> tuple[int, bool]:
+        return fit_step(estimate, 16, longest, replace(hw, memory_bytes=memory))
+
+    assert fitted(10_000) == (16, False)
+    assert fitted(250) == (4, False)
+    assert fitted(50) == (8, True)
+    assert fitted(1) == (1, True)  # nothing fits: the least, and running out of memory says so
+    assert fitted(10_000, longest=200) == (4, False)  # a CPU gains nothing from more than CPU_TOKENS at once
+    assert fitted(10_000, longest=200, hw=replace(CPU, device="cuda")) == (16, False)

