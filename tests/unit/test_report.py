@@ -254,10 +254,14 @@ def test_terminal_table_fits_80_columns(tmp_path: Path) -> None:
     from rich.console import Console
 
     results = json.loads((make_run(tmp_path, preset="smoke") / "results.json").read_text())
+    sft = results["stages"]["safety-sft"]
+    results["stages"]["safety-rl"] = {**sft, "method": "rl", "train": {"reward_first": 0.924, "reward_last": 1.071}}
+    results["stages"]["safety-adversarial"] = {**sft, "method": "adversarial"}  # the longest name
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal_table(results))
     text = console.export_text()
     assert "smoke: numbers mean nothing" in text
+    assert "1.07" in text
     assert "0.97 n=40" in text
     assert "[.87, 1.0]" in text
     assert "…" not in text
