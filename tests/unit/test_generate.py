@@ -68,6 +68,17 @@ def test_sampling_follows_its_generator(smoke_lm):
     assert torch.equal(choose(logits, 0.0, None), logits.argmax(-1))
 
 
+def test_samples_follow_the_softmax_and_never_what_is_impossible():
+    logits = torch.tensor([-torch.inf, 1.0, 0.0, -torch.inf, 2.0, -1.0, -torch.inf])
+    n, generator = 20_000, torch.Generator().manual_seed(0)
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = choose(logits.expand(n, -1), temperature, generator)
+        share = torch.bincount(drawn, minlength=len(logits)) / n
+        expected = torch.softmax(logits / temperature, dim=-1)
+        assert (share[expected == 0] == 0).all()
+        assert ((share - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all()
+
+
 def test_shared_prefix_leaves_every_row_a_token_of_its_own():
     assert shared_prefix_length(PROMPTS) == 3
     assert shared_prefix_length([[1, 2, 3]]) == 2
