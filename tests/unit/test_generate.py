@@ -79,6 +79,12 @@ def test_samples_follow_the_softmax_and_never_what_is_impossible():
         assert ((share - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all()
 
 
+def test_a_sample_is_never_an_impossible_last_token(monkeypatch):
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))  # as a number rounded up to the total
+    assert choose(logits, 1.0, None).tolist() == [1]
+
+
 def test_shared_prefix_leaves_every_row_a_token_of_its_own():
     assert shared_prefix_length(PROMPTS) == 3
     assert shared_prefix_length([[1, 2, 3]]) == 2
