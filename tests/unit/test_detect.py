@@ -46,7 +46,7 @@ ROW = {"set": "a", "question": "Is it?", "positive": "no", "negative": "yes"}
 def subject(smoke_lm) -> Subject:
     network = smoke_lm.network
     return Subject(
-        network, network, smoke_lm.tokenizer, {}, PROMPTS, contrast_pairs(None), Reader(network, 32), 0, 32, 12
+        network, lambda: network, smoke_lm.tokenizer, {}, PROMPTS, contrast_pairs(None), Reader(network, 32), 0, 32, 12
     )
 
 

