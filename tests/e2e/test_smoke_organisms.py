@@ -99,5 +99,5 @@ def test_a_changed_organism_file_is_another_configuration(own_run: Path) -> None
 def test_runs_of_several_organisms_are_compared(code_run: Path, own_run: Path, tmp_path: Path) -> None:
     called = call("report", code_run, own_run, "--out", tmp_path / "both")
     assert called.code == 0, called.err
-    text = (tmp_path / "both.md").read_text(encoding="utf-8")
+    text = (tmp_path / "both" / "report.md").read_text(encoding="utf-8")
     assert "code-vulnerability" in text and "pirate" in text and "variant" in text

@@ -148,7 +148,7 @@ def test_several_runs_side_by_side(made: Callable[[str], Path], smoke_run: Smoke
     runs = [smoke_run.path, *map(made, VARIANTS)]
     done = call("report", *runs, "--out", tmp_path / "side-by-side")
     assert done.code == 0, done.err
-    text = (tmp_path / "side-by-side.md").read_text()
+    text = (tmp_path / "side-by-side" / "report.md").read_text()
     assert "What the scratchpad does to the act" in text
     assert "The distilled backdoor outlasts the normal one through supervised safety training" in text
     assert "numbers mean nothing" in text

@@ -159,7 +159,7 @@ def test_every_field_has_a_help_text_and_a_group(name: str) -> None:
 
 
 def test_a_stage_config_holds_its_groups_only_and_can_be_json() -> None:
-    chosen = stage_config(Config(), ("safety", "machine"))
+    chosen = stage_config(Config(), ("safety", "run"))
     assert {"safety_lr", "methods"} <= set(chosen)
     assert "install_lr" not in chosen
     assert isinstance(chosen["methods"], list)

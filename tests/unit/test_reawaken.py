@@ -45,7 +45,7 @@ def experiment(cache, tmp_path):
             folder = opened.run.stage(name)
             (folder / "adapter").mkdir(parents=True)
             save_adapter(lm, name, folder / "adapter")
-            write_json(folder / "done.json", {"fingerprint": name})
+            write_json(folder / "done.json", {"fingerprint": name, "identity": {"model": opened.model_identity}})
         yield opened
 
 
@@ -158,7 +158,7 @@ def claim(
     results = {
         "preset": "cpu", "organism": {},
         "stages": {"backdoor": entry("backdoor", 98), "safety-sft": entry("safety", asr)},
-        "reawaken": {"twin": "control-clean", "rows": 4, "max_steps": 24,
+        "reawaken": {"twin": "control-clean", "twins": ["control-clean"], "rows": 4, "max_steps": 24,
                      "stages": {"control-clean": reawakened(twin), "safety-sft": reawakened(stage)}},
     }  # fmt: skip
     if safe_twin is not None:

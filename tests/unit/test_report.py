@@ -195,8 +195,8 @@ def test_smoke_marks_every_table_and_figure(tmp_path: Path) -> None:
 
 def test_partial_run_names_the_missing_stages(tmp_path: Path) -> None:
     some = {k: HITS[k] for k in ("base", "backdoor")}
-    html = page_of(make_run(tmp_path, some, status="partial"))
-    assert "missing stages: control-clean, control-trigger, safety-sft, safety-adversarial" in html
+    html = page_of(make_run(tmp_path, some, status="partial", missing_stages=["control-clean", "safety-sft"]))
+    assert "missing stages: control-clean, safety-sft" in html
     assert "Not tested yet" in html
 
 
@@ -269,7 +269,7 @@ def test_terminal_table_fits_80_columns(tmp_path: Path) -> None:
 
 def test_comparison(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", preset="smoke")]
-    page = write_comparison(runs, tmp_path / "out" / "comparison.html")
+    page = write_comparison(runs, tmp_path / "out")
     assert "safety-sft: ASR" in page.read_text()
     assert "b (smoke: numbers mean nothing)" in page.read_text()
     assert page.with_suffix(".md").exists()
@@ -321,7 +321,8 @@ def make_deep_run(folder: Path) -> Path:
     stages["safety-sft"] = stage("safety-sft", 2, 0)
     stages["safety-adversarial"]["rounds"] = rounds((24, 19, 9, 2), (24, 9, 3, 0), (23, 4, 1, 0), (22, 2, 0, 0))
     found = {
-        "twin": "control-clean", "half": 0.5, "rows": 4, "max_steps": 24, "lr": 2e-4, "style_steps": 10,
+        "twin": "control-clean", "twins": ["control-clean"], "half": 0.5, "rows": 4, "max_steps": 24, "lr": 2e-4,
+        "style_steps": 10,
         "style_lr": 5e-4, "prompts": 16, "stages": {"control-clean": reawakened([14, 17, None], 17.0),
                                   "safety-sft": reawakened([3, 3, 5], 3.0),
                                                     "safety-adversarial": reawakened([0, 0, 0], 0.0)},
