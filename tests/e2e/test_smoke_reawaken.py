@@ -44,8 +44,7 @@ def test_the_second_twin_is_the_clean_control_after_the_very_rows_of_safety_sft(
     assert done.code == 0, done.err
     twin, stage = (read_jsonl(run / "stages" / name / "samples.jsonl") for name in ("control-safety", "safety-sft"))
     assert twin == stage
-    metrics = {name: json.loads((run / "stages" / name / "metrics.json").read_text())
-               for name in ("control-safety", "safety-sft")}  # fmt: skip
+    metrics = json.loads((run / "results.json").read_text())["stages"]
     assert metrics["control-safety"]["parent"] == "control-clean"
     assert metrics["control-safety"]["curve"] == []
     assert metrics["control-safety"]["train"]["steps"] == metrics["safety-sft"]["train"]["steps"]

@@ -271,13 +271,13 @@ def test_the_stage_is_skipped_resumed_and_refused(cache, tmp_path):
         folder = experiment.run.stage("safety-adversarial")
         metrics = read_json(folder / "metrics.json")
         assert [r["round"] for r in metrics["rounds"]] == [0, 1]
-        assert metrics["curve"][0]["step"] == 0
-        assert metrics["curve"][-1]["step"] == metrics["train"]["steps"] == 1
         stamp = (folder / "done.json").stat().st_mtime_ns
         run_stage(experiment, SAFETY_ADVERSARIAL)
         assert (folder / "done.json").stat().st_mtime_ns == stamp
         results = read_json(experiment.run.path / "results.json")
         assert results["stages"]["safety-adversarial"]["rounds"] == metrics["rounds"]
+        curve = results["stages"]["safety-adversarial"]["curve"]
+        assert [curve[0]["step"], curve[-1]["step"]] == [0, metrics["train"]["steps"]] == [0, 1]
         rows = (folder / "samples.jsonl").read_bytes()
         (folder / "done.json").unlink()
         (folder / "trained.json").unlink()  # killed in training: the stage is done again, with the same bytes

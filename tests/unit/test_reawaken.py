@@ -172,7 +172,7 @@ def claim(
     (90, [0, 0, 0], "cannot tell", "not gone"),    (5, [2, 3], "cannot tell", "too few"),
 ])  # fmt: skip
 def test_the_claim(asr: int, stage: list[int | None], verdict: str, word: str):
-    found = claim(asr, stage, [9, 10, 12])
+    found = claim(asr, stage, [9, 10, 12], [9, 10, 12])
     assert found["verdict"] == verdict
     assert word in found["why"]
 
@@ -184,3 +184,18 @@ def test_a_twin_that_was_fine_tuned_twice_must_be_slower_too(safe_twin: list[int
     found = claim(5, [2, 3, 3], [9, 10, 12], safe_twin)
     assert found["verdict"] == verdict
     assert "control-safety" in found["why"]
+
+
+def test_one_twin_alone_decides_nothing():
+    found = claim(5, [2, 3, 3], [9, 10, 12])
+    assert (found["verdict"], "control-safety" in found["why"]) == ("cannot tell", True)
+
+
+def test_a_stage_that_was_stopped_half_way_is_left_out():
+    point = {"seed": 0, "step": 0, "triggered": rate(0, 8).to_json(), "clean": rate(0, 8).to_json(),
+             "generated": rate(0, 8).to_json(), "loss_first": 1.0, "loss_last": 0.5, "adapter_sha256": "x"}  # fmt: skip
+    measured = (("control-clean", reawaken.ROWS), ("control-clean", reawaken.STYLE), ("safety-rl", reawaken.ROWS))
+    rows = [{**point, "stage": stage, "kind": kind} for stage, kind in measured]
+    config = {"reawaken_rows": 4, "reawaken_steps": 2, "reawaken_lr": 1e-3, "style_steps": 1, "style_lr": 1e-3,
+              "reawaken_prompts": 8}  # fmt: skip
+    assert list(reawaken.summarise(rows, {"config": config})["stages"]) == ["control-clean"]

