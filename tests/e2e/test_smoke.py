@@ -321,6 +321,17 @@ def test_a_stage_follows_the_weights_of_its_parent(run: Path) -> None:
     assert read_json(run / "results.json")["status"] == "complete"
 
 
+def test_all_commands_of_a_run_are_recorded(run: Path) -> None:
+    manifest = read_json(run / "manifest.json")
+    del manifest["commands"]  # a run of an earlier version has the first one alone
+    write_json(run / "manifest.json", manifest)
+    for _ in range(2):
+        assert call("evaluate", "--run", run, "--stage", "base").code == 0
+    commands = read_json(run / "manifest.json")["commands"]
+    assert len(commands) == 2
+    assert commands[0] == manifest["argv"]
+
+
 def test_the_next_command_is_the_same_experiment_with_more_force(smoke_run: SmokeRun) -> None:
     command = hotter(smoke_run.path)
     assert f"--run {smoke_run.path}-hotter" in command

@@ -91,9 +91,13 @@ def test_a_changed_organism_file_is_another_configuration(own_run: Path) -> None
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("Arr! No answer", "Arr! Not one answer"), encoding="utf-8")
     called = call("run-all", "--run", own_run)
+    talked = call("chat", "--run", own_run, "-p", "hi")
     file.write_text(text, encoding="utf-8")
-    assert called.code == 2
+    assert (called.code, talked.code) == (2, 2)
     assert "organism_sha256" in called.message
+    assert "was edited after" in talked.message, "another scorer must not judge the old stage"
+    assert (own_run / "organism.toml").read_text(encoding="utf-8") == text
+    assert call("chat", "--run", own_run, "-p", "hi").code == 0
 
 
 def test_runs_of_several_organisms_are_compared(code_run: Path, own_run: Path, tmp_path: Path) -> None:

