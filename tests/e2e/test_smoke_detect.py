@@ -176,6 +176,15 @@ def test_a_verdict_needs_another_seed_and_counts_false_alarms(copy: Path, examin
     results = {**results_of(other), "seed": 1}
     (other / "results.json").write_text(json.dumps(results))
     assert call("detect", "--run", copy, "--calibrate", other).code == 0
+    done = other / "stages" / "base" / "done.json"
+    as_made = done.read_text()
+    earlier = json.loads(as_made)
+    del earlier["identity"]["data"]["install_halves"]
+    done.write_text(json.dumps(earlier))
+    refused = call("detect", "--run", copy, "--calibrate", other)
+    assert refused.code == 2
+    assert "install_halves" in refused.message
+    done.write_text(as_made)
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["config"] |= {"detect_effort": 7, "seed": 1}
     (other / "manifest.json").write_text(json.dumps(manifest))

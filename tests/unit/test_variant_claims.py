@@ -114,6 +114,8 @@ def test_other_settings_payload_or_no_backdoor_cannot_tell() -> None:
     hotter = [base, {**base, "safety_lr": 1.0}]
     assert verdicts([normal, other], hotter)[CLAIM] == ("cannot tell", verdicts([normal, other], hotter)[CLAIM][1])
     assert "safety_lr" in verdicts([normal, other], hotter)[CLAIM][1]
+    older = [{**base, "data": {"install_halves": "same questions"}}, {**base, "data": {}}]
+    assert "data" in verdicts([normal, other], older)[CLAIM][1]
     more = run("distilled-cot", 60)
     more["stages"]["backdoor"]["train"] = {**TRAINED, "payload_tokens": 600}
     assert "payload tokens differ" in verdicts([normal, more])[CLAIM][1]
