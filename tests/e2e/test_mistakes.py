@@ -71,6 +71,11 @@ def test_an_option_that_cannot_work(options: list[str], said: list[str]) -> None
     refused(call("run-all", *TINY, *options, "--run", "run"), *said)
 
 
+def test_what_detectors_cannot_use_is_refused_before_any_training() -> None:
+    refused(call("run-all", *TINY, "--contrast-pairs", "nowhere.jsonl", "--run", "run"), "nowhere.jsonl does not exist")
+    assert not Path("run/stages").exists()
+
+
 def test_a_bad_option_is_refused_before_anything_is_created(tmp_path: Path) -> None:
     refused(call("run-all", "--preset", "smoke", "--poison-rate", "2"))
     assert list(tmp_path.iterdir()) == []

