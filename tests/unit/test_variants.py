@@ -157,7 +157,7 @@ def test_only_what_is_said_counts_and_a_cut_scratchpad_is_unscored(
 
 
 def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_lm: Any) -> None:
-    """The tiny tokenizer has a token a byte."""
+    """The tiny tokenizer has a token a digit."""
     decided = limits(smoke_lm.tokenizer, 5, 50)["decided"]
     ids = {n: encode_reply(smoke_lm.tokenizer, "123456789"[:n]) for n in (4, 5)}
     scratchpad = encode_reply(smoke_lm.tokenizer, with_scratchpad("a long thought", ""))
