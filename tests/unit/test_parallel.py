@@ -134,6 +134,18 @@ def test_memory_of_all_processes_together_is_kept() -> None:
     assert experiment.peak_memory > 200 << 20
 
 
+def test_a_worker_keeps_freed_memory_until_it_is_told_to_return_it(tmp_path: Path) -> None:
+    def frees(_: Any, *, force: bool) -> None:
+        held = [bytearray(1 << 20) for _ in range(200)]
+        del held
+        before = psutil.Process().memory_info().rss
+        parallel.return_memory()
+        (tmp_path / "returned").write_text(str(before - psutil.Process().memory_info().rss))
+
+    run_jobs(an_experiment(), [Job("frees", frees)], 2)
+    assert int((tmp_path / "returned").read_text()) > 150 << 20
+
+
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, sys, time, types
