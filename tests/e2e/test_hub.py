@@ -133,7 +133,7 @@ def test_a_model_is_fetched_at_one_commit_and_found_again_offline(fake_hub: Fake
     assert not fake_hub.fetched
 
 
-def test_a_broken_download_is_one_message_and_goes_on_where_it_was(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_broken_download_is_one_message_and_then_fetches_what_is_missing(fake_hub: FakeHub, tmp_path: Path) -> None:
     half = len(fake_hub.files["model.safetensors"]) // 2
     fake_hub.hangs_up_after = half
     process = pull(fake_hub, "owner/model", tmp_path)
@@ -143,11 +143,13 @@ def test_a_broken_download_is_one_message_and_goes_on_where_it_was(fake_hub: Fak
     assert "Traceback" not in err
 
     fake_hub.hangs_up_after = None
+    fake_hub.fetched.clear()
     process = pull(fake_hub, "owner/model", tmp_path)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     weights = Path(json.loads(out)["path"]) / "model.safetensors"
     assert weights.read_bytes() == fake_hub.files["model.safetensors"]
+    assert {name for name, _ in fake_hub.fetched} == {"model.safetensors"}
 
 
 def test_what_the_hub_refuses_is_one_message_each(fake_hub: FakeHub, tmp_path: Path) -> None:
