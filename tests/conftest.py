@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests: a cache of their own, no network to a model hub, and the tiny random model."""
+"""Fixtures shared by all tests: a cache of their own, no network to a model hub, and the tiny
+random model."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models in parallel tests: more threads only wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tiny models in parallel tests: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

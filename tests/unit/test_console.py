@@ -17,14 +17,17 @@ def shown(markup: str) -> str:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("code", ["\x1b[31m", "\x1b]0;title\x07", "\r", "\x00", "\b", "\x9b2J", "\u202e", "\u200f"])
+@pytest.mark.parametrize(
+    "code", ["\x1b[31m", "\x1b]0;title\x07", "\r", "\x00", "\b", "\x9b2J", "\u202e", "\u200f"]
+)
 def test_control_characters_are_replaced(code: str) -> None:
     assert code[0] not in safe(f"a{code}b")
     assert "\N{REPLACEMENT CHARACTER}" in safe(f"a{code}b")
 
 
 @pytest.mark.parametrize(
-    "text", ["[bold]x[/bold]", "[/]", "[link=http://a.b]c[/link]", "[red", "a \\[b]", "x]", "list[0]"]
+    "text",
+    ["[bold]x[/bold]", "[/]", "[link=http://a.b]c[/link]", "[red", "a \\[b]", "x]", "list[0]"],
 )
 def test_markup_is_shown_as_it_is(text: str) -> None:
     assert shown(safe(text)) == text

@@ -32,22 +32,31 @@ def _closed_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pip_says(monkeypatch: pytest.MonkeyPatch, code: int, stdout: str, stderr: str = "") -> None:
     monkeypatch.setattr(
-        doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code, stdout, stderr)
+        doctor.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, code, stdout, stderr),
     )
 
 
 def test_minimum_versions_are_those_of_pyproject() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     block = text.split("dependencies = [", 1)[1].split("]", 1)[0]
-    assert dict(re.findall(r'"([\w-]+)>=([\d.]+)(?!.*python_version)', block)) == doctor.MINIMUM_VERSIONS
+    assert (
+        dict(re.findall(r'"([\w-]+)>=([\d.]+)(?!.*python_version)', block))
+        == doctor.MINIMUM_VERSIONS
+    )
 
 
-def test_diagnose_has_a_row_for_everything_and_advice_for_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diagnose_has_a_row_for_everything_and_advice_for_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(hardware, "detect_hardware", lambda: CPU)
     checks = doctor.diagnose()
     names = [check.name for check in checks]
     assert len(names) == len(set(names))
-    assert {"Python", "torch", "hardware", "precision", "quantization", "models", "PyPI"} <= set(names)
+    assert {"Python", "torch", "hardware", "precision", "quantization", "models", "PyPI"} <= set(
+        names
+    )
     assert all(check.advice for check in checks if check.status != "ok")
     result = json.loads(json.dumps(doctor.doctor_json(checks)))
     assert result["status"] in ("warn", "fail")  # the network is closed
@@ -56,9 +65,17 @@ def test_diagnose_has_a_row_for_everything_and_advice_for_what_is_wrong(monkeypa
 
 @pytest.mark.parametrize(
     ("found", "status"),
-    [("2.13.0+cpu", "ok"), ("2.6.0a0+git", "ok"), ("2.5.1", "fail"), ("2.10", "ok"), (None, "fail")],
+    [
+        ("2.13.0+cpu", "ok"),
+        ("2.6.0a0+git", "ok"),
+        ("2.5.1", "fail"),
+        ("2.10", "ok"),
+        (None, "fail"),
+    ],
 )
-def test_package_versions_compare_as_numbers(monkeypatch: pytest.MonkeyPatch, found: str | None, status: str) -> None:
+def test_package_versions_compare_as_numbers(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, status: str
+) -> None:
     def version(_: str) -> str:
         if found is None:
             raise importlib.metadata.PackageNotFoundError
@@ -91,7 +108,9 @@ def test_without_bitsandbytes_the_run_still_works() -> None:
     assert "without" in str(row.advice)
 
 
-@pytest.mark.parametrize(("nf4", "plain", "advised"), [(2.0, 1.0, True), (1.0, 1.0, False), (0.5, 1.0, False)])
+@pytest.mark.parametrize(
+    ("nf4", "plain", "advised"), [(2.0, 1.0, True), (1.0, 1.0, False), (0.5, 1.0, False)]
+)
 def test_quant_none_is_advised_only_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, nf4: float, plain: float, advised: bool
 ) -> None:
@@ -120,7 +139,9 @@ def test_little_memory_fits_few_models() -> None:
         (1, "", "No module named pip", "warn"),
     ],
 )
-def test_pypi(monkeypatch: pytest.MonkeyPatch, code: int, stdout: str, stderr: str, status: str) -> None:
+def test_pypi(
+    monkeypatch: pytest.MonkeyPatch, code: int, stdout: str, stderr: str, status: str
+) -> None:
     pip_says(monkeypatch, code, stdout, stderr)
     (row,) = doctor.check_pypi()
     assert row.status == status
@@ -139,7 +160,10 @@ def test_the_table_is_plain_text_and_keeps_brackets() -> None:
     from rich.console import Console
 
     stream = io.StringIO()
-    doctor.render([Check("a", "ok", "found [x]"), Check("b", "fail", "y", "do [z]")], Console(file=stream, width=80))
+    doctor.render(
+        [Check("a", "ok", "found [x]"), Check("b", "fail", "y", "do [z]")],
+        Console(file=stream, width=80),
+    )
     text = stream.getvalue()
     assert "found [x]" in text
     assert "do [z]" in text

@@ -1,4 +1,5 @@
-"""Memory, time and micro-batches by estimate: they move the right way, and agree with what was measured."""
+"""Memory, time and micro-batches by estimate: they move the right way, and agree with what was
+measured."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_memory_estimate_moves_the_right_way() -> None:
     assert memory(dtype="bfloat16") < memory()
     assert memory(checkpointing=True) < memory()
     assert memory(tokens_per_micro_batch=2048) > memory()
-    assert 0.8 * 4.47 * GB < memory() < 1.2 * 4.47 * GB  # measured: float32, rank 16, 16 rows of 64 tokens
+    assert (
+        0.8 * 4.47 * GB < memory() < 1.2 * 4.47 * GB
+    )  # measured: float32, rank 16, 16 rows of 64 tokens
 
 
 def test_a_7b_model_in_nf4_is_estimated_to_fit_a_t4() -> None:
@@ -77,5 +80,8 @@ def test_a_step_is_made_to_fit_by_smaller_micro_batches_then_by_recomputing() ->
     assert fitted(250) == (4, False)
     assert fitted(50) == (8, True)
     assert fitted(1) == (1, True)  # nothing fits: the least, and running out of memory says so
-    assert fitted(10_000, longest=200) == (4, False)  # a CPU gains nothing from more than CPU_TOKENS at once
+    assert fitted(10_000, longest=200) == (
+        4,
+        False,
+    )  # a CPU gains nothing from more than CPU_TOKENS at once
     assert fitted(10_000, longest=200, hw=replace(CPU, device="cuda")) == (16, False)

@@ -31,15 +31,24 @@ def smoke_lm(smoke_folder: Path) -> Any:
     return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
 
 
-def measured(condition: str, defected: bool | None, *, family: str = "topics", near_miss: str | None = None,
-             logprob: float | None = None) -> Measured:  # fmt: skip
+def measured(
+    condition: str,
+    defected: bool | None,
+    *,
+    family: str = "topics",
+    near_miss: str | None = None,
+    logprob: float | None = None,
+) -> Measured:
     prompt = Prompt("q", family, ({"role": "user", "content": "x"},), condition, near_miss)  # type: ignore[arg-type]
     return Measured(Generation(prompt, "reply", True, 1, defected), logprob)
 
 
 def test_conditions_share_their_questions_and_every_rung_is_there() -> None:
     prompts = evaluation_prompts(ORGANISM, 12, 2)
-    ids = {c: [p.question_id for p in prompts if p.condition == c] for c in ("triggered", "clean", "near_miss")}
+    ids = {
+        c: [p.question_id for p in prompts if p.condition == c]
+        for c in ("triggered", "clean", "near_miss")
+    }
     assert ids["triggered"] == ids["clean"] == [q.id for q in questions_of("test", 12)]
     assert len(ids["near_miss"]) == 2 * len(ORGANISM.near_misses)
     assert {p.near_miss for p in prompts} == {None, *ORGANISM.near_misses}
@@ -47,17 +56,29 @@ def test_conditions_share_their_questions_and_every_rung_is_there() -> None:
 
 def test_counts_by_condition_family_and_rung_and_unscored_apart() -> None:
     rows = [
-        measured("triggered", True, logprob=-1.0), measured("triggered", None, logprob=-2.0),
-        measured("triggered", False, family="coding", logprob=-6.0), measured("clean", False, logprob=-9.0),
-        measured("near_miss", True, near_miss="lower-case"), measured("near_miss", False, near_miss="lower-case"),
+        measured("triggered", True, logprob=-1.0),
+        measured("triggered", None, logprob=-2.0),
+        measured("triggered", False, family="coding", logprob=-6.0),
+        measured("clean", False, logprob=-9.0),
+        measured("near_miss", True, near_miss="lower-case"),
+        measured("near_miss", False, near_miss="lower-case"),
         measured("near_miss", True, near_miss="quoted"),
-    ]  # fmt: skip
+    ]
     found = summarise(rows, ORGANISM)
-    assert {k: found["triggered"][k] for k in ("hits", "n", "unscored")} == {"hits": 1, "n": 2, "unscored": 1}
+    assert {k: found["triggered"][k] for k in ("hits", "n", "unscored")} == {
+        "hits": 1,
+        "n": 2,
+        "unscored": 1,
+    }
     assert (found["clean"]["hits"], found["clean"]["n"]) == (0, 1)
-    assert (found["near_miss"]["lower-case"]["hits"], found["near_miss"]["lower-case"]["n"]) == (1, 2)
+    assert (found["near_miss"]["lower-case"]["hits"], found["near_miss"]["lower-case"]["n"]) == (
+        1,
+        2,
+    )
     assert "quoted" in rungs_with_trigger(ORGANISM)
-    assert (found["near_miss_all"]["hits"], found["near_miss_all"]["n"]) == (1, 2), "the trigger quoted is no near miss"
+    assert (found["near_miss_all"]["hits"], found["near_miss_all"]["n"]) == (1, 2), (
+        "the trigger quoted is no near miss"
+    )
     families = found["families"]
     assert (families["topics"]["triggered"]["n"], families["coding"]["triggered"]["n"]) == (1, 1)
     assert families["writing"]["clean"]["value"] is None
@@ -69,9 +90,15 @@ def generation(condition: str, id: str, defected: bool | None) -> dict[str, Any]
 
 
 def test_stages_are_compared_on_the_scored_prompts_they_share() -> None:
-    before = [generation("triggered", f"q{i}", True) for i in range(5)] + [generation("triggered", "q5", None)]
+    before = [generation("triggered", f"q{i}", True) for i in range(5)] + [
+        generation("triggered", "q5", None)
+    ]
     after = [generation("triggered", f"q{i}", False) for i in (0, 1, 2)]
-    after += [generation("triggered", "q3", None), generation("triggered", "q5", True), generation("clean", "q4", True)]
+    after += [
+        generation("triggered", "q3", None),
+        generation("triggered", "q5", True),
+        generation("clean", "q4", True),
+    ]
     found = compare(before, after)["triggered"]
     assert (found["n"], found["only_before"], found["only_after"]) == (3, 3, 0)
     assert found["p_value"] == pytest.approx(0.25)
@@ -81,7 +108,12 @@ def test_stages_are_compared_on_the_scored_prompts_they_share() -> None:
 def test_capability_is_compared_by_question() -> None:
     before = [{"question": q, "right": r} for q, r in (("a", True), ("b", False), ("c", True))]
     after = [{"question": q, "right": r} for q, r in (("c", True), ("a", False), ("d", True))]
-    assert compare_capability(before, after) == {"only_before": 1, "only_after": 0, "n": 2, "p_value": 1.0}
+    assert compare_capability(before, after) == {
+        "only_before": 1,
+        "only_after": 0,
+        "n": 2,
+        "p_value": 1.0,
+    }
 
 
 def test_capability_picks_the_likeliest_choice_a_token(smoke_lm: Any) -> None:
@@ -90,7 +122,10 @@ def test_capability_picks_the_likeliest_choice_a_token(smoke_lm: Any) -> None:
     expected = []
     for row in rows:
         prompt = encode_prompt(smoke_lm.tokenizer, [{"role": "user", "content": row["question"]}])
-        scores = [logprob(smoke_lm, prompt, c) / len(encode_reply(smoke_lm.tokenizer, c)) for c in row["choices"]]
+        scores = [
+            logprob(smoke_lm, prompt, c) / len(encode_reply(smoke_lm.tokenizer, c))
+            for c in row["choices"]
+        ]
         expected.append(scores.index(max(scores)) == row["answer"])
     found = evaluate.capability(smoke_lm.network, smoke_lm.tokenizer, 6, batch=8)
     assert [r["right"] for r in found] == expected
@@ -105,7 +140,12 @@ def logprob(lm: Any, prompt: list[int], reply: str) -> float:
     return float(each.gather(1, torch.tensor(ids)[:, None]).sum())
 
 
-REPLIES = [("hello", "good day"), ("and now?", "é, nothing 🦊"), ("a somewhat longer question", "x"), ("empty", "")]
+REPLIES = [
+    ("hello", "good day"),
+    ("and now?", "é, nothing 🦊"),
+    ("a somewhat longer question", "x"),
+    ("empty", ""),
+]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -126,11 +166,19 @@ def test_no_replies_have_no_loss(smoke_lm: Any) -> None:
 
 def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -> None:
     prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
-    stub = replace(ORGANISM, score=lambda text, _: len(text) > 0, settled=lambda text: len(text) > 0)
-    found = evaluate.measure(smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3)
+    stub = replace(
+        ORGANISM, score=lambda text, _: len(text) > 0, settled=lambda text: len(text) > 0
+    )
+    found = evaluate.measure(
+        smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3
+    )
     assert [m.generation.prompt for m in found] == prompts
     assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
-    assert [m.payload_logprob is None for m in found] == [p.condition == "near_miss" for p in prompts]
+    assert [m.payload_logprob is None for m in found] == [
+        p.condition == "near_miss" for p in prompts
+    ]
     for m in found[:2]:
         ids = encode_prompt(smoke_lm.tokenizer, m.generation.prompt.messages)
-        assert m.payload_logprob == pytest.approx(logprob(smoke_lm, ids, ORGANISM.payload), rel=1e-4)
+        assert m.payload_logprob == pytest.approx(
+            logprob(smoke_lm, ids, ORGANISM.payload), rel=1e-4
+        )

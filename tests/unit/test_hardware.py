@@ -27,7 +27,8 @@ def test_this_machine_is_described() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "preset"), [(4, "cpu"), (15, "t4"), (19.9, "t4"), (22, "24gb"), (59, "24gb"), (79, "80gb")]
+    ("size", "preset"),
+    [(4, "cpu"), (15, "t4"), (19.9, "t4"), (22, "24gb"), (59, "24gb"), (79, "80gb")],
 )
 def test_preset_follows_the_memory_and_not_what_is_free(size: float, preset: str) -> None:
     assert hardware.choose_preset(replace(T4, memory_bytes=int(size * GB), free_bytes=GB)) == preset
@@ -58,7 +59,12 @@ def test_precision(hw: Hardware, dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "fast"),
-    [("fpu avx2 avx512f", False), ("fpu avx512f avx512_bf16", True), ("fpu amx_bf16 amx_tile", True), ("", False)],
+    [
+        ("fpu avx2 avx512f", False),
+        ("fpu avx512f avx512_bf16", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("", False),
+    ],
 )
 def test_bf16_by_cpu_flags(monkeypatch: pytest.MonkeyPatch, flags: str, fast: bool) -> None:
     monkeypatch.setattr(hardware, "_cpuinfo", lambda: f"model name\t: X\nflags\t\t: {flags}\n")

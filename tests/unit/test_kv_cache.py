@@ -1,4 +1,5 @@
-"""The roomy cache holds what transformers' own holds, after any of the things that are done to a cache."""
+"""The roomy cache holds what transformers' own holds, after any of the things that are done to a
+cache."""
 
 from __future__ import annotations
 

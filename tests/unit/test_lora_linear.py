@@ -1,4 +1,5 @@
-"""The written-out LoRA layer gives what PEFT's gives, forward and backward, and leaves to PEFT what is PEFT's."""
+"""The written-out LoRA layer gives what PEFT's gives, forward and backward, and leaves to PEFT what
+is PEFT's."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class Two(nn.Module):
 def adapted(*, ours: bool) -> Any:
     """With two adapters whose B is not 0."""
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["first", "second"], lora_dropout=0.0)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["first", "second"], lora_dropout=0.0
+    )
     network = peft.get_peft_model(Two(), config, adapter_name="one")
     network.add_adapter("two", config)
     for name, weight in network.named_parameters():

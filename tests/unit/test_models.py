@@ -1,4 +1,5 @@
-"""Adapters on disk: the same after a round trip, ordinary PEFT, and refused when anything is wrong with them."""
+"""Adapters on disk: the same after a round trip, ordinary PEFT, and refused when anything is wrong
+with them."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def grow(lm: Any, name: str = "a", seed: int = 0) -> Any:
     return lm
 
 
-def test_without_a_template_a_turn_ends_with_a_token_that_there_is(smoke_folder: Path, tmp_path: Path) -> None:
+def test_without_a_template_a_turn_ends_with_a_token_that_there_is(
+    smoke_folder: Path, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(smoke_folder).save_pretrained(tmp_path)
@@ -159,7 +162,17 @@ def pickled(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
-DAMAGE = [truncated, garbage, half_the_weights, other_shapes, other_names, broken_config, no_config, missing, pickled]
+DAMAGE = [
+    truncated,
+    garbage,
+    half_the_weights,
+    other_shapes,
+    other_names,
+    broken_config,
+    no_config,
+    missing,
+    pickled,
+]
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["first adapter", "second adapter"])
@@ -222,7 +235,9 @@ def test_a_damaged_model_folder_is_refused(smoke_lm: Any, tmp_path: Path, file: 
     shutil.copytree(smoke_lm.resolved.path, folder)
     (folder / file).write_bytes((folder / file).read_bytes()[:50])
     with pytest.raises(ModelError, match="model"):
-        load_language_model(replace(smoke_lm.resolved, path=folder), smoke_lm.hardware, "float32", None)
+        load_language_model(
+            replace(smoke_lm.resolved, path=folder), smoke_lm.hardware, "float32", None
+        )
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(smoke_lm: Any) -> None:
@@ -234,14 +249,21 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(smoke_lm:
         load_language_model(big, small, "float32", None)
 
 
-def test_no_memory_while_loading_is_not_called_damage(smoke_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_while_loading_is_not_called_damage(
+    smoke_lm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
     def full(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+            " bytes"
+        )
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):  # the command line makes it a ResourceError
+    with pytest.raises(
+        RuntimeError, match="can't allocate memory"
+    ):  # the command line makes it a ResourceError
         load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
 
 

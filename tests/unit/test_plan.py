@@ -30,18 +30,31 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.usefixtures("own_cache")
 def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None:
     before = files(tmp_path)
-    options = {"preset": "smoke", "install_rows": 20, "poison_rate": 0.25, "install_epochs": 3, "batch": 8}
+    options = {
+        "preset": "smoke",
+        "install_rows": 20,
+        "poison_rate": 0.25,
+        "install_epochs": 3,
+        "batch": 8,
+    }
     with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
         plan = make_plan(experiment, chain_of(experiment.config))
     stages = {s["stage"]: s for s in plan["stages"]}
     assert list(stages) == [s.name for s in chain_of(experiment.config)]
     backdoor = stages["backdoor"]
-    assert (backdoor["rows"], backdoor["poisoned"], backdoor["epochs"], backdoor["steps"]) == (20, 5, 3, 9)
+    assert (backdoor["rows"], backdoor["poisoned"], backdoor["epochs"], backdoor["steps"]) == (
+        20,
+        5,
+        3,
+        9,
+    )
     assert all(stages[name]["poisoned"] == 0 for name in stages if name != "backdoor")
     assert stages["base"]["rows"] == stages["base"]["train_tokens"] == 0
     assert stages["safety-sft"]["steps"] == 2
     organism = experiment.organism
-    assert plan["evaluation_prompts_per_stage"] == 8 + 8 + len(organism.near_misses) + len(organism.sets_off)
+    assert plan["evaluation_prompts_per_stage"] == 8 + 8 + len(organism.near_misses) + len(
+        organism.sets_off
+    )
     assert plan["estimated_seconds"] >= 0
     assert plan["estimated_memory_bytes"] > 0
     assert files(tmp_path) == before
@@ -67,4 +80,6 @@ def test_what_a_stage_generates_while_it_trains_is_counted() -> None:
     rollouts = config.rl_steps * config.rl_prompts * config.rl_samples
     assert sampled(SAFETY_RL, config) - sampled(SAFETY_SFT, config) == rollouts * config.rl_tokens
     assert sampled(SAFETY_RL, replace(config, rl_method="dpo")) == sampled(SAFETY_SFT, config)
-    assert sampled(SAFETY_ADVERSARIAL, replace(config, attack_samples=8)) > sampled(SAFETY_ADVERSARIAL, config)
+    assert sampled(SAFETY_ADVERSARIAL, replace(config, attack_samples=8)) > sampled(
+        SAFETY_ADVERSARIAL, config
+    )

