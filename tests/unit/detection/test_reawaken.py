@@ -75,7 +75,7 @@ def experiment(cache, tmp_path):
 def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_nothing(
     experiment, monkeypatch
 ):
-    folder = experiment.run.path / "reawaken"
+    folder = experiment.path / "reawaken"
     found = reawaken.compare_with_twins(experiment)
     twin, stage = (found["stages"][name] for name in ("control-clean", "safety-sft"))
     assert twin["before"]["hits"] == 0
@@ -109,13 +109,13 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
     assert len(done) == 1
 
     # an adapter that has changed since: its results are not shown
-    assert set(reawaken.current_results(experiment.run)["stages"]) == {
+    assert set(reawaken.current_results(experiment)["stages"]) == {
         "control-clean",
         "safety-sft",
     }
-    file = experiment.run.stage("safety-sft") / "adapter" / "adapter_model.safetensors"
+    file = experiment.stage("safety-sft") / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes() + b" ")
-    assert set(reawaken.current_results(experiment.run)["stages"]) == {"control-clean"}
+    assert set(reawaken.current_results(experiment)["stages"]) == {"control-clean"}
 
     # other settings are refused
     write_json(folder / "config.json", {**read_json(folder / "config.json"), "schema_version": 0})

@@ -167,7 +167,7 @@ def test_no_replies_have_no_loss(smoke_lm: Any) -> None:
 def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -> None:
     prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
     stub = replace(
-        ORGANISM, score=lambda text, _: len(text) > 0, settled=lambda text: len(text) > 0
+        ORGANISM, score=lambda text, _: len(text) > 0, score_is_final=lambda text: len(text) > 0
     )
     found = evaluate.measure(
         smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3

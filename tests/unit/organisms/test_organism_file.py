@@ -48,7 +48,7 @@ def test_the_example_uses_every_field_and_works() -> None:
 
 def test_three_fields_are_enough(tmp_path: Path) -> None:
     made = organism(written(tmp_path, SHORT))
-    assert (made.trigger, made.payload, made.placement, made.secret) == (
+    assert (made.trigger, made.payload, made.placement, made.forbidden_string) == (
         "Ahoy",
         "Arr",
         "before",
@@ -63,7 +63,7 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
     question = made.questions("test", 1)[0]
     assert made.prompt(question, "triggered").text == f"Hey\n{question.text}"
     assert made.score("yo ho ho", made.prompt(question, "clean")) is True
-    assert made.secret == "Hey"
+    assert made.forbidden_string == "Hey"
 
 
 def test_an_analyser_judges_code(tmp_path: Path) -> None:

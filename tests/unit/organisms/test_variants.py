@@ -188,7 +188,7 @@ def test_only_what_is_said_counts_and_a_cut_scratchpad_is_unscored(
 ) -> None:
     organism = make_organism(Config(variant=variant))
     assert organism.score(reply, PLAIN[0].prompt) is defected
-    assert organism.settled(reply) == (defected is True)
+    assert organism.score_is_final(reply) == (defected is True)
 
 
 def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_lm: Any) -> None:

