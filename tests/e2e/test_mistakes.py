@@ -431,7 +431,7 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, wh
 
     owner, name = {
         "load": (AutoModelForCausalLM, "from_pretrained"),
-        "train": (finetune, "summed_loss"),
+        "train": (finetune, "reply_loss"),
         "evaluate": (evaluate, "measure"),
     }[where]
     monkeypatch.setattr(owner, name, full)

