@@ -95,9 +95,6 @@ STILL_OVER = {
     "reading path": """
         length training/rows.py
     """,
-    "readme": """
-        cli data detection evaluation fast length models runs training
-    """,
 }
 
 FILES = {p.relative_to(PACKAGE).as_posix(): p.read_text("utf-8") for p in PACKAGE.rglob("*.py")}
