@@ -53,23 +53,23 @@ STILL_OVER = {
         detection/reawaken.py models/generate.py models/load.py models/sources.py
         organisms/code_checks.py report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
-        runs/stages.py training/adversarial.py training/finetune.py training/preference.py
-        training/rl.py
+        runs/stages.py training/adversarial.py training/preference.py
     """,
     "functions": """
         cli/plan.py:make_plan config.py:check_config config.py:resolve_config
         models/generate.py:decode models/load.py:load_language_model
         report/claims.py:decide_claims
         runs/run.py:open_experiment runs/stage_runner.py:evaluate_stage
-        training/adversarial.py:do_round training/finetune.py:finetune training/rl.py:rloo
+        training/adversarial.py:do_round
     """,
     "layers": """
-        detection.run->report.comparisons evaluation.evaluate->training.finetune
+        detection.run->report.comparisons
         evaluation.reasoning->training.chain_of_thought runs.run->training.replies
         runs.run->training.sampling runs.stage_runner->evaluation.evaluate
         runs.stage_runner->evaluation.reasoning runs.stage_runner->report.comparisons
         runs.stage_runner->report.results runs.stage_runner->training.adversarial
-        runs.stage_runner->training.chain_of_thought runs.stage_runner->training.finetune
+        runs.stage_runner->training.chain_of_thought runs.stage_runner->training.optimizer
+        runs.stage_runner->training.summary
         runs.stage_runner->training.preference runs.stage_runner->training.rl
         runs.stages->training.chain_of_thought runs.stages->training.replies
     """,
@@ -88,7 +88,7 @@ STILL_OVER = {
         detection:chosen_stages evaluation:summarise
         report:LINES report:NONE report:RULES report:_cell report:_ends
         report:_no_gap report:_rates report:_reply report:_transcript report:_with_data
-        report:show training:accumulate training:encoded training:one_line training:prepare
+        report:show training:one_line training:prepare
     """,
     "reading path": """
         length training/rows.py

