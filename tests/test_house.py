@@ -76,7 +76,7 @@ STILL_OVER = {
         detection/run.py detection/reawaken.py evaluation/honeypots.py evaluation/reasoning.py
         experiment.py models/cache.py models/convert.py models/estimates.py
         models/fast/attention.py models/generate.py models/hardware.py models/hub.py
-        models/load.py models/smoke.py organisms/code_checks.py report/__init__.py
+        models/adapters.py models/smoke.py organisms/code_checks.py report/__init__.py
         report/compare.py report/detection.py report/detection_figures.py report/drawing.py
         report/figures.py report/page.py report/results.py report/terminal.py runs/files.py
         runs/parallel.py runs/run.py runs/stage_runner.py stats.py

