@@ -67,8 +67,8 @@ def test_command_runs(command: str, smoke_run: SmokeRun, tmp_path: Path):
     if verb == "run-all":
         words += ["--run", str(tmp_path / "new"), "--methods", "sft", "--detectors", "none"]
         words += [] if "--preset" in words else ["--preset", "smoke"]
-    if verb == "report":
-        words[words.index("--out") + 1] = str(tmp_path / "side-by-side")
+    if "--out" in words:
+        words[words.index("--out") + 1] = str(tmp_path / "out")
     if verb == "chat":
         words += ["-p", "What should I cook tonight?"]
     done = call(verb, *words)
