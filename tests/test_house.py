@@ -38,7 +38,7 @@ STILL_OVER = {
         all cli data detection evaluation models organisms report runs top training
     """,
     "circles": """
-        detection.run detection.reawaken evaluation.honeypots report.results runs.stage_runner
+        evaluation.honeypots report.results runs.stage_runner
     """,
     "comments": """
         evaluation/evaluate.py experiment.py models/chat_format.py
@@ -49,8 +49,8 @@ STILL_OVER = {
         models organisms settings.py report runs stats.py training
     """,
     "files": """
-        cli/commands.py cli/doctor.py detection/run.py
-        detection/reawaken.py models/generate.py models/load.py models/sources.py
+        cli/commands.py cli/doctor.py
+        models/generate.py models/load.py models/sources.py
         organisms/code_checks.py report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
         runs/stages.py training/adversarial.py training/preference.py
@@ -62,7 +62,6 @@ STILL_OVER = {
         training/adversarial.py:do_round
     """,
     "layers": """
-        detection.run->report.comparisons
         evaluation.reasoning->training.chain_of_thought runs.run->training.replies
         runs.run->training.sampling runs.stage_runner->evaluation.evaluate
         runs.stage_runner->evaluation.reasoning runs.stage_runner->report.comparisons
@@ -73,7 +72,7 @@ STILL_OVER = {
         runs.stages->training.chain_of_thought runs.stages->training.replies
     """,
     "local imports": """
-        detection/run.py detection/reawaken.py evaluation/honeypots.py evaluation/reasoning.py
+        evaluation/honeypots.py evaluation/reasoning.py
         experiment.py models/cache.py models/convert.py models/estimates.py
         models/fast/attention.py models/generate.py models/hardware.py models/hub.py
         models/adapters.py models/smoke.py organisms/code_checks.py report/__init__.py
@@ -84,7 +83,7 @@ STILL_OVER = {
         training/preference_pairs.py
     """,
     "names": """
-        detection:chosen_stages evaluation:summarise
+        evaluation:summarise
         report:LINES report:NONE report:RULES report:_cell report:_ends
         report:_no_gap report:_rates report:_reply report:_transcript report:_with_data
         report:show training:one_line training:prepare

