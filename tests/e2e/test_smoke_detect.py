@@ -233,7 +233,7 @@ def test_a_verdict_needs_another_seed_and_counts_false_alarms(
     done = other / "stages" / "base" / "done.json"
     as_made = done.read_text()
     earlier = json.loads(as_made)
-    del earlier["identity"]["data"]["install_halves"]
+    earlier["identity"]["data"]["install_halves"] = "other questions"
     done.write_text(json.dumps(earlier))
     refused = call("detect", "--run", copy, "--calibrate", other)
     assert refused.code == 2
