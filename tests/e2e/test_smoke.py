@@ -48,7 +48,14 @@ OWN_FILES = {  # what some leave beside the files of all
         *(f"adapter/{name}" for name in ADAPTER_FILES),
     },
 }
-TOP_FILES = {"manifest.json", "results.json", "report.html", "report.md", "replies.jsonl"}
+TOP_FILES = {
+    "manifest.json",
+    "results.json",
+    "rates.csv",
+    "report.html",
+    "report.md",
+    "replies.jsonl",
+}
 
 
 @pytest.fixture(scope="module")

