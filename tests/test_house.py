@@ -49,9 +49,9 @@ STILL_OVER = {
         models organisms settings.py report runs stats.py training
     """,
     "files": """
-        cli/commands.py cli/doctor.py
+        cli/doctor.py
         models/generate.py models/load.py models/sources.py
-        organisms/code_checks.py report/detection_figures.py
+        report/detection_figures.py
         report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
         runs/stages.py training/adversarial.py training/preference.py
     """,

