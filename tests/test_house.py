@@ -38,7 +38,7 @@ STILL_OVER = {
         all cli data detection evaluation models organisms report runs top training
     """,
     "circles": """
-        evaluation.honeypots report.results runs.stage_runner
+        report.results runs.stage_runner
     """,
     "comments": """
         evaluation/evaluate.py experiment.py models/chat_format.py

