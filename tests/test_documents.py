@@ -14,8 +14,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tutorials" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").rglob("*.md"))]
 MEASURED = [folder for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
-RATE = re.compile(r"(\d+)/(\d+) \[")
-NUMBER = re.compile(r"\d[\d/.]* \[[^\]]+\]")
+RATE = re.compile(r"\*\*(\d\.\d\d)\*\* \[(\d\.\d\d), (\d\.\d\d)\] n=(\d+)")  # as in table.md
 
 
 def anchor(heading: str) -> str:
@@ -44,11 +43,12 @@ def test_links_lead_somewhere(page: Path):
             assert section(linked, address), address
 
 
-def rates(results: Any) -> Iterator[tuple[int, int]]:
-    """(hits, n) of every rate in results.json, and of sums over near misses."""
+def rates(results: Any) -> Iterator[tuple[str, str, str, str]]:
+    """Value, interval and n of every rate in results.json, as a table shows them."""
     if isinstance(results, dict):
-        if {"hits", "n"} <= set(results):
-            yield results["hits"], results["n"]
+        if {"value", "low", "high", "n"} <= set(results) and results["n"]:
+            value, low, high = (f"{results[key]:.2f}" for key in ("value", "low", "high"))
+            yield value, low, high, str(results["n"])
         for value in results.values():
             yield from rates(value)
     elif isinstance(results, list):
@@ -57,14 +57,12 @@ def rates(results: Any) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("folder", MEASURED, ids=name)
-def test_a_page_of_results_says_what_its_files_say(folder: Path):
+def test_a_table_of_results_says_what_its_files_say(folder: Path):
     files = [json.loads(file.read_text("utf-8")) for file in folder.glob("results-*.json")]
     assert files, "a folder of results holds the results.json of its runs"
-    measured = {rate for results in files for rate in rates(results)}
-    for page in folder.glob("*.md"):
-        shown = {(int(hits), int(n)) for hits, n in RATE.findall(page.read_text("utf-8"))}
-        assert shown, page
-        assert shown <= measured, shown - measured
+    shown = set(RATE.findall((folder / "table.md").read_text("utf-8")))
+    assert shown
+    assert shown <= {rate for results in files for rate in rates(results)}
 
 
 def test_the_readme_table_is_that_of_the_log():
