@@ -33,63 +33,29 @@ READING_PATH = words("""
 """)
 
 # What a rule does not hold of yet. The table only shrinks.
-STILL_OVER = {
+STILL_OVER: dict[str, str] = {
     "budgets": """
         all cli data detection evaluation models organisms report runs top training
     """,
-    "circles": """
-        report.results runs.stage_runner
-    """,
     "comments": """
-        evaluation/evaluate.py experiment.py models/chat_format.py
-         training/adversarial.py training/finetune.py training/rl.py
+        evaluation/evaluate.py training/adversarial.py training/rl.py
     """,
     "entries": """
         __init__.py __main__.py cli config.py data detection errors.py evaluation experiment.py
-        models organisms settings.py report runs stats.py training
+        models organisms report runs settings.py stats.py training
     """,
     "files": """
-        cli/doctor.py
-        models/generate.py models/load.py models/sources.py
-        report/detection_figures.py
-        report/figures.py report/text.py runs/files.py runs/run.py runs/stage_runner.py
-        runs/stages.py training/adversarial.py training/preference.py
-    """,
-    "functions": """
-        cli/plan.py:make_plan models/generate.py:decode models/load.py:load_language_model
-        report/claims.py:decide_claims
-        runs/run.py:open_experiment runs/stage_runner.py:evaluate_stage
-        training/adversarial.py:do_round
-    """,
-    "layers": """
-        evaluation.reasoning->training.chain_of_thought runs.run->training.replies
-        runs.run->training.sampling runs.stage_runner->evaluation.evaluate
-        runs.stage_runner->evaluation.reasoning runs.stage_runner->report.comparisons
-        runs.stage_runner->report.results runs.stage_runner->training.adversarial
-        runs.stage_runner->training.chain_of_thought runs.stage_runner->training.optimizer
-        runs.stage_runner->training.summary
-        runs.stage_runner->training.preference runs.stage_runner->training.rl
-        runs.stages->training.chain_of_thought runs.stages->training.replies
+        training/preference.py
     """,
     "local imports": """
-        evaluation/honeypots.py evaluation/reasoning.py
-        experiment.py models/cache.py models/convert.py models/estimates.py
-        models/fast/attention.py models/generate.py models/hardware.py models/hub.py
-        models/adapters.py models/smoke.py organisms/code_checks.py report/__init__.py
-        report/compare.py report/detection.py report/detection_figures.py report/drawing.py
-        report/figures.py report/page.py report/results.py report/terminal.py runs/files.py
-        runs/parallel.py runs/run.py runs/stage_runner.py stats.py
-        training/adversarial.py training/chain_of_thought.py training/preference.py
-        training/preference_pairs.py
+        models/adapters.py organisms/code_checks.py report/results.py
+        training/chain_of_thought.py training/preference.py training/preference_pairs.py
     """,
     "names": """
-        evaluation:summarise
-        report:LINES report:NONE report:RULES report:_cell report:_ends
-        report:_no_gap report:_rates report:_reply report:_transcript report:_with_data
-        report:show training:one_line training:prepare
+        cli:detect training:ADAPTER training:safety_replies training:train
     """,
     "reading path": """
-        length training/rows.py
+        length
     """,
 }
 
