@@ -137,6 +137,7 @@ def test_a_useless_preference_model_stops_rl(run, monkeypatch, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "preference/done.json").unlink()
     with open_experiment(copy) as experiment:
+        assert experiment.language_model  # loaded while the preset excuses its payload
         experiment.config = dataclasses.replace(
             experiment.config, preset="cpu"
         )  # smoke's numbers mean nothing
