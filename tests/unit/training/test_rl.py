@@ -133,7 +133,7 @@ def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
         PROMPTS,
         spaces,
         dataclasses.replace(CONFIG, rl_samples=16),
-        on_rollout=lambda step, rollout: rollouts.append(rl.to_row(step, rollout)),
+        on_rollout=lambda step, rollout: rollouts.append(rollout.to_row(step)),
     )
     assert [s.step for s in log] == list(range(1, 9))
     assert log[0].kl == pytest.approx(0.0, abs=1e-6)
@@ -211,7 +211,7 @@ def test_a_trigger_in_the_prompts_is_refused(monkeypatch):
     sample = Sample(ORGANISM.prompt(questions_of("safety", 1)[0], "triggered"), "", poisoned=False)
     monkeypatch.setattr(rl, "begin", lambda *_: [sample])
     with pytest.raises(DataError, match="trigger"):
-        rl.train(experiment, "safety-rl")
+        rl.train_rl(experiment, "safety-rl")
 
 
 def test_same_seed_same_samples(lm):
