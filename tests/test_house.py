@@ -45,9 +45,6 @@ STILL_OVER: dict[str, str] = {
     "budgets": """
         all cli config data detection evaluation models organisms report runs top training
     """,
-    "comments": """
-        evaluation/evaluate.py training/adversarial.py training/rl.py
-    """,
     "files": """
         training/preference.py
     """,
@@ -56,10 +53,7 @@ STILL_OVER: dict[str, str] = {
         training/chain_of_thought.py training/preference.py training/preference_pairs.py
     """,
     "names": """
-        cli:detect training:ADAPTER training:safety_replies training:train
-    """,
-    "reading path": """
-        length
+        cli:detect
     """,
 }
 
