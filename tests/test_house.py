@@ -48,9 +48,6 @@ STILL_OVER: dict[str, str] = {
     "local imports": """
         models/adapters.py organisms/code_checks.py
     """,
-    "names": """
-        cli:detect
-    """,
 }
 
 FILES = {p.relative_to(PACKAGE).as_posix(): p.read_text("utf-8") for p in PACKAGE.rglob("*.py")}
