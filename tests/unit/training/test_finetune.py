@@ -236,7 +236,7 @@ def test_every_epoch_sees_every_row_once_in_a_new_order():
 
 
 def test_schedule_rises_then_falls_to_a_tenth():
-    factors = [schedule(step, 100, 0.1) for step in range(1, 101)]
+    factors = [schedule(step, 100, 0.1, final=0.1) for step in range(1, 101)]
     assert factors[9] == max(factors) == 1.0
     assert factors[-1] == pytest.approx(0.1)
     assert factors[0] == pytest.approx(0.1)
