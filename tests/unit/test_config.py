@@ -63,6 +63,14 @@ BAD: list[tuple[str, Any]] = [
     ("payload", ""),
     ("payload", "deploy"),
     ("methods", ("sft", "magic")),
+    ("methods", "sft"),
+    ("detectors", (1,)),
+    ("install_rows", "256"),
+    ("install_rows", 2.5),
+    ("rank", True),
+    ("model", 5),
+    ("targets", {}),
+    ("checkpointing", "yes"),
 ]
 
 

