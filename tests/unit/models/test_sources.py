@@ -122,6 +122,12 @@ def test_offline_with_an_empty_cache_says_so_at_once() -> None:
             fetch.resolve_model(name)
 
 
+def test_a_damaged_record_of_the_cache_does_no_harm() -> None:
+    before = fetch.resolve_model("smoke")
+    (before.path / cache.RECORD).write_text("{")
+    assert fetch.resolve_model("smoke") == before
+
+
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt"])
 def test_a_folder_with_only_pickles_is_refused(tmp_path: Path, file: str) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -157,6 +163,18 @@ def test_a_folder_with_only_pickles_is_refused(tmp_path: Path, file: str) -> Non
             },
             "incomplete: model-2",
         ),
+        *(
+            (
+                {
+                    "config.json": "{}",
+                    "model-1.safetensors": "x",
+                    "model.safetensors.index.json": f'{{"weight_map": {weight_map}}}',
+                },
+                "index.json is damaged",
+            )
+            for weight_map in ("null", "[]", '{"w": 3}', '{"w": ["model-1.safetensors"]}')
+        ),
+        ({"config.json": '{"a":' * 9_000}, "cannot be read"),
     ],
 )
 def test_a_damaged_folder_is_an_error_of_ours(
@@ -178,7 +196,7 @@ def test_table_is_consistent() -> None:
     for name, entry in MODELS.items():
         assert name == entry.name == name.lower()
         assert entry.revision is None or len(entry.revision) == 40
-        assert entry.vocab * entry.hidden < entry.parameters
+        assert entry.shape.vocab * entry.shape.hidden < entry.parameters
     assert MODELS["qwen2.5-3b"].licence == "qwen-research"
 
 
@@ -260,6 +278,20 @@ def test_removing_frees_what_was_written() -> None:
     assert fetch.remove_model("smollm2-135m") == 0
     with pytest.raises(ModelError, match="not known"):
         fetch.remove_model("nonsense")
+
+
+@pytest.mark.usefixtures("fake_wheel")
+def test_a_removal_that_is_stopped_leaves_no_folder_that_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    fetch.resolve_model("smollm2-135m")
+    monkeypatch.setattr(fetch.shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fetch.remove_model("smollm2-135m")
+    assert not fetch.is_converted(MODELS["smollm2-135m"])
 
 
 @pytest.mark.parametrize(
