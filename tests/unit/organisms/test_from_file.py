@@ -86,6 +86,11 @@ def test_a_clean_tag_that_holds_the_trigger_is_refused(tmp_path: Path) -> None:
         organism(path, trigger="Hello")
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    made = organism(written(tmp_path, "\ufeff" + SHORT))
+    assert made.source == SHORT, "the copy in the run and the fingerprint are without it"
+
+
 def test_an_edited_file_counts_unless_the_option_was_given(tmp_path: Path) -> None:
     path = written(tmp_path, SHORT)
     first = resolve_config({"organism": str(path), "preset": "cpu"})
@@ -145,6 +150,11 @@ def identity_of(path: Path, folder: Path) -> Any:
             SHORT + '[score]\nkind = "analyser"\nweakness = "bad-taste"\n',
             "line 6: score.weakness: 'bad-taste'",
         ),
+        (
+            SHORT + '[score]\nkind = "regex"\nvalue = "a{99999999999}"\n',
+            "line 6: score.value: not a regular expression",
+        ),
+        (SHORT + "replies = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         (SHORT + '[score]\nvalue = "moon"\n', "the scorer does not see a defection"),
     ],
 )
