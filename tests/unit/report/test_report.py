@@ -449,6 +449,14 @@ def test_comparison(tmp_path: Path) -> None:
     assert all(len(row) == 3 for rows in tables.values() for row in rows)
 
 
+def test_the_tables_of_one_run_say_every_rate_once(tmp_path: Path) -> None:
+    table = write_comparison([make_run(tmp_path / "a")], tmp_path / "out")
+    assert {p.name for p in table.parent.iterdir()} == {"table.md", "results-a.json"}
+    text = table.read_text()
+    assert text.count("**0.70** [0.55, 0.82] n=40") == 1
+    assert "## What was run" in text and "*What was run" not in text
+
+
 @pytest.mark.parametrize(
     "text",
     ["[a](b)", "1. x", "- x", "# x", "a\n---", "`x`", "![i](u)", "[x]: u", "<b>", "$x$", "\\"],

@@ -173,7 +173,7 @@ def test_other_settings_payload_or_no_backdoor_cannot_tell() -> None:
 def test_one_variant_alone_has_nothing_to_compare() -> None:
     assert variants_table(compared([run("cot", 50)])) == []
     tables = compare_runs(compared([run("cot", 50, reasoning=reasoning()), run("normal", 20)]))
-    assert any("What the scratchpad does" in caption for caption in tables)
-    assert any("Claims across variants" in caption for caption in tables)
+    assert "What the scratchpad does to the act" in tables
+    assert "Claims across variants" in tables
     tokens = {"setting": "payload tokens trained on", "run 1": 512, "run 2": 512}
-    assert tokens in tables["What was run."]
+    assert tokens in tables["What was run"]
