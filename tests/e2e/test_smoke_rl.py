@@ -119,7 +119,7 @@ def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
     def not_again(*_: object):
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(preference, "train", not_again)
+    monkeypatch.setattr(preference, "train_preference", not_again)
     with open_experiment(run) as experiment:
         chain.safety_rl(experiment)
         do_all(experiment, chain.steps_of(experiment)["preference"], force=True)  # whole: kept

@@ -215,5 +215,6 @@ def test_honeypots_of_a_run(run: Path) -> None:
     assert "honeypots" not in results(run)["stages"]["base"]["evaluation"]
     page = (run / "report.html").read_text()
     assert "Honeypots and personas" in page and "look at the difference" in page
-    assert "already scored, skipped" in call("honeypots", "--run", run, "--stage", "backdoor").err
+    again = call("honeypots", "--run", run, "--stage", "backdoor")
+    assert "already complete, skipped" in again.err
     assert call("honeypots", "--run", run, "--stage", "safety-x").code == 2

