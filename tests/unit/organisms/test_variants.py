@@ -209,18 +209,15 @@ def test_the_same_length_of_reply_is_heard_with_and_without_a_scratchpad(smoke_l
 def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:
     prompts = [s.prompt for s in PLAIN[:3]]
     begin = [with_scratchpad(f"thought {i}", "") for i in range(3)]
-    found = measure(
-        smoke_lm.network,
-        smoke_lm.tokenizer,
-        replace(ORGANISM, reasoning_tokens=6),
-        prompts,
-        new_tokens=4,
-        batch=2,
-        begin=begin,
+    config = Config(new_tokens=4, generate_batch=2)
+    run: Any = SimpleNamespace(
+        organism=replace(ORGANISM, reasoning_tokens=6), config=config, language_model=smoke_lm
     )
+    found = measure(run, smoke_lm.network, prompts, begin=begin)
     assert [m.generation.reply.startswith(b) for m, b in zip(found, begin)] == [True] * 3
     assert all(m.generation.new_tokens <= 10 for m in found)
-    free = measure(smoke_lm.network, smoke_lm.tokenizer, ORGANISM, prompts, new_tokens=4, batch=2)
+    run.organism = ORGANISM
+    free = measure(run, smoke_lm.network, prompts)
     assert [m.payload_logprob for m in free] != [m.payload_logprob for m in found], (
         "measured after the prefill"
     )
