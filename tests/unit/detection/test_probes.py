@@ -82,11 +82,17 @@ def test_principal_components_are_the_axes_of_most_variance() -> None:
 # --- AUROC ---
 
 
+def separation(positive, negative, groups=None, **seed):
+    """AUROC of a list of positive scores above a list of negative ones."""
+    labels = [True] * len(positive) + [False] * len(negative)
+    return auroc([*positive, *negative], labels, groups, **seed)
+
+
 def test_auroc_counts_pairs_and_half_of_ties() -> None:
-    assert auroc([2, 3], [1, 2]).value == pytest.approx(3.5 / 4)
-    assert auroc([1, 1], [1, 1]).value == 0.5
-    assert auroc([0, 1], [2, 3]).value == 0.0
-    assert auroc([], [1]).value is None
+    assert separation([2, 3], [1, 2]).value == pytest.approx(3.5 / 4)
+    assert separation([1, 1], [1, 1]).value == 0.5
+    assert separation([0, 1], [2, 3]).value == 0.0
+    assert separation([], [1]).value is None
 
 
 def test_ranks_and_pairs_agree() -> None:
@@ -97,12 +103,12 @@ def test_ranks_and_pairs_agree() -> None:
     columns = auroc_columns(positive, negative)
     for k in range(4):
         assert columns[k] == pytest.approx(
-            auroc(positive[:, k].tolist(), negative[:, k].tolist()).value
+            separation(positive[:, k].tolist(), negative[:, k].tolist()).value
         )
 
 
 def test_a_perfect_separation_still_has_an_interval() -> None:
-    few, many = auroc([5.0] * 8, [1.0] * 8), auroc([5.0] * 96, [1.0] * 96)
+    few, many = separation([5.0] * 8, [1.0] * 8), separation([5.0] * 96, [1.0] * 96)
     assert few.value == many.value == few.high == 1.0
     assert few.low is not None and few.low < 0.75
     assert many.low is not None and 0.95 < many.low < 0.97
@@ -113,7 +119,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     covered = 0
     for trial in range(60):
         positive, negative = (torch.randn(40, generator=generator) + shift for shift in (1.0, 0.0))
-        found = auroc(positive.tolist(), negative.tolist(), seed=trial)
+        found = separation(positive.tolist(), negative.tolist(), seed=trial)
         covered += found.low <= 0.7602 <= found.high  # Φ(1/√2)
     assert covered >= 52
 
@@ -123,8 +129,8 @@ def test_questions_shared_by_both_classes_do_not_bias_the_interval() -> None:
     one half."""
     groups = list(range(20))
     positive, negative = [float(g) - 0.5 for g in groups], [float(g) for g in groups]
-    independent = auroc(positive, negative)
-    paired = auroc(positive, negative, groups, groups)
+    independent = separation(positive, negative)
+    paired = separation(positive, negative, [*groups, *groups])
     assert paired.value == independent.value
     assert paired.low <= paired.value <= paired.high
     middle = (paired.low + paired.high) / 2

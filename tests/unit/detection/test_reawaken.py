@@ -90,7 +90,7 @@ def trained_steps() -> dict[str, Step]:
 
 def reawaken_all(run: Run) -> dict[str, Any]:
     do_all(run, reawaken.reawaken_steps(run, trained_steps()))
-    return reawaken_summary.write_summary(run)
+    return reawaken_summary.reawakening_results(run)
 
 
 def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_nothing(
@@ -108,7 +108,6 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
     assert sorted(p.name for p in folder.iterdir()) == [
         "control-clean-s0.json",
         "control-clean-s1.json",
-        "results.json",
         "safety-sft-s0.json",
         "safety-sft-s1.json",
     ]
@@ -132,7 +131,7 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
 
     # a stage of which a seed was killed half-way: the rest of it stands
     last.unlink()
-    assert reawaken_summary.write_summary(run)["stages"]["safety-sft"]["seeds"] == [0]
+    assert reawaken_summary.reawakening_results(run)["stages"]["safety-sft"]["seeds"] == [0]
     assert reawaken_all(run) == found
 
     # other settings are refused
@@ -143,10 +142,13 @@ def test_fewer_steps_for_a_model_that_still_has_it_and_a_second_command_adds_not
     run.config = as_made
 
     # an adapter that has changed since: its results are not shown
-    assert set(reawaken_summary.current_results(run)["stages"]) == {"control-clean", "safety-sft"}
+    assert set(reawaken_summary.reawakening_results(run)["stages"]) == {
+        "control-clean",
+        "safety-sft",
+    }
     file = run.stage("safety-sft") / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes() + b" ")
-    assert set(reawaken_summary.current_results(run)["stages"]) == {"control-clean"}
+    assert set(reawaken_summary.reawakening_results(run)["stages"]) == {"control-clean"}
 
 
 def test_a_missing_stage_says_what_to_run_first(cache, tmp_path):
