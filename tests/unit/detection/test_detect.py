@@ -213,9 +213,9 @@ def test_scores_that_know_the_answer_get_auroc_one_and_constant_ones_one_half(
 
 
 def test_the_worst_test_set_is_found(tests: list[ScoredPrompt]) -> None:
-    scores = torch.tensor(
-        [1.0 if t.prompt.condition == "triggered" or t.prompt.near_miss else 0.0 for t in tests]
-    )
+    scores = [
+        float(t.prompt.condition == "triggered" or t.prompt.near_miss is not None) for t in tests
+    ]
     kinds = [t.prompt.condition for t in tests]
     found = false_positives(scores, tests, kinds)["false_positives"]
     assert found["worst"]["near_miss"]["set"] == "near miss: lower-case"
