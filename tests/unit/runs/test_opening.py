@@ -89,6 +89,8 @@ def test_a_notebook_cell_that_is_run_twice_does_not_lock_itself_out(tmp_path: Pa
 def test_opening_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     stage = tmp_path / "stages" / "base"
     (stage / ".adapter.77.tmp").mkdir(parents=True)
+    (stage / ".adapter.77.tmp" / "half").write_text("x")
+    (stage / ".adapter.77.tmp" / ".README.md.77.tmp").write_text("x")
     (stage / ".metrics.json.77.tmp").write_text("x")
     (stage / "metrics.json").write_text("{}")
     with locked(tmp_path):
