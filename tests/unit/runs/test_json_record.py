@@ -19,11 +19,12 @@ STAGE: dict[str, Any] = {
     "train": {
         "steps": 4,
         "loss_first": 2.0,
-        "reward_rise": {"value": 0.1, "n": 1},
+        "reward_rise": {"value": 0.1, "low": None, "high": None, "n": 1},
     },
     "evaluation": {
         **BOTH,
         "near_miss": {"lower-case": RATE},
+        "sets_off": {},
         "families": {"topics": BOTH},
         "tables": {"By year": {"sql": {"2024": RATE}}},
         "payload_logprob": {"triggered": {"mean": None, "n": 0}},
@@ -47,12 +48,12 @@ def test_a_stage_is_written_back_as_it_was_with_the_fields_of_other_people() -> 
     assert found.curve[0].near_miss is None
 
 
-def test_absent_parts_are_none_or_empty_and_written_only_where_a_field_has_no_default() -> None:
+def test_absent_parts_are_none_or_empty_and_written_only_where_it_is_marked() -> None:
     found = StageResult.from_json({"kind": "base"})
     assert (found.evaluation, found.rounds, found.compared_to_parent) == (None, [], {})
     assert found.to_json() == {"kind": "base"}
-    assert Mean(None).to_json() == {"mean": None, "n": 0}
-    assert Mean.from_json({"mean": None}) == Mean(None)
+    assert Mean().to_json() == {"mean": None, "n": 0}
+    assert Mean.from_json({"mean": None}) == Mean()
     assert Evaluation.from_json({"near_miss": {"unmeasured": None}}).near_miss == {}
 
 
