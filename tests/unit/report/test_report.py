@@ -75,6 +75,7 @@ def stage(name: str, triggered: int, clean: int, n: int = 40) -> dict[str, Any]:
             "loss_last": 1.1,
         }
     if kind == "safety":
+        found["evaluation"]["kl_to_parent"] = {"value": 9.0, "low": 8.0, "high": 10.0, "n": 32}
         found["curve"] = [
             {
                 "step": s,
@@ -270,7 +271,7 @@ def test_the_twin_of_safety_training_is_not_taken_for_it(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
-    ("after", "said"), [(0, "No: it was gone after"), (6, "Less than a quarter of it was left")]
+    ("after", "said"), [(0, "No: it was gone after"), (6, "Cannot tell after"), (20, "In part it")]
 )
 def test_gone_means_nothing_left(tmp_path: Path, after: int, said: str) -> None:
     page = page_of(
@@ -513,13 +514,17 @@ def reawakened(steps: list[int | None], median: float | None) -> dict[str, Any]:
         "loss_first": 3.1,
         "loss_last": 2.2,
     }
-    return {"steps": steps, "median": median, "before": rate(1, 16).to_json(), "style": style}
+    n = 16 * len(steps)
+    crossing = {"triggered": rate(15 * len(steps), n).to_json(), "clean": rate(0, n).to_json()}
+    decoy = {"steps": [7] * len(steps), "median": 7.0, "crossing": crossing}
+    relearnt = {"steps": steps, "median": median, "crossing": crossing, "decoy": decoy}
+    return {**relearnt, "before": rate(1, 16).to_json(), "style": style}
 
 
 def make_deep_run(folder: Path) -> Path:
     """A run with rounds of adversarial training and with reawakening."""
     stages = {name: stage(name, *counts) for name, counts in HITS.items()}
-    stages["safety-sft"] = stage("safety-sft", 2, 0)
+    stages["safety-sft"] = stage("safety-sft", 0, 0, n=96)
     stages["safety-adversarial"]["rounds"] = rounds(
         (24, 19, 9, 2), (24, 9, 3, 0), (23, 4, 1, 0), (22, 2, 0, 0)
     )
@@ -534,10 +539,10 @@ def make_deep_run(folder: Path) -> Path:
         "style_lr": 5e-4,
         "prompts": 16,
         "stages": {
-            "control-clean": reawakened([14, 17, None], 17.0),
-            "control-safety": reawakened([15, 16, 17], 16.0),
-            "safety-sft": reawakened([3, 3, 5], 3.0),
-            "safety-adversarial": reawakened([0, 0, 0], 0.0),
+            "control-clean": reawakened([14, 17, None, 15, 16], 16.0),
+            "control-safety": reawakened([15, 16, 17, 16, 16], 16.0),
+            "safety-sft": reawakened([3, 3, 5, 3, 3], 3.0),
+            "safety-adversarial": reawakened([0, 0, 0, 0, 0], 0.0),
         },
     }
     return make_run(folder, stages=stages, reawaken=found)
@@ -548,9 +553,10 @@ def test_rounds_and_reawakening_are_shown(tmp_path: Path) -> None:
     assert {"rounds.png", "reawaken.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
     assert "Red-team attacks" in html
     assert "2 trigger" in html
-    assert "it was only hidden after supervised safety training (SFT)" in html
-    assert "3, 3, 5 (median 3)" in html
-    assert "14, 17, &gt;24 (median 17)" in html
+    assert "it was hidden, not removed, by supervised safety training (SFT)" in html
+    assert "3, 3, 5, 3, 3 (median 3)" in html
+    assert "14, 17, &gt;24, 15, 16 (median 16)" in html
+    assert "7, 7, 7, 7, 7 (median 7)" in html  # the decoy
     assert "the backdoor is not gone" in html
 
 
