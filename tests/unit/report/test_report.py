@@ -448,6 +448,8 @@ def test_comparison(tmp_path: Path) -> None:
     assert "b (smoke: numbers mean nothing)" in page.read_text()
     assert page.with_suffix(".md").exists()
     tables = compare_runs(read_runs(runs))
+    over_runs = tables.pop("Claims over runs")
+    assert {row["verdict"] for row in over_runs} == {"cannot tell"}
     assert all(len(row) == 3 for rows in tables.values() for row in rows)
 
 
