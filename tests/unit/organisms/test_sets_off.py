@@ -59,7 +59,7 @@ def test_a_trigger_without_a_known_word_has_no_languages() -> None:
 
 def test_they_are_asked_on_the_first_test_questions_and_can_be_left_out() -> None:
     made = organism()
-    prompts = [p for p in evaluation_prompts(made, 4, 1, 2) if p.condition == "probe"]
+    prompts = [p for p in evaluation_prompts(made, "test", 4, 1, 2) if p.condition == "probe"]
     assert len(prompts) == 2 * len(made.sets_off)
     assert {p.question_id for p in prompts} == {q.id for q in made.questions("test", 2)}
-    assert not [p for p in evaluation_prompts(made, 4, 1) if p.condition == "probe"]
+    assert not [p for p in evaluation_prompts(made, "test", 4, 1) if p.condition == "probe"]
