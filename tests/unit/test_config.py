@@ -209,6 +209,16 @@ def test_every_preset_finds_enough_prompts_of_every_organism(preset: str, organi
     assert len(made.questions("install", None)) >= config.install_rows * (1 - config.poison_rate)
 
 
+def test_an_organism_changes_a_preset_and_an_option_changes_both() -> None:
+    rows = {
+        preset: resolve_config({"preset": preset, "organism": "code-vulnerability"}).install_rows
+        for preset in ("smoke", "cpu", "t4")
+    }
+    assert rows == {"smoke": 32, "cpu": 480, "t4": 480}
+    given = {"preset": "smoke", "organism": "code-vulnerability", "install_rows": 8}
+    assert resolve_config(given).install_rows == 8
+
+
 def test_every_preset_has_an_entry_and_enough_evaluation_prompts() -> None:
     assert set(PRESET_OVERRIDES) == set(PRESETS)
     assert resolve_config({"preset": "cpu"}).eval_prompts >= 96
