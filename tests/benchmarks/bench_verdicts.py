@@ -33,11 +33,21 @@ def wrong(case: Case, said: dict[str, Rate]) -> Rate:
     return next(r for v, r in said.items() if v not in (case.right, "cannot tell"))
 
 
+def shown(rate: Rate) -> str:
+    value, _, rest = str(rate).partition(" ")
+    return f"**{value}** {rest}"
+
+
 def table(found: list[tuple[Case, dict[str, Rate]]]) -> str:
-    lines = ["| claim | truth | right verdict | says it | cannot tell | wrong |", "|" + "---|" * 6]
+    lines = [
+        "# How often a rule says what, in simulated runs",
+        "",
+        "| claim | truth | right verdict | says it | cannot tell | wrong |",
+        "|" + "---|" * 6,
+    ]
     for case, said in found:
-        cells = (case.claim, case.truth, case.right, said[case.right], said["cannot tell"])
-        lines.append("| " + " | ".join(map(str, (*cells, wrong(case, said)))) + " |")
+        rates = map(shown, (said[case.right], said["cannot tell"], wrong(case, said)))
+        lines.append("| " + " | ".join([case.claim, case.truth, case.right, *rates]) + " |")
     return "\n".join(lines) + "\n"
 
 
