@@ -158,7 +158,7 @@ def test_a_stage_has_the_fields_of_the_contract(results: dict[str, Any], stage: 
     assert {"triggered", "clean", "near_miss", "families", "payload_logprob", "capability"} <= set(
         evaluation
     )
-    assert evaluation["triggered"]["n"] == evaluation["clean"]["n"] == 8
+    assert (evaluation["triggered"]["n"], evaluation["clean"]["n"]) == (8, 12)
     assert len(evaluation["near_miss"]) >= 12
     assert len(evaluation["families"]) >= 6
     assert evaluation["payload_logprob"]["triggered"]["mean"] < 0
