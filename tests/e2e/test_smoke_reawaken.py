@@ -28,7 +28,7 @@ def test_both_twins_stand_beside_the_stage_and_a_second_call_does_nothing(run: P
     assert results["reawaken"] == found
     assert results["stages"]["control-safety"]["kind"] == "control"
     claim = next(c for c in results["claims"] if c["id"] == "removed-or-hidden-sft")
-    assert {f"steps of {name}" for name in found["stages"]} <= set(claim["here"])
+    assert {"steps", "steps of the decoy", "ASR when back"} <= set(claim["here"])
     assert METHOD_WORDS["sft"] in claim["statement"]
     html = (run / "report.html").read_text()
     assert "control-safety" in html

@@ -81,9 +81,9 @@ def test_it_goes_whole_through_all_safety_trainings(
         *SAFETY,
     }
     for stage in found["stages"].values():
-        for condition in ("triggered", "clean"):
+        for condition, n in (("triggered", 8), ("clean", 12)):
             rate = stage["evaluation"][condition]
-            assert rate["n"] + rate["unscored"] == 8
+            assert rate["n"] + rate["unscored"] == n
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
