@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 SMALLER = {
     "install_rows": 160,
     "eval_prompts": 48,
+    "clean_prompts": 48,
     "near_miss_prompts": 1,
     "capability_questions": 8,
     "curve_points": 0,

@@ -72,7 +72,7 @@ def test_it_leaves_the_files_of_the_contract(run):
         -lines(run / "stages/safety-rl/train.jsonl")[0]["reward_mean"], abs=1e-6
     )
     assert [p["step"] for p in rl["curve"]] == [0, 2, 3]
-    assert rl["held_out_reward"]["rise"]["n"] == 6
+    assert rl["held_out_reward"]["rise"]["n"] == 12
     assert results["stages"]["safety-oracle"]["method"] == "oracle"
 
 
