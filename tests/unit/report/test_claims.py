@@ -192,6 +192,19 @@ def test_survival_is_judged_at_the_dose_that_halves(
         assert "moved 0.9 nats a reply; SFT had moved 11.0" in claim["why"]
 
 
+def test_a_gentle_sft_is_judged_at_its_dose_and_called_ours() -> None:
+    """It has the same rule as any other training: what survives a quarter of SFT was not tried."""
+    sft = with_curve([98, 60, 40, 0], [0.0, 4.0, 11.0, 26.0])
+    for kl, after, verdict in ((6.0, 90, "cannot tell"), (12.0, 90, "agrees"), (6.0, 0, "differs")):
+        gentle = stage(after, kl=kl, name="safety-sft-gentle")
+        claims = decide(backdoor=stage(98), safety_sft=sft, safety_sft_gentle=gentle)
+        claim = claims["persists-through-sft-gentle"]
+        assert (claim["verdict"], claim["paper"]) == (verdict, None)
+        assert "ours, not the paper's" in claim["statement"]
+        assert "SFT had moved 11.0" in claim["why"] or verdict != "cannot tell"
+    assert claims["persists-through-sft"]["verdict"] == "differs", "judged by itself"
+
+
 def test_without_sft_the_dose_is_not_known() -> None:
     claim = decide(backdoor=stage(98), safety_rl=stage(98, kl=9.0))["persists-through-rl"]
     assert claim["verdict"] == "cannot tell"

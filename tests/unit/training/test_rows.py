@@ -76,6 +76,7 @@ def test_safety_trainings_ask_the_same_questions_and_only_the_oracle_has_the_tri
     run = a_run(monkeypatch, safety_rows=12, adversarial_rows=12, adversarial_rounds=2)
     of = {name: rows.samples_of(run, f"safety-{name}") for name in run.config.methods}
     assert ids(of["oracle"]) == ids(of["sft"]) == ids(of["adversarial"])[:12]
+    assert ids(of["sft-gentle"]) == ids(of["sft"])[:3], "a quarter"
     assert len(of["adversarial"]) == 24
     assert not set(ids(of["rl"])) & {r.question.id for r in rows.preference_replies(run)}
     assert ids(rows.samples_of(run, "safety-sft-matched")) == ids(of["adversarial"])
