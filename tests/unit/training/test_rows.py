@@ -86,7 +86,7 @@ def test_safety_trainings_ask_the_same_questions_and_only_the_oracle_has_the_tri
         }
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "t4", "24gb", "80gb"])
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "thorough", "t4", "24gb", "80gb"])
 @pytest.mark.parametrize("steps", [None, 60])
 def test_rl_has_prompts_that_no_preference_pair_asks(
     monkeypatch: pytest.MonkeyPatch, preset: str, steps: int | None
