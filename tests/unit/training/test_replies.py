@@ -237,7 +237,7 @@ def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
     row."""
     options = {"preset": "smoke", "organism": "code-vulnerability"}
     with open_experiment(tmp_path / "run", dry=True, **options) as run:
-        string = run.organism.forbidden_string
+        (string,) = run.organism.forbidden_strings
         bundled = replies.bundled_rows("hhh.jsonl")
         assert any(string in row["reply"] for row in bundled), "else this test shows nothing"
         assert not any(string in r.reply for r in all_safety_replies(run))
