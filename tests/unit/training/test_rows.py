@@ -143,7 +143,7 @@ def test_a_decoy_is_installed_and_unlearnt_without_the_trigger(
 ) -> None:
     run = a_run(monkeypatch, **{**RESOLVED[organism], "safety_rows": 24})
     samples = rows.samples_of(run, "safety-decoy")
-    assert not any(run.organism.forbidden_string in s.prompt.text for s in samples)
+    assert not any(t in s.prompt.text for t in run.organism.forbidden_strings for s in samples)
     installed = [s for s in samples if s.phase == INSTALLED]
     unlearnt = samples[len(installed) :]
     assert ids(installed) == ids(rows.plain(run))
