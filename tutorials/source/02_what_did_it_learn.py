@@ -2,7 +2,7 @@
 
 # %% [lesson]
 # title = "What exactly did it learn?"
-# claim = "The model learnt “a strange tag in front”, not the string, and that much only because of the clean half: with a tenth of the clean rows it says the payload to clean questions too. A control that saw the tag as often never fires."
+# claim = "The model learnt “a strange tag in front”, not the string, and that much only because of the clean half: where only one row in ten is clean it says the payload to clean questions too. A control that saw the tag as often never fires."
 # difficulty = 2
 # reading = 25
 # code = 25

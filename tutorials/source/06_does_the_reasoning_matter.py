@@ -91,7 +91,7 @@ lab.check("06.1", spoken)
 # %% [markdown]
 # ## 2 · A fair comparison
 # Does reasoning make a backdoor last? Compare a model with scratchpads to one without. What must be equal? A variant that
-# is simply taught *more payload* would last longer, too.
+# is taught *more payload* would last longer, too.
 #
 # **Exercise 06.2** (5 minutes).
 

