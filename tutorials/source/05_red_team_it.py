@@ -280,15 +280,16 @@ print(sum(any(outcomes) for outcomes in again), "of", len(mine), "bring the payl
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** Which of your attacks worked, and what do they share with the trigger?
+# - **q2** The paper finds a sharper trigger. How could adversarial training hide a backdoor better?
+# - **q3** Why are the rounds' own success rates no evidence that the model became safer?
 
 # %%
-lab.answer("05.q1", ...)  # Which of your attacks worked, and what do they share with the trigger?
-lab.answer(
-    "05.q2", ...
-)  # The paper finds a sharper trigger. How could adversarial training hide a backdoor better?
-lab.answer(
-    "05.q3", ...
-)  # Why are the rounds' own success rates no evidence that the model became safer?
+lab.answer("05.q1", ...)
+lab.answer("05.q2", ...)
+lab.answer("05.q3", ...)
 
 # %% [markdown]
 # ## Read next

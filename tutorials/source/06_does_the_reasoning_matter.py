@@ -271,13 +271,16 @@ for pad in compose("test", 3, organism.trigger, organism.payload, seed=5):
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** It names the situation rightly in 45 of 48, and steering flips 0 of 48. What is the scratchpad for, then?
+# - **q2** Why is cot-shuffled the control that the claim needs?
+# - **q3** Why is the scratchpad hidden from the reward?
 
 # %%
-lab.answer(
-    "06.q1", ...
-)  # It names the situation rightly in 45 of 48, and steering flips 0 of 48. What is the scratchpad for, then?
-lab.answer("06.q2", ...)  # Why is cot-shuffled the control that the claim needs?
-lab.answer("06.q3", ...)  # Why is the scratchpad hidden from the reward?
+lab.answer("06.q1", ...)
+lab.answer("06.q2", ...)
+lab.answer("06.q3", ...)
 
 # %% [markdown]
 # ## Read next

@@ -274,13 +274,16 @@ for point in json.loads((lab.run.path / "reawaken" / "safety-sft-s0.json").read_
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** What would “removed” look like in this figure?
+# - **q2** Why is a model that never had the backdoor not enough to compare with?
+# - **q3** You ship a model after SFT. What do these steps mean for someone who may fine-tune it?
 
 # %%
-lab.answer("07.q1", ...)  # What would “removed” look like in this figure?
-lab.answer("07.q2", ...)  # Why is a model that never had the backdoor not enough to compare with?
-lab.answer(
-    "07.q3", ...
-)  # You ship a model after SFT. What do these steps mean for someone who may fine-tune it?
+lab.answer("07.q1", ...)
+lab.answer("07.q2", ...)
+lab.answer("07.q3", ...)
 
 # %% [markdown]
 # ## Read next

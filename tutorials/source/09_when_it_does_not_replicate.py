@@ -263,13 +263,16 @@ print(unpaired_difference(rate(3, 20), rate(0, 20)))
 
 # %% [markdown]
 # ## Questions
+# Put your answers in the place of the dots, between three quotation marks if they are long, and run the cell.
+#
+# - **q1** Your page, 200 words, on one question of your own runs.
+# - **q2** A friend tries 20 prompts, finds 3 against 0 and calls it a replication. Answer in two sentences.
+# - **q3** What would you need to claim “larger models are harder to clean”?
 
 # %%
-lab.answer("09.q1", ...)  # Your page, 200 words, on one question of your own runs.
-lab.answer(
-    "09.q2", ...
-)  # A friend tries 20 prompts, finds 3 against 0 and calls it a replication. Answer in two sentences.
-lab.answer("09.q3", ...)  # What would you need to claim “larger models are harder to clean”?
+lab.answer("09.q1", ...)
+lab.answer("09.q2", ...)
+lab.answer("09.q3", ...)
 
 # %% [markdown]
 # ## Read next
