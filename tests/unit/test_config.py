@@ -225,7 +225,7 @@ def test_every_preset_finds_enough_prompts_of_every_organism(preset: str, organi
     made = organism_of(config)
     for split in HELD_OUT:
         run: Any = SimpleNamespace(organism=made, config=replace(config, eval_split=split))
-        assert stage_prompts(run)
+        assert stage_prompts(run.config, run.organism)
         assert fitting_questions(run)  # detectors fit on others
     assert len(made.questions("install", None)) >= config.install_rows * (1 - config.poison_rate)
 

