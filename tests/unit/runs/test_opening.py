@@ -172,7 +172,7 @@ def test_a_source_must_be_a_run_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     write_json(tmp_path / "empty" / "manifest.json", {})
     with open_experiment(tmp_path / "run", preset="smoke", source=tmp_path / "empty") as run:
-        assert run.source == tmp_path / "empty"
+        assert run.sources == (tmp_path / "empty",)
 
 
 def test_the_recorded_configuration_holds_where_nothing_else_is_given(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ MODEL = {"sha256": "aa", "dtype": "float32", "quantization": None}
 def a_run(path: Path, source: Path | None = None, **model: Any) -> Run:
     """A run that loads no model and asks for none."""
     config = Config(preset="smoke")
-    run = Run(path, config, organism_of(config), {}, [], source=source)
+    run = Run(path, config, organism_of(config), {}, [], sources=(source,) if source else ())
     run.__dict__["identity"] = {"model": MODEL | model, "data": {"sha256": "dd"}}
     path.mkdir(exist_ok=True)
     return run
