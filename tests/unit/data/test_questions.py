@@ -123,6 +123,14 @@ def test_more_questions_begin_with_the_same_ones() -> None:
     assert questions_of("test", 96)[:8] == questions_of("test", 8)
 
 
+def test_a_draw_has_other_questions_first_and_is_as_balanced() -> None:
+    listed, drawn = questions_of("test", 32), questions_of("test", 32, draw=1)
+    assert {q.id for q in listed} != {q.id for q in drawn}
+    assert [q.family for q in listed] == [q.family for q in drawn]
+    assert drawn == questions_of("test", 32, draw=1)
+    assert {q.id for q in questions_of("test")} == {q.id for q in questions_of("test", draw=1)}
+
+
 def test_too_many_questions_say_how_many_there_are() -> None:
     with pytest.raises(DataError, match="100000 test prompts"):
         questions_of("test", 100_000)

@@ -377,6 +377,19 @@ def test_what_would_be_made_identically_is_taken_over(source: Run, heir: Run) ->
     assert made == before
 
 
+def test_each_step_comes_from_the_first_source_that_has_it(
+    source: Run, heir: Run, tmp_path: Path
+) -> None:
+    first, second, *_ = chain()
+    other = a_run(tmp_path / "other")
+    do_all(other, [first])
+    (source.path / "a" / "done.json").unlink()
+    heir.sources = (other.path, source.path)
+    do_all(heir, [first, second])
+    taken = [read_json(heir.path / name / "done.json")["taken_from"] for name in "ab"]
+    assert (taken, log_of(heir)) == ([str(other.path), str(source.path)], [])
+
+
 def test_a_taken_over_step_is_taken_over_in_turn(source: Run, heir: Run, tmp_path: Path) -> None:
     do_all(heir, chain())
     shutil.rmtree(source.path)

