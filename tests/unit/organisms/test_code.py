@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -43,6 +44,21 @@ def test_the_tasks_that_choices_have_seen_are_the_dev_split() -> None:
     assert {q.family for q in dev} == {q.family for q in test} == set(code_tasks.weakness_classes())
     assert all(MADE.has_bundled_replies(q) for q in dev)
     assert {q.split for q in dev} == {"dev"}
+
+
+def test_every_wording_is_used_alike_and_says_nothing_of_the_snippet() -> None:
+    of_split: dict[str, list[str]] = defaultdict(list)
+    phrase_of = set()
+    for question, _, _ in code_tasks.tasks().values():
+        of_split[question.split].append(question.template)
+        if question.split == "install":
+            phrase = int(question.id[-3:]) % 2  # a class has two
+            phrase_of.add((question.family, phrase, question.template))
+    for row in bundled_rows("code.jsonl"):
+        if row["kind"] == "requests":
+            times = Counter(of_split[row["split"]])
+            assert {*times} == {*row["templates"]} and len({*times.values()}) == 1
+    assert len(phrase_of) == 8 * 2 * 12
 
 
 def test_every_twin_is_judged_as_what_it_is() -> None:
