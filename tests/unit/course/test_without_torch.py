@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 BLOCKED = "torch,numpy,scipy,matplotlib,transformers,peft,safetensors,jinja2,bitsandbytes"
-NEEDED = "report.claims,evaluation.evaluate,runs.markers,runs.stages,config,cli.options"
-NEEDED += ",course.audit.score"
+NEEDED = "course.grade.grading,course.grade.outputs,course.assignment,course.audit.score"
+NEEDED += ",cli.commands"
 PROGRAM = """
 import importlib, sys
 blocked, needed = (names.split(",") for names in sys.argv[1:])

