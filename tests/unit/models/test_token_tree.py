@@ -31,10 +31,18 @@ def test_every_token_sees_its_own_row_up_to_itself(rows):
             assert sorted(path[: t + 1]) == sees[node].nonzero().flatten().tolist()
 
 
+def test_on_a_card_more_rows_share_a_tree():
+    rows = [[1, 2, *range(10 * i, 10 * i + 90)] for i in range(12)]
+    trees = {device: tt.forest(rows, torch.device(device)).ids for device in ("cpu", "cuda")}
+    assert [len(ids) for ids in trees.values()] == [3, 1]
+
+
 def test_states_are_those_of_the_rows_one_by_one(smoke_lm, monkeypatch):
     for width in (512, 4):  # one tree, several of unlike width
         monkeypatch.setattr(tt, "WIDTH", width)
-        assert tt.forest(ROWS).ids.shape[1] == tt.ROUND  # so that shapes repeat
+        assert (
+            tt.forest(ROWS, torch.device("cpu")).ids.shape[1] == tt.ROUND
+        )  # so that shapes repeat
         states, at = hidden_states(smoke_lm.causal_lm, ROWS)
         for row, path in zip(ROWS, at, strict=True):
             alone = smoke_lm.causal_lm.model(input_ids=torch.tensor([row])).last_hidden_state[0]
