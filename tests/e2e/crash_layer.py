@@ -1,8 +1,7 @@
 """The calls that write, seen inside Python, each of which can be made to kill its process or fail.
 
-They are audit events (open to write, rename, remove, mkdir, rmdir, chmod,
-truncate), and, put in the
-place of the real ones, `os.fsync`, `write` of a file, and the writers in Rust of safetensors and
+Audit events (open to write, rename, remove, mkdir, rmdir, chmod, truncate), and, put in the place
+of the real ones, `os.fsync`, `write` of a file, and the writers in Rust of safetensors and
 tokenizers. A call that would change nothing, such as mkdir of what is there, is none.
 """
 
