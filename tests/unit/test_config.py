@@ -284,7 +284,14 @@ def test_a_later_setting_at_its_default_leaves_fingerprints_as_they_were() -> No
     assert all(name in FIELDS for name in LATER)
 
 
-@pytest.mark.parametrize(("text", "made"), [("none", []), ("clean", ["control-clean"])])
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("none", []),
+        ("clean", ["control-clean"]),
+        ("safety", ["control-clean", "control-safety"]),
+    ],
+)
 def test_run_all_makes_the_controls_that_are_asked_for(text: str, made: list[str]) -> None:
     config = Config(controls=parse_option("controls", text))
     assert [name for name in stages_of_run_all(config) if name.startswith("control")] == made
