@@ -218,8 +218,8 @@ def test_on_a_cluster_cells_have_the_same_bytes_and_failures_their_log(
     assert jobs.count("JobState=COMPLETED") == 3
     assert jobs.count("TimeLimit=00:30:00") == 3
     assert refused.code == 2
-    assert "SLURM refused a job" in refused.message
-    assert "invalid partition" in refused.message
+    assert "error: SLURM refused a job\nwhy: sbatch: error: " in refused.err
+    assert "Invalid partition name specified" in refused.err
 
 
 def test_without_submitit_the_message_says_what_to_install(
