@@ -105,7 +105,7 @@ def test_the_readme_table_is_that_of_the_results():
 def counts(results: Any) -> Iterator[str]:
     """Every rate in results.json as the log writes it; near misses by prompts and by rungs."""
     if isinstance(results, dict):
-        if {"hits", "n", "low", "high"} <= set(results):
+        if {"hits", "n", "low", "high"} <= set(results) and results["n"]:
             yield counted(results)
         if "organism" in results and "stages" in results:
             parsed = parse_results(results)
