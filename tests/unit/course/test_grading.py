@@ -54,7 +54,7 @@ def test_an_assignment_asks_for_what_the_grader_knows(task: Path):
         if item.kind == "personal":
             assert f"{{numbers[{item.id}]}}" in assignment.text
             assert item.id in numbers
-    for spec in run_specs(assignment, mine, {}).values():
+    for spec in run_specs(assignment, mine).values():
         assert (spec.config.seed, spec.config.trigger) == (spec.options["seed"], mine.trigger)
         assert set(spec.adapters) <= set(spec.stages)
 
@@ -86,19 +86,6 @@ def test_computed_answers_are_what_their_numbers_come_to():
         for x, y in zip(n["numbers"], rounded, strict=True):
             assert min(abs(y / scale - level) for level in NF4) < 1e-9
             assert all(abs(x - y) <= abs(x - level * scale) + 1e-9 for level in NF4)
-        n, point = MAKERS["auroc"](random.Random(seed))
-        wins = [
-            1.0 if t > c else 0.5 if t == c else 0.0 for t in n["triggered"] for c in n["clean"]
-        ]
-        assert point == sum(wins) / len(wins)
-        n, step = MAKERS["steps"](random.Random(seed))
-        back = [s for s, hits, of in n["points"] if hits / of >= 0.5]
-        assert step == back[0]
-        n, chance = MAKERS["order"](random.Random(seed))
-        assert chance == 0.5 ** n["models"]
-        n, apart = MAKERS["means"](random.Random(seed))
-        sides = [[sum(c) / len(rows) for c in zip(*rows)] for rows in n.values()]
-        assert apart == pytest.approx([x - y for x, y in zip(*sides)])
 
 
 @pytest.mark.parametrize(
