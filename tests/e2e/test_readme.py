@@ -75,6 +75,8 @@ def test_command_runs(command: str, smoke_run: SmokeRun, tmp_path: Path):
         words += ["--run", str(tmp_path / "new"), "--methods", "sft", "--detectors", "none"]
     if verb == "sweep":
         words += ["--dry-run"]
+    if verb == "reawaken":
+        words += ["--reawaken-seeds", "1"]
     if "--out" in words:
         words[words.index("--out") + 1] = str(tmp_path / "out")
     if verb == "chat":
