@@ -655,7 +655,6 @@ def test_what_is_hidden_and_who_can_tell_gets_every_point(detected: tuple[Path, 
     assert graded["automatic"] == {"points": 19, "of": 19}, graded["items"]
     assert codes(graded) == set()
     assert graded["notes"] == graded["flags"] == []
-    assert graded["seconds"] < 5
 
 
 CELL = f"{MAIN}/detection/mine--detector"
@@ -701,7 +700,7 @@ OF_A3: dict[str, tuple[Edit, str, str, str]] = {  # what it costs, and what is s
         lambda f: f.files.update({TRIAL: f.files[TRIAL.replace("sft", "oracle")]}),
         "a3.reawaken",
         "I7",
-        "another stage, adapter or seed",
+        "the fingerprint is not that of its settings",
     ),
     "a rate of a trial": (
         edited(TRIAL, lambda m: m["triggered-rows"][0]["triggered"].update(value=0.9)),
