@@ -365,7 +365,7 @@ def test_a_run_rewritten_for_another_student_is_known_by_its_replies(
     ada, bob = done.json()
     assert codes(bob) == {"I7"}  # near misses and translations are made from the other trigger
     said = [flag["what"] for flag in bob["flags"] if flag["with"] == ada["key"]]
-    assert "100% of the clean replies of main/backdoor are equal" in said
+    assert "100% of the clean replies of backdoor of run 1 are equal" in said
 
 
 def test_answers_from_a_neighbour_do_not_fit(packed: Path, task: Path, tmp_path: Path):
