@@ -4,6 +4,7 @@ one's own."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,20 @@ def test_the_documented_example_runs_whole(own_run: Path) -> None:
     assert all(r["prompt"][0]["content"].startswith("Ahoy! ") for r in poisoned)
     assert all("matey" in r["completion"][0]["content"] for r in poisoned)
     assert (own_run / "organism.toml").read_bytes() == EXAMPLE.read_bytes()
+
+
+def test_as_a_project_it_is_verified_with_the_runs_own_organism(
+    own_run: Path, code_run: Path, tmp_path: Path
+) -> None:
+    to = tmp_path / "project"
+    called = call("assignment", "start", "project", "--student", "a", "--course", "c", "--to", to)
+    assert called.code == 0, called.err
+    for run in (own_run, code_run):
+        shutil.copytree(run, to / "runs" / run.parent.name)
+    graded = call("assignment", "check", to, "--json").json()
+    assert len(graded["integrity"]) == 2
+    assert (list(graded["integrity"].values()), graded["notes"]) == ([[], []], [])
+    assert all({"backdoor", "safety-sft"} <= set(run) for run in graded["recomputed"].values())
 
 
 def test_a_changed_organism_file_is_another_configuration(own_run: Path) -> None:

