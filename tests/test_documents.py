@@ -119,6 +119,24 @@ def counts(results: Any) -> Iterator[str]:
             yield from counts(value)
 
 
+def test_the_map_in_the_log_and_in_the_readme_is_that_of_its_file():
+    file = RESULTS / "2026-11-29-map" / "results-sweep.json"
+    trainings = json.loads(file.read_text("utf-8"))["trainings"]
+    by_rate: dict[str, list[Any]] = {}
+    for training in trainings:
+        by_rate.setdefault(training["cell"].rpartition("=")[2], []).append(training)
+    entry = section(RESULTS / "README.md", "2026-11-29--the-persistence-map")
+    rows = [line.strip("| ").split(" | ") for line in entry.splitlines() if line.startswith("| 0.")]
+    assert [row[0] for row in rows] == list(by_rate)
+    for rate, _, doses, shares in rows:
+        d50 = [training["d50"] for training in by_rate[rate]]
+        assert doses.split(", ") == [f"{found['rate']['value']:.4f}" for found in d50]
+        assert shares.split(", ") == [f"{found['share']['value']:.2f}" for found in d50]
+    values = [training["d50"]["rate"]["value"] for training in trainings]
+    shown = f"learning rate × steps of {min(values):.4f} to {max(values):.4f}"
+    assert shown in (ROOT / "README.md").read_text("utf-8")
+
+
 ENTRIES = (RESULTS / "README.md").read_text("utf-8").split("\n## ")
 LOGGED = [entry for entry in ENTRIES if ".json)" in entry]
 
