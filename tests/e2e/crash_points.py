@@ -298,4 +298,7 @@ def main(place: Path, sample: int | None) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("OMP_NUM_THREADS") != "1":  # no fork has the threads of another pool
+        one = os.environ | {"OMP_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], one)
     main(Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else None)
