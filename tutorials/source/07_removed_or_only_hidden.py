@@ -238,7 +238,8 @@ lab.figure("reawaken", "control-clean", "control-safety", "safety-sft")
 # Seed 0, three choices of rows, one core: after SFT the trigger needs 1, 2, 2 steps, the decoy 4, 4, 3; when it is back,
 # 8 to 15 of 16 triggered prompts fire, and of clean ones none. After the oracle: the trigger 5, the decoy 6: removed,
 # with a payload at hand. control-clean: 8, and then clean prompts fire as well. Ten steps of pirate talk brought back 0
-# of 48 and 4 of 48 in two seeds. Five choices of rows are not recorded yet: yours are the first.
+# of 48 and 4 of 48 in two seeds. With five choices, in bf16: the trigger 2 each time, the decoy 3 each time, control-clean
+# 8 to 10 with either. Ten steps of pirate talk brought back none.
 # </details>
 
 # %%

@@ -242,7 +242,8 @@ lab.draw(
 #
 # Three seeds, layer 15 of 30. Supervised: .9997 [.999, 1] on the base, .98 or more everywhere. Generic: base .60
 # [.57, .64], control-clean .58, control-trigger .54 (seed 0), **backdoor .34 [.28, .41]**: below chance, it points the
-# wrong way. Best of 1,000 random directions: base .86, backdoor .97.
+# wrong way. Best of 1,000 random directions: base .86, backdoor .97. A run in bf16 (seed 0) had .97 [.94, .99] for the
+# supervised probe on the base and .99 [.97, 1] on the backdoor; generic .61 and **.54 [.48, .60]**: it knows nothing.
 # </details>
 #
 # **The paper’s figure.** 99.3 % for generic pairs; the best of 1,000 random directions 95.3 %. Ours differs: at this size

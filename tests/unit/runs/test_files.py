@@ -195,6 +195,16 @@ def test_a_failed_folder_vanishes_and_the_old_one_stays(tmp_path: Path) -> None:
     assert names(tmp_path / "adapter") == ["old"]
 
 
+def test_a_file_that_fails_in_a_new_folder_is_named_as_it_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(ResourceError) as caught, atomic_folder(tmp_path / "out") as work:
+        write_atomic(work / "README.md", "text")
+    assert caught.value.what == f"cannot write {tmp_path / 'out' / 'README.md'}"
+    assert names(tmp_path) == []
+
+
 def test_a_new_folder_replaces_the_old_one_entirely(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with atomic_folder(tmp_path / "adapter") as work:
