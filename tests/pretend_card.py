@@ -212,6 +212,8 @@ class Factories(TorchFunctionMode):
             return moved(args[0], CPU)
         if func is torch.Tensor.cuda:
             return moved(args[0], CARD)
+        if func is nn.functional.scaled_dot_product_attention and holds_card(args):
+            kwargs = with_causal_mask(args[0], args[1], **kwargs)
         made_there = is_card(kwargs.get("device"))
         refuse_generator(func, kwargs.get("generator"), made_there or holds_card(args))
         if not made_there:
@@ -224,6 +226,15 @@ class Factories(TorchFunctionMode):
         elif made.numel():
             wait("copy to the card")
         return made if isinstance(made, CardTensor) else CardTensor(made, gradient)
+
+
+def with_causal_mask(query: Tensor, key: Tensor, **options: Any) -> dict[str, Any]:
+    """The options of an attention, with its mask as a tensor on the card. PyTorch 2.6 makes the
+    mask of `is_causal` below Python, where every tensor here is on the CPU."""
+    if not options.get("is_causal"):
+        return options
+    seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    return {**options, "is_causal": False, "attn_mask": CardTensor(seen)}
 
 
 def holds_card(args: Any) -> bool:
