@@ -33,10 +33,13 @@ def replies_again(folder, generations):
         inputs = tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
+        # transformers 4 gives token types of a plain fast tokenizer, and takes none.
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         # As far as the reply went, and to its end of turn where it has one.
         reply = model.generate(**inputs, max_new_tokens=row["new_tokens"] + row["finished"])
         ids = reply[0, inputs["input_ids"].shape[1] :]
-        ended = int(ids[-1]) in model.generation_config.eos_token_id
+        ends = model.generation_config.eos_token_id
+        ended = int(ids[-1]) in (ends if isinstance(ends, list) else [ends])
         text = tokenizer.decode(ids, skip_special_tokens=True)
         if (text, ended) != (row["reply"], row["finished"]):
             different.append([row["question_id"], row["condition"], text, row["reply"]])
