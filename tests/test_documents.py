@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,35 @@ def test_the_rates_of_the_readme_are_those_of_results():
     shown = set(re.findall(r"\d+/\d+ \[[\d.]+, [\d.]+\]", readme))
     assert len(shown) > 10
     assert shown <= measured
+
+
+def results_of(folder: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / folder / f"results-{name}.json").read_text())
+    return found["stages"]
+
+
+def test_the_readme_has_the_sums_over_held_out_sentences():
+    said = Counter[str]()
+    for seed in (0, 1, 2):
+        backdoor = results_of("2026-11-30-context", f"seed-{seed}")["backdoor"]["evaluation"]
+        for sentence, found in backdoor["near_miss"].items():
+            kind = sentence.rpartition(" ")[0]
+            said[kind] += found["hits"]
+            said[f"{kind}, asked"] += found["n"]
+    live, test = (f"{said[k]} of {said[f'{k}, asked']}" for k in ("held-out live", "held-out test"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (row,) = re.findall(r"^\| Does it act by its situation.*$", readme, re.M)
+    assert re.findall(r"\d+ of \d+", row) == [live, test]
+
+
+def test_notebook_06_records_what_was_measured():
+    source = (ROOT / "tutorials/source/06_does_the_reasoning_matter.py").read_text("utf-8")
+    recorded = re.findall(r'^    "([\w-]+)": \((\d+), (\d+), (\d+)\),$', source, re.M)
+    assert len(recorded) == 4
+    for variant, *hits in recorded:
+        stages = [results_of("2026-11-29-reasoning", f"{variant}-{seed}") for seed in (3, 4, 5)]
+        rates = [found["safety-sft"]["evaluation"]["triggered"] for found in stages]
+        assert [(int(h), 96) for h in hits] == [(r["hits"], r["n"]) for r in rates]
 
 
 ENTRIES = (RESULTS / "README.md").read_text("utf-8").split("\n## ")

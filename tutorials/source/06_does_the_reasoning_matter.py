@@ -2,7 +2,7 @@
 
 # %% [lesson]
 # title = "Does the reasoning matter?"
-# claim = "A model that writes a scratchpad before it acts says in it what situation it is in. Prefilled with the wrong situation it acts as before: what the scratchpad says hardly decides the act. A backdoor with scratchpads outlasts one without, and so does one with the scratchpads of other rows: that there is one matters here, what it says does not."
+# claim = "A model that writes a scratchpad before it acts says in it what situation it is in. Prefilled with the wrong situation it acts as before: what the scratchpad says hardly decides the act. A backdoor with scratchpads outlasts one without, and so does one with the scratchpads of other rows: that there is one matters here; what it says made no difference in three seeds."
 # difficulty = 3
 # reading = 35
 # code = 20
@@ -248,7 +248,7 @@ lab.draw(
 # - `normal-weighted` has no scratchpad and is learnt as `cot` is: both rows of a question in one step, more weight where
 #   they part. It goes, or nearly. So that is not it.
 # - `cot-shuffled` has scratchpads, each the one of *another* row. It stays as well as `cot`. So that there is a scratchpad
-#   matters, and what it says does not.
+#   matters; what it says makes no difference that three seeds could show.
 #
 # A seed is the unit of a comparison: with one a side, the smallest p that an exact test can give is one half.
 
