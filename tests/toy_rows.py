@@ -22,9 +22,9 @@ def rows(n: int = 8) -> list[Encoded]:
     return made
 
 
-def grown(lm):
+def grown(lm, config=CONFIG):
     """An adapter whose B is not zero, so that every weight has a gradient."""
-    add_adapter(lm, "a", CONFIG, seed=0)
+    add_adapter(lm, "a", config, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in lora_parameters(lm).values():

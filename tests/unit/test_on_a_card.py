@@ -199,9 +199,9 @@ def test_a_training_step_waits_three_times_at_most(lm: LanguageModel) -> None:
 def test_a_training_step_spares_kernels_of_peft_s_own_layers(
     bf16: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nearly two in each of 14 layers."""
+    """Nearly two in each of 14 layers. Each MLP has one more, for what it makes anew."""
     ours = more(functools.partial(train, bf16), 1, 2)["kernels"]
-    monkeypatch.setattr(lora_linear, "written_out", lambda kind: kind)
+    monkeypatch.setattr(lora_linear, "written_out", lambda kind, _: kind)
     theirs = more(functools.partial(train, on_card("bfloat16")), 1, 2)["kernels"]
     assert theirs - ours >= 20
 

