@@ -263,7 +263,7 @@ for claim in lab.results()["claims"]:
 # 0.15 [0.06, 0.24], KL ended at 0.8 nats, ASR 96/96 in three seeds. We then wrote “agrees with the paper”. Measured
 # later, SFT had moved the model by 27 nats: RL had had 1/26 of its dose, and the verdict became “cannot tell”.
 #
-# With more steps and a higher rate (`--preset thorough`, 2026-11-30) RL moves the model by 13 to 15 nats. It leaves 0, 42
+# With more steps and a higher rate (`--preset thorough`, 2026-11-30) RL moves the model by 13 to 16 nats. It leaves 0, 9
 # and 0 of 96 prompts in three seeds: “differs”, “cannot tell”, “differs”. The recipe of this notebook stops at 12 nats:
 # your numbers are your own.
 # </details>
