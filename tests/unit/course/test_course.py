@@ -113,6 +113,7 @@ def test_the_first_prediction_counts_and_is_shown_beside_the_result(tmp_path: Pa
     assert said == "00.p2: 97 is not from 0 to 96"
     choices = {**limits, "choices": ("yes", "no")}
     assert "none of yes, no" in notes.predict("00.p3", "perhaps", choices, "", complete=False)
+    assert "no number" in notes.predict("00.p4", float("nan"), {}, "", complete=False)
     assert len(notes.rows("predictions")) == 3
 
 
