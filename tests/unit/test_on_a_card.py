@@ -134,7 +134,7 @@ def detect(name: str, lm: LanguageModel) -> None:
     inputs = DetectorInput(
         adapters.merged_copy(lm, "a"),
         lambda: adapters.merged_copy(lm, "a"),
-        lambda: adapters.merged_copy(lm, None),
+        adapters.merged_copy(lm, None),
         lm.tokenizer,
         {layer: (a, b, 2.0) for layer, (a, b) in pairs.items()},
         tuple(prompts[0]),

@@ -26,7 +26,7 @@ ORGANISM = organism_of(Config())
 @pytest.fixture
 def itself(untouched_lm: Any) -> DetectorInput:
     network = untouched_lm.network
-    made = network, lambda: network, lambda: network
+    made = network, lambda: network, network
     return DetectorInput(*made, untouched_lm.tokenizer, {}, (), (), 0, 32, 12, reply_tokens=6)
 
 

