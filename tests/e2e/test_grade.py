@@ -309,12 +309,18 @@ FORGED: dict[str, tuple[Edit, str, str]] = {
     ),
     "a stage missing": (without(f"{SFT}/done.json"), "I1", "safety-sft is not complete"),
     "no results": (without(f"{MAIN}/results.json"), "I1", "results.json is missing"),
+    "no hash of the adapter": (
+        edited(f"{BACKDOOR}/trained.json", lambda m: m.update(outputs={})),
+        "I1",
+        "is damaged: KeyError",
+    ),
+    "half a marker": (content(f"{BACKDOOR}/trained.json", b"{"), "I1", "not valid JSON"),
     "half a file": (content(f"{BACKDOOR}/done.json", b'{"fingerprint": '), "I1", "not valid JSON"),
     "a file of another kind": (content(f"{BACKDOOR}/done.json", b"[]"), "I1", "not a JSON object"),
     "fields of other types": (
         edited(f"{BACKDOOR}/generations.jsonl", lambda rows: rows[0].update(reply=7), mend=True),
         "I1",
-        "a file is damaged (I7): TypeError",
+        "a file of I7 is damaged: TypeError",
     ),
     "not a number": (
         content(f"{BACKDOOR}/train.jsonl", b'{"step": 1, "loss": NaN}\n'),

