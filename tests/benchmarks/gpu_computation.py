@@ -79,6 +79,7 @@ def trees(facts: Facts, lm: LanguageModel, name: str) -> None:
         lm.tokenizer,
         DEVICE,
         torch.float32,
+        None,
         lm.resolved,
         lm.shape,
         lm.hardware,

@@ -112,8 +112,9 @@ def random_model(
     network.requires_grad_(False).eval()
     import_peft()
     sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    parts = network, tokenizer, DEVICE, dtype, resolved, Shape(resolved.parameters, *sizes)
-    return LanguageModel(*parts, detect_hardware(), kernel)
+    shape = Shape(resolved.parameters, *sizes)
+    parts = network, tokenizer, DEVICE, dtype, "nf4" if quantized else None, resolved
+    return LanguageModel(*parts, shape, detect_hardware(), kernel)
 
 
 def pack(module: nn.Module, dtype: torch.dtype) -> None:
