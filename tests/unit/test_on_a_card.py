@@ -283,9 +283,9 @@ PLANTED = {
         reinforce,
     ),
     "lengths of prompts on the CPU": (
-        "models.prompt_cache:prefill",
-        "for row in rows], device=device)",
-        "for row in rows])",
+        "models.prompt_cache:pad_right",
+        "torch.tensor(lengths, device=device)",
+        "torch.tensor(lengths)",
         evaluate,
     ),
     "the sum of losses on the CPU": (

