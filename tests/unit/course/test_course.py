@@ -149,7 +149,7 @@ def test_events_become_bars(tmp_path: Path):
     tell = Events(tmp_path / ".events.jsonl")
     tell("begin", "train backdoor", 64)
     tell("tick", "train backdoor", 16, "loss 2.1")
-    tell("say", "something", None)
+    tell("say", "something")
     assert jobs.progress() == [("train backdoor", 0.25, "loss 2.1")]
     tell("finish", "train backdoor")
     assert jobs.progress() == []

