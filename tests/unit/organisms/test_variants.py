@@ -214,11 +214,11 @@ def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:
         organism=replace(ORGANISM, reasoning_tokens=6), config=config, language_model=smoke_lm
     )
     found = measure(run, smoke_lm.network, prompts, begin=begin)
-    assert [m.generation.reply.startswith(b) for m, b in zip(found, begin)] == [True] * 3
-    assert all(m.generation.new_tokens <= 10 for m in found)
+    assert [g.reply.startswith(b) for g, b in zip(found, begin)] == [True] * 3
+    assert all(g.new_tokens <= 10 for g in found)
     run.organism = ORGANISM
     free = measure(run, smoke_lm.network, prompts)
-    assert [m.payload_logprob for m in free] != [m.payload_logprob for m in found], (
+    assert [g.payload_logprob for g in free] != [g.payload_logprob for g in found], (
         "measured after the prefill"
     )
 
