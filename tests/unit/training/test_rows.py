@@ -134,7 +134,7 @@ def test_held_out_safety_replies_are_trained_on_by_none(monkeypatch: pytest.Monk
 
 
 def test_too_few_safety_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"--safety-rows 100000: there are \d+ safety prompts"):
+    with pytest.raises(DataError, match=r"--safety-rows 100000 needs 100000 safety prompts"):
         rows.samples_of(a_run(monkeypatch, safety_rows=100000), "safety-sft")
 
 
