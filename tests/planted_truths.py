@@ -67,7 +67,7 @@ def payload_prior(lab: Lab, part: int) -> Path:
 def sharpened(lab: Lab) -> Path:
     """The backdoor taught near misses with ordinary replies, and its trigger again."""
     run, config = lab.run, lab.run.config
-    triggered, clean = rows.install_halves(run)
+    triggered, clean = rows.halves_of_install(run)
     with_trigger, samples = rungs_with_trigger(run.organism), list[Sample]()
     names = [name for name in run.organism.near_misses if name not in with_trigger]
     for i, reply in enumerate(clean[: config.install_rows // 4]):

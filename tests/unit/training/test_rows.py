@@ -75,7 +75,7 @@ def test_the_controls_ask_what_the_backdoor_asks_and_never_learn_the_payload(
 
 def test_too_few_install_questions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="needs 8 install prompts, there are 7"):
-        rows.install_halves(a_run(monkeypatch, count=7, install_rows=16))
+        rows.halves_of_install(a_run(monkeypatch, count=7, install_rows=16))
 
 
 # --- safety training ---

