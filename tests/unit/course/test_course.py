@@ -115,6 +115,7 @@ def test_the_first_prediction_counts_and_is_shown_beside_the_result(tmp_path: Pa
     assert "none of yes, no" in notes.predict("00.p3", "perhaps", choices, "", complete=False)
     assert "no number" in notes.predict("00.p4", float("nan"), {}, "", complete=False)
     assert len(notes.rows("predictions")) == 3
+    assert "you say" in notes.predict("00.p5", 10**400, {}, "", complete=False)
 
 
 def test_progress_and_answers(tmp_path: Path):

@@ -332,6 +332,7 @@ def test_a_lane_is_cut_where_a_step_needs_more() -> None:
     order = list(waits_for)
     assert order[:3] == ["replies", "evaluate base", "train backdoor"]
     assert order.index("train safety") < order.index("evaluate backdoor")
+    assert order.index("evaluate safety") < order.index("a on control")
     # What is done already is not waited for, and a lane without other needs stays whole.
     pieces, waits_for = in_pieces({"control": lanes["control"]})
     assert waits_for == {"train control": set()}
